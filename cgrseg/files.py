@@ -1,0 +1,118 @@
+"""Writing files so that a crash, a full disk or a signal never leaves half of one.
+
+Everything is written beside its target, in the same folder (so on the same file
+system), flushed to disk, then renamed into place: a reader sees the old file or
+the new one, nothing between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from cgrseg.errors import EnvironmentProblem, explain
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another folder"),
+    errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
+    errno.EACCES: ("writing is not permitted", "choose a folder that can be written"),
+    errno.EPERM: ("writing is not permitted", "choose a folder that can be written"),
+    errno.ENOTDIR: ("a parent of it is a file, not a folder", "choose another folder"),
+    errno.EISDIR: ("a folder of that name is in the way", "choose another name"),
+}
+
+
+def writing_problem(path: Path | str, error: OSError) -> EnvironmentProblem:
+    """Turn a failed write into a message that says what to do."""
+    found, remedy = _REASONS.get(
+        error.errno or 0, (f"writing failed ({error.strerror or error})", "see the reason given")
+    )
+    return EnvironmentProblem(
+        explain(path, found=found, expected="a place that can be written", remedy=remedy)
+    )
+
+
+def make_folder(path: Path | str) -> Path:
+    """Create a folder with its parents.
+
+    Raises:
+        EnvironmentProblem: when it cannot be created; the message names the reason.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_problem(folder, error) from error
+    return folder
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a binary file that replaces `path` once the block ends without an error.
+
+    The folder is created if need be.  On any error the target stays as it was and
+    the partial file is removed.
+
+    Raises:
+        EnvironmentProblem: full disk, read-only folder and the like.
+    """
+    target = Path(path)
+    make_folder(target.parent)
+    partial: str | None = None
+    try:
+        descriptor, partial = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
+        )
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, target)
+        partial = None
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise writing_problem(target, error) from error
+    finally:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """Replace `path` by `text` in UTF-8, whole or not at all."""
+    with atomic_write(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Replace `path` by `value` as readable JSON (NaN is refused: it is no JSON)."""
+    atomic_write_text(
+        path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def _umask() -> int:
+    # The umask can only be read by setting it; mkstemp ignores it and makes 0600.
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable where the platform allows it."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
