@@ -1,0 +1,119 @@
+"""Attention biases for any input size, resized once and never stale.
+
+EfficientFormerV2 adds a learned bias to its attention: one value per head and per
+offset (|dy|, |dx|) between a query cell and a key cell.  CGRSeg's table belongs to
+a 512x512 input.  For another size the published code builds the whole
+(queries x keys) matrix and resizes it, as if it were a picture, with bicubic
+interpolation (`mmseg/models/backbones/efficientformer_v2.py`).  On non-square
+inputs that mixes up rows, but published weights expect it.
+
+Doing so at every forward pass costs a fifth of a prediction on a CPU.  Here the
+result is kept per size while the network is in eval mode.
+
+Legend: A heads, R table cells per side, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Sizes seen in turn are few (buckets, scales of one image); a matrix larger than this is
+# as large as the attention it is added to, so keeping it would double the memory in use.
+_MAX_CACHED_SIZES = 8
+_MAX_CACHED_BYTES = 64 * 1024 * 1024
+
+
+def offset_index(cells: int, query_stride: int = 1) -> Tensor:
+    """Index of the offset (|dy|, |dx|) for every pair of query and key.
+
+    Args:
+        cells: R, cells per side of the square grid of keys.
+        query_stride: queries sit on every `query_stride`-th cell.
+
+    Returns:
+        (Q, K) int64 with values in [0, R * R): `|dy| * R + |dx|`, which is the order
+        in which the published code numbers offsets as it first meets them.
+    """
+    keys = torch.arange(cells)
+    queries = torch.arange(0, cells, query_stride)
+    distance = (queries[:, None] - keys[None, :]).abs()  # (R', R)
+    index = distance[:, None, :, None] * cells + distance[None, :, None, :]  # (R', R', R, R)
+    return index.reshape(len(queries) ** 2, cells**2)
+
+
+class AttentionBias:
+    """Resized biases of one attention, kept per size in eval mode.
+
+    Not a module and no part of the state dict.  The key of the cache is the *value* of
+    the table, compared at every use: a version counter misses writes through `.data`
+    (as averaged weights are often swapped in), and an address is reused after a move.
+    The comparison reads a few kilobytes.
+    """
+
+    def __init__(self) -> None:
+        self._table: Tensor | None = None
+        self._resized: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles start with an empty cache: cheap to fill, and never shared.
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]  # same start as a new object
+
+    def __call__(
+        self, table: nn.Parameter, index: Tensor, queries: int, keys: int, training: bool
+    ) -> Tensor:
+        """Biases for a grid of any size.
+
+        Args:
+            table: (A, offsets), the learned values.
+            index: (Q0, K0), from :func:`offset_index`.
+            queries: Q wanted.
+            keys: K wanted.
+            training: whether the module that asks is in training mode.
+
+        Returns:
+            (A, Q, K) in the table's dtype.
+        """
+        if torch.compiler.is_compiling():
+            # Part of the graph: always computed from the table that is passed in.
+            return _resize(table[:, index], queries, keys)
+        if training or (torch.is_grad_enabled() and table.requires_grad):
+            return _resize(table[:, index], queries, keys)
+        if (
+            self._table is None
+            or self._table.dtype != table.dtype
+            or self._table.device != table.device
+            or not torch.equal(self._table, table)
+        ):
+            self._resized.clear()
+            with torch.inference_mode(False), torch.no_grad():
+                self._table = table.detach().clone()
+        size = (queries, keys)
+        bias = self._resized.get(size)
+        if bias is None:
+            # Outside inference mode, so that the kept tensor can be used in any mode later.
+            with torch.inference_mode(False), torch.no_grad():
+                bias = _resize(self._table[:, index], queries, keys)  # type: ignore[index]
+            if bias.nbytes <= _MAX_CACHED_BYTES:
+                self._resized[size] = bias
+                if len(self._resized) > _MAX_CACHED_SIZES:
+                    self._resized.popitem(last=False)
+        else:
+            self._resized.move_to_end(size)
+        return bias
+
+
+def _resize(bias: Tensor, queries: int, keys: int) -> Tensor:
+    """Bicubic resize of a (A, Q0, K0) matrix to (A, queries, keys); a copy at its own size."""
+    if not torch.compiler.is_compiling() and bias.shape[1:] == (queries, keys):
+        return bias
+    # Half precision has no bicubic kernel on every device, and would lose digits.
+    resized = F.interpolate(bias[None].float(), size=(queries, keys), mode="bicubic")[0]
+    return resized.to(bias.dtype)

@@ -1,0 +1,237 @@
+"""CGRSeg: backbone, pyramid context, spatial feature reconstruction, guided head.
+
+Paper: "Context-Guided Spatial Feature Reconstruction for Efficient Semantic
+Segmentation", Ni et al., ECCV 2024, arXiv 2405.06228, figure 2.  Published files:
+`mmseg/models/decode_heads/cgr_head.py` and `decode_head.py`, whose arithmetic and
+parameter names are kept.  This file only composes; the maths lives in
+:mod:`~cgrseg.models.efficientformer_v2`, :mod:`~cgrseg.models.rcm`,
+:mod:`~cgrseg.models.pyramid` and :mod:`~cgrseg.models.dpg_head`.
+
+Legend: N images, H x W pixels, C_i channels of scale i, M head width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
+from cgrseg.models.efficientformer_v2 import EfficientFormerV2
+from cgrseg.models.layers import ConvNormAct
+from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
+from cgrseg.models.rcm import RectangularSelfCalibrationModule
+from cgrseg.models.variants import VARIANTS, Variant
+
+
+class CGRSegHead(nn.Module):
+    """From three scales of features to logits at stride 8.
+
+    Args:
+        variant: the table's row: widths and kernel lengths.
+        in_channels: C_i at strides 8, 16, 32.
+        num_classes: K.
+        dropout: whole-channel dropout before each use of the classifier.
+    """
+
+    def __init__(
+        self, variant: Variant, in_channels: Sequence[int], num_classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        width = variant.channels
+        self.in_channels = list(in_channels)
+        self.conv_seg = nn.Conv2d(width, num_classes, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.linear_fuse = ConvNormAct(width, width, groups=width, relu=True)
+        self.trans = PyramidContext(
+            sum(in_channels),
+            variant.context_blocks,
+            variant.strip_kernel,
+            variant.square_kernel,
+            variant.mlp_ratio,
+        )
+        self.SIM = nn.ModuleList(ContextFusion(channels, width) for channels in in_channels)
+        self.meta = nn.ModuleList(
+            RectangularSelfCalibrationModule(
+                channels, variant.strip_kernel, variant.square_kernel, variant.mlp_ratio
+            )
+            for channels in in_channels
+        )
+        self.conv = nn.ModuleList(nn.Conv2d(width, channels, 1) for channels in in_channels[:-1])
+        self.lgc = DynamicPrototypeGuide(width)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, M, H/8, W/8) to logits (N, K, H/8, W/8)."""
+        return self.conv_seg(self.dropout(features))
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Final and initial logits.
+
+        Args:
+            features: (N, C_i, H / s, W / s) for strides s of 8, 16, 32.
+
+        Returns:
+            Two tensors (N, K, H / 8, W / 8): the prediction, and the initial one that
+            finds the class centres.
+        """
+        context = self.trans(pool_pyramid(features)).split(self.in_channels, dim=1)
+        fused: Tensor | None = None
+        for scale in reversed(range(len(features))):  # from stride 32 up to stride 8
+            local = features[scale]
+            if fused is not None:
+                coarser = F.interpolate(
+                    fused, size=local.shape[-2:], mode="bilinear", align_corners=False
+                )
+                local = local + self.conv[scale](coarser)
+            fused = self.SIM[scale](self.meta[scale](local), context[scale])  # (N, M, H/s, W/s)
+        assert fused is not None  # there are always three scales
+        initial = self.classify(self.linear_fuse(fused))
+        centres = class_centres(fused, initial)  # (N, M, K, 1)
+        return self.classify(self.lgc(fused, centres) + fused), initial
+
+
+class CGRSeg(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="cgrseg",
+    repo_url="https://github.com/nizhenliang/CGRSeg",
+    paper_url="https://arxiv.org/abs/2405.06228",
+    pipeline_tag="image-segmentation",
+    license="apache-2.0",
+    tags=["semantic-segmentation", "cgrseg"],
+):
+    """The whole network; build it with :func:`cgrseg.create_model`.
+
+    Args:
+        variant: "cgrseg_t", "cgrseg_b" or "cgrseg_l".
+        num_classes: K.
+        context_blocks: RCMs on the pyramid; none: the variant's own number.
+        channels: M; none: the variant's own width.
+        dropout: chance that a channel is dropped before the classifier.
+        drop_path: stochastic depth of the last backbone block; none: the variant's own.
+        freeze_norm: the backbone's batch norms keep their stored statistics.
+        classes: K class names, kept with saved weights.
+        palette: K colours, RGB 0..255, kept with saved weights.
+        preprocessing: how images become input at test time
+            (:class:`cgrseg.config.schema.TestConfig` as a dictionary), kept likewise.
+
+    Raises:
+        ValueError: unknown variant, or classes or colours that do not match K.
+    """
+
+    def __init__(
+        self,
+        variant: str = "cgrseg_t",
+        num_classes: int = 150,
+        *,
+        context_blocks: int | None = None,
+        channels: int | None = None,
+        dropout: float = 0.1,
+        drop_path: float | None = None,
+        freeze_norm: bool = False,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[Sequence[int]] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(
+                f"variant: got {variant!r}, expected one of {', '.join(VARIANTS)}; "
+                "cgrseg.list_models() lists them"
+            )
+        if num_classes < 1:
+            raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
+        for name, values in (("classes", classes), ("palette", palette)):
+            if values is not None and len(values) != num_classes:
+                raise ValueError(
+                    f"{name}: got {len(values)} entries, expected num_classes = {num_classes}"
+                )
+        table = VARIANTS[variant].replaced(context_blocks, channels, drop_path)
+        self.variant = variant
+        self.context_blocks = table.context_blocks
+        self.num_classes = num_classes
+        self.classes = tuple(classes) if classes is not None else None
+        self.palette = tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette else None
+        self.preprocessing = preprocessing
+        self.backbone = EfficientFormerV2(table.backbone, table.drop_path, freeze_norm)
+        self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits at an eighth of the input's size.
+
+        Args:
+            x: (N, 3, H, W) float, RGB, normalised; H and W multiples of 32.
+
+        Returns:
+            (N, K, H / 8, W / 8).
+
+        Raises:
+            ValueError: for input of another rank, channel count or size.
+        """
+        return self.forward_with_initial(x)[0]
+
+    def forward_with_initial(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and the initial logits that found the class centres, both (N, K, H/8, W/8)."""
+        if not torch.compiler.is_compiling():
+            _check_input(x)
+        logits, initial = self.decode_head(self.backbone(x)[1:])
+        return logits, initial
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from cgrseg.models.weights import save_safetensors
+
+        save_safetensors(self, save_directory / "model.safetensors")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **model_kwargs: Any,
+    ) -> CGRSeg:
+        from cgrseg.models.weights import load_weights, locate_pretrained
+
+        path = locate_pretrained(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        model = cls(**model_kwargs)
+        load_weights(model, path, verbose=False)
+        return model.to(map_location).eval()
+
+
+def _check_input(x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(
+            f"input: got shape {tuple(x.shape)}, expected (N, 3, H, W): a batch of RGB images; "
+            "add the batch axis with image[None], or drop an alpha channel"
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"input: got {x.dtype}, expected a float tensor normalised by mean and deviation; "
+            "cgrseg.Predictor does that for images"
+        )
+    height, width = x.shape[-2:]
+    if height % 32 or width % 32 or not height or not width:
+        raise ValueError(
+            f"input: got {height}x{width} pixels, expected both sides to be multiples of 32 (the "
+            "network's largest stride); pad the image, or let cgrseg.Predictor do it"
+        )

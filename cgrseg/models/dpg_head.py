@@ -1,0 +1,52 @@
+"""Dynamic prototype guided head: the classes found in this image guide its features.
+
+Paper: CGRSeg, section 3.4 and figure 5; published files
+`mmseg/models/decode_heads/dpg_head.py` and `cgr_head.py`.
+
+Legend: N images, M head width, K classes, H x W cells.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def class_centres(features: Tensor, logits: Tensor) -> Tensor:
+    """Mean feature of each class, weighted by where its initial logits are high.
+
+    Args:
+        features: (N, M, H, W).
+        logits: (N, K, H, W), the initial prediction.
+
+    Returns:
+        (N, M, K, 1).
+    """
+    share = logits.flatten(2).softmax(dim=2)  # (N, K, H * W), over positions
+    centres = share @ features.flatten(2).transpose(1, 2)  # (N, K, M)
+    return centres.transpose(1, 2).unsqueeze(3)
+
+
+class DynamicPrototypeGuide(nn.Module):
+    """Turns class centres into one gate per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_mask = nn.Conv2d(channels, 1, 1)
+        self.channel_mul_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, 1),
+            nn.LayerNorm([channels, 1, 1]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 1),
+        )
+        nn.init.kaiming_normal_(self.conv_mask.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(self.conv_mask.bias)  # type: ignore[arg-type]
+        last = self.channel_mul_conv[-1]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, centres: Tensor) -> Tensor:
+        """Gate `features` (N, M, H, W) by `centres` (N, M, K, 1); same shape as features."""
+        weights = self.conv_mask(centres).flatten(2).softmax(dim=2)  # (N, 1, K)
+        prototype = (centres.squeeze(3) * weights).sum(dim=2)[:, :, None, None]  # (N, M, 1, 1)
+        return features * torch.sigmoid(self.channel_mul_conv(prototype))

@@ -1,0 +1,359 @@
+"""EfficientFormerV2 as a feature backbone for dense prediction.
+
+Paper: "Rethinking Vision Transformers for MobileNet Size and Speed", Li et al.,
+ICCV 2023, arXiv 2212.08059.  Arithmetic and parameter names are those of the
+backbone that CGRSeg was published with
+(`mmseg/models/backbones/efficientformer_v2.py`), so its checkpoints load as they
+are.  What differs: attention biases are resized once per size in eval mode
+(:mod:`cgrseg.models.attention_bias`), the classifier is left out, any variant and
+any stochastic depth can be asked for, and batch norms train unless frozen.
+
+Legend: N images, C channels, H x W cells of the stage, A heads, D channels per
+head of the values, E channels per head of queries and keys, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cgrseg.models.attention_bias import AttentionBias, offset_index
+from cgrseg.models.layers import conv_norm, drop_path
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels of input per cell, for each of the four stages."""
+
+_TABLE_INPUT = 512  # pixels per side of the input that the learned bias tables belong to
+_IMAGENET_CELLS = 7  # cells per side of ImageNet's tables at stride 32 (224-pixel input)
+
+
+@dataclass(frozen=True)
+class BackboneVariant:
+    """What sets one EfficientFormerV2 apart (tables 1 and 6 of the paper)."""
+
+    channels: tuple[int, int, int, int]
+    """Of each stage."""
+    expansions: tuple[tuple[int, ...], ...]
+    """Hidden over outer channels of each block's MLP, per stage."""
+    attention_blocks: int
+    """How many blocks at the end of stages 3 and 4 have attention."""
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks per stage."""
+        return tuple(len(stage) for stage in self.expansions)
+
+
+BACKBONES: dict[str, BackboneVariant] = {
+    "efficientformerv2_s0": BackboneVariant(
+        channels=(32, 48, 96, 176),
+        expansions=((4,) * 2, (4,) * 2, (4, 3, 3, 3, 4, 4), (4, 3, 3, 4)),
+        attention_blocks=2,
+    ),
+    "efficientformerv2_s1": BackboneVariant(
+        channels=(32, 48, 120, 224),
+        expansions=((4,) * 3, (4,) * 3, (4, 4, 3, 3, 3, 3, 4, 4, 4), (4, 4, 3, 3, 4, 4)),
+        attention_blocks=2,
+    ),
+    "efficientformerv2_s2": BackboneVariant(
+        channels=(32, 64, 144, 288),
+        expansions=(
+            (4,) * 4,
+            (4,) * 4,
+            (4, 4, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4),
+            (4, 4, 3, 3, 3, 3, 4, 4),
+        ),
+        attention_blocks=4,
+    ),
+    "efficientformerv2_l": BackboneVariant(
+        channels=(40, 80, 192, 384),
+        expansions=(
+            (4,) * 5,
+            (4,) * 5,
+            (4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4),
+            (4, 4, 4, 3, 3, 3, 3, 4, 4, 4),
+        ),
+        attention_blocks=6,
+    ),
+}
+
+
+class ConvMlp(nn.Module):
+    """Two 1x1 convolutions around a depthwise 3x3, each followed by batch norm."""
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.mid = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.mid_norm = nn.BatchNorm2d(hidden)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.act = nn.GELU()
+        for layer in (self.fc1, self.fc2):  # the depthwise one keeps PyTorch's own start
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        x = self.act(self.norm1(self.fc1(x)))  # (N, C * expansion, H, W)
+        x = self.act(self.mid_norm(self.mid(x)))
+        return self.norm2(self.fc2(x))
+
+
+class Attention(nn.Module):
+    """Attention over the cells of a map with talking heads and a local value branch.
+
+    With `stride` 2 (stage 3) it works on a map of half the size and upsamples its result.
+    """
+
+    heads, key_channels, value_channels = 8, 32, 128  # A, E, D
+
+    def __init__(self, channels: int, cells: int, stride: int = 1) -> None:
+        super().__init__()
+        keys = self.heads * self.key_channels
+        values = self.heads * self.value_channels
+        self.stride = stride
+        self.stride_conv = (
+            conv_norm(channels, channels, 3, stride, groups=channels) if stride > 1 else None
+        )
+        self.q = conv_norm(channels, keys)
+        self.k = conv_norm(channels, keys)
+        self.v = conv_norm(channels, values)
+        self.v_local = conv_norm(values, values, 3, groups=values)
+        self.talking_head1 = nn.Conv2d(self.heads, self.heads, 1)
+        self.talking_head2 = nn.Conv2d(self.heads, self.heads, 1)
+        self.proj = nn.Sequential(nn.GELU(), *conv_norm(values, channels))
+        _add_bias_tables(self, self.heads, cells // stride, _IMAGENET_CELLS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        if self.stride_conv is not None:
+            x = self.stride_conv(x)
+        height, width = x.shape[-2:]
+        query = self.q(x).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, A, Q, E)
+        key = self.k(x).unflatten(1, (self.heads, -1)).flatten(3)  # (N, A, E, K)
+        value_map = self.v(x)  # (N, A * D, H, W)
+        value = value_map.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, A, K, D)
+
+        weights = query @ key * self.key_channels**-0.5  # (N, A, Q, K)
+        weights = weights + _bias(self, weights)
+        weights = self.talking_head2(self.talking_head1(weights).softmax(dim=-1))
+
+        out = (weights @ value).transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        out = out + self.v_local(value_map)  # (N, A * D, H, W)
+        if self.stride > 1:
+            out = F.interpolate(
+                out, scale_factor=float(self.stride), mode="bilinear", align_corners=False
+            )
+        return self.proj(out)
+
+
+class LocalGlobalQuery(nn.Module):
+    """Queries at half the resolution: every second cell plus a depthwise convolution."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.local = nn.Sequential(nn.Conv2d(channels, channels, 3, 2, padding=1, groups=channels))
+        self.proj = conv_norm(channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H/2, W/2)."""
+        return self.proj(self.local(x) + x[:, :, ::2, ::2])
+
+
+class AttentionDownsample(nn.Module):
+    """Attention whose queries have half the resolution of its keys (stage 3 to 4)."""
+
+    heads, key_channels, value_channels = 8, 16, 64  # A, E, D
+
+    def __init__(self, channels: int, out_channels: int, cells: int) -> None:
+        super().__init__()
+        keys = self.heads * self.key_channels
+        values = self.heads * self.value_channels
+        self.q = LocalGlobalQuery(channels, keys)
+        self.k = conv_norm(channels, keys)
+        self.v = conv_norm(channels, values)
+        self.v_local = conv_norm(values, values, 3, 2, groups=values)
+        self.proj = nn.Sequential(nn.GELU(), *conv_norm(values, out_channels))
+        _add_bias_tables(self, self.heads, cells, 2 * _IMAGENET_CELLS, query_stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H/2, W/2)."""
+        query_map = self.q(x)
+        query = query_map.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, A, Q, E)
+        key = self.k(x).unflatten(1, (self.heads, -1)).flatten(3)  # (N, A, E, K)
+        value_map = self.v(x)
+        value = value_map.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, A, K, D)
+
+        weights = query @ key * self.key_channels**-0.5  # (N, A, Q, K)
+        weights = (weights + _bias(self, weights)).softmax(dim=-1)
+
+        out = (weights @ value).transpose(2, 3).flatten(1, 2)  # (N, A * D, Q)
+        return self.proj(out.unflatten(2, query_map.shape[-2:]) + self.v_local(value_map))
+
+
+class ConvBlock(nn.Module):
+    """Residual MLP, scaled per channel."""
+
+    def __init__(self, channels: int, expansion: int, drop_rate: float) -> None:
+        super().__init__()
+        self.mlp = ConvMlp(channels, expansion)
+        self.drop_path = drop_path(drop_rate)
+        self.layer_scale_2 = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return x + self.drop_path(self.layer_scale_2 * self.mlp(x))
+
+
+class AttentionBlock(ConvBlock):
+    """Residual attention, then residual MLP, each scaled per channel."""
+
+    def __init__(
+        self, channels: int, expansion: int, drop_rate: float, cells: int, stride: int
+    ) -> None:
+        super().__init__(channels, expansion, drop_rate)
+        self.token_mixer = Attention(channels, cells, stride)
+        self.layer_scale_1 = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        x = x + self.drop_path(self.layer_scale_1 * self.token_mixer(x))
+        return super().forward(x)
+
+
+class ConvDownsample(nn.Module):
+    """Strided 3x3 convolution and batch norm between the first stages."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, out_channels, 3, 2, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H/2, W/2)."""
+        return self.norm(self.proj(x))
+
+
+class DualPathDownsample(nn.Module):
+    """Strided convolution plus strided attention between stages 3 and 4."""
+
+    def __init__(self, channels: int, out_channels: int, cells: int) -> None:
+        super().__init__()
+        self.attn = AttentionDownsample(channels, out_channels, cells)
+        self.conv = nn.Conv2d(channels, out_channels, 3, 2, padding=1)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H/2, W/2)."""
+        return self.attn(x) + self.bn(self.conv(x))
+
+
+class EfficientFormerV2(nn.Module):
+    """Four feature maps, at strides 4, 8, 16 and 32.
+
+    Args:
+        variant: a name in `BACKBONES`.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at
+            the first (0 for S0 and S1, 0.02 for S2, 0.1 for L as published).
+        freeze_norm: keep batch norms at their stored statistics in training mode too.
+
+    Raises:
+        KeyError: for a variant that does not exist.
+    """
+
+    strides = STRIDES
+
+    def __init__(
+        self, variant: str, drop_path_rate: float = 0.0, freeze_norm: bool = False
+    ) -> None:
+        super().__init__()
+        table = BACKBONES[variant]
+        self.variant = variant
+        self.channels = table.channels
+        self.freeze_norm = freeze_norm
+        first = table.channels[0]
+        self.patch_embed = nn.Sequential(
+            *conv_norm(3, first // 2, 3, 2), nn.GELU(), *conv_norm(first // 2, first, 3, 2), nn.GELU()
+        )
+        blocks_in_all = sum(table.depths)
+        built = 0
+        layers: list[nn.Module] = []  # stage, downsampling, stage, ... as published
+        for stage, (channels, expansions) in enumerate(zip(table.channels, table.expansions)):
+            cells = _TABLE_INPUT // STRIDES[stage]
+            if stage == 3:
+                layers.append(DualPathDownsample(table.channels[2], channels, 2 * cells))
+            elif stage > 0:
+                layers.append(ConvDownsample(table.channels[stage - 1], channels))
+            first_attention = len(expansions) - (table.attention_blocks if stage >= 2 else 0)
+            blocks: list[nn.Module] = []
+            for block, expansion in enumerate(expansions):
+                rate = drop_path_rate * built / (blocks_in_all - 1)
+                built += 1
+                if block >= first_attention:
+                    stride = 2 if stage == 2 else 1
+                    blocks.append(AttentionBlock(channels, expansion, rate, cells, stride))
+                else:
+                    blocks.append(ConvBlock(channels, expansion, rate))
+            layers.append(nn.Sequential(*blocks))
+        self.network = nn.ModuleList(layers)
+
+    def train(self, mode: bool = True) -> EfficientFormerV2:
+        """Switch mode; frozen batch norms stay in eval mode."""
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features of the four stages.
+
+        Args:
+            x: (N, 3, H, W) float, H and W multiples of 32.
+
+        Returns:
+            (N, channels[i], H / strides[i], W / strides[i]) for i in 0..3.
+        """
+        x = self.patch_embed(x)
+        features = []
+        for position, layer in enumerate(self.network):
+            x = layer(x)
+            if position % 2 == 0:
+                features.append(x)
+        return features
+
+
+def _add_bias_tables(
+    module: Any, heads: int, cells: int, imagenet_cells: int, query_stride: int = 1
+) -> None:
+    """Register the learned table of a 512-pixel input beside ImageNet's, as published.
+
+    ImageNet's own table and index are unused in segmentation; they are kept because
+    published checkpoints hold them.
+    """
+    imagenet_index = (imagenet_cells // query_stride) ** 2, imagenet_cells**2
+    module.register_buffer("attention_biases", torch.zeros(heads, imagenet_cells**2))
+    module.register_buffer("attention_bias_idxs", torch.ones(imagenet_index, dtype=torch.long))
+    module.attention_biases_seg = nn.Parameter(torch.zeros(heads, cells**2))
+    module.register_buffer("attention_bias_idxs_seg", offset_index(cells, query_stride))
+    module.bias = AttentionBias()
+
+
+def _bias(module: Any, weights: Tensor) -> Tensor:
+    """Biases (A, Q, K) for attention weights (N, A, Q, K)."""
+    bias: Tensor = module.bias(
+        module.attention_biases_seg,
+        module.attention_bias_idxs_seg,
+        weights.shape[-2],
+        weights.shape[-1],
+        module.training,
+    )
+    return bias
