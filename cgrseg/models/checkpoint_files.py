@@ -1,0 +1,289 @@
+"""Reading weight files of every form that people have, without running code in them.
+
+Understood: PyTorch `.pth`/`.pt` (mmsegmentation's, the EfficientFormerV2 authors',
+averaged-weight wrappers, bare state dicts, our own), `.safetensors`, a folder made
+by `save_pretrained`, and Hugging Face hub ids.  Pickles are read with PyTorch's
+restricted unpickler and an allow-list of plain numpy types, because old training
+code left numpy scalars in `meta`; anything that would call code is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgrseg.errors import WeightsError, explain
+
+StateDict = dict[str, Tensor]
+
+# Where a state dict sits in the files of known tools, most specific first.  Averaged
+# weights come before raw ones: they are what their authors evaluate.
+_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "module")
+# Wrappers that put their own name before every parameter: data parallel and averaged
+# models, compiled modules, Lightning modules.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network_module.")
+
+
+@dataclass
+class Checkpoint:
+    """A weight file as read: names and tensors on the CPU, and what it says of itself."""
+
+    source: str
+    """File, folder or hub id, for messages."""
+    state_dict: StateDict
+    """Names as in the file, wrappers' prefixes removed."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """`meta` of a `.pth`, `config.json` of a folder, metadata of a safetensors file."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Whatever else lies beside the weights (optimiser state and the like)."""
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a file, folder or hub id into names and tensors.
+
+    Args:
+        path: `.pth`, `.pt`, `.bin` or `.safetensors` file; folder written by
+            `save_pretrained`; or a hub id such as "name/repository".
+
+    Raises:
+        WeightsError: missing, truncated, foreign or unsafe files; each says which.
+    """
+    location = locate_pretrained(path)
+    if location.is_dir():
+        return _read_folder(location)
+    if location.suffix == ".safetensors":
+        return _read_safetensors(location)
+    return _read_pickle(location)
+
+
+def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
+    """The local file or folder behind a path or a hub id (downloaded when it is one).
+
+    Raises:
+        WeightsError: neither a path that exists nor a hub id that can be fetched.
+    """
+    location = Path(path).expanduser()
+    if location.exists():
+        return location
+    text = str(path)
+    looks_like_hub = (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
+        and location.suffix not in {".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx"}
+    )
+    if not looks_like_hub:
+        raise WeightsError(
+            explain(
+                text,
+                found="there is no such file or folder",
+                expected="a .pth or .safetensors file, a folder made by save_pretrained, or a "
+                "Hugging Face hub id like 'owner/name'",
+                remedy="check the path"
+                + (f"; the folder {location.parent} holds {_listing(location.parent)}"),
+            )
+        )
+    return _download(text, hub_options)
+
+
+def _listing(folder: Path) -> str:
+    if not folder.is_dir():
+        return "nothing (it does not exist either)"
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in {".pth", ".safetensors", ".pt"})
+    return ", ".join(names[:6]) if names else "no weight files"
+
+
+def _download(hub_id: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            hub_id,
+            allow_patterns=["*.safetensors", "config.json"],
+            **{k: v for k, v in options.items() if v is not None},
+        )
+    except Exception as error:  # the hub client raises many unrelated types
+        raise WeightsError(
+            explain(
+                hub_id,
+                found=f"no such local path, and the hub did not give it ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no reason given'})",
+                expected="a local path, or a hub id that this machine can reach",
+                remedy="check the spelling and the network, or download the file by hand and "
+                "pass its path",
+            )
+        ) from error
+    return Path(folder)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise WeightsError(
+            explain(
+                folder,
+                found=f"no model.safetensors; it holds {_listing(folder)}",
+                expected="a folder made by save_pretrained (model.safetensors and config.json)",
+                remedy="pass the weight file itself if it has another name",
+            )
+        )
+    checkpoint = _read_safetensors(weights)
+    config = folder / "config.json"
+    if config.is_file():
+        try:
+            checkpoint.meta.update(json.loads(config.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise WeightsError(
+                explain(
+                    config,
+                    found=f"it is no JSON ({error})",
+                    expected="what save_pretrained wrote",
+                    remedy="write the folder again with save_pretrained",
+                )
+            ) from error
+    checkpoint.source = str(folder)
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as stream:
+            state_dict = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            metadata = dict(stream.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_truncated(path, error)) from error
+    return Checkpoint(str(path), _strip_prefixes(state_dict), metadata)
+
+
+def _truncated(path: Path, error: Exception) -> str:
+    size = path.stat().st_size if path.exists() else 0
+    reason = re.split(r"\. |\n", str(error))[0] if str(error) else type(error).__name__
+    return explain(
+        path,
+        found=f"the file is truncated or damaged ({size:,} bytes; {reason})",
+        expected="a complete weight file",
+        remedy="download or copy it again, and compare its size with the original's",
+    )
+
+
+def _numpy_types() -> list[Any]:
+    """Plain numpy types that may stand in `meta`, under the names of numpy 1 and 2."""
+    multiarray = np.core.multiarray if np.lib.NumpyVersion(np.__version__) < "2.0.0" else None
+    if multiarray is None:
+        from numpy._core import multiarray
+    scalar = multiarray.scalar
+    reconstruct = multiarray._reconstruct
+    allowed: list[Any] = [np.dtype, np.ndarray]
+    allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed.append((scalar, f"{module}.scalar"))
+        allowed.append((reconstruct, f"{module}._reconstruct"))
+    return allowed
+
+
+def _read_pickle(path: Path) -> Checkpoint:
+    head = path.read_bytes()[:64]
+    if not head.startswith(b"PK\x03\x04") and head[:1] != b"\x80":
+        raise WeightsError(
+            explain(
+                path,
+                found=_foreign_kind(head),
+                expected="a PyTorch .pth file or a .safetensors file",
+                remedy="check that the download finished and that this is the weight file itself",
+            )
+        )
+    try:
+        with torch.serialization.safe_globals(_numpy_types()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = _refused_global(str(error))
+        if culprit is None:
+            raise WeightsError(_truncated(path, error)) from error
+        raise WeightsError(
+            explain(
+                path,
+                found=f"reading it would run code: it holds `{culprit}`, which is neither a "
+                "tensor nor plain data",
+                expected="tensors, numbers, texts, lists and dictionaries only",
+                remedy="do not load it unless you trust its author; if you do, open it in an "
+                "environment of its own and save its state dict alone with torch.save",
+            )
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(_truncated(path, error)) from error
+    return _unpack(path, content)
+
+
+def _refused_global(message: str) -> str | None:
+    """What PyTorch's restricted unpickler refused, told from its message; none: nothing."""
+    for pattern in (r"GLOBAL ([\w.]+)", r"nsupported (?:global|class|operand)\W+([\w.]+)"):
+        found = re.search(pattern, message)
+        if found is not None:
+            return found.group(1)
+    return None
+
+
+def _foreign_kind(head: bytes) -> str:
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "the file is a Git LFS pointer, not the weights it points to"
+    if head.lstrip()[:1] == b"<":
+        return "the file is a web page, probably an error page saved by a download"
+    if head[8:9] == b"{":
+        return "the file looks like safetensors but has another suffix"
+    return f"the file is of another kind (it begins with {head[:8]!r})"
+
+
+def _unpack(path: Path, content: Any) -> Checkpoint:
+    """Find the state dict in what a pickle held."""
+    extra: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    tensors = content
+    if isinstance(content, Mapping):
+        meta = dict(content["meta"]) if isinstance(content.get("meta"), Mapping) else {}
+        for key in _CONTAINERS:
+            if isinstance(content.get(key), Mapping) and _has_tensors(content[key]):
+                tensors = content[key]
+                extra = {k: v for k, v in content.items() if k not in (key, "meta")}
+                break
+    if not isinstance(tensors, Mapping) or not _has_tensors(tensors):
+        names = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ""
+        raise WeightsError(
+            explain(
+                path,
+                found=f"it holds no weights ({type(content).__name__}"
+                + (f" with {names})" if names else ")"),
+                expected="a state dict, bare or under 'state_dict' or 'model'",
+                remedy="save the network's state_dict() with torch.save",
+            )
+        )
+    named = {str(k): v for k, v in tensors.items() if isinstance(v, Tensor)}
+    return Checkpoint(str(path), _strip_prefixes(named), meta, extra)
+
+
+def _has_tensors(mapping: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in mapping.values())
+
+
+def _strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Remove wrappers' prefixes as long as every parameter carries one.
+
+    `n_averaged`, the counter of torch's averaged-model wrapper, carries none and is
+    left out.
+    """
+    names = {k: v for k, v in state_dict.items() if k != "n_averaged"}
+    while True:
+        prefix = next((p for p in _PREFIXES if names and all(k.startswith(p) for k in names)), None)
+        if prefix is None:
+            return names
+        names = {k[len(prefix) :]: v for k, v in names.items()}

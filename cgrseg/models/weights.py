@@ -1,0 +1,334 @@
+"""Loading weights so that what did not load is never silent.
+
+Siblings of CGRSeg's published code trained for days without their backbone because
+a name did not match.  Here every load compares names and shapes first, touches the
+network only if all that must load can load, and returns a report of the rest.
+
+What may be missing: tables that only a 512-pixel segmentation has (from ImageNet
+files), index buffers (constants), counters of batch norms.  What may be left over:
+ImageNet's classifier.  What may differ: the classifier's shape, when the number of
+classes is another one; it then keeps its fresh weights, and the report says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cgrseg.errors import WeightsError, explain
+from cgrseg.files import atomic_write
+from cgrseg.models.cgrseg import CGRSeg
+from cgrseg.models.checkpoint_files import (
+    Checkpoint,
+    StateDict,
+    locate_pretrained,
+    read_checkpoint,
+)
+from cgrseg.models.efficientformer_v2 import BACKBONES
+from cgrseg.models.name_mapping import from_timm, is_imagenet_classifier, is_timm
+from cgrseg.models.variants import VARIANTS
+
+__all__ = [
+    "LoadReport",
+    "load_model",
+    "load_weights",
+    "locate_pretrained",
+    "read_checkpoint",
+    "save_safetensors",
+]
+
+_CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
+_CONSTANTS = ("attention_bias_idxs", "attention_bias_idxs_seg", "num_batches_tracked")
+_NAMES_SHOWN = 6
+
+
+@dataclass
+class LoadReport:
+    """What a load did, name by name (names of the network; `unexpected`: of the file)."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """In the network, not in the file, and needed."""
+    unexpected: list[str] = field(default_factory=list)
+    """In the file, not in the network."""
+    mismatched: list[str] = field(default_factory=list)
+    """In both, with another shape; each entry tells both shapes."""
+    expected_missing: list[str] = field(default_factory=list)
+    """Not in the file, and rightly so: segmentation's own tables, constants."""
+    expected_unused: list[str] = field(default_factory=list)
+    """In the file and rightly left aside: ImageNet's classifier, constants."""
+    notes: list[str] = field(default_factory=list)
+    """In words: a classifier that starts afresh, translated names."""
+
+    def __str__(self) -> str:
+        """A few readable lines."""
+        lines = [f"weights from {self.source}: {len(self.loaded)} tensors loaded"]
+        for title, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.mismatched),
+        ):
+            if names:
+                lines.append(f"  {len(names)} {title}: {_shown(names)}")
+        if self.expected_missing:
+            lines.append(f"  {len(self.expected_missing)} not in the file, as expected")
+        if self.expected_unused:
+            lines.append(f"  {len(self.expected_unused)} in the file and not needed, as expected")
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: CGRSeg,
+    path: str | Path,
+    *,
+    part: Literal["all", "backbone"] = "all",
+    verbose: bool = True,
+) -> LoadReport:
+    """Load a checkpoint into a network, or explain why not.
+
+    Args:
+        model: the network; unchanged unless everything that must load can load.
+        path: a file, folder or hub id, see :func:`read_checkpoint`.
+        part: "all" for a segmentation checkpoint; "backbone" for ImageNet weights, or
+            for the backbone alone of a segmentation checkpoint.
+        verbose: print the report.
+
+    Returns:
+        The report.
+
+    Raises:
+        WeightsError: the file cannot be read, belongs to another network, or leaves a
+            needed tensor of the backbone or the head without a value.
+    """
+    checkpoint = read_checkpoint(path)
+    report = _load(model, checkpoint, part)
+    if verbose:
+        print(report)
+    return report
+
+
+def load_model(path: str | Path, *, verbose: bool = False) -> CGRSeg:
+    """Build the network that a checkpoint belongs to and load it, in eval mode.
+
+    Variant, context blocks, head width and number of classes are told from the
+    tensors; classes, palette and preprocessing from the file where it has them.
+
+    Raises:
+        WeightsError: as :func:`load_weights`, and when no variant fits the file.
+    """
+    checkpoint = read_checkpoint(path)
+    options = _architecture(checkpoint)
+    meta = _own_meta(checkpoint.meta)
+    for name in ("classes", "palette"):
+        values = meta.get(name)
+        if values is not None and len(values) == options["num_classes"]:
+            options[name] = values
+    model = CGRSeg(**options, preprocessing=meta.get("preprocessing"))
+    report = _load(model, checkpoint, "all")
+    if verbose:
+        print(report)
+    return model.eval()
+
+
+def save_safetensors(model: nn.Module, path: str | Path) -> None:
+    """Write a state dict as safetensors, whole or not at all."""
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    content = save(tensors, metadata={"format": "pt", "library": "cgrseg"})
+    with atomic_write(path) as stream:
+        stream.write(content)
+
+
+def _own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes, palette and preprocessing under the names that files of several kinds use."""
+    config = meta.get("config")
+    test = config.get("test") if isinstance(config, Mapping) else None
+    return {
+        "classes": meta.get("classes") or meta.get("CLASSES"),
+        "palette": meta.get("palette") or meta.get("PALETTE"),
+        "preprocessing": meta.get("preprocessing") or test,
+    }
+
+
+def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the tensors say of the network they belong to."""
+    tensors = checkpoint.state_dict
+    stem = tensors.get("backbone.patch_embed.3.weight")
+    classifier = tensors.get("decode_head.conv_seg.weight")
+    widths = [tensors.get(f"decode_head.meta.{i}.gamma") for i in range(3)]
+    if stem is None or classifier is None or any(w is None for w in widths):
+        raise WeightsError(_foreign(checkpoint))
+    channels = tuple(len(w) for w in widths if w is not None)
+    for name, table in VARIANTS.items():
+        if BACKBONES[table.backbone].channels[1:] == channels:
+            numbers = [
+                int(m.group(1))
+                for key in tensors
+                if (m := re.match(r"decode_head\.trans\.transformer_blocks\.(\d+)\.", key))
+            ]
+            return {
+                "variant": name,
+                "context_blocks": max(numbers, default=-1) + 1,
+                "channels": classifier.shape[1],
+                "num_classes": classifier.shape[0],
+            }
+    raise WeightsError(
+        explain(
+            checkpoint.source,
+            found=f"a CGRSeg head on features of {channels} channels",
+            expected="one of "
+            + ", ".join(f"{n} {BACKBONES[t.backbone].channels[1:]}" for n, t in VARIANTS.items()),
+            remedy="build the network that it was trained with and use load_weights",
+        )
+    )
+
+
+def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
+    source, imagenet, report = _select(checkpoint, part)
+    target: dict[str, Tensor] = {
+        name: value
+        for name, value in model.state_dict().items()
+        if part == "all" or name.startswith("backbone.")
+    }
+    accepted: StateDict = {}
+    for name, value in source.items():
+        leaf = name.rsplit(".", 1)[-1]
+        if name not in target:
+            relative = name.removeprefix("backbone.")
+            spare = imagenet and is_imagenet_classifier(relative)
+            (report.expected_unused if spare else report.unexpected).append(name)
+        elif leaf in _CONSTANTS and leaf != "num_batches_tracked":
+            # Constants of the architecture: ours are right by construction.
+            report.expected_unused.append(name)
+        elif value.shape != target[name].shape:
+            if name in _CLASSIFIER and value.shape[1:] == target[name].shape[1:]:
+                continue
+            shapes = f"{tuple(value.shape)} in the file, {tuple(target[name].shape)} here"
+            report.mismatched.append(f"{name} ({shapes})")
+        else:
+            accepted[name] = value
+    classes_there = source.get(_CLASSIFIER[0])
+    if part == "all" and classes_there is not None and classes_there.shape[0] != model.num_classes:
+        report.notes.append(
+            f"the classifier starts afresh: the file has {classes_there.shape[0]} classes, "
+            f"this network {model.num_classes}; everything else is loaded"
+        )
+    in_file = set(source)
+    for name in target:
+        if name in in_file:
+            continue
+        leaf = name.rsplit(".", 1)[-1]
+        own = leaf in _CONSTANTS or leaf == "attention_biases" and not imagenet
+        own = own or (imagenet and leaf == "attention_biases_seg")
+        (report.expected_missing if own else report.missing).append(name)
+    report.loaded = sorted(accepted)
+    _refuse_incomplete(model, checkpoint, report, len(target))
+    with torch.no_grad():
+        for name, value in accepted.items():
+            target[name].copy_(value)
+    return report
+
+
+def _select(checkpoint: Checkpoint, part: str) -> tuple[StateDict, bool, LoadReport]:
+    """The tensors of the wanted part under our names, and whether they come from ImageNet."""
+    report = LoadReport(checkpoint.source)
+    tensors = checkpoint.state_dict
+    segmentation = any(name.startswith("decode_head.") for name in tensors)
+    if is_timm(tensors):
+        tensors = from_timm(tensors)
+        report.notes.append("timm's names were translated to the published ones")
+    elif segmentation:
+        if part == "backbone":
+            tensors = {k: v for k, v in tensors.items() if k.startswith("backbone.")}
+        return dict(tensors), False, report
+    elif not any(n.removeprefix("backbone.").startswith("patch_embed.") for n in tensors):
+        raise WeightsError(_foreign(checkpoint))
+    if part == "all":
+        raise WeightsError(
+            explain(
+                checkpoint.source,
+                found="weights of an EfficientFormerV2 backbone, without a segmentation head",
+                expected="a CGRSeg checkpoint (names that begin with backbone. and decode_head.)",
+                remedy='load it with part="backbone", or set model.pretrained to start a training '
+                "from it",
+            )
+        )
+    return {f"backbone.{k.removeprefix('backbone.')}": v for k, v in tensors.items()}, True, report
+
+
+def _refuse_incomplete(
+    model: CGRSeg, checkpoint: Checkpoint, report: LoadReport, in_all: int
+) -> None:
+    """Raise unless every tensor of the network has a value and none of the file's is lost."""
+    surplus = [n for n in report.unexpected if n.startswith(("backbone.", "decode_head."))]
+    if not (report.missing or report.mismatched or surplus):
+        return
+    here, there = _described_model(model), _described(checkpoint)
+    if there is not None and there != here:
+        problem = explain(
+            checkpoint.source,
+            found=f"weights of {there}",
+            expected=f"weights of {here}",
+            remedy="build that network (cgrseg.load_model does it by itself), or choose another "
+            "file",
+        )
+    elif report.mismatched:
+        problem = explain(
+            checkpoint.source,
+            found=f"{len(report.mismatched)} tensors have another shape than in {here}",
+            expected="the shapes of this network",
+            remedy="check that variant, head width and context blocks are those it was trained "
+            "with",
+        )
+    elif report.missing:
+        problem = explain(
+            checkpoint.source,
+            found=f"{len(report.missing)} of {in_all} tensors that {here} needs are not in it",
+            expected="a value for every tensor of the backbone and the head",
+            remedy="the file was renamed, cut or made by other code: compare the names below",
+        )
+    else:
+        problem = explain(
+            checkpoint.source,
+            found=f"{len(surplus)} tensors for which {here} has no place",
+            expected="nothing but the tensors of this network",
+            remedy="the file belongs to a network with more parts: build that one",
+        )
+    raise WeightsError(f"{problem}\n{report}")
+
+
+def _described(checkpoint: Checkpoint) -> str | None:
+    """The file's network in words, if it is one of ours at all."""
+    try:
+        options = _architecture(checkpoint)
+    except WeightsError:
+        return None
+    return f"{options['variant']} with {options['context_blocks']} context blocks"
+
+
+def _described_model(model: CGRSeg) -> str:
+    return f"{model.variant} with {model.context_blocks} context blocks"
+
+
+def _foreign(checkpoint: Checkpoint) -> str:
+    return explain(
+        checkpoint.source,
+        found=f"weights of another architecture (for example {_shown(list(checkpoint.state_dict), 3)})",
+        expected="CGRSeg (backbone.patch_embed..., decode_head...), or an EfficientFormerV2 by its "
+        "authors or by timm",
+        remedy="choose a checkpoint of CGRSeg; other networks cannot be loaded into it",
+    )
+
+
+def _shown(names: list[str], limit: int = _NAMES_SHOWN) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
