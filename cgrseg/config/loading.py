@@ -1,0 +1,146 @@
+"""Finding a run's settings: a name, a Python file, a JSON file or a run's folder.
+
+A Python file exposes `config` (a :class:`Config`, or a dictionary of its tables) and is
+run as a program, so open only files that you trust.  A JSON file holds the same tables;
+every run leaves one, `config.json`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cgrseg.config.overrides import merge, parse_overrides
+from cgrseg.config.presets import list_presets, named_preset
+from cgrseg.config.schema import Config
+from cgrseg.config.validation import build, readable
+from cgrseg.errors import CGRSegError, ConfigError, explain
+
+
+def load_config(
+    path_or_name: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Load a run's settings and lay overrides over them.
+
+    Args:
+        path_or_name: a `.py` file that exposes `config`, a `.json` file, a run's folder
+            (its `config.json`), or a name from :func:`list_presets`.
+        overrides: `key=value` texts with dotted keys, or a table of the same keys (nested
+            tables too) whose values are taken as they are.
+
+    Raises:
+        ConfigError: nothing of that name, a file that does not work, an unknown setting
+            (the message names the nearest), or a value that does not fit.
+    """
+    config = _load(path_or_name)
+    if not overrides:
+        return config
+    changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    return build(merge(config.model_dump(), changes))
+
+
+def _load(path_or_name: str | Path) -> Config:
+    path = Path(path_or_name)
+    if path.is_dir() and (path / "config.json").is_file():
+        path = path / "config.json"
+    if path.suffix == ".py" and path.is_file():
+        return _from_python(path)
+    if path.suffix == ".json" and path.is_file():
+        return _from_json(path)
+    found = named_preset(str(path_or_name))
+    if found is None:
+        raise _nothing_there(path_or_name)
+    return found
+
+
+def _from_python(path: Path) -> Config:
+    try:
+        value = runpy.run_path(str(path)).get("config")
+    except ValidationError as error:
+        raise readable(error, str(path)) from None
+    except CGRSegError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a person's own file may raise
+        raise ConfigError(
+            explain(
+                f"{path}{_line_in(path, error)}",
+                found=f"the file stops with {type(error).__name__}: {error}",
+                expected="a Python file that runs and exposes `config`",
+                remedy="correct that line",
+            )
+        ) from error
+    if isinstance(value, Mapping):
+        value = build(value, str(path))
+    if not isinstance(value, Config):
+        raise ConfigError(
+            explain(
+                path,
+                found="no `config` in it" if value is None else f"config is {type(value).__name__}",
+                expected="`config`, made by cgrseg.config.preset(...) or Config(...)",
+                remedy="see local_configs/cgrseg for examples",
+            )
+        )
+    # A copy of a shipped file is a run of its own, and must not write into the other's folder.
+    if value.name in list_presets():
+        value.name = path.stem
+    return value
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f", line {frames[-1].lineno}" if frames else ""
+
+
+def _from_json(path: Path) -> Config:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(
+            explain(
+                path,
+                found=f"it cannot be read as JSON ({error})",
+                expected="the tables of a config, as in a run's config.json",
+                remedy="correct it, or start from a run's config.json",
+            )
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            explain(
+                path,
+                found=f"the outermost value is {type(value).__name__}",
+                expected="a table of settings",
+                remedy="start from a run's config.json",
+            )
+        )
+    return build(value, str(path))
+
+
+def _nothing_there(path_or_name: str | Path) -> ConfigError:
+    path = Path(path_or_name)
+    if path.is_dir():
+        found = "the folder holds no config.json"
+    elif path.exists():
+        found = f"files that end in {path.suffix or 'nothing'} are not read as configs"
+    else:
+        found = "there is no such file and no preset of that name"
+    near = difflib.get_close_matches(path.stem, list_presets(), n=1, cutoff=0.5)
+    remedy = f"did you mean the preset {near[0]}?" if near else "check the path"
+    if path.stem in list_presets():
+        remedy = f"the name alone, {path.stem}, works from any folder; or correct the path"
+    return ConfigError(
+        explain(
+            path_or_name,
+            found=found,
+            expected="a .py or .json file, a run's folder, or a preset (`cgrseg info --presets`)",
+            remedy=remedy,
+        )
+    )

@@ -1,0 +1,90 @@
+"""All settings as a table: for `docs/configuration.md` and for printing a run's settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from cgrseg.config import words
+from cgrseg.config.schema import Config
+
+
+@dataclass(frozen=True)
+class FieldDescription:
+    """One setting.
+
+    Attributes:
+        path: dotted name, as in an override.
+        accepts: what it may hold, in words.
+        default: its default as JSON.
+        description: what it means, with its unit.
+    """
+
+    path: str
+    accepts: str
+    default: str
+    description: str
+
+
+def describe_fields() -> list[FieldDescription]:
+    """Every setting in the schema's order."""
+    defaults = flatten(Config())
+    return [
+        FieldDescription(path, words.describe(annotation), defaults[path], _description(path))
+        for path, annotation in words.walk()
+    ]
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Dotted name to value as JSON, for every setting of a config."""
+    tree = config.model_dump(mode="json")
+    return {path: json.dumps(_value(tree, path), ensure_ascii=False) for path, _ in words.walk()}
+
+
+def setting_lines(config: Config, *, against: Config | None = None) -> list[str]:
+    """`name = value` for every setting, or only for those that differ from another config."""
+    other = flatten(against) if against is not None else {}
+    return [
+        f"{path} = {value}" for path, value in flatten(config).items() if other.get(path) != value
+    ]
+
+
+def markdown_reference() -> str:
+    """The reference as Markdown, one table per section."""
+    sections: dict[str, list[FieldDescription]] = {}
+    for field in describe_fields():
+        sections.setdefault(field.path.rpartition(".")[0], []).append(field)
+    parts = []
+    for section, fields in sections.items():
+        parts.append(f"### `{section}`\n" if section else "### The run\n")
+        parts.append(_summary(section) + "\n")
+        parts.append("| setting | accepts | default | meaning |\n|---|---|---|---|")
+        parts.extend(
+            f"| `{f.path}` | {_cell(f.accepts)} | `{_cell(f.default)}` | {_cell(f.description)} |"
+            for f in fields
+        )
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _summary(section: str) -> str:
+    described = words.subsection(words.find(section)) if section else Config
+    return (described.__doc__ or "").strip().splitlines()[0] if described else ""
+
+
+def _description(path: str) -> str:
+    section, _, leaf = path.rpartition(".")
+    owner = words.subsection(words.find(section)) if section else Config
+    return (owner.model_fields[leaf].description or "") if owner else ""
+
+
+def _value(tree: dict[str, Any], path: str) -> Any:
+    value: Any = tree
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,385 @@
+"""What a run is: every setting, its unit, its default and its limits.
+
+Unknown keys are refused.  The defaults are the published recipe (ADE20K,
+CGRSeg-T); :mod:`cgrseg.config.presets` holds what differs per variant and
+dataset.  Number of classes is no setting: it follows from the class list of the
+dataset (:mod:`cgrseg.data.catalogue`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from cgrseg.errors import ConfigError, explain
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+Size = tuple[Positive, Positive]
+Level = Annotated[int, Field(ge=0, le=255)]
+Factor = Annotated[float, Field(ge=0.0)]
+
+
+NETWORK_STRIDE = 32
+"""Sides of the network's input are multiples of this many pixels."""
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, assignments are checked."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python counts True as 1, so `batch_size=true` would otherwise pass for one image.
+        field = cls.model_fields[info.field_name or ""]
+        if _holds_truth(value) and bool not in _plain_types(field.annotation):
+            raise ValueError("true and false are no numbers")
+        return value
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: Literal["cgrseg_t", "cgrseg_b", "cgrseg_l"] = Field(
+        "cgrseg_t", description="Variant of the network."
+    )
+    context_blocks: Positive | None = Field(
+        None, description="Blocks of pyramid context; none: the variant's own number (5)."
+    )
+    pretrained: str | None = Field(
+        None,
+        description="ImageNet weights of the backbone: a local .pth or .safetensors file, or a "
+        "Hugging Face hub id of timm's EfficientFormerV2. None: from scratch.",
+    )
+    dropout: Probability = Field(0.1, description="Whole-channel dropout before the classifier.")
+    drop_path: Probability | None = Field(
+        None,
+        description="Stochastic depth of the last backbone block, rising linearly from 0 at the "
+        "first; none: the variant's own rate.",
+    )
+    freeze_norm: bool = Field(
+        False, description="Keep the backbone's batch norms at their stored statistics."
+    )
+    sync_norm: bool = Field(
+        True,
+        description="Synchronise batch norms over processes when there is more than one on GPUs.",
+    )
+
+
+class DataConfig(Section):
+    """Where pixels and labels come from."""
+
+    dataset: str = Field(
+        "ade20k", description="Name in the catalogue (`cgrseg data list`), or 'custom'."
+    )
+    root: str = Field(
+        "data/ade/ADEChallengeData2016", description="Folder that holds the dataset's own folders."
+    )
+    train_split: str = Field("train", description="Split that trains.")
+    eval_split: str = Field("val", description="Split that validation and evaluation use.")
+    classes: list[str] | None = Field(
+        None,
+        description="Class names in id order (custom datasets); none: from the catalogue, or from "
+        "<root>/classes.txt.",
+    )
+    palette: list[tuple[Level, Level, Level]] | None = Field(
+        None, description="RGB 0..255 per class; none: the catalogue's, or one made for the count."
+    )
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = Field(
+        255, description="Label value that counts neither in loss nor in metrics."
+    )
+    zero_is_ignore: bool = Field(
+        False,
+        description="Custom datasets only: raw 0 means 'unlabelled' and class k is stored as k+1.",
+    )
+    images: str = Field(
+        "images", description="Custom datasets: folder of images below root; may hold {split}."
+    )
+    labels: str = Field(
+        "annotations", description="Custom datasets: folder of labels below root; may hold {split}."
+    )
+    split_lists: dict[str, str] | None = Field(
+        None, description="Split name to a text file (below root) with one image stem a line."
+    )
+    val_fraction: Probability = Field(
+        0.2,
+        description="Custom datasets with neither split folders nor lists: share of images held "
+        "out for validation.",
+    )
+    split_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of that automatic split.")
+    merge: dict[str, list[str]] = Field(
+        default_factory=dict, description="New class name to the class names it replaces."
+    )
+    rename: dict[str, str] = Field(default_factory=dict, description="Old class name to new one.")
+    drop: list[str] = Field(
+        default_factory=list, description="Class names whose pixels become ignored."
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(
+        4, description="Loader processes per training process."
+    )
+    check: bool = Field(
+        True, description="Look for unusable files and labels before the first iteration."
+    )
+
+
+class PhotometricConfig(Section):
+    """Colour distortion on 8-bit images; each step happens with `probability`."""
+
+    probability: Probability = Field(0.5, description="Of each of the four steps.")
+    brightness: Annotated[float, Field(ge=0)] = Field(32.0, description="Grey levels, plus/minus.")
+    contrast: tuple[Factor, Factor] = Field((0.5, 1.5), description="Factor, drawn uniformly.")
+    saturation: tuple[Factor, Factor] = Field((0.5, 1.5), description="Factor, drawn uniformly.")
+    hue: Annotated[int, Field(ge=0, le=90)] = Field(
+        18, description="Plus/minus, in OpenCV's units (180 is the full circle)."
+    )
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> PhotometricConfig:
+        _check_rises("augment.photometric.contrast", self.contrast)
+        _check_rises("augment.photometric.saturation", self.saturation)
+        return self
+
+
+class AugmentConfig(Section):
+    """The train pipeline, in order."""
+
+    scale: Size = Field((2048, 512), description="Base scale in pixels: long side, short side.")
+    ratio_range: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = Field(
+        (0.5, 2.0), description="Factor of the base scale, drawn uniformly."
+    )
+    crop_size: Size = Field((512, 512), description="Height, width in pixels.")
+    max_class_share: Probability = Field(
+        0.75,
+        description="A crop in which one class covers this share of the labelled pixels or more "
+        "is drawn again, up to 10 times in all.",
+    )
+    flip: Probability = Field(0.5, description="Chance of a horizontal flip.")
+    photometric: PhotometricConfig = Field(default_factory=PhotometricConfig)
+    vertical_flip: Probability = Field(0.0, description="Chance of a vertical flip.")
+    rotation: Annotated[float, Field(ge=0, le=180)] = Field(
+        0.0,
+        description="Degrees, plus/minus, drawn uniformly; the crop turns about its centre, and "
+        "what comes from outside it is ignored. 0: off.",
+    )
+    rare_class_crops: Probability = Field(
+        0.0,
+        description="Chance that a crop is laid around a pixel of a class drawn evenly from those "
+        "in the image, whatever their size, instead of anywhere.",
+    )
+    colour_only: bool = Field(
+        False,
+        description="Vary colours only: base scale without ratio, middle crop, no flips, no "
+        "rotation.",
+    )
+    crop_first: bool = Field(
+        True,
+        description="Resize only the part of the image that the crop keeps: the same within one "
+        "grey level, faster. Off: the published order, step by step.",
+    )
+    reduced_decode: bool = Field(
+        False,
+        description="Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the resize shrinks them "
+        "at least that much: faster, but smooths differently than the published resize.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_network(self) -> AugmentConfig:
+        _check_rises("augment.ratio_range", self.ratio_range)
+        if any(side % NETWORK_STRIDE for side in self.crop_size):
+            raise ConfigError(
+                explain(
+                    "augment.crop_size",
+                    found=f"{list(self.crop_size)}",
+                    expected=f"two multiples of {NETWORK_STRIDE}, the network's largest stride",
+                    remedy=f"take {[_next_multiple(side) for side in self.crop_size]}",
+                )
+            )
+        return self
+
+
+class TestConfig(Section):
+    """From an image to a label map at test time."""
+
+    scale: Size = Field((2048, 512), description="Long side, short side in pixels.")
+    resize: Literal["keep_ratio", "keep_ratio_divisible", "none"] = Field(
+        "keep_ratio",
+        description="'keep_ratio': within scale, then padded to a multiple of `divisor`; "
+        "'keep_ratio_divisible': within scale, then each side resized up to a multiple of "
+        "`divisor`; 'none': native resolution, padded.",
+    )
+    divisor: Positive = Field(32, description="Sides fed to the network are multiples of this.")
+    mode: Literal["whole", "slide"] = Field("whole", description="Whole image or windows.")
+    crop_size: Size = Field((512, 512), description="Window of 'slide': height, width in pixels.")
+    stride: Size = Field((341, 341), description="Step of 'slide': down, right in pixels.")
+    ratios: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: [1.0],
+        description="Factors of the scale whose results are averaged.",
+    )
+    flip: bool = Field(False, description="Average with the mirrored image.")
+
+    @model_validator(mode="after")
+    def _windows_leave_no_gap(self) -> TestConfig:
+        if any(step > side for step, side in zip(self.stride, self.crop_size, strict=True)):
+            raise ConfigError(
+                explain(
+                    "test.stride",
+                    found=f"{list(self.stride)}, larger than the window {list(self.crop_size)}",
+                    expected="steps of at most a window, so that every pixel is seen",
+                    remedy="make test.stride smaller (two thirds of test.crop_size is usual)",
+                )
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with the published groups of parameters."""
+
+    lr: Annotated[float, Field(gt=0)] = Field(1.2e-4, description="Rate of the base group.")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Of AdamW.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of AdamW, decoupled.")
+    head_multiplier: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="Factor of the rate for parameters whose name contains 'head'."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Factor of the rate per layer of the backbone, counted from its end; 1 gives "
+        "every layer the same rate (published).",
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest norm of all gradients together; none: not clipped (published)."
+    )
+
+
+class ScheduleConfig(Section):
+    """How long, and how the rate moves."""
+
+    max_iters: Positive = Field(160_000, description="Optimiser steps in all.")
+    warmup_iters: Annotated[int, Field(ge=0)] = Field(1_500, description="Steps of linear warm-up.")
+    warmup_ratio: Probability = Field(1e-6, description="Share of the rate at the first step.")
+    power: Annotated[float, Field(ge=0)] = Field(1.0, description="Of the polynomial decay to 0.")
+
+
+class LossConfig(Section):
+    """Cross-entropy on logits upsampled to the label's size."""
+
+    average: Literal["all", "valid"] = Field(
+        "all", description="Divide by all pixels (published) or by those that are not ignored."
+    )
+    label_smoothing: Probability = Field(
+        0.0, description="Share of the target spread evenly over all classes."
+    )
+    class_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="Factor of the cross-entropy per class, in id order; none: all 1."
+    )
+    ohem_threshold: Probability | None = Field(
+        None,
+        description="Hard pixels only: those whose true class gets less than this probability "
+        "count, averaged over themselves; none: every pixel counts (published).",
+    )
+    ohem_min_pixels: Positive = Field(
+        100_000, description="Hard pixels kept per image at least, whatever their probability."
+    )
+    dice_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of an added Dice loss over the classes that occur; 0: none."
+    )
+    initial_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of the same loss on the head's first prediction; 0: none."
+    )
+
+
+class TrainConfig(Section):
+    """The loop around the network."""
+
+    batch_size: Positive = Field(4, description="Images per process and step.")
+    accumulate: Positive = Field(
+        1, description="Batches whose gradients are averaged before one optimiser step."
+    )
+    eval_interval: Positive = Field(4_000, description="Iterations between evaluations.")
+    evaluate: bool = Field(True, description="Evaluate during training.")
+    checkpoint_interval: Positive | None = Field(
+        None, description="Iterations between checkpoints; none: as eval_interval."
+    )
+    keep_best: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Besides best.pth, keep the checkpoints of this many best evaluations, named "
+        "by iteration.",
+    )
+    patience: Positive | None = Field(
+        None,
+        description="Stop early after this many evaluations without a better mIoU; none: never.",
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Average the weights with this decay per step, evaluate and publish the "
+        "averaged ones; none: no averaging (published).",
+    )
+    load_from: str | None = Field(
+        None,
+        description="Checkpoint whose weights the whole network starts from (fine-tuning); another "
+        "number of classes keeps everything but the classifier.",
+    )
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="Of the network's maths; 'fp64' is for checks."
+    )
+    compile: bool = Field(False, description="Run the network through torch.compile.")
+    channels_last: bool = Field(False, description="Memory layout of images and features.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of weights, order, augmentation.")
+    deterministic: bool = Field(False, description="Only deterministic kernels.")
+    log_interval: Positive = Field(50, description="Iterations between lines of the log.")
+    wandb: bool = Field(False, description="Log to Weights & Biases too (extra `wandb`).")
+
+
+class Config(Section):
+    """One run, complete: what `config.json` in a run's folder holds."""
+
+    name: str = Field("cgrseg-t_ade20k_160k", description="Names the run and its folder.")
+    work_dir: str | None = Field(None, description="Folder of the run; none: ./work_dirs/<name>.")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    test: TestConfig = Field(default_factory=TestConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @property
+    def run_dir(self) -> str:
+        """Folder of the run, relative to the working directory unless absolute."""
+        return self.work_dir or f"work_dirs/{self.name}"
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types at the ends of an annotation: int and NoneType for `list[int] | None`."""
+    arguments = get_args(annotation)
+    if not arguments:
+        return {annotation}
+    return set().union(*(_plain_types(argument) for argument in arguments))
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds_truth(item) for item in value)
+    return isinstance(value, bool)
+
+
+def _check_rises(name: str, bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    if low > high:
+        raise ConfigError(
+            explain(
+                name,
+                found=f"[{low:g}, {high:g}]",
+                expected="the lower bound first",
+                remedy=f"write [{high:g}, {low:g}]",
+            )
+        )
+
+
+def _next_multiple(side: int) -> int:
+    return -(-side // NETWORK_STRIDE) * NETWORK_STRIDE

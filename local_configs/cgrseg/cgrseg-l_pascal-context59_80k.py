@@ -1,0 +1,5 @@
+"""CGRSeg-L on Pascal Context (59 classes).  The 80k schedule is ours: none was published."""
+
+from cgrseg.config import preset
+
+config = preset("cgrseg_l", "pascal_context59")
