@@ -1,0 +1,1 @@
+"""Where pixels come from: catalogue, files, transforms, samplers, datasets."""

@@ -1,0 +1,1 @@
+"""One file per dataset: its class table, its encoding, its folders."""

@@ -1,0 +1,291 @@
+"""Reading and writing images and label maps, whole or with an error that names the file.
+
+Images are decoded by OpenCV, whose arithmetic the published numbers were made with.  So
+are label PNGs, since OpenCV's decoder verifies their checksums; palette files are handed
+to it as grey ones, which gives the indices instead of the colours.  Decoders forgive
+truncated files by filling in grey; here a truncated file is an error.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from cgrseg.errors import DataError, explain
+from cgrseg.files import atomic_write
+
+Bytes8 = NDArray[np.uint8]
+
+# OpenCV 4.11 and newer decode to RGB directly, which saves a pass over the pixels.
+_RGB_FLAG: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
+_REDUCED = {
+    1: cv2.IMREAD_COLOR if _RGB_FLAG is None else _RGB_FLAG,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3  # colour types of PNG
+_JPEG_MAGIC = b"\xff\xd8"
+
+
+def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
+    """Read a photo as 8-bit RGB.
+
+    EXIF orientation is applied; grey becomes three equal channels; the alpha channel is
+    left out; 16-bit values keep their upper 8 bits; CMYK JPEGs are converted as other
+    viewers do (inverted values, Adobe's convention).
+
+    Args:
+        path: any format that OpenCV reads: JPEG, PNG, BMP, TIFF, WebP and others.
+        reduce: JPEG only: decode at this fraction of both sides (rounded up), which is
+            faster and smooths differently than a resize.
+
+    Returns:
+        (H, W, 3), C-contiguous, 0..255, RGB.
+
+    Raises:
+        DataError: the file is missing, empty, truncated or no image.
+    """
+    path = Path(path)
+    data = _read_bytes(path, "an image")
+    _refuse_truncated(path, data)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce])
+    except cv2.error as error:
+        raise _undecodable(path, str(error).strip().splitlines()[-1]) from error
+    if pixels is None:
+        raise _undecodable(path, "no decoder understands it")
+    if reduce != 1 or _RGB_FLAG is None:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def read_label(path: Path | str) -> Bytes8:
+    """Read a label map as it is stored.
+
+    Palette PNGs give their indices, grey PNGs their values, 1-bit masks 0 and 1.
+
+    Returns:
+        (H, W), C-contiguous, raw ids 0..255.
+
+    Raises:
+        DataError: missing or damaged file, a colour picture, or ids beyond 8 bits.
+    """
+    path = Path(path)
+    data = _read_bytes(path, "a label map")
+    _refuse_truncated(path, data)
+    step = 1
+    if data.startswith(_PNG_MAGIC) and len(data) > 25 and data[25] in (_GREY, _PALETTE):
+        # Grey of fewer than 8 bits is spread over 0..255 by decoders; undo that.
+        step = 255 // (2 ** min(data[24], 8) - 1)
+        data = _as_plain_grey(data)
+    try:
+        raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        raw = None
+    if raw is None:
+        raise DataError(
+            explain(
+                path,
+                found="the label cannot be decoded: the file is damaged, or no image",
+                expected="a complete PNG with one class id per pixel",
+                remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
+            )
+        )
+    if raw.ndim != 2:
+        raise DataError(
+            explain(
+                path,
+                found=f"a colour picture ({raw.shape[2]} channels)",
+                expected="one channel that holds class ids (grey or palette PNG)",
+                remedy="turn colour masks into ids with `cgrseg data convert rgb`, giving the "
+                "colour of each class; check that images and labels are not swapped",
+            )
+        )
+    if raw.dtype != np.uint8 and not (raw.min() >= 0 and raw.max() <= 255):
+        raise DataError(
+            explain(
+                path,
+                found=f"ids from {raw.min()} to {raw.max()}",
+                expected="class ids from 0 to 255",
+                remedy="store class ids, not instance ids or depths; convert the file again",
+            )
+        )
+    ids = raw.astype(np.uint8, copy=False)
+    return ids if step == 1 else ids // np.uint8(step)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of an image or label from its header, as stored (EXIF not applied).
+
+    Raises:
+        DataError: missing file or unknown format.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except UnidentifiedImageError as error:
+        raise _undecodable(path, "no decoder understands it") from error
+    except OSError as error:
+        raise _unreadable(path, "an image", error) from error
+
+
+def write_label_png(
+    path: Path | str, labels: Bytes8, palette: Sequence[tuple[int, int, int]] | Bytes8
+) -> None:
+    """Write a label map as an indexed PNG: ids as indices, shown in the palette's colours.
+
+    Args:
+        path: target; replaced whole or not at all.
+        labels: (H, W), uint8.
+        palette: RGB 0..255 of ids 0, 1, ...; further ids (ignored pixels) are shown black.
+
+    Raises:
+        EnvironmentProblem: it cannot be written.
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2:
+        raise ValueError(f"labels must be uint8 (H, W), got {labels.dtype} {labels.shape}")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
+    picture = Image.fromarray(np.ascontiguousarray(labels)).convert("L")
+    picture.putpalette(colours.tobytes())
+    with atomic_write(path) as stream:
+        picture.save(stream, format="PNG", bits=8)
+
+
+def write_image(path: Path | str, image: Bytes8, *, quality: int = 92) -> None:
+    """Write 8-bit RGB (H, W, 3) in the format of the name's ending, whole or not at all.
+
+    Args:
+        path: target, for example `.png` or `.jpg`.
+        image: RGB, 0..255.
+        quality: of JPEG and WebP, 1..100.
+
+    Raises:
+        DataError: a format that OpenCV cannot write.
+        EnvironmentProblem: it cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    settings: list[int] = []
+    if suffix in (".jpg", ".jpeg"):
+        settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    elif suffix == ".webp":
+        settings = [cv2.IMWRITE_WEBP_QUALITY, quality]
+    try:
+        done, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    except cv2.error:
+        done = False
+    if not done:
+        raise DataError(
+            explain(
+                path,
+                found=f"images cannot be written as {suffix or 'a file without ending'}",
+                expected=".png, .jpg, .webp, .bmp or .tif",
+                remedy="choose another file name",
+            )
+        )
+    with atomic_write(path) as stream:
+        stream.write(encoded.tobytes())
+
+
+def _as_plain_grey(png: bytes) -> bytes:
+    """A grey or palette PNG as a grey one: the same samples, without colours for them.
+
+    Only header, pixel data and end are kept, so neither a palette nor a transparent value
+    has a say.  The pixel data keep their checksums.
+    """
+    parts = [_PNG_MAGIC]
+    place = len(_PNG_MAGIC)
+    while place + 12 <= len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        kind = png[place + 4 : place + 8]
+        if kind == b"IHDR":
+            header = bytearray(png[place + 4 : end - 4])
+            header[4 + 9] = _GREY
+            checksum = zlib.crc32(header).to_bytes(4, "big")
+            parts += [png[place : place + 4], bytes(header), checksum]
+        elif kind in (b"IDAT", b"IEND"):
+            parts.append(png[place:end])
+        place = end
+    return b"".join(parts)
+
+
+def _read_bytes(path: Path, what: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, what, error) from error
+    if not data:
+        raise DataError(
+            explain(
+                path,
+                found="the file is empty",
+                expected=what,
+                remedy="fetch or copy this file again",
+            )
+        )
+    return data
+
+
+def _refuse_truncated(path: Path, data: bytes) -> None:
+    if data.startswith(_JPEG_MAGIC):
+        complete = data.rfind(b"\xff\xd9") > _start_of_scan(data)
+    elif data.startswith(_PNG_MAGIC):
+        complete = data.rfind(b"IEND") > 0
+    else:
+        complete = True
+    if not complete:
+        raise DataError(
+            explain(
+                path,
+                found=f"the file ends early, after {len(data)} bytes",
+                expected="a complete image",
+                remedy="fetch or copy this file again; `cgrseg data check` lists all such files",
+            )
+        )
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Offset of a JPEG's first scan: a thumbnail before it has an end marker of its own."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return place
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> DataError:
+    return DataError(
+        explain(
+            path,
+            found=f"the file cannot be read ({error.strerror or error})",
+            expected=what,
+            remedy="check the path and the permissions",
+        )
+    )
+
+
+def _undecodable(path: Path, reason: str) -> DataError:
+    return DataError(
+        explain(
+            path,
+            found=f"the image cannot be decoded ({reason})",
+            expected="a complete image file such as JPEG or PNG",
+            remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
+        )
+    )
