@@ -1,0 +1,232 @@
+"""Pairs on disk as samples for training and for evaluation.
+
+A label is checked against the dataset's rule whenever it is read: an id that is no class
+stops the run with the file's name before it reaches a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cgrseg.config.schema import AugmentConfig, Config
+from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
+from cgrseg.data.geometry import Size
+from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.sampling import Key, sample_generator
+from cgrseg.data.transforms import Plan, TrainTransform
+from cgrseg.errors import DataError, explain
+
+_JPEG = (".jpg", ".jpeg")
+
+
+class TrainSample(TypedDict):
+    """One training sample."""
+
+    image: Tensor  # float32 (3, h, w), normalised
+    label: Tensor  # int64 (h, w), training ids
+    position: int
+    index: int
+
+
+class EvalSample(TypedDict):
+    """One image with its label at full size."""
+
+    image: NDArray[np.uint8]  # RGB (H, W, 3)
+    label: NDArray[np.uint8]  # (H, W), training ids
+    stem: str
+    image_path: str
+    label_path: str
+    index: int
+
+
+class TrainDataset(Dataset[TrainSample]):
+    """Augmented crops; the key (position, index) says which image and which randomness.
+
+    Args:
+        spec: the dataset.
+        pairs: images with labels.
+        augment: the train pipeline.
+        seed: of the augmentation.
+
+    Raises:
+        DataError: a pair without a label.
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, pairs: Sequence[Pair], augment: AugmentConfig, seed: int = 0
+    ) -> None:
+        self.spec = spec
+        self.pairs = _labelled(spec, pairs)
+        self.augment = augment
+        self.seed = seed
+        self.transform = TrainTransform(augment, spec.ignore_index)
+
+    @classmethod
+    def from_config(cls, config: Config) -> TrainDataset:
+        """The training split of a run."""
+        spec = resolve_spec(config.data)
+        pairs = find_pairs(spec, config.data.root, config.data.train_split)
+        return cls(spec, pairs, config.augment, config.train.seed)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> TrainSample:
+        """The sample at one position of the stream.
+
+        Raises:
+            DataError: the image or the label cannot be used; the message names the file.
+        """
+        position, index = key
+        rng = sample_generator(self.seed, position)
+        pair, labels = self.pairs[index], load_label(self.spec, self.pairs[index])
+        plan = self.transform.plan(labels, rng)
+        image = load_image(pair, labels, self.reduction(pair, labels, plan))
+        pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
+        return {
+            "image": torch.from_numpy(pixels),
+            "label": torch.from_numpy(ids),
+            "position": position,
+            "index": index,
+        }
+
+    def reduction(self, pair: Pair, labels: NDArray[np.uint8], plan: Plan) -> Literal[1, 2, 4, 8]:
+        """The fraction at which an image is decoded: the smallest that still shrinks.
+
+        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG.
+        """
+        if not self.augment.reduced_decode or pair.image.suffix.lower() not in _JPEG:
+            return 1
+        steps: tuple[Literal[8, 4, 2], ...] = (8, 4, 2)
+        for step in steps:
+            if labels.shape[0] >= step * plan.size[0] and labels.shape[1] >= step * plan.size[1]:
+                return step
+        return 1
+
+
+class EvalDataset(Dataset[EvalSample]):
+    """Whole images with their labels, in the order of the pairs.
+
+    Args:
+        spec: the dataset.
+        pairs: images with labels.
+
+    Raises:
+        DataError: a pair without a label.
+    """
+
+    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]) -> None:
+        self.spec = spec
+        self.pairs = _labelled(spec, pairs)
+
+    @classmethod
+    def from_config(cls, config: Config, split: str | None = None) -> EvalDataset:
+        """The evaluation split of a run, or another one."""
+        spec = resolve_spec(config.data)
+        return cls(spec, find_pairs(spec, config.data.root, split or config.data.eval_split))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> EvalSample:
+        """Image and label at their own size.
+
+        Raises:
+            DataError: the image or the label cannot be used; the message names the file.
+        """
+        pair = self.pairs[index]
+        labels = load_label(self.spec, pair)
+        return {
+            "image": load_image(pair, labels),
+            "label": labels,
+            "stem": pair.stem,
+            "image_path": str(pair.image),
+            "label_path": str(pair.label),
+            "index": index,
+        }
+
+
+def load_label(spec: DatasetSpec, pair: Pair) -> NDArray[np.uint8]:
+    """Training ids (H, W) of a pair.
+
+    Raises:
+        DataError: no label, unreadable, or ids that the dataset does not have.
+    """
+    label = _label_path(spec, pair)
+    return spec.rule_for(label).apply(read_label(label), source=label)
+
+
+def load_image(
+    pair: Pair, labels: NDArray[np.uint8], reduce: Literal[1, 2, 4, 8] = 1
+) -> NDArray[np.uint8]:
+    """RGB image of a pair, checked to have the size of its label.
+
+    Args:
+        pair: which.
+        labels: (H, W), its label map.
+        reduce: decode a JPEG at this fraction of its sides.
+
+    Returns:
+        (H, W, 3), or both sides divided by `reduce` and rounded up.
+
+    Raises:
+        DataError: unreadable, or another size than the label.
+    """
+    image = read_image(pair.image, reduce=reduce)
+    expected: Size = (-(-labels.shape[0] // reduce), -(-labels.shape[1] // reduce))
+    if image.shape[:2] != expected:
+        swapped = image.shape[:2] == expected[::-1]
+        raise DataError(
+            explain(
+                pair.image,
+                found=f"the image is {image.shape[1] * reduce}x{image.shape[0] * reduce} pixels, "
+                f"its label {pair.label} {labels.shape[1]}x{labels.shape[0]} (width x height)",
+                expected="the same size for both",
+                remedy="the photo was turned by its EXIF orientation after it was labelled: turn "
+                "the label too, or remove the orientation tag"
+                if swapped
+                else "check that they belong together, and resize labels by nearest neighbour only",
+            )
+        )
+    return image
+
+
+def initialise_worker(worker: int) -> None:
+    """Keep OpenCV to one thread in a loader worker: there is one worker per core already."""
+    cv2.setNumThreads(0)
+
+
+def keep_as_they_are(batch: list[Any]) -> list[Any]:
+    """Collate function for evaluation: images of different sizes cannot be stacked."""
+    return batch
+
+
+def _labelled(spec: DatasetSpec, pairs: Sequence[Pair]) -> list[Pair]:
+    for pair in pairs:
+        _label_path(spec, pair)
+    return list(pairs)
+
+
+def _label_path(spec: DatasetSpec, pair: Pair) -> Path:
+    if pair.label is None:
+        raise DataError(
+            explain(
+                pair.image,
+                found="this split has no labels",
+                expected=f"a split of {spec.title} that is published with labels",
+                remedy="choose another split (data.train_split, data.eval_split), or use "
+                "`cgrseg predict` on these images",
+            )
+        )
+    return pair.label

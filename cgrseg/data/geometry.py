@@ -1,0 +1,170 @@
+"""Sizes, and resizing whole images or only a rectangle of the result.
+
+Sizes follow mmcv 1.6 (`rescale_size`: one factor for both sides, rounded half up).
+Resizing follows OpenCV: bilinear for images, nearest for labels.
+
+Only a rectangle: bilinear interpolation looks at a few source pixels per output pixel,
+so a crop of a resized image needs only its own part of the source.  OpenCV resizes whole
+images, and places output column d at source position (d + 0.5) * scale - 0.5.  A cut-out
+of the source therefore gives the same samples if it begins at a whole source pixel that
+is also the start of an output column: d * scale must be whole.  Such a column is looked
+for to the left of the wanted ones (column 0 always is one), the cut-out resized from
+there, and the surplus thrown away.  "Whole" allows 1/640 of a pixel, which changes no
+value by more than one grey level: each of the two axes shifts a value by at most
+255 / 640.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Labels = NDArray[np.uint8]
+Size = tuple[int, int]
+"""Height, width in pixels."""
+
+_PHASE_TOLERANCE = 1.0 / 640.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle in pixels of a resized image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The part of (H, W, ...) inside the window, as a view."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def scaled_size(size: Size, scale: tuple[float, float]) -> Size:
+    """The largest size of the same aspect ratio within a scale.
+
+    Args:
+        size: height, width of the image.
+        scale: long side, short side in pixels (in either order).
+
+    Returns:
+        Height, width, each `int(side * factor + 0.5)` and at least 1.
+    """
+    factor = min(max(scale) / max(size), min(scale) / min(size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
+
+
+def round_up(length: int, divisor: int) -> int:
+    """The smallest multiple of `divisor` that is at least `length`."""
+    return -(-length // divisor) * divisor
+
+
+def resize_image(image: Image, size: Size) -> Image:
+    """Resize (H, W, 3) bilinearly to height, width."""
+    if image.shape[:2] == size:
+        return image
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def resize_label(labels: Labels, size: Size) -> Labels:
+    """Resize (H, W) by nearest neighbour to height, width."""
+    if labels.shape == size:
+        return labels
+    resized = cv2.resize(labels, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def nearest_table(source: int, target: int) -> NDArray[np.intp]:
+    """Source index of each of `target` output indices of a nearest-neighbour resize.
+
+    It is read off OpenCV itself, by resizing a row that holds its own indices, so it is
+    what :func:`resize_label` does, to the last rounding.
+    """
+    row = np.arange(source, dtype=np.float32)[None]
+    table = cv2.resize(row, (target, 1), interpolation=cv2.INTER_NEAREST)[0]
+    return np.asarray(table).astype(np.intp)
+
+
+def resize_label_window(
+    labels: Labels, rows: NDArray[np.intp], columns: NDArray[np.intp], window: Window
+) -> Labels:
+    """`window.of(resize_label(labels, size))`, reading only what it needs.
+
+    Args:
+        labels: (H, W).
+        rows: `nearest_table` of the height.
+        columns: `nearest_table` of the width.
+        window: inside the resized map.
+    """
+    wanted_rows = rows[window.top : window.top + window.height]
+    wanted_columns = columns[window.left : window.left + window.width]
+    return labels.take(wanted_rows, axis=0).take(wanted_columns, axis=1)
+
+
+def resize_image_window(image: Image, size: Size, window: Window) -> Image:
+    """`window.of(resize_image(image, size))` within one grey level, reading only its part.
+
+    Args:
+        image: (H, W, 3).
+        size: height, width of the whole resized image.
+        window: inside it.
+    """
+    height, width = image.shape[:2]
+    rows = _cut(height, size[0], window.top, window.height)
+    columns = _cut(width, size[1], window.left, window.width)
+    if (height, width) == size or (rows.covers(height) and columns.covers(width)):
+        return window.of(resize_image(image, size))
+    source = image[rows.begin : rows.end, columns.begin : columns.end]
+    part = cv2.resize(
+        source,
+        None,
+        fx=size[1] / width,
+        fy=size[0] / height,
+        interpolation=cv2.INTER_LINEAR,
+    )
+    if part.shape == source.shape:
+        # OpenCV copies where both sizes agree, even if the factors are not quite 1.
+        return window.of(resize_image(image, size))
+    inner = Window(
+        window.top - rows.first_output,
+        window.left - columns.first_output,
+        window.height,
+        window.width,
+    )
+    return inner.of(np.asarray(part, dtype=np.uint8))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Part of one source axis: pixels begin .. end - 1 start at output index first_output."""
+
+    begin: int
+    end: int
+    first_output: int
+
+    def covers(self, source: int) -> bool:
+        return self.begin == 0 and self.end == source
+
+
+def _cut(source: int, target: int, start: int, length: int) -> _Cut:
+    scale = source / target
+    # Enlarging, the first output samples lie before the centre of the first pixel and
+    # would be clamped to it; keep them out of the wanted part.
+    margin = max(0, math.ceil(0.5 / scale - 0.5))
+    first = begin = 0
+    if start > margin:
+        candidates = np.arange(start - margin, 0, -1)
+        positions = candidates * scale
+        whole = np.flatnonzero(np.abs(positions - np.rint(positions)) <= _PHASE_TOLERANCE)
+        if whole.size:
+            first = int(candidates[whole[0]])
+            begin = round(first * scale)
+    end = min(source, math.ceil((start + length + 0.5) * scale) + 2)
+    return _Cut(begin, end, first)

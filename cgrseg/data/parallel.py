@@ -1,0 +1,99 @@
+"""One function over many items, in several processes or threads, with progress.
+
+Processes are spawned, not forked: OpenCV's and PyTorch's thread pools do not
+survive a fork.  A spawned process takes seconds to import the package, so short
+work stays in the calling process.  It also runs the calling script again, which a
+person's own script may not expect: what a training run does uses threads.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from cgrseg.errors import EnvironmentProblem, explain
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+
+_WORTH_A_PROCESS = 512
+_CHUNK = 8
+
+
+def run_parallel(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int | None = None,
+    threads: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """Yield `function(item)` for every item, in the order of the items.
+
+    Args:
+        function: importable by a new process (no lambda, no closure) unless `threads`.
+        items: picklable unless `threads`.
+        workers: how many; 0 or 1 stays in this thread; None takes one per core, and this
+            process alone when there are fewer than 512 items.
+        threads: threads of this process instead of processes.
+        progress: called with (done, total) after each item.
+
+    Raises:
+        EnvironmentProblem: a worker process was killed from outside.
+    """
+    total = len(items)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if threads or total >= _WORTH_A_PROCESS else 1
+    workers = min(workers, (total + _CHUNK - 1) // _CHUNK)
+    if workers <= 1:
+        for done, item in enumerate(items, start=1):
+            yield function(item)
+            if progress:
+                progress(done, total)
+        return
+    chunks = [items[k : k + _CHUNK] for k in range(0, total, _CHUNK)]
+    pool: concurrent.futures.Executor
+    if threads:
+        pool = concurrent.futures.ThreadPoolExecutor(workers)
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker
+        )
+    done = 0
+    try:
+        futures = [pool.submit(_run_chunk, function, chunk) for chunk in chunks]
+        for future in futures:
+            for result in future.result():
+                yield result
+                done += 1
+                if progress:
+                    progress(done, total)
+    except BrokenProcessPool as error:
+        raise EnvironmentProblem(
+            explain(
+                "a worker process",
+                found="it was killed from outside, most likely because memory ran out, or it "
+                "could not start because the calling script has no __main__ guard",
+                expected=f"{workers} processes that finish",
+                remedy="run the same again with fewer workers (1 needs no processes); a script of "
+                "your own must call this below `if __name__ == '__main__':`",
+            )
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _run_chunk(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in chunk]

@@ -1,0 +1,117 @@
+"""Which image comes when, and with which randomness: both depend on the position alone.
+
+A training sees one endless stream of (position, index) keys.  The position counts every
+sample of the whole job; the index is the image.  Order and augmentation are functions of
+(seed, position), so they depend neither on the number of loader workers, nor on the
+number of processes, nor on how often the run was interrupted and resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+Key = tuple[int, int]
+"""Position in the stream of the whole job, index of the image."""
+
+# Distinguishes the stream of permutations from that of samples, which is (seed, position).
+_ORDER = 0x6F72646572
+
+
+def sample_generator(seed: int, position: int) -> np.random.Generator:
+    """Randomness of the sample at one position of the stream."""
+    return np.random.Generator(np.random.PCG64([seed, position]))
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of one pass over the images: a permutation of 0 .. length - 1."""
+    generator = np.random.Generator(np.random.PCG64([seed, epoch, _ORDER]))
+    return generator.permutation(length)
+
+
+class StreamSampler(Sampler[Key]):
+    """Endless keys of one process's share of the stream.
+
+    Step s of the job uses positions s * G .. (s + 1) * G - 1 with
+    G = batch_size * accumulate * world_size; process r takes a contiguous slice of them.
+    Epoch e covers positions e * length .. (e + 1) * length - 1, each in its own order;
+    batches run across the border between two epochs, so no image is left out.
+
+    Args:
+        length: number of images.
+        seed: of the order.
+        batch_size: samples per process and forward pass.
+        rank: of this process.
+        world_size: number of processes.
+        start_step: optimiser steps that are already done (resuming).
+        accumulate: forward passes per optimiser step.
+
+    Raises:
+        ValueError: a count that is not positive, or a rank outside the world.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        accumulate: int = 1,
+    ) -> None:
+        if min(length, batch_size, world_size, accumulate) < 1 or start_step < 0:
+            raise ValueError(
+                "length, batch_size, world_size and accumulate must be positive and start_step at "
+                f"least 0, got {length}, {batch_size}, {world_size}, {accumulate}, {start_step}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is outside a world of {world_size}")
+        self.length = length
+        self.seed = seed
+        self.share = batch_size * accumulate
+        self.rank = rank
+        self.world_size = world_size
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[Key]:
+        """Keys from `start_step` on, without end."""
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        step = self.start_step
+        while True:
+            first = (step * self.world_size + self.rank) * self.share
+            for position in range(first, first + self.share):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = epoch_order(self.length, self.seed, epoch)
+                yield position, int(order[position % self.length])
+            step += 1
+
+
+class ShardSampler(Sampler[int]):
+    """One process's share of an evaluation: over all processes each image exactly once.
+
+    Nothing is padded or repeated, as a repeated image would count twice in the metrics;
+    shares differ in length by one at most.
+
+    Args:
+        length: number of images.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        if length < 0 or not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size} processes over {length} images")
+        self.indices = range(rank, length, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of this share, ascending."""
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        """How many images this process evaluates."""
+        return len(self.indices)

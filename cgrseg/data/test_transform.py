@@ -1,0 +1,92 @@
+"""From an image of any size to the network's input, at test time.
+
+As published: bilinear resize on 8-bit values, normalise, pad with zeros (of the
+normalised values) at the right and the bottom.  The Pascal Context recipe resizes twice
+instead of padding: within the scale, then each side up to the next multiple.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.data import colour
+from cgrseg.data.geometry import Size, resize_image, round_up, scaled_size
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network input, and what is needed to get back.
+
+    Attributes:
+        tensor: float32 (3, H', W'), normalised and padded.
+        resized: height, width inside the padding.
+        original: height, width of the image.
+    """
+
+    tensor: Tensor
+    resized: Size
+    original: Size
+
+
+class TestTransform:
+    """The published test path.
+
+    Args:
+        config: scale, way of resizing and divisor.
+    """
+
+    __test__ = False  # pytest: this is no test class
+
+    def __init__(self, config: TestConfig) -> None:
+        self.config = config
+
+    def __call__(self, image: Image) -> Prepared:
+        """Resize, normalise and pad one image.
+
+        Args:
+            image: RGB (H, W, 3), uint8.
+
+        Raises:
+            ValueError: another shape or type.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        resized = self.resize(image)
+        height, width = resized.shape[:2]
+        divisor = self.config.divisor
+        padding = (0, round_up(width, divisor) - width, 0, round_up(height, divisor) - height)
+        return Prepared(
+            tensor=F.pad(self.normalise(resized), padding),
+            resized=(height, width),
+            original=(image.shape[0], image.shape[1]),
+        )
+
+    def size_for(self, size: Size) -> Size:
+        """Height, width that an image of this height, width is resized to, before padding."""
+        if self.config.resize == "none":
+            return size
+        height, width = scaled_size(size, self.config.scale)
+        if self.config.resize == "keep_ratio_divisible":
+            return round_up(height, self.config.divisor), round_up(width, self.config.divisor)
+        return height, width
+
+    def resize(self, image: Image) -> Image:
+        """Resize (H, W, 3) as configured, still uint8 RGB, not padded."""
+        size: Size = (image.shape[0], image.shape[1])
+        if self.config.resize == "keep_ratio_divisible":
+            # Two steps, as published: the second one samples the first one's result.
+            image = resize_image(image, scaled_size(size, self.config.scale))
+        return resize_image(image, self.size_for(size))
+
+    def normalise(self, image: Image) -> Tensor:
+        """uint8 RGB (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""
+        return torch.from_numpy(colour.normalise(image))

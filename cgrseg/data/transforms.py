@@ -1,0 +1,266 @@
+"""The train pipeline: from an image and its label map to one network input.
+
+In order, as published (mmsegmentation 0.27): resize by a ratio of the base scale, random
+crop that is drawn again while it is too uniform, flip, colour distortion, normalise, pad.
+Everything is drawn from one explicit generator, so a sample depends on it alone.
+
+The result is computed in another order than it is defined: the crop is chosen on the
+label, which nearest-neighbour tables read at the few places needed, and only then is the
+kept part of the image resized (`augment.crop_first`).  The plain order stays available,
+as the reference that this one is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.config.schema import AugmentConfig
+from cgrseg.data.colour import MEAN, distort_colours, normalise
+from cgrseg.data.geometry import (
+    Size,
+    Window,
+    nearest_table,
+    resize_image,
+    resize_image_window,
+    resize_label,
+    resize_label_window,
+    scaled_size,
+)
+
+Image = NDArray[np.uint8]
+Labels = NDArray[np.uint8]
+
+CROP_RETRIES = 10
+"""How often a crop that is too uniform is drawn again; the last one stands."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a sample is kept, decided before its image is looked at.
+
+    Attributes:
+        size: height, width of the whole resized image.
+        window: the crop inside it.
+        labels: (h, w), the label map of the crop.
+    """
+
+    size: Size
+    window: Window
+    labels: Labels
+
+
+class TrainTransform:
+    """Random training samples.
+
+    Args:
+        config: the settings of the pipeline.
+        ignore_index: training id of pixels that count nowhere; padding has it too.
+    """
+
+    def __init__(self, config: AugmentConfig, ignore_index: int = 255) -> None:
+        self.config = config
+        self.ignore_index = ignore_index
+
+    def __call__(
+        self, image: Image, labels: Labels, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Make one sample.
+
+        Args:
+            image: RGB (H, W, 3), 0..255.
+            labels: (H, W), training ids.
+            rng: the only source of randomness.
+
+        Returns:
+            Normalised image (3, h, w) and label map (h, w), both of the crop size.
+        """
+        return self.finish(*self.augment(image, labels, rng))
+
+    def augment(
+        self, image: Image, labels: Labels, rng: np.random.Generator
+    ) -> tuple[Image, Labels]:
+        """The sample before normalising and padding: RGB (h, w, 3) and ids (h, w)."""
+        return self.render(image, self.plan(labels, rng), rng)
+
+    def plan(self, labels: Labels, rng: np.random.Generator) -> Plan:
+        """Choose size and crop of a sample from its label map (H, W)."""
+        size = self._size((labels.shape[0], labels.shape[1]), rng)
+        if self.config.crop_first:
+            rows = nearest_table(labels.shape[0], size[0])
+            columns = nearest_table(labels.shape[1], size[1])
+
+            def cut(window: Window) -> Labels:
+                return resize_label_window(labels, rows, columns, window)
+        else:
+            resized = resize_label(labels, size)
+
+            def cut(window: Window) -> Labels:
+                return window.of(resized)
+
+        return self._choose(labels, size, cut, rng)
+
+    def render(self, image: Image, plan: Plan, rng: np.random.Generator) -> tuple[Image, Labels]:
+        """Carry out a plan.
+
+        Args:
+            image: RGB (H, W, 3); another resolution of the same picture is fine.
+            plan: from :meth:`plan` with the same generator.
+            rng: continues where the plan left it.
+
+        Returns:
+            RGB (h, w, 3) and ids (h, w), not yet padded to the crop size.
+        """
+        if self.config.crop_first:
+            image = resize_image_window(image, plan.size, plan.window)
+        else:
+            image = plan.window.of(resize_image(image, plan.size))
+        labels = plan.labels
+        if not self.config.colour_only:
+            image, labels = self._turn(image, labels, rng)
+        return distort_colours(image, self.config.photometric, rng), labels
+
+    def finish(self, image: Image, labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Normalise, then pad at the right and the bottom to the crop size.
+
+        The image is padded with 0 (the mean colour), the labels with the ignore index.
+        """
+        height, width = labels.shape
+        target = (max(self.config.crop_size[0], height), max(self.config.crop_size[1], width))
+        pixels = normalise(image)
+        if (height, width) == target:
+            return pixels, labels.astype(np.int64)
+        padded = np.zeros((3, *target), dtype=np.float32)
+        padded[:, :height, :width] = pixels
+        ids = np.full(target, self.ignore_index, dtype=np.int64)
+        ids[:height, :width] = labels
+        return padded, ids
+
+    def _size(self, size: Size, rng: np.random.Generator) -> Size:
+        ratio = 1.0 if self.config.colour_only else rng.uniform(*self.config.ratio_range)
+        # Both sides of the scale are cut to whole pixels before they are used, as published.
+        longer, shorter = (max(1, int(side * ratio)) for side in self.config.scale)
+        return scaled_size(size, (longer, shorter))
+
+    def _choose(
+        self,
+        labels: Labels,
+        size: Size,
+        cut: Callable[[Window], Labels],
+        rng: np.random.Generator,
+    ) -> Plan:
+        height, width = (min(*pair) for pair in zip(self.config.crop_size, size, strict=True))
+        if self.config.colour_only:
+            middle = Window((size[0] - height) // 2, (size[1] - width) // 2, height, width)
+            return Plan(size, middle, cut(middle))
+        window = self._draw(labels, size, (height, width), rng)
+        crop = cut(window)
+        # Where the crop is the whole image, drawing again would change nothing.
+        if self.config.max_class_share < 1 and (height, width) != size:
+            for _ in range(CROP_RETRIES):
+                if is_varied(crop, self.config.max_class_share, self.ignore_index):
+                    break
+                window = self._draw(labels, size, (height, width), rng)
+                crop = cut(window)
+        return Plan(size, window, crop)
+
+    def _draw(self, labels: Labels, size: Size, crop: Size, rng: np.random.Generator) -> Window:
+        lowest, highest = (0, 0), (size[0] - crop[0], size[1] - crop[1])
+        if self.config.rare_class_crops > 0 and rng.random() < self.config.rare_class_crops:
+            pixel = draw_pixel_of_any_class(labels, self.ignore_index, rng)
+            if pixel is not None:
+                lowest, highest = _around(pixel, (labels.shape[0], labels.shape[1]), size, crop)
+        top = int(rng.integers(lowest[0], highest[0] + 1))
+        left = int(rng.integers(lowest[1], highest[1] + 1))
+        return Window(top, left, *crop)
+
+    def _turn(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
+        if rng.random() < self.config.flip:
+            image, labels = flip(image, horizontal=True), flip(labels, horizontal=True)
+        if self.config.vertical_flip > 0 and rng.random() < self.config.vertical_flip:
+            image, labels = flip(image, horizontal=False), flip(labels, horizontal=False)
+        if self.config.rotation > 0:
+            degrees = rng.uniform(-self.config.rotation, self.config.rotation)
+            image, labels = rotate(image, labels, degrees, self.ignore_index)
+        return image, labels
+
+
+def class_counts(labels: Labels) -> NDArray[np.int64]:
+    """Pixels per id 0..255 of (H, W); (256,)."""
+    counts = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256])
+    return np.asarray(counts).reshape(256).astype(np.int64)
+
+
+def is_varied(labels: Labels, max_share: float, ignore_index: int) -> bool:
+    """Whether two classes or more are labelled, none of them on `max_share` of the pixels.
+
+    Shares are of labelled pixels: ignored ones count neither above nor below the line.
+    """
+    counts = class_counts(labels)
+    counts[ignore_index] = 0
+    if np.count_nonzero(counts) < 2:
+        return False
+    return bool(counts.max() / counts.sum() < max_share)
+
+
+def draw_pixel_of_any_class(
+    labels: Labels, ignore_index: int, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """Row, column of a pixel: first a class, all that occur alike, then one of its pixels.
+
+    None where nothing is labelled.
+    """
+    counts = class_counts(labels)
+    counts[ignore_index] = 0
+    present = np.flatnonzero(counts)
+    if present.size == 0:
+        return None
+    chosen = rng.choice(present)
+    pixels = np.flatnonzero(labels == chosen)
+    row, column = divmod(int(pixels[rng.integers(pixels.size)]), labels.shape[1])
+    return row, column
+
+
+def _around(pixel: tuple[int, int], source: Size, size: Size, crop: Size) -> tuple[Size, Size]:
+    """Lowest and highest top-left corners of crops that hold a pixel of the source."""
+    corners = []
+    for place, before, after, length in zip(pixel, source, size, crop, strict=True):
+        resized = min(int((place + 0.5) * after / before), after - 1)
+        corners.append((max(0, resized - length + 1), min(resized, after - length)))
+    (top, last_top), (left, last_left) = corners
+    return (top, left), (last_top, last_left)
+
+
+def flip(array: NDArray[np.uint8], *, horizontal: bool) -> NDArray[np.uint8]:
+    """Mirror (H, W) or (H, W, 3), left to right or top to bottom."""
+    return np.asarray(cv2.flip(array, 1 if horizontal else 0), dtype=np.uint8)
+
+
+def rotate(image: Image, labels: Labels, degrees: float, ignore_index: int) -> tuple[Image, Labels]:
+    """Turn image and labels about their centre, counter-clockwise, keeping their size.
+
+    Corners that come from outside get the mean colour and the ignore index.
+    """
+    height, width = labels.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    turned = cv2.warpAffine(
+        image,
+        matrix,
+        (width, height),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=tuple(round(value) for value in MEAN),
+    )
+    ids = cv2.warpAffine(
+        labels,
+        matrix,
+        (width, height),
+        flags=cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(ignore_index,),
+    )
+    return np.asarray(turned, dtype=np.uint8), np.asarray(ids, dtype=np.uint8)
