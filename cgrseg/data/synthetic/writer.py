@@ -1,0 +1,271 @@
+"""Writing the procedural scenes as a data set in ADE20K's layout.
+
+Below the root, as in the challenge's download::
+
+    images/{training,validation}/*.jpg        photos, JPEG quality 92
+    annotations/{training,validation}/*.png   8-bit labels: 0 ignored, k is class k - 1
+    objectInfo.txt                            class list with shares, tab-separated
+    classes.txt                               class names, one a line
+    synthetic.json                            the settings it was made with
+
+The folder appears whole or not at all: it is built beside its target and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES
+from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
+from cgrseg.errors import DataError, explain
+from cgrseg.files import atomic_write, atomic_write_text, make_folder, write_json, writing_problem
+
+MARKER = "synthetic.json"
+VERSION = 1
+"""Raised whenever the drawing changes, so that older folders are not taken for current ones."""
+
+VALIDATION_OFFSET = 1_000_000
+"""Index of the first validation scene: the same scenes for any number of training ones."""
+
+JPEG_QUALITY = 92
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    split: str
+    stem: str
+    index: int
+
+
+def write_dataset(
+    root: Path | str,
+    train: int = 240,
+    val: int = 60,
+    size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    *,
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw and write a data set; does nothing when exactly this one is already there.
+
+    Args:
+        root: folder to make. It must be absent, empty or an earlier result of this function.
+        train: number of training scenes, 1 to 1,000,000.
+        val: number of validation scenes, 1 or more.
+        size: height and width in pixels.
+        seed: seed of all scenes, 0 or more.
+        workers: scenes drawn at the same time (threads).
+        overwrite: replace an earlier result that was made with other settings. A folder that
+            this function did not write is never replaced.
+        progress: called with (scenes done, scenes in all) after each scene.
+
+    Returns:
+        The root folder.
+
+    Raises:
+        DataError: for a folder that holds something else, or settings out of range.
+        EnvironmentProblem: when writing fails (full disk, read-only folder).
+    """
+    target = Path(root)
+    settings: dict[str, Any] = {
+        "made_by": "cgrseg data synth",
+        "version": VERSION,
+        "seed": seed,
+        "train": train,
+        "val": val,
+        "size": list(size),
+    }
+    _check_settings(train, val, size, seed, workers)
+    if _is_there(target, settings, overwrite):
+        if progress is not None:
+            progress(train + val, train + val)
+        return target
+    make_folder(target.parent)
+    try:
+        building = Path(
+            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+        )
+    except OSError as error:
+        raise writing_problem(target, error) from error
+    try:
+        counts = _write_scenes(building, train, val, size, seed, workers, progress)
+        _write_lists(building, counts)
+        write_json(building / MARKER, settings)
+        building.chmod(0o755)
+        _swap(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _check_settings(train: int, val: int, size: tuple[int, int], seed: int, workers: int) -> None:
+    problems = {
+        f"{train} training scenes": not 1 <= train <= VALIDATION_OFFSET,
+        f"{val} validation scenes": val < 1,
+        f"a size of {size[0]} x {size[1]} pixels": min(size) < SMALLEST_SIDE,
+        f"seed {seed}": seed < 0,
+        f"{workers} workers": workers < 1,
+    }
+    for found, wrong in problems.items():
+        if wrong:
+            raise DataError(
+                explain(
+                    "procedural scenes",
+                    found=found,
+                    expected=f"1 to {VALIDATION_OFFSET} training scenes, 1 or more for validation, "
+                    f"sides of {SMALLEST_SIDE} pixels or more, seed 0 or more, 1 worker or more",
+                    remedy="change that number",
+                )
+            )
+
+
+def _is_there(target: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `target` already holds exactly this; raises when it may not be written."""
+    if target.is_file() or (target.is_symlink() and not target.exists()):
+        found, remedy = "a file or a broken link of that name", "choose another folder"
+    elif not target.is_dir() or not any(target.iterdir()):
+        return False
+    else:
+        earlier = _read_marker(target)
+        if earlier == settings:
+            return True
+        if earlier is not None and overwrite:
+            return False
+        if earlier is not None:
+            changed = [key for key in settings if earlier.get(key) != settings[key]]
+            found = "procedural scenes made with other settings (" + ", ".join(
+                f"{key} {earlier.get(key)}, now {settings[key]}" for key in changed
+            )
+            found += ")" if changed else "more settings than this version knows)"
+            remedy = "choose another folder, or ask for it to be overwritten"
+        else:
+            found = "a folder with files that did not come from here"
+            remedy = "choose another folder; this one is left as it is"
+    raise DataError(explain(target, found=found, expected="a new or empty folder", remedy=remedy))
+
+
+def _read_marker(target: Path) -> dict[str, Any] | None:
+    """Settings of an earlier result, or None when the folder is not one."""
+    try:
+        value = json.loads((target / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if isinstance(value, dict) and value.get("made_by") == "cgrseg data synth":
+        return value
+    return None
+
+
+def _jobs(train: int, val: int) -> Iterator[_Job]:
+    for i in range(train):
+        yield _Job("training", f"SYN_train_{i + 1:08d}", i)
+    for i in range(val):
+        yield _Job("validation", f"SYN_val_{i + 1:08d}", VALIDATION_OFFSET + i)
+
+
+def _write_scenes(
+    folder: Path,
+    train: int,
+    val: int,
+    size: tuple[int, int],
+    seed: int,
+    workers: int,
+    progress: Progress | None,
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Write all scenes below `folder`; returns pixels per raw label for each split."""
+    bins = len(SYNTHETIC_CLASSES) + 1
+    counts = {split: np.zeros(bins, np.int64) for split in ("training", "validation")}
+    done, total = 0, train + val
+    jobs = _jobs(train, val)
+    pending: list[tuple[_Job, Future[npt.NDArray[np.int64]]]] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="scenes") as pool:
+        try:
+            # A short queue keeps memory level and stops soon after an error.
+            for job in islice(jobs, workers * 2):
+                pending.append((job, pool.submit(_write_scene, folder, job, size, seed)))
+            while pending:
+                job, future = pending.pop(0)
+                counts[job.split] += future.result()
+                for following in islice(jobs, 1):
+                    task = pool.submit(_write_scene, folder, following, size, seed)
+                    pending.append((following, task))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            for _, future in pending:
+                future.cancel()
+    return counts
+
+
+def _write_scene(
+    folder: Path, job: _Job, size: tuple[int, int], seed: int
+) -> npt.NDArray[np.int64]:
+    """Draw and write one scene; returns its pixels per raw label."""
+    image, label = make_scene(seed, job.index, size)
+    _write_picture(
+        folder / "images" / job.split / f"{job.stem}.jpg",
+        np.ascontiguousarray(image[..., ::-1]),
+        [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
+    )
+    _write_picture(folder / "annotations" / job.split / f"{job.stem}.png", label, [])
+    return np.bincount(label.ravel(), minlength=len(SYNTHETIC_CLASSES) + 1).astype(np.int64)
+
+
+def _write_picture(path: Path, pixels: npt.NDArray[np.uint8], options: list[int]) -> None:
+    encoded, data = cv2.imencode(path.suffix, pixels, options)
+    if not encoded:
+        raise RuntimeError(f"OpenCV could not encode {path.suffix}")
+    with atomic_write(path) as stream:
+        stream.write(data.tobytes())
+
+
+def _write_lists(folder: Path, counts: dict[str, npt.NDArray[np.int64]]) -> None:
+    """Write the class list in the columns of ADE20K's objectInfo150.txt, and the plain one."""
+    pixels = counts["training"] + counts["validation"]
+    shares = pixels[1:] / max(int(pixels[1:].sum()), 1)
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    for k, name in enumerate(SYNTHETIC_CLASSES):
+        trained, held_out = (int(counts[split][k + 1]) for split in ("training", "validation"))
+        lines.append(
+            f"{k + 1}\t{shares[k]:.4f}\t{trained}\t{held_out}\t{int(name in STUFF)}\t{name}"
+        )
+    atomic_write_text(folder / "objectInfo.txt", "\n".join(lines) + "\n")
+    atomic_write_text(folder / "classes.txt", "\n".join(SYNTHETIC_CLASSES) + "\n")
+
+
+def _swap(building: Path, target: Path) -> None:
+    """Put the finished folder in place of an absent, empty or earlier one."""
+    aside: Path | None = None
+    try:
+        if target.is_dir():
+            aside = Path(
+                tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".replaced")
+            )
+            target.rename(aside / target.name)
+        try:
+            building.rename(target)
+        except OSError:
+            if aside is not None:
+                (aside / target.name).rename(target)
+            raise
+    except OSError as error:
+        raise writing_problem(target, error) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
