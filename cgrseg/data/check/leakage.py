@@ -1,0 +1,136 @@
+"""Images that two splits share, as files or as pictures.
+
+Pictures are compared by their 32 x 32 grey thumbnails, upright and mirrored.  A
+photograph saved again at JPEG quality 30, or at half its size, stays within 1.1 grey
+levels (root mean square) of itself; the nearest frames of different CamVid splits are
+17 apart.  The limit of 3 is near the first: neighbouring frames of a video are no
+finding, copies are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cgrseg.data.check.findings import Finding
+from cgrseg.data.check.inspect import THUMB_SIDE, Facts
+
+LIMIT = 3.0  # grey levels, root mean square
+_FLAT = 6.0  # below this contrast (standard deviation) all thumbnails look alike
+_BLOCK = 2048
+
+
+def find_leaks(splits: Mapping[str, Sequence[Facts]], same: set[frozenset[str]]) -> list[Finding]:
+    """Identical and nearly identical images in different splits.
+
+    Args:
+        splits: split name to what was seen of its pairs; only decoded images count.
+        same: pairs of split names that are one split under two names.
+
+    Returns:
+        One finding for each image of the later split that an earlier one holds too.
+    """
+    findings = []
+    names = list(splits)
+    for place, first in enumerate(names):
+        findings += _repeats(first, splits[first])
+        for second in names[place + 1 :]:
+            if frozenset((first, second)) not in same:
+                findings += _compare(first, splits[first], second, splits[second])
+    return findings
+
+
+def _repeats(name: str, facts: Sequence[Facts]) -> list[Finding]:
+    seen: dict[bytes, str] = {}
+    findings = []
+    for item in facts:
+        if item.digest and item.digest in seen:
+            findings.append(
+                Finding(
+                    "note",
+                    "duplicate-image",
+                    item.image,
+                    f"the same file as {seen[item.digest]}, both in {name}",
+                    "remove one of the two unless it is meant to count twice",
+                )
+            )
+        seen.setdefault(item.digest, item.image)
+    return findings
+
+
+def _compare(
+    first: str, mine: Sequence[Facts], second: str, others: Sequence[Facts]
+) -> list[Finding]:
+    by_digest = {item.digest: item for item in mine if item.digest}
+    findings, left = [], []
+    for item in others:
+        if item.digest in by_digest:
+            findings.append(
+                Finding(
+                    "error",
+                    "leak-identical",
+                    item.image,
+                    f"it is in {second} and, as {by_digest[item.digest].image}, in {first}",
+                    "remove it from one of the two: a score on images that were trained on says "
+                    "nothing",
+                )
+            )
+        elif item.thumb:
+            left.append(item)
+    usable = [item for item in mine if item.thumb]
+    for item, (other, distance, mirrored) in zip(left, nearest(left, usable), strict=True):
+        if distance <= LIMIT:
+            findings.append(
+                Finding(
+                    "warning",
+                    "leak-near-identical",
+                    item.image,
+                    f"in {second}, and {'mirrored ' if mirrored else ''}nearly the same picture as "
+                    f"{other} in {first} ({distance:.1f} grey levels apart)",
+                    "look at both; if one is a copy of the other, remove it from one of the "
+                    "splits, and split before you augment",
+                )
+            )
+    return findings
+
+
+def nearest(queries: Sequence[Facts], pool: Sequence[Facts]) -> list[tuple[str, float, bool]]:
+    """For each query the nearest picture of the pool.
+
+    Args:
+        queries: decoded images.
+        pool: decoded images.
+
+    Returns:
+        Path of the nearest, distance in grey levels (root mean square over the
+        thumbnail), and whether it is nearest when mirrored; infinitely far where the
+        picture is too flat to be told from others, or the pool is empty.
+    """
+    result = [("", float("inf"), False)] * len(queries)
+    if not queries or not pool:
+        return result
+    wanted, stored = _thumbs(queries), _thumbs(pool)
+    clear = wanted.std(axis=1) >= _FLAT
+    flipped = np.ascontiguousarray(
+        wanted.reshape(-1, THUMB_SIDE, THUMB_SIDE)[:, :, ::-1].reshape(len(wanted), -1)
+    )
+    for start in range(0, len(stored), _BLOCK):
+        block = stored[start : start + _BLOCK]
+        norms = (block**2).sum(axis=1)
+        for mirrored, version in ((False, wanted), (True, flipped)):
+            squares = (version**2).sum(axis=1)[:, None] + norms - 2.0 * (version @ block.T)
+            best = squares.argmin(axis=1)
+            for row in np.flatnonzero(clear):
+                # The short form above loses digits; the candidate is measured exactly.
+                gap = version[row] - block[best[row]]
+                distance = float(np.sqrt(np.mean(gap**2)))
+                if distance < result[row][1]:
+                    result[row] = (pool[start + int(best[row])].image, distance, mirrored)
+    return result
+
+
+def _thumbs(items: Sequence[Facts]) -> np.ndarray:
+    """(N, 1024) float32 grey levels."""
+    joined = np.frombuffer(b"".join(item.thumb for item in items), dtype=np.uint8)
+    return joined.reshape(len(items), -1).astype(np.float32)

@@ -1,0 +1,168 @@
+"""What the converters to the custom layout share: folders, class names and ids.
+
+The custom layout is `<out>/images[/<split>]`, `<out>/annotations[/<split>]` with
+8-bit label PNGs of the images' names, and `<out>/classes.txt` with one class name
+a line in id order.  255 is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgrseg.data.convert.runner import ConversionReport
+from cgrseg.data.custom import CLASS_LIST, read_class_list
+from cgrseg.errors import DataError, explain
+
+IGNORE = 255
+MAX_CLASSES = 255
+
+
+@dataclass(frozen=True)
+class CustomLayout:
+    """Where a conversion to the custom layout puts things.
+
+    Attributes:
+        root: the dataset's folder.
+        split: 'train', 'val' and so on; None: flat folders, which are split when used.
+    """
+
+    root: Path
+    split: str | None = None
+
+    @property
+    def images(self) -> Path:
+        """Folder of images."""
+        return self.root / "images" / (self.split or "")
+
+    @property
+    def labels(self) -> Path:
+        """Folder of label maps."""
+        return self.root / "annotations" / (self.split or "")
+
+    @property
+    def class_file(self) -> Path:
+        """Class names, one a line."""
+        return self.root / CLASS_LIST
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Which label value each name gets.
+
+    Attributes:
+        classes: names in id order.
+        ignored: names whose pixels become 255.
+        background: name of the class that pixels without any label belong to; None:
+            they are ignored.
+    """
+
+    classes: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    background: str | None = None
+
+    @property
+    def unlabelled(self) -> int:
+        """Label value of a pixel that nothing covers."""
+        return IGNORE if self.background is None else self.classes.index(self.background)
+
+    def value(self, name: str) -> int:
+        """Label value of a class name.
+
+        Raises:
+            KeyError: the name is not in the table.
+        """
+        if name in self.ignored:
+            return IGNORE
+        if name not in self.classes:
+            raise KeyError(name)
+        return self.classes.index(name)
+
+
+def settle_classes(
+    layout: CustomLayout,
+    *,
+    given: Sequence[str] | None,
+    found: Iterable[str],
+    ignored: Sequence[str] = (),
+    background: str | None = None,
+) -> ClassTable:
+    """Decide names and ids: as given, else as `classes.txt` says, else as found.
+
+    Args:
+        layout: where the dataset goes; its `classes.txt` must not contradict.
+        given: names in id order; None: take `classes.txt` or what was found.
+        found: names that the source uses, in the order wanted.
+        ignored: names whose pixels become 255.
+        background: name for pixels that nothing covers; put first when it is new.
+
+    Raises:
+        DataError: repeated names, too many, none, or a contradiction.
+    """
+    where: object = "the class names"
+    known = read_class_list(layout.class_file) if layout.class_file.is_file() else None
+    if given is not None:
+        names = tuple(given)
+        if known is not None and known != names:
+            raise DataError(
+                explain(
+                    layout.class_file,
+                    found=f"the classes {', '.join(known)}",
+                    expected=f"{', '.join(names)}, as given now",
+                    remedy="use the classes that are there, or another output folder",
+                )
+            )
+    elif known is not None:
+        names, where = known, layout.class_file
+    else:
+        names = tuple(dict.fromkeys(name for name in found if name not in ignored))
+        if background is not None:
+            names = (background, *(name for name in names if name != background))
+    problem, remedy = "", ""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        problem, remedy = f"{', '.join(repeated)} more than once", "name each class once"
+    elif not names:
+        problem, remedy = "none at all", "give the class names in id order (--classes)"
+    elif len(names) > MAX_CLASSES:
+        problem = f"{len(names)} of them"
+        remedy = "merge classes: 8-bit label maps hold 255 and the ignored value"
+    elif set(names) & set(ignored):
+        both = ", ".join(sorted(set(names) & set(ignored)))
+        problem, remedy = f"{both} both as a class and as ignored", "decide for one of the two"
+    elif background is not None and background not in names:
+        problem = f"no {background!r} among {', '.join(names)}"
+        remedy = "add the background's name to the class names"
+    if problem:
+        raise DataError(
+            explain(
+                where,
+                found=problem,
+                expected=f"1 to {MAX_CLASSES} different names",
+                remedy=remedy,
+            )
+        )
+    return ClassTable(names, tuple(ignored), background)
+
+
+def unknown_class(where: object, name: str, table: ClassTable) -> DataError:
+    """The error for a class name that the table does not have."""
+    return DataError(
+        explain(
+            where,
+            found=f"the class {name!r}",
+            expected=f"one of {', '.join(table.classes)}",
+            remedy=f"correct it, add it at the end of the class names, or --ignore {name!r}",
+        )
+    )
+
+
+def note_unlabelled(report: ConversionReport, table: ClassTable) -> None:
+    """Say so when most pixels belong to no class: the usual mistake with polygons."""
+    total, unlabelled = sum(report.pixels), report.pixels[IGNORE]
+    if table.background is None and unlabelled > total / 2:
+        report.notes.append(
+            f"{unlabelled / total:.0%} of the pixels are covered by nothing and will be ignored; "
+            "if they are a class of their own, give it a name with --background"
+        )

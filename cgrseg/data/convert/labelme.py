@@ -1,0 +1,255 @@
+"""LabelMe's JSON files (https://github.com/wkentaro/labelme) to label PNGs.
+
+One file per image, with a list of shapes.  Areas are painted in the file's order,
+the later one on top, as LabelMe shows them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgrseg.data.convert.custom import (
+    ClassTable,
+    CustomLayout,
+    note_unlabelled,
+    settle_classes,
+    unknown_class,
+)
+from cgrseg.data.convert.place import ImageMode
+from cgrseg.data.convert.polygons import fill_circle, fill_polygon
+from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.custom import IMAGE_SUFFIXES, distinct_colours
+from cgrseg.data.parallel import Progress, run_parallel
+from cgrseg.errors import DataError, explain
+
+# LabelMe's own names, as its labels.txt has them.
+IGNORE_NAME = "__ignore__"
+BACKGROUND_NAME = "_background_"
+
+
+def read_labelme(path: Path) -> dict[str, Any]:
+    """One LabelMe file, checked for what a label map needs.
+
+    Returns:
+        Its `shapes`, `imagePath`, `imageHeight` and `imageWidth`.
+
+    Raises:
+        DataError: unreadable, or not a LabelMe file.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(data["shapes"], list):
+            raise TypeError("'shapes' is no list")
+        return {
+            "shapes": data["shapes"],
+            "imagePath": str(data["imagePath"]),
+            "imageHeight": int(data["imageHeight"]),
+            "imageWidth": int(data["imageWidth"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            explain(
+                path,
+                found=f"it cannot be read ({type(error).__name__}: {error})",
+                expected="LabelMe's JSON with shapes, imagePath, imageHeight and imageWidth",
+                remedy="open it in LabelMe and save it again, or move it out of the folder",
+            )
+        ) from error
+
+
+def draw_label(task: Task) -> np.ndarray:
+    """The label map (H, W) uint8 of one LabelMe file.
+
+    Raises:
+        DataError: unknown class, a shape without an area, or damaged contents.
+    """
+    data = read_labelme(task.source)
+    table: ClassTable = task.content
+    labels = np.full((data["imageHeight"], data["imageWidth"]), table.unlabelled, dtype=np.uint8)
+    for number, shape in enumerate(data["shapes"], start=1):
+        where = f"{task.source}, shape {number}"
+        try:
+            name = str(shape["label"])
+            mask = _area(shape, labels.shape[0], labels.shape[1])
+        except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
+            raise DataError(
+                explain(
+                    where,
+                    found=f"it cannot be drawn ({type(error).__name__}: {error})",
+                    expected="a polygon, rectangle, circle or mask",
+                    remedy="correct or remove the shape in LabelMe",
+                )
+            ) from error
+        try:
+            labels[mask] = table.value(name)
+        except KeyError:
+            raise unknown_class(where, name, table) from None
+    return labels
+
+
+def _area(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """(height, width) bool of one shape."""
+    kind = shape.get("shape_type") or "polygon"
+    points = np.asarray(shape["points"], dtype=np.float64)
+    if kind == "polygon":
+        return fill_polygon(points, height, width)
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        return fill_polygon(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]), height, width)
+    if kind == "circle":
+        return fill_circle(tuple(points[0]), tuple(points[1]), height, width)
+    if kind == "mask":
+        return _embedded_mask(shape["mask"], points, height, width)
+    raise ValueError(f"shape type {kind!r} has no area")
+
+
+def _embedded_mask(text: str, points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A PNG inside the file that covers the box from the first to the second point."""
+    import cv2
+
+    encoded = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    inner = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    if inner is None:
+        raise ValueError("the embedded mask is no image")
+    column, row = (int(v) for v in points.min(axis=0))
+    if row < 0 or column < 0 or row + inner.shape[0] > height or column + inner.shape[1] > width:
+        raise ValueError("the embedded mask reaches outside the image")
+    mask = np.zeros((height, width), dtype=bool)
+    mask[row : row + inner.shape[0], column : column + inner.shape[1]] = inner > 0
+    return mask
+
+
+def convert_labelme(
+    source: Path | str,
+    out: Path | str,
+    *,
+    images: Path | str | None = None,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    background: str | None = None,
+    ignored: Sequence[str] = (),
+    image_mode: ImageMode = "link",
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert a folder of LabelMe files to the custom layout.
+
+    Args:
+        source: folder with the JSON files.
+        out: folder that gets images, annotations and classes.txt.
+        images: folder of the images; None: where each JSON file says, or beside it.
+        split: name of the split's folders; None: no split folders.
+        classes: names in id order; None: `classes.txt` in `out`, else all names found,
+            sorted.  LabelMe's `__ignore__` and `_background_` among them are understood.
+        background: class of pixels that no shape covers; None: they are ignored.
+        ignored: names whose pixels become 255.
+        image_mode: hard links ('link') or independent files ('copy').
+        workers: processes; None chooses by the amount of work.
+        overwrite: make finished files anew too.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: nothing to convert, or class names that contradict each other.
+        EnvironmentProblem: full disk and the like.
+    """
+    folder = Path(source)
+    layout = CustomLayout(Path(out), split)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not files:
+        raise DataError(
+            explain(
+                folder,
+                found="no .json files" if folder.is_dir() else "no such folder",
+                expected="a folder with LabelMe's JSON files",
+                remedy="check the path",
+            )
+        )
+    if classes is not None and IGNORE_NAME in classes:
+        classes = [name for name in classes if name != IGNORE_NAME]
+        ignored = [*ignored, IGNORE_NAME]
+    if classes is not None and BACKGROUND_NAME in classes and background is None:
+        background = BACKGROUND_NAME
+    scanned = list(run_parallel(_scan, files, workers=workers))
+    names = sorted({name for item in scanned if isinstance(item, _Scan) for name in item.names})
+    table = settle_classes(
+        layout, given=classes, found=names, ignored=ignored, background=background
+    )
+    report = ConversionReport("labelme", layout.root, table.classes)
+    tasks: list[Task] = []
+    for path, item in zip(files, scanned, strict=True):
+        image = _find_image(path, item.image, images) if isinstance(item, _Scan) else item
+        if isinstance(image, Failure):
+            report.failures.append(image)
+            continue
+        tasks.append(
+            Task(
+                source=path,
+                label=layout.labels / f"{image.stem}.png",
+                inputs=(path,),
+                image=image,
+                image_target=layout.images / image.name,
+                content=table,
+            )
+        )
+    return run_conversion(
+        report,
+        tasks,
+        draw_label,
+        record_folder=layout.labels,
+        class_file=layout.class_file,
+        settings={"classes": table.classes, "ignored": table.ignored, "background": background},
+        palette=distinct_colours(len(table.classes)),
+        image_mode=image_mode,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        finish=functools.partial(note_unlabelled, table=table),
+    )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What a first look at a file tells: the names it uses and where its image is."""
+
+    names: tuple[str, ...]
+    image: str
+
+
+def _scan(path: Path) -> _Scan | Failure:
+    try:
+        data = read_labelme(path)
+    except DataError as error:
+        return Failure(str(path), str(error))
+    names = {str(shape["label"]) for shape in data["shapes"] if "label" in shape}
+    return _Scan(tuple(sorted(names)), data["imagePath"])
+
+
+def _find_image(path: Path, image: str, images: Path | str | None) -> Path | Failure:
+    """The image of a LabelMe file: in the folder given, where it says, or beside it."""
+    name = image.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
+    folder = Path(images) if images is not None else path.parent
+    candidates = [folder / name, *(folder / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
+    if images is None:
+        candidates.insert(0, path.parent / image.replace("\\", "/"))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    return Failure(
+        str(path),
+        explain(
+            path,
+            found=f"its image {image!r} is neither there nor in {folder}",
+            expected="the image beside its JSON file",
+            remedy="put it there, or name the folder of the images (--images)",
+        ),
+    )

@@ -1,0 +1,165 @@
+"""Getting images to their place, and reading the lists that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from cgrseg.data.custom import IMAGE_SUFFIXES
+from cgrseg.errors import DataError, explain
+from cgrseg.files import atomic_write, atomic_write_text, make_folder
+
+ImageMode = Literal["link", "copy"]
+
+
+def place_image(source: Path, target: Path, mode: ImageMode = "link") -> None:
+    """Put an image at `target` without ever leaving half of one.
+
+    Args:
+        source: existing image.
+        target: its new path; an identical file there is left alone.
+        mode: 'link' makes a hard link (no disk space; falls back to a copy where the
+            file system cannot), 'copy' an independent file.
+
+    Raises:
+        DataError: the source cannot be read.
+        EnvironmentProblem: the target cannot be written.
+    """
+    if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
+        return
+    make_folder(target.parent)
+    if mode == "link" and _hard_link(source, target):
+        return
+    try:
+        stream = source.open("rb")
+    except OSError as error:
+        raise DataError(
+            explain(
+                source,
+                found=f"it cannot be read ({error.strerror})",
+                expected="an image",
+                remedy="check the path and its permissions",
+            )
+        ) from error
+    with stream, atomic_write(target) as copy:
+        shutil.copyfileobj(stream, copy)
+
+
+def _hard_link(source: Path, target: Path) -> bool:
+    """Hard-link beside the target, then rename; False where links are impossible."""
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".link.") as folder:
+            link = Path(folder) / target.name
+            os.link(source, link)
+            os.replace(link, target)
+    except OSError:
+        return False
+    return True
+
+
+def index_images(folder: Path) -> dict[str, Path]:
+    """Images directly in `folder`, stem to path.
+
+    Raises:
+        DataError: no such folder, no images, or one stem with two suffixes.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            explain(
+                folder,
+                found="no such folder",
+                expected="a folder of images",
+                remedy="check the path",
+            )
+        )
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise DataError(
+                explain(
+                    path,
+                    found=f"the same name as {found[path.stem].name} but for the suffix",
+                    expected="one image per name: image and label are paired by it",
+                    remedy="rename or remove one of the two",
+                )
+            )
+        found[path.stem] = path
+    if not found:
+        raise DataError(
+            explain(
+                folder,
+                found="no images",
+                expected=f"files ending in one of {', '.join(IMAGE_SUFFIXES)}",
+                remedy="check the path",
+            )
+        )
+    return found
+
+
+def read_stems(path: Path) -> list[str]:
+    """The image stems that a split list names, in order, without repeats.
+
+    Blank lines, a byte-order mark and Windows line ends do no harm.
+
+    Raises:
+        DataError: unreadable, empty, or a line that is no plain file stem.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            explain(
+                path,
+                found=f"it cannot be read ({error})",
+                expected="a text file with one image stem a line",
+                remedy="check the path",
+            )
+        ) from error
+    stems: dict[str, None] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        stem = line.strip()
+        if not stem:
+            continue
+        if "/" in stem or "\\" in stem or stem in (".", ".."):
+            raise DataError(
+                explain(
+                    f"{path}, line {number}",
+                    found=repr(stem),
+                    expected="a file stem without folders",
+                    remedy="remove the folder part",
+                )
+            )
+        stems[stem] = None
+    if not stems:
+        raise DataError(
+            explain(
+                path,
+                found="an empty list",
+                expected="one image stem a line",
+                remedy="check that this is the right file",
+            )
+        )
+    return list(stems)
+
+
+def write_stems(path: Path, stems: Iterable[str]) -> int:
+    """Write a split list, one stem a line; leaves an identical file alone.
+
+    Returns:
+        The number of lines.
+    """
+    lines = list(stems)
+    text = "".join(f"{stem}\n" for stem in lines)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text.encode("utf-8"):
+            return len(lines)
+    atomic_write_text(path, text)
+    return len(lines)

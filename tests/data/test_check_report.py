@@ -1,0 +1,270 @@
+"""The parts of the doctor by themselves, with answers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgrseg.config.schema import DataConfig
+from cgrseg.data.catalogue import LabelRule, get_spec
+from cgrseg.data.check import (
+    CheckReport,
+    Finding,
+    check_dataset,
+    doctor,
+    guess_dataset,
+    quick_check,
+)
+from cgrseg.data.check.encoding import Tally, looks_shifted, position_score
+from cgrseg.data.check.inspect import Facts
+from cgrseg.data.check.leakage import nearest
+from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.errors import DataError
+
+PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+
+
+def write_pair(root, split, stem, labels):
+    rng = np.random.default_rng(sum(map(ord, split + stem)))
+    image = rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+    write_image(root / "images" / split / f"{stem}.jpg", image)
+    write_label_png(root / "annotations" / split / f"{stem}.png", labels, PALETTE)
+
+
+@pytest.fixture
+def custom(tmp_path):
+    """Nine training and three validation pictures: sky above, road below, a tree."""
+    labels = np.zeros((20, 30), np.uint8)
+    labels[10:] = 1
+    labels[5:15, 12:18] = 2
+    for split, count in (("train", 9), ("val", 3)):
+        for k in range(count):
+            write_pair(tmp_path, split, f"{split}{k}", labels)
+    (tmp_path / "classes.txt").write_text("sky\nroad\ntree\n")
+    return tmp_path
+
+
+def test_the_histogram_by_hand(custom):
+    report = check_dataset(custom)
+    assert report.findings == []
+    # 300 pixels above and 300 below, of which the tree takes 30 each.
+    assert report.histogram() == {
+        "train": {"sky": 9 * 270, "road": 9 * 270, "tree": 9 * 60},
+        "val": {"sky": 3 * 270, "road": 3 * 270, "tree": 3 * 60},
+    }
+    train = report.splits["train"]
+    assert (train.pairs, train.inspected, train.images, train.ignored) == (9, 9, (9, 9, 9), 0)
+    assert train.sizes == ((20, 30), (20, 30))
+
+
+def test_the_report_is_json_and_words(custom):
+    (custom / "annotations" / "train" / "train3.png").unlink()
+    report = check_dataset(custom)
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["ok"] is False
+    assert plain["counts"] == {"error": 1, "warning": 0, "note": 0}
+    assert plain["findings"][0]["code"] == "missing-label"
+    assert plain["findings"][0]["file"].endswith("train3.jpg")
+    assert plain["splits"]["val"]["pixels"] == [810, 810, 180]
+    text = report.text()
+    assert "error: an image has no label (missing-label, 1x)" in text
+    assert "what to do: add the label" in text
+    assert "train: 8 pairs" in text
+
+
+def test_a_label_with_an_addition_to_its_name_is_recognised(custom):
+    label = custom / "annotations" / "train" / "train3.png"
+    label.rename(label.with_name("train3_mask.png"))
+    report = check_dataset(custom)
+    remedy = next(f.remedy for f in report.findings if f.code == "missing-label")
+    assert remedy == "rename train3_mask.png, if that is its label: it must be called train3.png"
+
+
+def test_long_lists_of_one_kind_are_cut_in_words_only():
+    report = CheckReport("custom", "data", ("a",))
+    report.add(
+        Finding("error", "missing-label", f"{k}.jpg", "no label", "add it") for k in range(9)
+    )
+    assert "4 more of this kind" in report.text()
+    assert len(report.to_dict()["findings"]) == 9
+
+
+def test_findings_are_worst_first_and_never_twice():
+    report = CheckReport("custom", "data", ("a",))
+    note = Finding("note", "duplicate-image", "a", "m", "r")
+    error = Finding("error", "missing-label", "b", "m", "r")
+    report.add([note, error, note])
+    report.add([error])
+    assert report.findings == [error, note]
+
+
+def test_errors_stop_a_run_with_the_files_name(custom):
+    bad = np.zeros((20, 30), np.uint8)
+    bad[0, 0] = 7
+    write_pair(custom, "train", "train5", bad)
+    report = quick_check(DataConfig(dataset="custom", root=str(custom)))
+    with pytest.raises(DataError, match=r"train5\.png: ids 7"):
+        report.raise_for_errors()
+    check_dataset(custom / ".", splits=["val"]).raise_for_errors()
+
+
+def test_a_missing_split_is_an_error_not_a_crash(custom):
+    config = DataConfig(dataset="custom", root=str(custom), eval_split="nightly")
+    report = quick_check(config)
+    assert [finding.code for finding in report.findings] == ["split-missing"]
+    assert "'nightly'" in report.findings[0].message
+
+
+def test_the_quick_check_reads_a_part_of_large_splits(custom, monkeypatch):
+    monkeypatch.setattr(doctor, "QUICK_LABELS", 4)
+    monkeypatch.setattr(doctor, "QUICK_IMAGES", 2)
+    (custom / "images" / "train" / "train1.jpg").write_bytes(b"")
+    report = quick_check(DataConfig(dataset="custom", root=str(custom)))
+    # 9 > 2 * 4: every third of the training labels; 3 <= 2 * 4: all of validation.
+    assert {name: split.inspected for name, split in report.splits.items()} == {
+        "train": 3,
+        "val": 3,
+    }
+    assert report.findings == []
+    assert report.quick
+
+
+@given(st.integers(0, 5000), st.integers(1, 600))
+def test_samples_are_spread_evenly(length, count):
+    chosen = list(doctor.spread(length, count))
+    assert len(chosen) <= count
+    assert len(chosen) == min(length, count) or len(chosen) > count / 2
+    assert len(set(np.diff(chosen))) <= 1
+    assert chosen[:1] == [0][:length]
+
+
+def test_processes_and_threads_see_the_same(custom):
+    for k in range(20):
+        shutil.copy(
+            custom / "images" / "train" / "train0.jpg", custom / "images" / "val" / f"x{k}.jpg"
+        )
+    told = []
+    alone = check_dataset(
+        custom, workers=1, progress=lambda done, total: told.append((done, total))
+    )
+    shared = check_dataset(custom, workers=2)
+    assert told == [(k, 12) for k in range(1, 13)]
+    assert alone.findings == shared.findings
+    assert alone.splits == shared.splits
+
+
+# ---- Positions ------------------------------------------------------------------------------
+
+
+def tally_of(centres, seen=10):
+    tally = Tally(labels=seen)
+    for raw, centre in centres.items():
+        tally.seen[raw] = seen
+        tally.centres[raw] = centre * seen
+        tally.pixels[raw] = tally.files[raw] = 100
+    return tally
+
+
+def test_the_position_score_by_hand():
+    classes, rule = ("sky", "tree", "road"), LabelRule.identity(3)
+    tally = tally_of({0: 0.1, 1: 0.4, 2: 0.8, 3: 0.5})
+    score, kinds, seen = position_score(tally, classes, rule, 0)
+    assert score == pytest.approx((0.4 + 0.3) / 2)
+    assert (kinds, seen) == (2, 20)
+    # One off, "sky" finds the tree and "road" what lies in the middle.
+    assert position_score(tally, classes, rule, 1)[0] == pytest.approx((0.1 + 0.0) / 2)
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_a_shift_is_recognised_in_both_directions(shift):
+    classes, rule = ("wall", "sky", "lamp", "road", "box"), LabelRule.reduce_zero(5)
+    true = {1: 0.5, 2: 0.15, 3: 0.5, 4: 0.8, 5: 0.5}
+    assert (
+        looks_shifted(tally_of({raw + shift: c for raw, c in true.items()}), classes, rule) == shift
+    )
+
+
+def test_ids_one_too_far_without_known_places_name_both_ways_out(tmp_path):
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
+    for split in ("train", "val"):
+        write_pair(tmp_path, split, split, labels)
+    (tmp_path / "classes.txt").write_text("bolt\nnut\nwasher\n")
+    report = check_dataset(tmp_path)
+    remedy = next(f.remedy for f in report.findings if f.code == "shifted-by-one")
+    assert "data.zero_is_ignore=true" in remedy
+    assert "data.ignore_index=3" in remedy
+
+
+def test_too_few_sightings_prove_nothing():
+    classes, rule = ("wall", "sky", "lamp", "road", "box"), LabelRule.reduce_zero(5)
+    shifted = {0: 0.5, 1: 0.15, 2: 0.5, 3: 0.8, 4: 0.5}
+    assert looks_shifted(tally_of(shifted, seen=2), classes, rule) == 0
+    assert looks_shifted(tally_of(shifted, seen=3), classes, rule) == -1
+
+
+# ---- Leaks ----------------------------------------------------------------------------------
+
+
+def picture(name, grey):
+    return Facts("train", name, thumb=np.clip(grey, 0, 255).astype(np.uint8).tobytes())
+
+
+def test_the_nearest_picture_by_hand():
+    rng = np.random.default_rng(0)
+    grey = rng.integers(20, 230, (32, 32))
+    pool = [picture("other", rng.integers(0, 256, (32, 32))), picture("same", grey)]
+    [(name, distance, mirrored)] = nearest([picture("q", grey + 2)], pool)
+    assert (name, mirrored) == ("same", False)
+    assert distance == pytest.approx(2.0)
+    assert nearest([picture("q", grey[:, ::-1])], pool) == [("same", 0.0, True)]
+    assert nearest([picture("q", np.full((32, 32), 90))], pool)[0][1] == float("inf")
+    assert nearest([picture("q", grey)], [])[0][1] == float("inf")
+
+
+# ---- Which dataset --------------------------------------------------------------------------
+
+
+def test_folders_tell_which_dataset_they_are(shared_data, custom):
+    assert guess_dataset(shared_data / "camvid").dataset == "camvid"
+    assert guess_dataset(shared_data / "ade20k_samples").dataset == "ade20k"
+    assert guess_dataset(custom).dataset == "custom"
+
+
+def test_an_ade_layout_with_a_class_list_is_custom(shared_data, tmp_path):
+    shutil.copytree(shared_data / "ade20k_samples", tmp_path / "mine")
+    (tmp_path / "mine" / "classes.txt").write_text("a\nb\n")
+    assert guess_dataset(tmp_path / "mine").dataset == "custom"
+
+
+def test_a_folder_with_one_split_is_checked_by_it(custom):
+    shutil.rmtree(custom / "images" / "train")
+    config = guess_dataset(custom)
+    assert (config.train_split, config.eval_split) == ("val", "val")
+    assert check_dataset(config).ok
+
+
+@pytest.mark.parametrize("inside", [(), ("photos", "masks")])
+def test_a_folder_of_no_dataset_says_what_is_there(tmp_path, inside):
+    for name in inside:
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"photos|nothing"):
+        guess_dataset(tmp_path)
+
+
+def test_a_merged_class_list_is_judged_as_it_is_used(shared_data):
+    config = DataConfig(
+        dataset="ade20k",
+        root=str(shared_data / "ade20k_samples"),
+        merge={"building or house": ["building", "house"]},
+    )
+    report = check_dataset(config)
+    assert len(report.classes) == get_spec("ade20k").num_classes - 1
+    assert report.ok
+    plain = check_dataset(shared_data / "ade20k_samples")
+    counts, merged = plain.histogram()["val"], report.histogram()["val"]
+    assert merged["building or house"] == counts["building"] + counts["house"] > 0
