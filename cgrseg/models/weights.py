@@ -227,7 +227,7 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
         if name in in_file:
             continue
         leaf = name.rsplit(".", 1)[-1]
-        own = leaf in _CONSTANTS or leaf == "attention_biases" and not imagenet
+        own = leaf in _CONSTANTS or (leaf == "attention_biases" and not imagenet)
         own = own or (imagenet and leaf == "attention_biases_seg")
         (report.expected_missing if own else report.missing).append(name)
     report.loaded = sorted(accepted)

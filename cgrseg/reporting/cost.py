@@ -141,4 +141,8 @@ def _is_topmost(name: str, prefix: str, counts: dict[str, Any]) -> bool:
     if name == prefix:
         return True
     # A list of modules is never called itself: its direct members stand for it.
-    return prefix not in counts and name.startswith(prefix + ".") and "." not in name[len(prefix) + 1 :]
+    return (
+        prefix not in counts
+        and name.startswith(prefix + ".")
+        and "." not in name[len(prefix) + 1 :]
+    )
