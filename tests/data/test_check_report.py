@@ -91,6 +91,7 @@ def test_long_lists_of_one_kind_are_cut_in_words_only():
         Finding("error", "missing-label", f"{k}.jpg", "no label", "add it") for k in range(9)
     )
     assert "4 more of this kind" in report.text()
+    assert report.text().count("what to do: add it") == 1
     assert len(report.to_dict()["findings"]) == 9
 
 
@@ -268,3 +269,18 @@ def test_a_merged_class_list_is_judged_as_it_is_used(shared_data):
     plain = check_dataset(shared_data / "ade20k_samples")
     counts, merged = plain.histogram()["val"], report.histogram()["val"]
     assert merged["building or house"] == counts["building"] + counts["house"] > 0
+
+
+def test_neighbouring_frames_of_a_moving_camera_are_no_copies(shared_data, tmp_path):
+    """A fifteenth of a second apart: similar, but not the same picture."""
+    for split, frame in (("train", "0016E5_07979"), ("val", "0016E5_07981")):
+        for kind, suffix in (("images", ".jpg"), ("annotations", ".png")):
+            target = tmp_path / kind / split / f"{frame}{suffix}"
+            target.parent.mkdir(parents=True)
+            shutil.copy(shared_data / "camvid" / kind / "val" / target.name, target)
+    report = check_dataset(DataConfig(dataset="camvid", root=str(tmp_path)))
+    assert {split: summary.inspected for split, summary in report.splits.items()} == {
+        "train": 1,
+        "val": 1,
+    }
+    assert [finding.code for finding in report.findings if "leak" in finding.code] == []

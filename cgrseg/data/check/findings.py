@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ class CheckReport:
         if not errors:
             return
         lines = [f"{self.root}: {len(errors)} problems that training cannot live with"]
-        lines += [_sentence(finding) for finding in errors[:5]]
+        lines += _sentences(errors[:5])
         if len(errors) > 5:
             lines.append(f"and {len(errors) - 5} more; `cgrseg data check` lists all of them")
         raise DataError("\n".join(lines))
@@ -183,7 +183,7 @@ class CheckReport:
                 by_code.setdefault(finding.code, []).append(finding)
             for code, group in by_code.items():
                 lines.append(f"{severity}: {CODES[code]} ({code}, {len(group)}x)")
-                lines += [_sentence(finding) for finding in group[:per_code]]
+                lines += _sentences(group[:per_code])
                 if len(group) > per_code:
                     lines.append(f"  and {len(group) - per_code} more of this kind")
         counts = [f"{len(self.of(s))} {s}{'s' * (len(self.of(s)) != 1)}" for s in SEVERITIES]
@@ -191,5 +191,11 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def _sentence(finding: Finding) -> str:
-    return f"  {finding.file}: {finding.message}\n    what to do: {finding.remedy}"
+def _sentences(findings: Sequence[Finding]) -> list[str]:
+    """One line for each finding; advice that several in a row share is given once."""
+    lines = []
+    for place, finding in enumerate(findings):
+        lines.append(f"  {finding.file}: {finding.message}")
+        if place + 1 == len(findings) or findings[place + 1].remedy != finding.remedy:
+            lines.append(f"    what to do: {finding.remedy}")
+    return lines

@@ -3,8 +3,8 @@
 Pictures are compared by their 32 x 32 grey thumbnails, upright and mirrored.  A
 photograph saved again at JPEG quality 30, or at half its size, stays within 1.1 grey
 levels (root mean square) of itself; the nearest frames of different CamVid splits are
-17 apart.  The limit of 3 is near the first: neighbouring frames of a video are no
-finding, copies are.
+17 apart, frames a fifteenth of a second apart 4 or more while the camera moves.  So
+copies are found, and neighbouring frames only where the camera stands still.
 """
 
 from __future__ import annotations

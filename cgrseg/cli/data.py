@@ -1,0 +1,278 @@
+"""`cgrseg data`: what datasets there are, converting them, checking them, looking at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cgrseg.cli import data_convert
+from cgrseg.cli.common import EXIT_PARTLY, Commands, DataRoot, Settings, make_console, with_changes
+from cgrseg.cli.data_convert import progress_bar
+
+if TYPE_CHECKING:
+    from cgrseg.config import Config
+    from cgrseg.data.check import CheckReport
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Datasets: list, convert, check and look at them, or draw a synthetic one.",
+)
+app.add_typer(data_convert.app, name="convert")
+
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG|FOLDER",
+        help="A preset's name, a .py or .json config, a run's folder, or the folder of a dataset.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes. Default: as the amount of work suggests.", show_default=False),
+]
+
+
+@app.command("list")
+def list_datasets(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show one dataset in full: classes, encoding, folders, source."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the datasets that are known by name.
+
+    Examples:
+      cgrseg data list
+
+      cgrseg data list coco_stuff10k
+    """
+    from rich.table import Table
+
+    from cgrseg.data.catalogue import get_spec, list_specs
+
+    console = make_console()
+    names = list_specs() if name is None else [name]
+    if as_json:
+        console.print_json(json.dumps([_describe(each) for each in names]))
+        return
+    if name is not None:
+        for key, value in _describe(name).items():
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            console.print(f"{key}: {text}", markup=False)
+        return
+    table = Table(show_edge=False, pad_edge=False)
+    for title in ("name", "classes", "ids in label files", "default folder"):
+        table.add_column(title, overflow="fold", justify="right" if title == "classes" else "left")
+    for each in names:
+        spec = get_spec(each)
+        endings = f"*{spec.label_suffix}: {spec.label_rule.meaning}"
+        table.add_row(each, str(spec.num_classes), endings, spec.default_root)
+    table.add_row("custom", "", "yours: docs/data_tools.md", "--data-root")
+    console.print(table)
+
+
+def _describe(name: str) -> dict[str, object]:
+    from cgrseg.data.catalogue import get_spec
+
+    spec = get_spec(name)
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "classes": list(spec.classes),
+        "encoding": [f"*{suffix}: {rule.meaning}" for suffix, rule in spec.encodings],
+        "splits": [f"{key}: {lay.images}, {lay.labels}" for key, lay in spec.splits.items()],
+        "default_root": spec.default_root,
+        "how_to_get": spec.how_to_get,
+        "notes": spec.notes,
+    }
+
+
+@app.command()
+def check(
+    subject: Subject,
+    settings: Settings = None,
+    data_root: DataRoot = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="For FOLDER: which dataset it is. Default: told by its folders."),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only this split; may be repeated. Default: all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short form that runs before every training.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Warnings count as errors for the exit status.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the histogram of classes to this .png, .svg or .pdf.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON instead of words.")
+    ] = False,
+    workers: Workers = None,
+) -> None:
+    """Look for everything that spoils training: pairs, sizes, ids, encodings, leaks.
+
+    The exit status is 1 when there are errors, 2 when the dataset cannot be described.
+
+    Examples:
+      cgrseg data check cgrseg-t_ade20k_160k --data-root /data/ADEChallengeData2016
+
+      cgrseg data check data/mine --plot classes.png
+
+      cgrseg data check data/mine --json > report.json
+    """
+    from cgrseg.data.check import check_dataset
+
+    config = _load(subject, settings, data_root, dataset)
+    with progress_bar("checking", hidden=as_json) as progress:
+        report = check_dataset(
+            config.data, splits=split or None, quick=quick, workers=workers, progress=progress
+        )
+    console = make_console()
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        console.print(report.text(), markup=False, soft_wrap=True)
+    if plot is not None:
+        _plot_classes(report, plot)
+        if not as_json:
+            console.print(f"histogram of classes: {plot}", markup=False)
+    if report.exit_code(strict=strict):
+        raise typer.Exit(EXIT_PARTLY)
+
+
+def _plot_classes(report: CheckReport, target: Path) -> None:
+    import numpy as np
+
+    from cgrseg.visual.plots import class_histogram, save_figure
+
+    total = np.zeros(len(report.classes), dtype=np.int64)
+    for summary in report.splits.values():
+        total += np.asarray(summary.pixels, dtype=np.int64)
+    names = ", ".join(report.splits)
+    save_figure(class_histogram(report.classes, total, title=f"{report.dataset}: {names}"), target)
+
+
+@app.command()
+def browse(
+    subject: Subject,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("sheet.html"),
+    data_root: DataRoot = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="For FOLDER: which dataset it is. Default: told by its folders."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Default: the training split.", show_default=False)
+    ] = None,
+    augmented: Annotated[
+        bool,
+        typer.Option("--augmented", help="The first training samples, as the network gets them."),
+    ] = False,
+    count: Annotated[int, typer.Option(help="At most this many pictures.", min=1)] = 24,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="Only pictures with this class.", show_default=False),
+    ] = None,
+    width: Annotated[int, typer.Option(help="Width of a picture in pixels.", min=16)] = 360,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is no contact sheet.")
+    ] = False,
+) -> None:
+    """Write an HTML page of images with their labels over them.
+
+    Examples:
+      cgrseg data browse data/mine --out sheet.html
+
+      cgrseg data browse cgrseg-t_ade20k_160k --augmented --out augmented.html
+
+      cgrseg data browse data/camvid --split test --class bicyclist
+    """
+    from cgrseg.data.browse import write_sheet
+
+    config = _load(subject, settings, data_root, dataset)
+    with progress_bar("pictures") as progress:
+        sheet = write_sheet(
+            config,
+            out,
+            split=split,
+            count=count,
+            augmented=augmented,
+            class_name=class_name,
+            width=width,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    console = make_console()
+    console.print(f"{sheet.path}: {sheet.shown} pictures; open it in a browser", markup=False)
+    for problem in sheet.problems:
+        console.print(f"cannot be shown: {problem}", markup=False, soft_wrap=True)
+    if sheet.problems:
+        raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    train: Annotated[int, typer.Option(help="Training scenes.", min=1)] = 240,
+    val: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 60,
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width in pixels.")] = (256, 256),
+    seed: Annotated[int, typer.Option(help="Of all scenes.", min=0)] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier result of other settings.")
+    ] = False,
+) -> None:
+    """Draw a synthetic dataset: something to try everything on without a download.
+
+    Example:
+      cgrseg data synth data/synthetic --train 240 --val 60
+    """
+    from cgrseg.data.synthetic import write_dataset
+
+    with progress_bar("scenes") as progress:
+        root = write_dataset(out, train, val, size, seed, overwrite=overwrite, progress=progress)
+    make_console().print(f"{root}: {train} training and {val} validation scenes", markup=False)
+
+
+def _load(
+    subject: str, settings: list[str] | None, data_root: str | None, dataset: str | None
+) -> Config:
+    """A run's settings from a config, or from the folder of a dataset.
+
+    A folder gets the training recipe of its dataset, where there is a published one.
+    """
+    from cgrseg.config import list_presets, load_config
+    from cgrseg.data.check import guess_dataset
+    from cgrseg.errors import ConfigError, explain
+
+    changes = with_changes(settings, data__root=data_root)
+    folder = Path(subject)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        name = dataset or changes.get("data.dataset")
+        if name is None and "data.classes" in changes:
+            name = "custom"
+        known = {"dataset": name} if name else guess_dataset(folder).model_dump()
+        found = {f"data.{key}": value for key, value in {**known, "root": subject}.items()}
+        named = {each: load_config(each).data.dataset for each in list_presets()}
+        fitting = [each for each, used in named.items() if used == known["dataset"]]
+        return load_config(fitting[0] if fitting else "cgrseg-t_custom", {**found, **changes})
+    if dataset is not None:
+        raise ConfigError(
+            explain(
+                "--dataset",
+                found=f"{dataset!r} together with the config {subject}",
+                expected="--dataset for a folder only; a config says itself which dataset it uses",
+                remedy=f"leave it out, or set data.dataset={dataset}",
+            )
+        )
+    return load_config(subject, changes)

@@ -1,0 +1,315 @@
+"""`cgrseg data convert`: from published or hand-made annotations to label PNGs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cgrseg.cli.common import EXIT_PARTLY, Commands, is_first_process, make_console
+
+if TYPE_CHECKING:
+    from cgrseg.data.convert import ConversionReport
+    from cgrseg.data.parallel import Progress
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Make label PNGs. Finished files are kept, so an interrupted conversion can be run again. "
+    "What is damaged is named and skipped, and the exit status is then 1.",
+)
+
+
+class Placing(str, Enum):
+    """How images get to their place."""
+
+    link = "link"
+    copy = "copy"
+
+
+Source = Annotated[Path, typer.Argument(help="What to convert.", show_default=False)]
+Out = Annotated[Path, typer.Argument(help="Folder that gets the result.", show_default=False)]
+Images = Annotated[
+    Placing,
+    typer.Option(help="Images as hard links (no disk space; copied where impossible) or copies."),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Name of the split's folders, e.g. train. Default: no split folders."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Class names in id order: a text file with one a line, or names with commas. "
+        "Default: OUT/classes.txt if it is there, else what is found."
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(help="Class of pixels that nothing covers. Default: they are ignored (255)."),
+]
+Ignore = Annotated[
+    list[str] | None, typer.Option(help="Class whose pixels are ignored; may be repeated.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes. Default: as the amount of work suggests.", show_default=False),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Make everything anew, also over files of others.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+
+
+@app.command("coco-stuff10k")
+def coco_stuff10k(
+    source: Source,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that gets the result. Default: SOURCE itself."),
+    ] = None,
+    lists: Annotated[
+        list[str] | None, typer.Option(help="train or test; may be repeated. Default: both.")
+    ] = None,
+    images: Images = Placing.link,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """COCO-Stuff-10k from its raw download (images, annotations/*.mat, imageLists).
+
+    Example:
+      cgrseg data convert coco-stuff10k downloads/cocostuff-10k-v1.1 --out data/coco_stuff10k
+    """
+    from cgrseg.data.convert import convert_coco_stuff10k
+
+    _run(
+        lambda progress: convert_coco_stuff10k(
+            source,
+            out,
+            lists=lists or None,
+            image_mode=images.value,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        ),
+        as_json,
+    )
+
+
+@app.command("pascal-context")
+def pascal_context(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="trainval_merged.json, or the folder of the 459-class .mat files.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The VOC2010 folder: gets SegmentationClassContext and ImageSets.")
+    ] = Path("data/VOCdevkit/VOC2010"),
+    lists: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with train.txt and val.txt. Default: as the source says, else "
+            "OUT/ImageSets/SegmentationContext, else OUT/ImageSets/Main."
+        ),
+    ] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pascal Context, 59 classes, from either published form.
+
+    Example:
+      cgrseg data convert pascal-context data/VOCdevkit/VOC2010/trainval_merged.json
+    """
+    from cgrseg.data.convert import convert_pascal_context
+
+    _run(
+        lambda progress: convert_pascal_context(
+            source, out, lists=lists, workers=workers, overwrite=overwrite, progress=progress
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def labelme(
+    source: Source,
+    out: Out,
+    image_folder: Annotated[
+        Path | None, typer.Option(help="Folder of the images. Default: where each file says.")
+    ] = None,
+    split: Split = None,
+    classes: Classes = None,
+    background: Background = None,
+    ignore: Ignore = None,
+    images: Images = Placing.link,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """A folder of LabelMe JSON files.
+
+    Example:
+      cgrseg data convert labelme annotated data/mine --background other
+    """
+    from cgrseg.data.convert import convert_labelme
+
+    _run(
+        lambda progress: convert_labelme(
+            source,
+            out,
+            images=image_folder,
+            split=split,
+            classes=read_names(classes),
+            background=background,
+            ignored=ignore or (),
+            image_mode=images.value,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def coco(
+    source: Annotated[Path, typer.Argument(help="instances JSON file.", show_default=False)],
+    image_folder: Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)],
+    out: Out,
+    split: Split = None,
+    background: Background = None,
+    ignore: Ignore = None,
+    images: Images = Placing.link,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """COCO instances: polygons and run-length masks.
+
+    Example:
+      cgrseg data convert coco instances_train.json train2017 data/mine --split train
+    """
+    from cgrseg.data.convert import convert_coco_instances
+
+    _run(
+        lambda progress: convert_coco_instances(
+            source,
+            image_folder,
+            out,
+            split=split,
+            background=background,
+            ignored=ignore or (),
+            image_mode=images.value,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def rgb(
+    image_folder: Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)],
+    masks: Annotated[Path, typer.Argument(help="Folder of the masks.", show_default=False)],
+    out: Out,
+    colours: Annotated[
+        Path | None,
+        typer.Option(
+            "--colours",
+            "--colors",
+            help="Text file of lines such as 'road 128 64 128', or JSON. Without it, the colours "
+            "found are listed and nothing is written.",
+        ),
+    ] = None,
+    mask_suffix: Annotated[
+        str, typer.Option(help="What mask names have after the image's name, e.g. _L.")
+    ] = "",
+    split: Split = None,
+    ignore: Ignore = None,
+    images: Images = Placing.link,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Colour masks, where each class has a colour.
+
+    Example:
+      cgrseg data convert rgb photos masks data/mine --colours colours.txt --ignore void
+    """
+    from cgrseg.data.convert import convert_rgb_masks
+
+    _run(
+        lambda progress: convert_rgb_masks(
+            image_folder,
+            masks,
+            out,
+            colours=colours,
+            mask_suffix=mask_suffix,
+            split=split,
+            ignored=ignore or (),
+            image_mode=images.value,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        ),
+        as_json,
+    )
+
+
+def read_names(text: str | None) -> list[str] | None:
+    """Class names from a text file, or separated by commas."""
+    if text is None:
+        return None
+    if Path(text).is_file():
+        from cgrseg.data.custom import read_class_list
+
+        return list(read_class_list(Path(text)))
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, *, hidden: bool = False) -> Iterator[Progress | None]:
+    """A bar on standard error while something runs, where a terminal is there to show it.
+
+    Yields:
+        A function of (done, total), or None where nobody would see it.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if hidden or not console.is_terminal or not is_first_process():
+        yield None
+        return
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _run(convert: Callable[[Progress | None], ConversionReport], as_json: bool) -> None:
+    with progress_bar("converting", hidden=as_json) as progress:
+        report = convert(progress)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        make_console().print(report.text(), markup=False, soft_wrap=True)
+    if report.exit_code:
+        raise typer.Exit(EXIT_PARTLY)
