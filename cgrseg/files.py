@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from cgrseg.errors import EnvironmentProblem, explain
 
@@ -54,37 +54,58 @@ def make_folder(path: Path | str) -> Path:
     return folder
 
 
+class _ReportingStream:
+    """A binary stream whose failed writes say which file they were meant for."""
+
+    def __init__(self, stream: IO[bytes], target: Path) -> None:
+        self._stream = stream
+        self._target = target
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._stream.write(content)
+        except OSError as error:
+            raise writing_problem(self._target, error) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` once the block ends without an error.
 
     The folder is created if need be.  On any error the target stays as it was and
-    the partial file is removed.
+    the partial file is removed; errors of the block itself pass through unchanged.
 
     Raises:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     target = Path(path)
     make_folder(target.parent)
-    partial: str | None = None
     try:
         descriptor, partial = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
         )
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, target)
-        partial = None
-        _sync_folder(target.parent)
     except OSError as error:
         raise writing_problem(target, error) from error
+    stream = os.fdopen(descriptor, "wb")
+    try:
+        yield cast(IO[bytes], _ReportingStream(stream, target))
+        try:
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+            os.chmod(partial, 0o666 & ~_UMASK)
+            os.replace(partial, target)
+        except OSError as error:
+            raise writing_problem(target, error) from error
+        _sync_folder(target.parent)
     finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
+        with contextlib.suppress(OSError):
+            stream.close()
+        with contextlib.suppress(OSError):
+            os.unlink(partial)  # gone already once it has replaced the target
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
@@ -95,16 +116,18 @@ def atomic_write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Replace `path` by `value` as readable JSON (NaN is refused: it is no JSON)."""
-    atomic_write_text(
-        path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _umask() -> int:
-    # The umask can only be read by setting it; mkstemp ignores it and makes 0600.
-    current = os.umask(0)
+def _read_umask() -> int:
+    # The umask can only be read by setting it, for all threads: once, at import.
+    current = os.umask(0o022)
     os.umask(current)
     return current
+
+
+# mkstemp makes files that nobody else may read; ours get the permissions that open() gives.
+_UMASK = _read_umask()
 
 
 def _sync_folder(folder: Path) -> None:

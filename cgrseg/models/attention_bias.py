@@ -15,17 +15,15 @@ Legend: A heads, R table cells per side, Q queries, K keys.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Sizes seen in turn are few (buckets, scales of one image); a matrix larger than this is
-# as large as the attention it is added to, so keeping it would double the memory in use.
-_MAX_CACHED_SIZES = 8
-_MAX_CACHED_BYTES = 64 * 1024 * 1024
+# Of one attention.  Sizes seen in turn are few (buckets, scales of one image); what does not
+# fit is computed again, so that memory stays bounded whatever sizes come.
+_MAX_CACHED_BYTES = 24 * 1024 * 1024
 
 
 def offset_index(cells: int, query_stride: int = 1) -> Tensor:
@@ -52,19 +50,26 @@ class AttentionBias:
     Not a module and no part of the state dict.  The key of the cache is the *value* of
     the table, compared at every use: a version counter misses writes through `.data`
     (as averaged weights are often swapped in), and an address is reused after a move.
-    The comparison reads a few kilobytes.
+    The comparison reads a few kilobytes; on a GPU it makes the host wait once per
+    attention, which the compiled forms of the network do not.
+
+    Threads may share a network: what is kept is replaced as a whole, never changed.
     """
 
     def __init__(self) -> None:
-        self._table: Tensor | None = None
-        self._resized: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._kept: tuple[Tensor, dict[tuple[int, int], Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start with an empty cache: cheap to fill, and never shared.
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]  # same start as a new object
+        self._kept = None
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that the kept biases take."""
+        return 0 if self._kept is None else sum(bias.nbytes for bias in self._kept[1].values())
 
     def __call__(
         self, table: nn.Parameter, index: Tensor, queries: int, keys: int, training: bool
@@ -81,33 +86,33 @@ class AttentionBias:
         Returns:
             (A, Q, K) in the table's dtype.
         """
-        if torch.compiler.is_compiling():
-            # Part of the graph: always computed from the table that is passed in.
+        if torch.compiler.is_compiling() or (
+            table.is_cuda and torch.cuda.is_current_stream_capturing()
+        ):
+            # Part of a graph: always computed from the table that is passed in.
             return _resize(table[:, index], queries, keys)
         if training or (torch.is_grad_enabled() and table.requires_grad):
             return _resize(table[:, index], queries, keys)
-        if (
-            self._table is None
-            or self._table.dtype != table.dtype
-            or self._table.device != table.device
-            or not torch.equal(self._table, table)
-        ):
-            self._resized.clear()
+        kept = self._kept
+        if kept is None or not _same(kept[0], table):
             with torch.inference_mode(False), torch.no_grad():
-                self._table = table.detach().clone()
+                kept = (table.detach().clone(), {})
         size = (queries, keys)
-        bias = self._resized.get(size)
+        bias = kept[1].get(size)
         if bias is None:
             # Outside inference mode, so that the kept tensor can be used in any mode later.
             with torch.inference_mode(False), torch.no_grad():
-                bias = _resize(self._table[:, index], queries, keys)  # type: ignore[index]
+                bias = _resize(kept[0][:, index], queries, keys)
+            others = kept[1]
+            if sum(other.nbytes for other in others.values()) + bias.nbytes > _MAX_CACHED_BYTES:
+                others = {}
             if bias.nbytes <= _MAX_CACHED_BYTES:
-                self._resized[size] = bias
-                if len(self._resized) > _MAX_CACHED_SIZES:
-                    self._resized.popitem(last=False)
-        else:
-            self._resized.move_to_end(size)
+                self._kept = (kept[0], {**others, size: bias})
         return bias
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and bool(torch.equal(one, other))
 
 
 def _resize(bias: Tensor, queries: int, keys: int) -> Tensor:

@@ -12,6 +12,7 @@ Legend: N images, H x W pixels, C_i channels of scale i, M head width, K classes
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,12 @@ class CGRSeg(
         table = VARIANTS[variant].replaced(context_blocks, channels, drop_path)
         self.variant = variant
         self.context_blocks = table.context_blocks
+        self.drop_path_rate = table.drop_path
         self.num_classes = num_classes
         self.classes = tuple(classes) if classes is not None else None
-        self.palette = tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette else None
+        self.palette = (
+            tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette is not None else None
+        )
         self.preprocessing = preprocessing
         self.backbone = EfficientFormerV2(table.backbone, table.drop_path, freeze_norm)
         self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
@@ -184,9 +188,29 @@ class CGRSeg(
         logits, initial = self.decode_head(self.backbone(x)[1:])
         return logits, initial
 
+    def options(self) -> dict[str, Any]:
+        """Arguments that build this network again, as plain values fit for JSON."""
+        table = VARIANTS[self.variant]
+        return {
+            "variant": self.variant,
+            "num_classes": self.num_classes,
+            "context_blocks": self.context_blocks,
+            "channels": self.decode_head.conv_seg.in_channels,
+            "dropout": self.decode_head.dropout.p,
+            "drop_path": self.drop_path_rate if self.drop_path_rate != table.drop_path else None,
+            "freeze_norm": self.backbone.freeze_norm,
+            "classes": list(self.classes) if self.classes is not None else None,
+            "palette": [[int(v) for v in colour] for colour in self.palette]
+            if self.palette is not None
+            else None,
+            "preprocessing": self.preprocessing,
+        }
+
     def _save_pretrained(self, save_directory: Path) -> None:
         from cgrseg.models.weights import save_safetensors
 
+        # What the network is now, not what its constructor was once given.
+        self._hub_mixin_config = self.options()
         save_safetensors(self, save_directory / "model.safetensors")
 
     @classmethod
@@ -194,17 +218,18 @@ class CGRSeg(
         cls,
         *,
         model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
         map_location: str = "cpu",
-        strict: bool = True,
         **model_kwargs: Any,
     ) -> CGRSeg:
         from cgrseg.models.weights import load_weights, locate_pretrained
 
+        for name in ("proxies", "resume_download", "strict"):  # older hub clients pass these
+            model_kwargs.pop(name, None)
         path = locate_pretrained(
             model_id,
             revision=revision,
@@ -213,8 +238,14 @@ class CGRSeg(
             local_files_only=local_files_only,
             token=token,
         )
+        for name in ("classes", "palette"):  # of the saved network, when the caller asks for
+            values = model_kwargs.get(name)  # another number of classes
+            if values is not None and len(values) != model_kwargs.get("num_classes", 150):
+                model_kwargs[name] = None
         model = cls(**model_kwargs)
-        load_weights(model, path, verbose=False)
+        report = load_weights(model, path, verbose=False)
+        if report.fresh:
+            print(report, file=sys.stderr)
         return model.to(map_location).eval()
 
 

@@ -9,9 +9,12 @@ code left numpy scalars in `meta`; anything that would call code is refused.
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +28,20 @@ from cgrseg.errors import WeightsError, explain
 
 StateDict = dict[str, Tensor]
 
-# Where a state dict sits in the files of known tools, most specific first.  Averaged
-# weights come before raw ones: they are what their authors evaluate.
-_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model", "module")
+# Where a state dict sits in the files of known tools, first found first taken.  Where a
+# tool keeps averaged weights beside raw ones, the first is what its authors evaluate:
+# timm marks its averages; mmengine writes averages as `state_dict` and the raw weights as
+# `ema_state_dict`; the EfficientFormerV2 authors evaluate `model`.
+_CONTAINERS = (
+    "state_dict_ema",
+    "state_dict",
+    "model",
+    "module",
+    "model_ema",
+    "ema_state_dict",
+)
+# Counters that wrappers of averaged weights keep among the parameters.
+_COUNTERS = ("n_averaged", "steps")
 # Wrappers that put their own name before every parameter: data parallel and averaged
 # models, compiled modules, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network_module.")
@@ -45,6 +59,8 @@ class Checkpoint:
     """`meta` of a `.pth`, `config.json` of a folder, metadata of a safetensors file."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else lies beside the weights (optimiser state and the like)."""
+    notes: list[str] = field(default_factory=list)
+    """In words: which of several sets of weights was taken."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -75,10 +91,14 @@ def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
     if location.exists():
         return location
     text = str(path)
-    looks_like_hub = (
-        re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
-        and location.suffix not in {".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx"}
-    )
+    looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and location.suffix not in {
+        ".pth",
+        ".pt",
+        ".bin",
+        ".safetensors",
+        ".ckpt",
+        ".onnx",
+    }
     if not looks_like_hub:
         raise WeightsError(
             explain(
@@ -155,6 +175,9 @@ def _read_folder(folder: Path) -> Checkpoint:
 def _read_safetensors(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
+    head = _first_bytes(path)
+    if head[8:9] != b"{":
+        raise WeightsError(_foreign_file(path, head))
     try:
         with safe_open(str(path), framework="pt", device="cpu") as stream:
             state_dict = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
@@ -175,14 +198,18 @@ def _truncated(path: Path, error: Exception) -> str:
     )
 
 
-def _numpy_types() -> list[Any]:
-    """Plain numpy types that may stand in `meta`, under the names of numpy 1 and 2."""
-    multiarray = np.core.multiarray if np.lib.NumpyVersion(np.__version__) < "2.0.0" else None
-    if multiarray is None:
-        from numpy._core import multiarray
-    scalar = multiarray.scalar
-    reconstruct = multiarray._reconstruct
-    allowed: list[Any] = [np.dtype, np.ndarray]
+def _plain_types() -> list[Any]:
+    """Types of plain data that training code leaves beside weights.
+
+    numpy's scalars and arrays under the names of numpy 1 and 2, and the namespace of
+    parsed arguments (the EfficientFormerV2 authors store theirs); none runs code.
+    """
+    try:
+        multiarray = importlib.import_module("numpy._core.multiarray")
+    except ImportError:  # numpy 1
+        multiarray = importlib.import_module("numpy.core.multiarray")
+    scalar, reconstruct = multiarray.scalar, multiarray._reconstruct
+    allowed: list[Any] = [np.dtype, np.ndarray, argparse.Namespace]
     allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed.append((scalar, f"{module}.scalar"))
@@ -190,22 +217,50 @@ def _numpy_types() -> list[Any]:
     return allowed
 
 
-def _read_pickle(path: Path) -> Checkpoint:
-    head = path.read_bytes()[:64]
-    if not head.startswith(b"PK\x03\x04") and head[:1] != b"\x80":
+def _first_bytes(path: Path, count: int = 64) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(count)
+    except OSError as error:
         raise WeightsError(
             explain(
                 path,
-                found=_foreign_kind(head),
-                expected="a PyTorch .pth file or a .safetensors file",
-                remedy="check that the download finished and that this is the weight file itself",
+                found=f"it cannot be opened ({error.strerror or error})",
+                expected="a weight file that this user may read",
+                remedy="check its permissions and the disk that it lies on",
             )
-        )
+        ) from error
+
+
+def _foreign_file(path: Path, head: bytes) -> str:
+    return explain(
+        path,
+        found=_foreign_kind(head),
+        expected="a PyTorch .pth file or a .safetensors file",
+        remedy="check that the download finished and that this is the weight file itself",
+    )
+
+
+def _read_pickle(path: Path) -> Checkpoint:
+    head = _first_bytes(path)
+    if not head.startswith(b"PK\x03\x04") and head[:1] != b"\x80":
+        raise WeightsError(_foreign_file(path, head))
     try:
-        with torch.serialization.safe_globals(_numpy_types()):
+        with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is said below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = _refused_global(str(error))
+    except Exception as error:  # a damaged pickle fails in any of a dozen ways
+        text = str(error)
+        if "TorchScript" in text:
+            raise WeightsError(
+                explain(
+                    path,
+                    found="it is a TorchScript program, not weights",
+                    expected="a state dict",
+                    remedy="save the state_dict() of the network that it was made from",
+                )
+            ) from error
+        culprit = _refused_global(text) if isinstance(error, pickle.UnpicklingError) else None
         if culprit is None:
             raise WeightsError(_truncated(path, error)) from error
         raise WeightsError(
@@ -215,11 +270,10 @@ def _read_pickle(path: Path) -> Checkpoint:
                 "tensor nor plain data",
                 expected="tensors, numbers, texts, lists and dictionaries only",
                 remedy="do not load it unless you trust its author; if you do, open it in an "
-                "environment of its own and save its state dict alone with torch.save",
+                "environment of its own (mmengine's training files need theirs) and save its "
+                "state dict alone with torch.save",
             )
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(_truncated(path, error)) from error
     return _unpack(path, content)
 
 
@@ -227,8 +281,9 @@ def _refused_global(message: str) -> str | None:
     """What PyTorch's restricted unpickler refused, told from its message; none: nothing."""
     for pattern in (r"GLOBAL ([\w.]+)", r"nsupported (?:global|class|operand)\W+([\w.]+)"):
         found = re.search(pattern, message)
-        if found is not None:
-            return found.group(1)
+        # Without a module before it, it is no name: an opcode, or a name cut short.
+        if found is not None and "." in found.group(1).strip("."):
+            return found.group(1).strip(".")
     return None
 
 
@@ -248,15 +303,19 @@ def _unpack(path: Path, content: Any) -> Checkpoint:
     """Find the state dict in what a pickle held."""
     extra: dict[str, Any] = {}
     meta: dict[str, Any] = {}
+    notes: list[str] = []
     tensors = content
     if isinstance(content, Mapping):
         meta = dict(content["meta"]) if isinstance(content.get("meta"), Mapping) else {}
         for key in _CONTAINERS:
-            if isinstance(content.get(key), Mapping) and _has_tensors(content[key]):
+            if _holds_tensors(content.get(key)):
                 tensors = content[key]
                 extra = {k: v for k, v in content.items() if k not in (key, "meta")}
+                others = [k for k in _CONTAINERS if k in extra and _holds_tensors(extra[k])]
+                if others:
+                    notes.append(f"taken from '{key}'; the file also has {', '.join(others)}")
                 break
-    if not isinstance(tensors, Mapping) or not _has_tensors(tensors):
+    if not _holds_tensors(tensors):
         names = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ""
         raise WeightsError(
             explain(
@@ -268,20 +327,19 @@ def _unpack(path: Path, content: Any) -> Checkpoint:
             )
         )
     named = {str(k): v for k, v in tensors.items() if isinstance(v, Tensor)}
-    return Checkpoint(str(path), _strip_prefixes(named), meta, extra)
+    return Checkpoint(str(path), _strip_prefixes(named), meta, extra, notes)
 
 
-def _has_tensors(mapping: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in mapping.values())
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
 
 
 def _strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
     """Remove wrappers' prefixes as long as every parameter carries one.
 
-    `n_averaged`, the counter of torch's averaged-model wrapper, carries none and is
-    left out.
+    Counters of averaged-model wrappers carry none and are left out.
     """
-    names = {k: v for k, v in state_dict.items() if k != "n_averaged"}
+    names = {k: v for k, v in state_dict.items() if k not in _COUNTERS}
     while True:
         prefix = next((p for p in _PREFIXES if names and all(k.startswith(p) for k in names)), None)
         if prefix is None:

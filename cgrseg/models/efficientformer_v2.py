@@ -280,12 +280,17 @@ class EfficientFormerV2(nn.Module):
         self.freeze_norm = freeze_norm
         first = table.channels[0]
         self.patch_embed = nn.Sequential(
-            *conv_norm(3, first // 2, 3, 2), nn.GELU(), *conv_norm(first // 2, first, 3, 2), nn.GELU()
+            *conv_norm(3, first // 2, 3, 2),
+            nn.GELU(),
+            *conv_norm(first // 2, first, 3, 2),
+            nn.GELU(),
         )
         blocks_in_all = sum(table.depths)
         built = 0
         layers: list[nn.Module] = []  # stage, downsampling, stage, ... as published
-        for stage, (channels, expansions) in enumerate(zip(table.channels, table.expansions)):
+        for stage, (channels, expansions) in enumerate(
+            zip(table.channels, table.expansions, strict=True)
+        ):
             cells = _TABLE_INPUT // STRIDES[stage]
             if stage == 3:
                 layers.append(DualPathDownsample(table.channels[2], channels, 2 * cells))

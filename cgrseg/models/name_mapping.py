@@ -82,9 +82,7 @@ def timm_name(name: str) -> str:
         if rest.startswith("attn."):
             return f"{place}attn.{_first_match(_ATTENTION, rest[len('attn.') :])}"
         pair = ("conv", "bn") if stage == "3" else ("proj", "norm")
-        return place + re.sub(
-            r"^conv\.(conv|bn)\.", lambda m: pair[m.group(1) == "bn"] + ".", rest
-        )
+        return place + re.sub(r"^conv\.(conv|bn)\.", lambda m: pair[m.group(1) == "bn"] + ".", rest)
     place = f"network.{2 * int(stage)}.{block}."
     if scale := re.fullmatch(r"ls([12])\.gamma", rest):
         return f"{place}layer_scale_{scale.group(1)}"

@@ -13,6 +13,7 @@ classes is another one; it then keeps its fresh weights, and the report says so.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class LoadReport:
     """In the file, not in the network."""
     mismatched: list[str] = field(default_factory=list)
     """In both, with another shape; each entry tells both shapes."""
+    fresh: list[str] = field(default_factory=list)
+    """The classifier's, when the file has another number of classes: freshly drawn."""
     expected_missing: list[str] = field(default_factory=list)
     """Not in the file, and rightly so: segmentation's own tables, constants."""
     expected_unused: list[str] = field(default_factory=list)
@@ -99,7 +102,7 @@ def load_weights(
         path: a file, folder or hub id, see :func:`read_checkpoint`.
         part: "all" for a segmentation checkpoint; "backbone" for ImageNet weights, or
             for the backbone alone of a segmentation checkpoint.
-        verbose: print the report.
+        verbose: print the report (to the standard error stream).
 
     Returns:
         The report.
@@ -111,11 +114,11 @@ def load_weights(
     checkpoint = read_checkpoint(path)
     report = _load(model, checkpoint, part)
     if verbose:
-        print(report)
+        print(report, file=sys.stderr)
     return report
 
 
-def load_model(path: str | Path, *, verbose: bool = False) -> CGRSeg:
+def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
     """Build the network that a checkpoint belongs to and load it, in eval mode.
 
     Variant, context blocks, head width and number of classes are told from the
@@ -128,13 +131,12 @@ def load_model(path: str | Path, *, verbose: bool = False) -> CGRSeg:
     options = _architecture(checkpoint)
     meta = _own_meta(checkpoint.meta)
     for name in ("classes", "palette"):
-        values = meta.get(name)
-        if values is not None and len(values) == options["num_classes"]:
-            options[name] = values
-    model = CGRSeg(**options, preprocessing=meta.get("preprocessing"))
+        if meta[name] is not None and len(meta[name]) == options["num_classes"]:
+            options[name] = meta[name]
+    model = CGRSeg(**options, preprocessing=meta["preprocessing"])
     report = _load(model, checkpoint, "all")
     if verbose:
-        print(report)
+        print(report, file=sys.stderr)
     return model.eval()
 
 
@@ -152,9 +154,15 @@ def _own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Classes, palette and preprocessing under the names that files of several kinds use."""
     config = meta.get("config")
     test = config.get("test") if isinstance(config, Mapping) else None
+    dataset = meta.get("dataset_meta")  # mmengine's place
+    places = [meta, dataset if isinstance(dataset, Mapping) else {}]
+
+    def first(*names: str) -> Any:
+        return next((p[n] for p in places for n in names if p.get(n) is not None), None)
+
     return {
-        "classes": meta.get("classes") or meta.get("CLASSES"),
-        "palette": meta.get("palette") or meta.get("PALETTE"),
+        "classes": first("classes", "CLASSES"),
+        "palette": first("palette", "PALETTE"),
         "preprocessing": meta.get("preprocessing") or test,
     }
 
@@ -165,9 +173,11 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
     stem = tensors.get("backbone.patch_embed.3.weight")
     classifier = tensors.get("decode_head.conv_seg.weight")
     widths = [tensors.get(f"decode_head.meta.{i}.gamma") for i in range(3)]
-    if stem is None or classifier is None or any(w is None for w in widths):
+    if stem is None or classifier is None or classifier.ndim != 4:
         raise WeightsError(_foreign(checkpoint))
-    channels = tuple(len(w) for w in widths if w is not None)
+    channels = tuple(len(w) for w in widths if w is not None and w.ndim == 1)
+    if len(channels) != len(widths):
+        raise WeightsError(_foreign(checkpoint))
     for name, table in VARIANTS.items():
         if BACKBONES[table.backbone].channels[1:] == channels:
             numbers = [
@@ -200,28 +210,32 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
         if part == "all" or name.startswith("backbone.")
     }
     accepted: StateDict = {}
+    report.fresh = _fresh_classifier(source, target)
     for name, value in source.items():
         leaf = name.rsplit(".", 1)[-1]
         if name not in target:
             relative = name.removeprefix("backbone.")
             spare = imagenet and is_imagenet_classifier(relative)
             (report.expected_unused if spare else report.unexpected).append(name)
+        elif name in report.fresh:
+            continue
         elif leaf in _CONSTANTS and leaf != "num_batches_tracked":
             # Constants of the architecture: ours are right by construction.
             report.expected_unused.append(name)
         elif value.shape != target[name].shape:
-            if name in _CLASSIFIER and value.shape[1:] == target[name].shape[1:]:
-                continue
             shapes = f"{tuple(value.shape)} in the file, {tuple(target[name].shape)} here"
             report.mismatched.append(f"{name} ({shapes})")
+        elif target[name].is_floating_point() and not value.is_floating_point():
+            report.mismatched.append(f"{name} ({value.dtype} in the file, not a float)")
         else:
             accepted[name] = value
-    classes_there = source.get(_CLASSIFIER[0])
-    if part == "all" and classes_there is not None and classes_there.shape[0] != model.num_classes:
+    if report.fresh:
         report.notes.append(
-            f"the classifier starts afresh: the file has {classes_there.shape[0]} classes, "
+            f"the classifier starts afresh: the file has {len(source[_CLASSIFIER[0]])} classes, "
             f"this network {model.num_classes}; everything else is loaded"
         )
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in accepted.values()):
+        report.notes.append("stored in half precision, widened here")
     in_file = set(source)
     for name in target:
         if name in in_file:
@@ -238,9 +252,21 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
     return report
 
 
+def _fresh_classifier(source: StateDict, target: dict[str, Tensor]) -> list[str]:
+    """The classifier's names, when file and network differ in the number of classes alone."""
+    if not all(name in source and name in target for name in _CLASSIFIER):
+        return []
+    weight, bias = (source[name] for name in _CLASSIFIER)
+    ours = target[_CLASSIFIER[0]]
+    same_form = weight.ndim == 4 and bias.ndim == 1 and weight.shape[1:] == ours.shape[1:]
+    if same_form and len(weight) == len(bias) and len(weight) != len(ours):
+        return list(_CLASSIFIER)
+    return []
+
+
 def _select(checkpoint: Checkpoint, part: str) -> tuple[StateDict, bool, LoadReport]:
     """The tensors of the wanted part under our names, and whether they come from ImageNet."""
-    report = LoadReport(checkpoint.source)
+    report = LoadReport(checkpoint.source, notes=list(checkpoint.notes))
     tensors = checkpoint.state_dict
     segmentation = any(name.startswith("decode_head.") for name in tensors)
     if is_timm(tensors):
@@ -320,9 +346,10 @@ def _described_model(model: CGRSeg) -> str:
 
 
 def _foreign(checkpoint: Checkpoint) -> str:
+    examples = _shown(list(checkpoint.state_dict), 3)
     return explain(
         checkpoint.source,
-        found=f"weights of another architecture (for example {_shown(list(checkpoint.state_dict), 3)})",
+        found=f"weights of another architecture (for example {examples})",
         expected="CGRSeg (backbone.patch_embed..., decode_head...), or an EfficientFormerV2 by its "
         "authors or by timm",
         remedy="choose a checkpoint of CGRSeg; other networks cannot be loaded into it",

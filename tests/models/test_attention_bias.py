@@ -92,7 +92,9 @@ def replace_data(attention: Attention) -> None:
 
 
 def load(attention: Attention) -> None:
-    state = {k: v + 1 if k == "attention_biases_seg" else v for k, v in attention.state_dict().items()}
+    state = {
+        k: v + 1 if k == "attention_biases_seg" else v for k, v in attention.state_dict().items()
+    }
     attention.load_state_dict(state)
 
 
@@ -178,14 +180,25 @@ def test_cache_filled_in_inference_mode_serves_training_of_other_parts() -> None
     assert attention.q[0].weight.grad is not None
 
 
+@torch.no_grad()
+def test_a_kept_bias_is_not_computed_again() -> None:
+    attention = layer()
+    x = inputs()[1]
+    attention(x)
+    table, index = attention.attention_biases_seg, attention.attention_bias_idxs_seg
+    once = attention.bias(table, index, 24, 24, False)
+    assert attention.bias(table, index, 24, 24, False) is once
+
+
 def test_cache_is_no_part_of_the_state_and_stays_small() -> None:
     attention = layer()
     with torch.no_grad():
-        for width in range(2, 40, 2):
-            attention(torch.randn(1, 16, 4, width))
-    assert all("bias." not in name for name in attention.state_dict())
-    assert len(attention.bias._resized) <= 8
+        for width in range(2, 400, 40):
+            x = torch.randn(1, 16, 4, width)
+            assert torch.equal(attention(x), fresh(attention, x))
+            assert attention.bias.cached_bytes <= 24 * 1024 * 1024
     assert isinstance(attention.bias, AttentionBias)
+    assert all("bias." not in name for name in attention.state_dict())
 
 
 @pytest.mark.slow

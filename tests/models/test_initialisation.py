@@ -65,7 +65,9 @@ def test_batch_norms_start_as_identity(model: CGRSeg) -> None:
             assert not module.bias.any()
 
 
-@pytest.mark.parametrize(("name", "last"), [("cgrseg_t", 0.0), ("cgrseg_b", 0.02), ("cgrseg_l", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "last"), [("cgrseg_t", 0.0), ("cgrseg_b", 0.02), ("cgrseg_l", 0.1)]
+)
 def test_stochastic_depth_rises_linearly_over_the_backbone(name: str, last: float) -> None:
     model = create_model(name)
     blocks = [b for stage in model.backbone.network[::2] for b in stage]
