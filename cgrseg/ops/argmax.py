@@ -1,0 +1,383 @@
+"""From low-resolution logits to labels at any size, without the full-size logits.
+
+The published code resizes 150 logit maps to the photo's size, takes a softmax and then an
+argmax: most of a CPU prediction.  The answer can be had exactly for much less:
+
+* Bilinear resizing gives every output pixel a convex combination of a small window of
+  low-resolution logits.  Where one class is the best at every position of the window, it is the
+  best everywhere between them; no arithmetic is needed.
+* Elsewhere (at boundaries, about a tenth of the picture) nearly every class is still out of the
+  question.  Take the mean ``m`` of the window's winning classes.  It is resized like any class,
+  and the best class is nowhere below it; so a class that is below ``m`` at every position of the
+  window cannot win within it.  About two classes are left, and only those are interpolated.
+
+Pure noise leaves most classes in the race; then all of them are interpolated, a cache-sized
+block of pixels at a time.
+
+"Exact" means: equal to a float64 evaluation wherever its two best classes differ by more than
+1e-5 (for logits below about 30 in magnitude; float32 carries about 7 digits); exact ties go to
+the smallest class index, as with ``argmax``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgrseg.errors import DataError, explain
+from cgrseg.ops.resize_plan import axis_plan
+from cgrseg.ops.windows import Cells, Windows, best_class
+
+Size = tuple[int, int]
+Method = Literal["auto", "boundary", "dense"]
+
+# Candidate counts up to which a cell is interpolated class by class; above, all classes are.
+_BUCKETS = (2, 4, 8, 16)
+# Shares of the dense path's work above which looking for candidates, and interpolating those
+# found, no longer pay; and how many cells are looked at to foresee it.
+_SCAN_SHARE = 0.25
+_CANDIDATE_SHARE = 0.3
+_SAMPLE = 64
+
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def _by_value(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Run ``function`` eagerly and without gradients: which work it does depends on the values."""
+    without_gradients = torch.no_grad()(function)
+    eager: Callable[_Parameters, _Result] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        without_gradients
+    )
+    return eager
+
+
+def upsample_argmax_reference(
+    logits: Tensor, size: Size, *, input_size: Size | None = None, crop: Size | None = None
+) -> Tensor:
+    """Plain version of :func:`upsample_argmax`: resize every class to full size, then argmax.
+
+    Same arguments and result.  Pass float64 logits for a reference to compare with.
+    """
+    _check(logits, size, input_size, crop)
+    resized = logits if logits.dtype == torch.float64 else logits.float()
+    if input_size is not None:
+        resized = F.interpolate(resized, size=input_size, mode="bilinear", align_corners=False)
+        if crop is not None:
+            resized = resized[:, :, : crop[0], : crop[1]]
+    if tuple(resized.shape[2:]) != tuple(size):
+        resized = F.interpolate(resized, size=size, mode="bilinear", align_corners=False)
+    return resized.argmax(dim=1)
+
+
+@_by_value
+def upsample_argmax(
+    logits: Tensor,
+    size: Size,
+    *,
+    input_size: Size | None = None,
+    crop: Size | None = None,
+    method: Method = "auto",
+) -> Tensor:
+    """Best class per pixel of bilinearly resized logits (``align_corners=False``).
+
+    Args:
+        logits: (N, K, h, w) float32, float64, bfloat16 or float16, on any device, any strides
+            (channels-last is the faster layout).  Half precisions are computed in float32.
+            All values finite.
+        size: (H, W) of the result.
+        input_size: for the two-step resize of the published test path: the size of the
+            network's input, to which the logits are resized first.  ``None``: one resize.
+        crop: (rows, columns) of that first result that remain, counted from its top left
+            corner, before it is resized to ``size``: what is left without the padding.
+        method: ``"auto"`` chooses; ``"boundary"`` always looks for the few classes that can
+            win; ``"dense"`` interpolates all of them.  The result is the same.
+
+    Returns:
+        int64 (N, H, W) class indices; among equal classes the smallest index.
+
+    Raises:
+        DataError: a shape that does not fit, or a logit that is NaN or infinite.
+    """
+    windows = _open(logits, size, input_size, crop)
+    if method == "dense":
+        return _dense(windows)
+    return _boundary(windows, always=method == "boundary")
+
+
+@_by_value
+def upsample_confidence(
+    logits: Tensor, size: Size, *, input_size: Size | None = None, crop: Size | None = None
+) -> tuple[Tensor, Tensor]:
+    """Best class per pixel and its softmax probability, both of the resized logits.
+
+    The probability needs every class at every pixel, so this costs a few times as much as
+    :func:`upsample_argmax`, and still holds no full-size logits.
+
+    Args:
+        logits: (N, K, h, w), as for :func:`upsample_argmax`.
+        size: (H, W) of the result.
+        input_size: as for :func:`upsample_argmax`.
+        crop: as for :func:`upsample_argmax`.
+
+    Raises:
+        DataError: as for :func:`upsample_argmax`.
+
+    Returns:
+        labels int64 (N, H, W), and probability in [1 / K, 1], (N, H, W), float32 (float64 for
+        float64 logits).
+    """
+    windows = _open(logits, size, input_size, crop)
+    labels, probabilities = _top(windows, 1)
+    return labels[:, 0], probabilities[:, 0]
+
+
+@_by_value
+def upsample_topk(
+    logits: Tensor, size: Size, k: int, *, input_size: Size | None = None, crop: Size | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` best classes per pixel, best first, and their softmax probabilities.
+
+    Args:
+        logits: (N, K, h, w), as for :func:`upsample_argmax`.
+        size: (H, W) of the result.
+        input_size: as for :func:`upsample_argmax`.
+        crop: as for :func:`upsample_argmax`.
+        k: 1 to K.  Among exactly equal classes the order is not specified for k > 1.
+
+    Returns:
+        labels int64 (N, k, H, W) and probabilities (N, k, H, W), falling along k.
+
+    Raises:
+        DataError: as for :func:`upsample_argmax`, or ``k`` outside 1..K.
+    """
+    windows = _open(logits, size, input_size, crop)
+    if not 1 <= k <= windows.classes:
+        raise DataError(
+            explain(
+                "upsample_topk",
+                found=f"k = {k} with {windows.classes} classes",
+                expected=f"k between 1 and {windows.classes}",
+                remedy="ask for at most as many classes as there are",
+            )
+        )
+    return _top(windows, k)
+
+
+def _boundary(windows: Windows, *, always: bool) -> Tensor:
+    """Fill cells whose window has one winner; decide the others among their candidates.
+
+    Args:
+        windows: the resize.
+        always: do so even where interpolating all classes everywhere is expected to be faster.
+    """
+    winners = best_class(windows.positions)
+    cells = windows.all_cells()
+    nodes = windows.nodes(cells)  # (m, taps)
+    seen = winners[nodes]
+    mixed = (seen != seen[:, :1]).any(dim=1).nonzero().squeeze(1)
+    if not always and not _few_candidates(windows, nodes, seen, mixed):
+        return _dense(windows)
+    shape = (windows.batch, len(windows.rows.group_taps), len(windows.columns.group_taps))
+    output = (
+        seen[:, 0]
+        .view(shape)
+        .index_select(2, windows.columns.group_of)
+        .index_select(1, windows.rows.group_of)
+    )  # (N, H, W)
+    cells, nodes, seen = cells[mixed], nodes[mixed], seen[mixed]
+    flat = output.view(-1)
+    for part in windows.chunks(len(cells), windows.taps * windows.classes):
+        here = cells[part]
+        values, candidates, counts = _candidates(windows, nodes[part], seen[part])
+        lower = 1
+        for upper in _BUCKETS:
+            chosen = ((counts > lower) & (counts <= upper)).nonzero().squeeze(1)
+            lower = upper
+            if len(chosen):
+                labels = _decide(windows, here[chosen], values[chosen], candidates[:upper, chosen])
+                flat[windows.targets(here[chosen]).permute(1, 2, 0)] = labels
+        chosen = (counts > lower).nonzero().squeeze(1)
+        if len(chosen):
+            _decide_all(windows, here[chosen], flat)
+    return output
+
+
+def _few_candidates(windows: Windows, nodes: Tensor, seen: Tensor, mixed: Tensor) -> bool:
+    """Whether looking for candidates pays, judged by a sample of the mixed cells."""
+    height, width = windows.size
+    dense_work = windows.batch * height * width * windows.classes
+    if len(mixed) * windows.taps * windows.classes > _SCAN_SHARE * dense_work:
+        return False
+    if len(mixed) <= _SAMPLE:
+        return True
+    sample = mixed[:: len(mixed) // _SAMPLE]
+    counts = _candidates(windows, nodes[sample], seen[sample])[2]
+    places = windows.places[0] * windows.places[1]
+    return float(counts.double().mean()) * places * len(mixed) <= _CANDIDATE_SHARE * dense_work
+
+
+def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which classes can win somewhere in each cell.
+
+    Args:
+        windows: the resize.
+        nodes: int64 (m, taps) positions of the cells' windows.
+        seen: int64 (m, taps) best class at each of them.
+
+    Returns:
+        values (m, taps, K) logits of the windows; table int64 (c, m) candidates per cell in
+        rising order, padded with the cell's first, c the largest bucket; counts (m,).
+    """
+    values = windows.gather(nodes)
+    taps = nodes.shape[1]
+    mean = values.gather(2, seen[:, None, :].expand(-1, taps, -1)).mean(dim=2, keepdim=True)
+    # "Not below" keeps ties in, and the winners: at the position it wins, none is below m.
+    possible = (values - mean).amax(dim=1) >= 0  # (m, K)
+    label = possible.nonzero()[:, 1]
+    counts = possible.sum(dim=1)
+    first = counts.cumsum(0) - counts
+    most = _BUCKETS[-1]
+    rank = torch.arange(most, device=nodes.device)[:, None]
+    position = first + torch.where(rank < counts, rank, 0)
+    return values, label[position], counts
+
+
+def _decide(windows: Windows, cells: Cells, values: Tensor, table: Tensor) -> Tensor:
+    """Best of n candidates in every place: int64 (R, S, m); values (m, taps, K), table (n, m)."""
+    count, taps = len(table), values.shape[1]
+    index = table.t()[:, None, :].expand(-1, taps, -1)
+    few = values.gather(2, index).permute(1, 2, 0).contiguous()  # (taps, n, m)
+    resized = windows.interpolate_some(cells, few)  # (R, S, n, m)
+    # Labels travel as floating numbers (exact up to 2^24): a vectorised lerp by 0 or 1 is
+    # several times faster than `where` on integers.
+    names = table.to(resized.dtype)
+    best, label = resized[:, :, 0], names[0].expand(*resized.shape[:2], -1)
+    for candidate in range(1, count):
+        challenger = resized[:, :, candidate]
+        better = (challenger > best).to(resized.dtype)
+        label = torch.lerp(label, names[candidate].expand_as(label), better)
+        best = torch.maximum(best, challenger)
+    return label.long()
+
+
+def _decide_all(windows: Windows, cells: Cells, flat: Tensor) -> None:
+    """Write the best of all classes into the output pixels of the given cells."""
+    places = windows.places[0] * windows.places[1]
+    for part in windows.chunks(len(cells), places * windows.classes):
+        here = cells[part]
+        flat[windows.targets(here)] = best_class(windows.interpolate_all(here))
+
+
+def _dense(windows: Windows) -> Tensor:
+    output = torch.empty((windows.batch, *windows.size), dtype=torch.int64, device=windows.device)
+    _decide_all(windows, windows.all_cells(), output.view(-1))
+    return output
+
+
+def _top(windows: Windows, k: int) -> tuple[Tensor, Tensor]:
+    """The k best classes and their probabilities: (N, k, H, W) each."""
+    height, width = windows.size
+    cells = windows.all_cells()
+    labels: Tensor | None = None
+    for part in windows.chunks(len(cells), windows.places[0] * windows.places[1] * windows.classes):
+        here = cells[part]
+        resized = windows.interpolate_all(here)  # (m, R, S, K)
+        if k == 1:
+            label = best_class(resized)[..., None]
+            best = resized.gather(3, label)
+        else:
+            best, label = resized.topk(k, dim=3)
+        total = resized.sub_(best[..., :1]).exp_().sum(dim=3, keepdim=True)
+        share = (best - best[..., :1]).exp_() / total
+        if labels is None:
+            pixels = windows.batch * height * width
+            labels = label.new_empty(pixels, k)
+            probabilities = share.new_empty(pixels, k)
+        targets = windows.targets(here)
+        labels[targets] = label
+        probabilities[targets] = share
+    assert labels is not None  # there is at least one cell
+    shape = (windows.batch, height, width, k)
+    return (
+        labels.view(shape).permute(0, 3, 1, 2),
+        probabilities.view(shape).permute(0, 3, 1, 2),
+    )
+
+
+def _promote(logits: Tensor) -> Tensor:
+    """Logits in the dtype that is computed in: float64 stays, all else becomes float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _open(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None) -> Windows:
+    """Check the arguments and lay the resize out."""
+    _check(logits, size, input_size, crop)
+    rows, columns = (
+        axis_plan(
+            logits.shape[2 + axis],
+            size[axis],
+            between=None if input_size is None else input_size[axis],
+            kept=None if crop is None else crop[axis],
+            device=logits.device,
+        )
+        for axis in range(2)
+    )
+    windows = Windows(_promote(logits.detach()), rows, columns)
+    _require_finite(windows.positions)
+    return windows
+
+
+def _check(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None) -> None:
+    def refuse(found: str, expected: str, remedy: str) -> DataError:
+        return DataError(explain("upsample", found=found, expected=expected, remedy=remedy))
+
+    if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape:
+        raise refuse(
+            f"{logits.dtype} logits of shape {tuple(logits.shape)}",
+            "floating (batch, classes, height, width), none of them 0",
+            "add a leading dimension for a single image",
+        )
+    for name, pair in (("size", size), ("input_size", input_size), ("crop", crop)):
+        if pair is not None and (len(pair) != 2 or min(pair) < 1):
+            raise refuse(
+                f"{name} = {tuple(pair)}", "(height, width), each at least 1", f"correct {name}"
+            )
+    if crop is None:
+        return
+    if input_size is None:
+        raise refuse(
+            f"crop = {tuple(crop)} without input_size",
+            "crop counts pixels of the resize to input_size",
+            "pass input_size, the size of the network's input, as well",
+        )
+    if crop[0] > input_size[0] or crop[1] > input_size[1]:
+        raise refuse(
+            f"crop = {tuple(crop)} out of input_size = {tuple(input_size)}",
+            "a crop no larger than what it is cut from",
+            "pass the size before padding as crop, the padded one as input_size",
+        )
+
+
+def _require_finite(logits: Tensor) -> None:
+    """Raise unless all logits are finite."""
+    # NaN and infinities survive a sum, so one fast pass clears all but overflowing sums.
+    if bool(torch.isfinite(logits.sum())):
+        return
+    share = (~torch.isfinite(logits)).double().mean().item()
+    if share == 0.0:
+        return
+    raise DataError(
+        explain(
+            "upsample",
+            found=f"{100 * share:.3g} % of the logits are NaN or infinite",
+            expected="finite logits",
+            remedy="check the weights and the precision that produced them; to rule a class "
+            "out, give it a low finite value such as -10000 instead of -inf",
+        )
+    )
