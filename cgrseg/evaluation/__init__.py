@@ -1,0 +1,15 @@
+"""How good a network is: metrics, and evaluating checkpoints on whole sets."""
+
+from __future__ import annotations
+
+from cgrseg.evaluation.evaluate import evaluate, evaluate_model
+from cgrseg.evaluation.metrics import ConfusionMatrix, SegmentationScores
+from cgrseg.evaluation.result import EvaluationResult
+
+__all__ = [
+    "ConfusionMatrix",
+    "EvaluationResult",
+    "SegmentationScores",
+    "evaluate",
+    "evaluate_model",
+]

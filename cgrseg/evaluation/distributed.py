@@ -1,0 +1,154 @@
+"""Several processes evaluating one set, each image exactly once.
+
+`torchrun` (and SLURM's `srun`) start the processes; here each learns its place and joins
+the others.  An evaluation only exchanges integer counts at its end, so it gives the same
+numbers for any number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.inference.backends import resolve_device
+
+Launcher = Literal["auto", "none", "pytorch", "slurm"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among all that evaluate.
+
+    Attributes:
+        rank: 0 for the one that writes the results.
+        world_size: number of processes.
+        device: where this one computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@contextlib.contextmanager
+def joined_processes(
+    launcher: Launcher = "auto", device: str | torch.device | None = None
+) -> Iterator[Place]:
+    """Take this process's place among those that were started together.
+
+    Args:
+        launcher: who started them: "pytorch" (torchrun), "slurm" (srun), "none" for one
+            process alone, "auto" to look at the environment.
+        device: None: the GPU of this process's local rank where there is one, else the CPU.
+
+    Raises:
+        EnvironmentProblem: the launcher's variables are missing, or there are fewer GPUs
+            than processes.
+    """
+    if launcher == "auto":
+        launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
+    if dist.is_initialized() and launcher != "none":
+        yield Place(dist.get_rank(), dist.get_world_size(), _device(device, _local_rank()))
+        return
+    if launcher == "none":
+        yield Place(0, 1, resolve_device(device))
+        return
+    if launcher == "slurm":
+        _adopt_slurm()
+    missing = [
+        name
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if name not in os.environ
+    ]
+    if missing:
+        raise EnvironmentProblem(
+            explain(
+                f"launcher {launcher}",
+                found=f"the environment lacks {', '.join(missing)}",
+                expected="the variables that torchrun sets for each process",
+                remedy="start with tools/dist_test.sh or torchrun, or leave --launcher out",
+            )
+        )
+    mine = _device(device, _local_rank())
+    dist.init_process_group("nccl" if mine.type == "cuda" else "gloo")
+    try:
+        yield Place(dist.get_rank(), dist.get_world_size(), mine)
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_in_order(rows: dict[int, Any], world_size: int) -> list[Any]:
+    """Rows of all processes, sorted by their number; every process gets all of them."""
+    if world_size > 1:
+        everyone: list[dict[int, Any]] = [{} for _ in range(world_size)]
+        dist.all_gather_object(everyone, rows)
+        rows = {number: row for part in everyone for number, row in part.items()}
+    return [rows[number] for number in sorted(rows)]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, told before they have joined."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _device(device: str | torch.device | None, local_rank: int) -> torch.device:
+    if device is not None or not torch.cuda.is_available():
+        return resolve_device(device)
+    if local_rank >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            explain(
+                "processes",
+                found=f"process {local_rank} of this machine, which has "
+                f"{torch.cuda.device_count()} GPUs",
+                expected="at most one process per GPU",
+                remedy="start fewer processes, or choose --device cpu",
+            )
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _adopt_slurm() -> None:
+    """Give SLURM's variables the names that PyTorch reads."""
+    environment = os.environ
+    for ours, theirs in (
+        ("RANK", "SLURM_PROCID"),
+        ("WORLD_SIZE", "SLURM_NTASKS"),
+        ("LOCAL_RANK", "SLURM_LOCALID"),
+    ):
+        if theirs in environment:
+            environment[ours] = environment[theirs]
+    environment.setdefault("MASTER_PORT", environment.get("PORT", "29500"))
+    if "MASTER_ADDR" not in environment and "SLURM_NODELIST" in environment:
+        environment["MASTER_ADDR"] = _first_host(environment["SLURM_NODELIST"])
+
+
+def _first_host(nodes: str) -> str:
+    if int(os.environ.get("SLURM_NNODES", "1")) == 1:
+        return "127.0.0.1"
+    try:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EnvironmentProblem(
+            explain(
+                "launcher slurm",
+                found=f"`scontrol show hostnames {nodes}` failed ({error})",
+                expected="the names of the machines of this job",
+                remedy="set MASTER_ADDR to the first machine's name",
+            )
+        ) from error
+    return names[0]

@@ -1,0 +1,283 @@
+"""Evaluate a checkpoint as a config says: the one path under every command.
+
+`cgrseg evaluate`, `tools/test.py`, `tools/dist_test.sh` and `run_cgrseg.py --mode eval`
+all end here; the validation during training uses :func:`evaluate_model` below it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cgrseg.config import Config, load_config
+from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
+from cgrseg.data.dataset import EvalDataset
+from cgrseg.data.image_io import read_image
+from cgrseg.errors import ConfigError, explain
+from cgrseg.evaluation.distributed import Launcher, Place, is_first_process, joined_processes
+from cgrseg.evaluation.loop import EvalItems, Sink, check_metrics, evaluate_model
+from cgrseg.evaluation.outputs import LabelWriter, OverlayWriter, SubmissionWriter
+from cgrseg.evaluation.progress import shown_progress
+from cgrseg.evaluation.result import EvaluationResult
+from cgrseg.inference.backends import Precision
+from cgrseg.inference.modes import augmented
+from cgrseg.models import CGRSeg, load_model
+
+__all__ = ["evaluate", "evaluate_model"]
+
+_LOG = logging.getLogger("cgrseg.evaluation")
+
+
+def evaluate(
+    config: Config | str | Path,
+    checkpoint: str | Path | CGRSeg,
+    *,
+    split: str | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
+    show_dir: str | Path | None = None,
+    opacity: float = 0.5,
+    metrics: Sequence[str] = ("mIoU",),
+    aug_test: bool = False,
+    format_only: bool = False,
+    limit: int | None = None,
+    work_dir: str | Path | None = None,
+    precision: Precision = "fp32",
+    batch_size: int = 1,
+    launcher: Launcher = "auto",
+    progress: bool = True,
+) -> EvaluationResult:
+    """Measure a checkpoint on a split.
+
+    Writes `evaluation.json` and `evaluation.npz` into the run's folder; the name says so
+    when it is not the plain evaluation of the config's own split (for example
+    `evaluation_test_multiscale.json`).  Started in several processes, each image is
+    evaluated once and the first process writes.
+
+    Args:
+        config: a config, or a name, file or run's folder that gives one.
+        checkpoint: a file, folder or hub id; or a network.
+        split: of the dataset; None: `data.eval_split`.
+        device: where to run; None: a GPU where there is one.
+        out: a folder for label PNGs (ids as indices, in the dataset's colours), or a
+            `.json` or `.npz` file for a copy of the scores or of the counts; with
+            `format_only` the folder of the submission.
+        show_dir: folder for overlays with a legend.
+        opacity: of the labels in those overlays, above 0 up to 1.
+        metrics: mIoU, mDice and mFscore are always there; mBoundaryIoU and ECE cost time
+            and are computed when named.
+        aug_test: average over the published ratios, each plain and mirrored.
+        format_only: write label files for the benchmark's server and count nothing; works
+            for splits without labels.
+        limit: only the first so many images.
+        work_dir: folder for the results; None: the config's.
+        precision: fp32, bf16 or fp16.
+        batch_size: images of equal size that go through the network together.
+        launcher: who started the processes, see
+            :func:`cgrseg.evaluation.distributed.joined_processes`.
+        progress: show how far it is.
+
+    Returns:
+        The result, the same in each process.  With `format_only` its scores are undefined.
+
+    Raises:
+        ConfigError: settings or classes that do not fit, or an unknown metric.
+        DataError: an image or label that cannot be used.
+        WeightsError: a checkpoint that cannot be used.
+        EnvironmentProblem: a missing device, or results that cannot be written.
+    """
+    check_metrics(metrics)
+    if not isinstance(config, Config):
+        config = load_config(config)
+    spec = resolve_spec(config.data)
+    split = split or config.data.eval_split
+    sinks = _sinks(config, spec, out, show_dir, opacity, format_only, work_dir)
+    dataset = _dataset(config, spec, split, format_only)
+    model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
+    _check_fit(model, config, spec, checkpoint)
+    test = augmented(config.test) if aug_test else config.test
+    with joined_processes(launcher, device) as place:
+        with shown_progress("evaluating", progress and place.rank == 0) as report:
+            result = evaluate_model(
+                model,
+                dataset,
+                test,
+                classes=spec.classes,
+                ignore_index=spec.ignore_index,
+                metrics=metrics,
+                device=place.device,
+                precision=precision,
+                rank=place.rank,
+                world_size=place.world_size,
+                workers=config.data.workers,
+                batch_size=batch_size,
+                limit=limit,
+                sinks=sinks,
+                progress=report,
+            )
+        settings: dict[str, Any] = {
+            "run": config.name,
+            "checkpoint": "a network in memory" if checkpoint is model else str(checkpoint),
+            "variant": model.variant,
+            "dataset": spec.name,
+            "split": split,
+            "limit": limit,
+            "precision": precision,
+            "test": test.model_dump(mode="json"),
+        }
+        result = replace(result, settings=settings)
+        if place.rank == 0 and not format_only:
+            name = result_name(config, split, aug_test, limit)
+            _write(result, Path(work_dir or config.run_dir), name, out)
+        _wait(place)
+    return result
+
+
+def result_name(config: Config, split: str, aug_test: bool, limit: int | None) -> str:
+    """File name, without suffix, of an evaluation in its run's folder."""
+    parts = ["evaluation"]
+    if split != config.data.eval_split:
+        parts.append(split)
+    if aug_test:
+        parts.append("multiscale")
+    if limit is not None:
+        parts.append(f"first{limit}")
+    return "_".join(parts)
+
+
+class ImagesOnly:
+    """A split without labels, image by image."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Image and stem; the label is None."""
+        pair = self.pairs[index]
+        return {"image": read_image(pair.image), "label": None, "stem": pair.stem}
+
+
+def _dataset(config: Config, spec: DatasetSpec, split: str, format_only: bool) -> EvalItems:
+    pairs = find_pairs(spec, config.data.root, split)
+    if format_only:
+        return ImagesOnly(pairs)
+    dataset: EvalItems = EvalDataset(spec, pairs)  # type: ignore[assignment]
+    return dataset
+
+
+def _sinks(
+    config: Config,
+    spec: DatasetSpec,
+    out: str | Path | None,
+    show_dir: str | Path | None,
+    opacity: float,
+    format_only: bool,
+    work_dir: str | Path | None,
+) -> list[Sink]:
+    """Writers for each predicted image; also refuses kinds of `out` that there are not."""
+    sinks: list[Sink] = []
+    suffix = Path(out).suffix.lower() if out is not None else ""
+    if suffix in (".pkl", ".pickle"):
+        raise ConfigError(
+            explain(
+                "out",
+                found=f"{out}: pickles are not written, since opening one runs what is in it",
+                expected="a folder for label PNGs, or a .json or .npz file",
+                remedy="name a folder, or end the file in .npz",
+            )
+        )
+    if format_only:
+        folder = Path(out) if out is not None else Path(work_dir or config.run_dir) / "submission"
+        if suffix in (".json", ".npz"):
+            raise ConfigError(
+                explain(
+                    "out",
+                    found=f"{out} together with format_only",
+                    expected="a folder for the files of the submission",
+                    remedy="name a folder",
+                )
+            )
+        sinks.append(SubmissionWriter(folder, spec))
+    elif out is not None and suffix not in (".json", ".npz"):
+        sinks.append(LabelWriter(out, spec))
+    if show_dir is not None:
+        sinks.append(OverlayWriter(show_dir, spec, opacity))
+    return sinks
+
+
+def _check_fit(
+    model: CGRSeg, config: Config, spec: DatasetSpec, checkpoint: str | Path | CGRSeg
+) -> None:
+    """Refuse a checkpoint whose classes are not the dataset's."""
+    where = "checkpoint" if isinstance(checkpoint, CGRSeg) else str(checkpoint)
+    if model.num_classes != spec.num_classes:
+        raise ConfigError(
+            explain(
+                where,
+                found=f"a network with {model.num_classes} classes",
+                expected=f"the {spec.num_classes} classes of {spec.title}, which {config.name} "
+                "evaluates",
+                remedy="choose the config that the checkpoint was trained with, or a checkpoint "
+                "for this dataset",
+            )
+        )
+    if model.variant != config.model.name and is_first_process():
+        _LOG.warning(
+            "%s holds %s, while %s names %s; what the file holds is evaluated",
+            where,
+            model.variant,
+            config.name,
+            config.model.name,
+        )
+    if model.classes is None:
+        return
+    ours, theirs = _plain(spec.classes), _plain(model.classes)
+    moved = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
+    if moved and sorted(ours) == sorted(theirs):
+        raise ConfigError(
+            explain(
+                where,
+                found=f"the same classes in another order ({moved[0][1]!r} where {moved[0][0]!r} "
+                "is expected)",
+                expected=f"the order of {spec.title}: {', '.join(spec.classes[:5])}, ...",
+                remedy="use the class list that the checkpoint was trained with",
+            )
+        )
+    if moved and is_first_process():
+        _LOG.warning(
+            "%s names %d of its %d classes otherwise than %s does: %r for %r and so on",
+            where,
+            len(moved),
+            len(ours),
+            spec.title,
+            moved[0][1],
+            moved[0][0],
+        )
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    return [name.strip().lower() for name in names]
+
+
+def _write(result: EvaluationResult, folder: Path, name: str, out: str | Path | None) -> None:
+    result.write(folder, name)
+    suffix = Path(out).suffix.lower() if out is not None else ""
+    if suffix == ".json":
+        result.write_json(Path(out))  # type: ignore[arg-type]
+    elif suffix == ".npz":
+        result.write_counts(Path(out))  # type: ignore[arg-type]
+
+
+def _wait(place: Place) -> None:
+    """Nobody leaves before the results are written."""
+    if place.world_size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()

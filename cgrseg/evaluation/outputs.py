@@ -1,0 +1,106 @@
+"""Files that an evaluation leaves besides its scores: labels, overlays, submissions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.data.catalogue import DatasetSpec
+from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.errors import ConfigError, explain
+from cgrseg.inference.modes import Segmentation
+from cgrseg.visual.overlay import overlay, with_legend
+
+# The label ids that the Cityscapes server expects for training ids 0..18
+# (cityscapesscripts, helpers/labels.py).
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+class LabelWriter:
+    """Writes `<stem>.png` with class ids as indices, shown in the dataset's colours."""
+
+    def __init__(self, folder: Path | str, spec: DatasetSpec) -> None:
+        self._folder = Path(folder)
+        self._palette = spec.palette
+
+    def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
+        """Write one image's labels."""
+        path = self._folder / f"{item['stem']}.png"
+        write_label_png(path, found.labels.astype(np.uint8), self._palette)
+
+
+class OverlayWriter:
+    """Writes `<stem>.jpg`: the photo with its prediction laid over it, and a legend."""
+
+    def __init__(self, folder: Path | str, spec: DatasetSpec, opacity: float = 0.5) -> None:
+        if not 0 < opacity <= 1:
+            raise ConfigError(
+                explain(
+                    "opacity",
+                    found=str(opacity),
+                    expected="a share above 0 and up to 1",
+                    remedy="use 0.5 to see photo and labels alike",
+                )
+            )
+        self._folder = Path(folder)
+        self._spec = spec
+        self._opacity = opacity
+
+    def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
+        """Write one image's overlay."""
+        palette = np.array(self._spec.palette, dtype=np.uint8)
+        labels = found.labels.astype(np.uint8)
+        picture = overlay(item["image"], labels, palette, self._opacity)
+        picture = with_legend(picture, labels, self._spec.classes, palette)
+        write_image(self._folder / f"{item['stem']}.jpg", picture)
+
+
+class SubmissionWriter:
+    """Writes label files as a benchmark's server expects them.
+
+    ADE20K: `<name>.png` with ids 1..150.  Cityscapes: `<name>.png` with the label ids of
+    the benchmark.  Other datasets: ids as in their own label files.  Names are those of
+    the images, without folders.
+    """
+
+    def __init__(self, folder: Path | str, spec: DatasetSpec) -> None:
+        self._folder = Path(folder)
+        self._ids = submission_ids(spec)
+        colours = np.zeros((256, 3), dtype=np.uint8)
+        colours[self._ids] = np.array(spec.palette, dtype=np.uint8)
+        self._palette = colours
+
+    def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
+        """Write one image's labels."""
+        name = Path(item["stem"]).name
+        write_label_png(self._folder / f"{name}.png", self._ids[found.labels], self._palette)
+
+
+def submission_ids(spec: DatasetSpec) -> NDArray[np.uint8]:
+    """The id that files of a dataset hold for each training id (K,).
+
+    Raises:
+        ConfigError: several stored ids became one class (merged classes), so that there is
+            no way back.
+    """
+    if spec.name == "cityscapes" and spec.num_classes == len(_CITYSCAPES_IDS):
+        return np.array(_CITYSCAPES_IDS, dtype=np.uint8)
+    rule = spec.label_rule
+    stored: list[int] = []
+    for training_id in range(spec.num_classes):
+        raw = [k for k in sorted(rule.allowed) if rule.lookup[k] == training_id]
+        if len(raw) != 1:
+            raise ConfigError(
+                explain(
+                    "format_only",
+                    found=f"class {spec.classes[training_id]!r} stands for the stored ids {raw}",
+                    expected="one stored id per class",
+                    remedy="write label files with --out instead, or leave data.merge out",
+                )
+            )
+        stored.append(raw[0])
+    return np.array(stored, dtype=np.uint8)

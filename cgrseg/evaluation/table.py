@@ -1,0 +1,55 @@
+"""Scores as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cgrseg.evaluation.result import EvaluationResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: Columns per class and entries of the summary that each metric of `--eval` stands for,
+#: as the published evaluation prints them.
+_COLUMNS = {
+    "mIoU": ("IoU", "Acc"),
+    "mDice": ("Dice", "Acc"),
+    "mFscore": ("Fscore", "Precision", "Recall"),
+    "mBoundaryIoU": ("BoundaryIoU",),
+    "ECE": (),
+}
+
+
+def class_table(result: EvaluationResult, metrics: Sequence[str]) -> Table:
+    """One row per class, in percent; a dash where a score is undefined."""
+    from rich.table import Table
+
+    scores = result.per_class()
+    columns = list(dict.fromkeys(name for metric in metrics for name in _COLUMNS[metric]))
+    table = Table(show_edge=False)
+    table.add_column("class")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for number, title in enumerate(result.classes):
+        table.add_row(title, *(percent(float(scores[name][number])) for name in columns))
+    return table
+
+
+def summary_line(result: EvaluationResult, metrics: Sequence[str]) -> str:
+    """The means that belong to the metrics, in percent, with the interval of mIoU."""
+    wanted = ["aAcc"]
+    for metric in metrics:
+        means = [metric] if metric == "ECE" else [f"m{name}" for name in _COLUMNS[metric]]
+        wanted += [name for name in means if name not in wanted]
+    parts = [f"{name} {percent(result.metrics[name])}" for name in wanted]
+    if result.interval is not None and "mIoU" in metrics:
+        low, high = percent(result.interval.low), percent(result.interval.high)
+        parts.append(f"(mIoU {low} to {high} with {100 * result.interval.confidence:.0f} %)")
+    return "  ".join(parts)
+
+
+def percent(share: float) -> str:
+    """A share as percent with two digits, or a dash."""
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"

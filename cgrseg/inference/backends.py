@@ -1,0 +1,121 @@
+"""What runs the network: one small interface, so that all of them can be swapped.
+
+Everything else of inference (sizes, windows, scales, decoding) only asks a backend for
+logits.  :class:`TorchBackend` runs the module as it is; faster forms of it and exported
+networks implement the same three members.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+#: Sides of the network's input are multiples of this: its largest stride.
+NETWORK_STRIDE = 32
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A network that can be asked for logits.
+
+    Attributes:
+        device: where inputs should be, and where logits come back.
+        num_classes: channels of the logits, K.
+    """
+
+    device: torch.device
+    num_classes: int
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            batch: float32 (N, 3, H, W), normalised, H and W multiples of 32.
+
+        Returns:
+            (N, K, H / 8, W / 8), any floating type, on :attr:`device`.
+        """
+        ...
+
+
+class TorchBackend:
+    """The PyTorch module itself, in eval mode.
+
+    Args:
+        model: a module with `num_classes`, from (N, 3, H, W) to (N, K, H/8, W/8).
+        device: where to run; None: where the module is.
+        precision: "fp32"; "bf16" or "fp16" run matrix products and convolutions in 16 bits
+            (autocast), the rest and the decoding stay in 32.
+        channels_last: memory layout of images and features.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device | None = None,
+        precision: Precision = "fp32",
+        channels_last: bool = False,
+    ) -> None:
+        if precision not in _DTYPES:
+            raise ConfigError(
+                explain(
+                    "precision",
+                    found=repr(precision),
+                    expected="fp32, bf16 or fp16",
+                    remedy="choose one of these",
+                )
+            )
+        self.device = (
+            resolve_device(device) if device is not None else next(model.parameters()).device
+        )
+        self.precision = precision
+        self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(self.device).eval()
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """See :class:`Backend`."""
+        batch = batch.to(self.device, memory_format=self._format)
+        with torch.inference_mode(), self._autocast():
+            return self.model(batch)  # type: ignore[no-any-return]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device that a setting means; None or "auto": a GPU where there is one, else the CPU.
+
+    Raises:
+        EnvironmentProblem: the device does not exist here.
+    """
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise EnvironmentProblem(
+            explain(
+                f"device {device}",
+                found=str(error).splitlines()[0],
+                expected="a device of this machine, such as 'cpu' or 'cuda:0'",
+                remedy="choose another device, or leave it out to take the best there is",
+            )
+        ) from error
+    return found

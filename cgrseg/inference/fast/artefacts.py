@@ -1,0 +1,135 @@
+"""Compiled networks on disk: one file per weights, input shape, precision and machine.
+
+A compilation takes about a minute; its result is kept and found again by name.  The name
+is a digest of everything that the machine code depends on, so a stale file cannot be hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cgrseg
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.files import make_folder
+
+# Part of every name: raise it when the compiled function itself changes.
+_FORM = 1
+
+
+def default_folder() -> Path:
+    """`$CGRSEG_CACHE/compiled`, else `cgrseg/compiled` in the user's cache folder."""
+    chosen = os.environ.get("CGRSEG_CACHE")
+    if chosen:
+        return Path(chosen) / "compiled"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cgrseg" / "compiled"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of every parameter and buffer with its name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        data = value.detach().to("cpu").contiguous()
+        digest.update(f"{name} {tuple(data.shape)} {data.dtype};".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().data if data.numel() else b"")
+    return digest.hexdigest()
+
+
+def machine_digest() -> str:
+    """Digest of what machine code depends on besides the network: CPU, threads, versions."""
+    parts = [
+        cgrseg.__version__,
+        str(_FORM),
+        torch.__version__,
+        platform.system(),
+        platform.machine(),
+        platform.python_version(),
+        torch.backends.cpu.get_cpu_capability(),
+        _cpu_flags(),
+        str(torch.get_num_threads()),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def artefact_path(
+    folder: Path, weights: str, variant: str, precision: str, shape: tuple[int, ...]
+) -> Path:
+    """Where the compiled network of a shape is kept.
+
+    Args:
+        folder: of all of them.
+        weights: from :func:`weights_digest`.
+        variant: for people who look into the folder, as are the next two.
+        precision: of weights and features.
+        shape: of the input, (N, 3, H, W).
+    """
+    name = f"{variant}-{precision}-{'x'.join(map(str, shape))}"
+    key = hashlib.sha256(f"{weights} {machine_digest()} {name}".encode()).hexdigest()[:20]
+    return folder / f"{name}-{key}.pt2"
+
+
+def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
+    """Compile a network ahead of time and store it; the file is whole or not there.
+
+    Args:
+        network: frozen, in eval mode.
+        example: an input of the shape, type and layout to compile for.
+        target: ends in `.pt2`.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written.
+    """
+    make_folder(target.parent)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
+            partial = Path(folder) / target.name
+            with torch.no_grad():
+                exported = torch.export.export(network, (example,), strict=False)
+                torch._inductor.aoti_compile_and_package(
+                    exported, package_path=str(partial), inductor_configs={"freezing": True}
+                )
+            os.replace(partial, target)
+    except OSError as error:
+        raise EnvironmentProblem(
+            explain(
+                target,
+                found=f"the compiled network could not be stored ({error})",
+                expected="a folder that can be written, with room for it (some 40 to 200 MB)",
+                remedy="free space, or set CGRSEG_CACHE to another folder",
+            )
+        ) from error
+
+
+def load(path: Path) -> Callable[[Tensor], Tensor]:
+    """The compiled network of a file, as a function.
+
+    Raises:
+        RuntimeError: a file that cannot be loaded; it is removed, so that the next attempt
+            compiles anew.
+    """
+    try:
+        runner: Any = torch._inductor.aoti_load_package(str(path))
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise RuntimeError(f"{path}: not a usable compiled network ({error})") from error
+    return runner
+
+
+def _cpu_flags() -> str:
+    """Instruction sets of the CPU, as the system lists them; its name where it does not."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()

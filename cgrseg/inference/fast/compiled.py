@@ -1,0 +1,222 @@
+"""The fast form compiled for the machine it runs on, one artefact per input shape.
+
+On a CPU: ahead of time (AOTInductor) with frozen weights, kept on disk, so that a program
+started again is fast from its first image.  On a GPU: `torch.compile`, which captures CUDA
+graphs.  Without a compiler the fast form runs as it is, and says so.
+
+A *bucket* is an exact input shape.  Rounding sizes up to fewer buckets would change what
+is predicted (the network averages whole rows and columns, padding included); sides are
+multiples of 32 as it is, and a camera or a data set has few of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cgrseg.errors import CGRSegError
+from cgrseg.inference.backends import Precision, resolve_device
+from cgrseg.inference.fast import artefacts
+from cgrseg.inference.fast.allocator import keep_freed_memory
+from cgrseg.inference.fast.compilers import missing_compiler, slow_precision
+from cgrseg.inference.fast.network import FastNetwork, fast_form
+from cgrseg.models import CGRSeg
+
+_LOG = logging.getLogger("cgrseg.inference")
+
+# Each compiled shape holds its own copy of the weights.
+_MAX_SHAPES = 8
+
+Shape = tuple[int, int, int]
+How = Literal["compiled", "loaded", "ready", "uncompiled"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was done to get ready for an input shape.
+
+    Attributes:
+        how: "compiled" now, "loaded" from disk, "ready" already, or "uncompiled": the fast
+            form runs as it is.
+        seconds: that it took, warm-up included.
+        reason: why it is not compiled; empty otherwise.
+    """
+
+    how: How
+    seconds: float
+    reason: str = ""
+
+
+class CompiledBackend:
+    """A :class:`~cgrseg.inference.backends.Backend` that compiles what it runs.
+
+    Args:
+        model: trained; read, never changed.
+        device: where to run; None: where the model is.
+        precision: "fp32", "bf16" or "fp16", of weights and features; logits come in float32.
+        folder: of compiled artefacts; None: :func:`artefacts.default_folder`.
+        compile_after: images of a size that come before it is compiled; until then the fast
+            form runs as it is.  Artefacts on disk are used from the first one.  0: only
+            what :meth:`prepare` is called for.
+        keep_memory: let the C library keep freed memory for the next image (Linux, whole
+            process; see :func:`~cgrseg.inference.fast.allocator.keep_freed_memory`).
+
+    Raises:
+        ConfigError: unknown precision.
+        EnvironmentProblem: no such device.
+    """
+
+    def __init__(
+        self,
+        model: CGRSeg,
+        device: str | torch.device | None = None,
+        precision: Precision = "fp32",
+        *,
+        folder: Path | str | None = None,
+        compile_after: int = 4,
+        keep_memory: bool = True,
+    ) -> None:
+        home = next(model.parameters()).device
+        self.device = home if device is None else resolve_device(device)
+        self.num_classes = model.num_classes
+        self.precision = precision
+        self.compile_after = compile_after
+        self.folder = Path(folder) if folder is not None else artefacts.default_folder()
+        self._network: FastNetwork = fast_form(model, precision=precision).to(self.device)
+        self._weights = artefacts.weights_digest(model) if self.device.type == "cpu" else ""
+        self._runners: OrderedDict[Shape, Callable[[Tensor], Tensor]] = OrderedDict()
+        self._seen: Counter[Shape] = Counter()
+        self._refused: dict[Shape, str] = {}
+        warning = slow_precision(self.device, precision)
+        if warning:
+            _LOG.warning(warning)
+        if keep_memory and self.device.type == "cpu":
+            keep_freed_memory()
+
+    def prepare(
+        self, height: int, width: int, batch: int = 1, *, warm_up: bool = True
+    ) -> Preparation:
+        """Get ready for an input shape, so that no later image waits.
+
+        Args:
+            height: of the network's input, a multiple of 32.
+            width: likewise.
+            batch: images at once.
+            warm_up: run it as well, since first runs are slower.
+
+        Returns:
+            What was done; without a compiler the reason is told there and in the log.
+        """
+        shape = (batch, height, width)
+        start = time.perf_counter()
+        if shape in self._runners:
+            return Preparation("ready", 0.0)
+        example = torch.zeros(batch, 3, height, width, device=self.device)
+        example = example.to(memory_format=torch.channels_last)
+        how: How = "uncompiled"
+        if shape not in self._refused:
+            try:
+                runner, how = self._obtain(shape, example)
+                if warm_up or self.device.type == "cuda":  # where the first call compiles
+                    with torch.inference_mode():
+                        for _ in range(3):  # CUDA graphs are captured at the second call
+                            runner(example)
+                self._runners[shape] = runner
+                if len(self._runners) > _MAX_SHAPES:
+                    self._runners.popitem(last=False)
+            except Exception as error:  # whatever a compiler says, there is another way
+                how = "uncompiled"
+                self._refuse(shape, error)
+        if how == "uncompiled" and warm_up:
+            with torch.inference_mode():
+                self._network(example)
+        return Preparation(how, time.perf_counter() - start, self._refused.get(shape, ""))
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """See :class:`~cgrseg.inference.backends.Backend`."""
+        images, _, height, width = batch.shape
+        batch = batch.to(self.device, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            runner = self._runner((images, height, width))
+            if runner is not None:
+                return runner(batch)
+            single = self._runner((1, height, width)) if images > 1 else None
+            if single is not None and self.device.type == "cpu":
+                # On a CPU a batch is no faster than its images one after another.
+                return torch.cat([single(image) for image in batch.split(1)])
+            return self._network(batch)
+
+    def _runner(self, shape: Shape) -> Callable[[Tensor], Tensor] | None:
+        """The compiled network of a shape, or None as long as it is not worth having."""
+        runner = self._runners.get(shape)
+        if runner is not None:
+            self._runners.move_to_end(shape)
+            return runner
+        on_cpu = self.device.type == "cpu"
+        if shape in self._refused or not self.compile_after or (on_cpu and shape[0] > 1):
+            return None
+        self._seen[shape] += 1
+        if self._seen[shape] >= self.compile_after or (on_cpu and self._path(shape).is_file()):
+            self.prepare(shape[1], shape[2], shape[0])
+        return self._runners.get(shape)
+
+    def _path(self, shape: Shape) -> Path:
+        full = (shape[0], 3, shape[1], shape[2])
+        return artefacts.artefact_path(
+            self.folder, self._weights, self._network.variant, self.precision, full
+        )
+
+    def _obtain(self, shape: Shape, example: Tensor) -> tuple[Callable[[Tensor], Tensor], How]:
+        """Load or compile; raises whatever goes wrong."""
+        path = self._path(shape)
+        if self.device.type == "cpu" and path.is_file():
+            try:
+                return artefacts.load(path), "loaded"
+            except RuntimeError as error:
+                _LOG.warning("%s; compiling it again", error)
+        lacking = missing_compiler(self.device)
+        if lacking:
+            raise _NoCompilerError(lacking)
+        _LOG.info("compiling the network for %d images of %dx%d, about a minute", *shape)
+        self._network.prepare(shape[1], shape[2])
+        if self.device.type == "cpu":
+            artefacts.compile_to_file(self._network, example, path)
+            return artefacts.load(path), "compiled"
+        return _compile_for_gpu(self._network), "compiled"
+
+    def _refuse(self, shape: Shape, error: Exception) -> None:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        expected = isinstance(error, (_NoCompilerError, CGRSegError))
+        reason = str(error) if expected else f"compiling failed: {first[0]}"
+        self._refused[shape] = reason
+        _LOG.warning(
+            "the network runs uncompiled at %dx%d, same results, about half as fast: %s",
+            shape[1],
+            shape[2],
+            reason,
+        )
+
+
+class _NoCompilerError(Exception):
+    """Nothing on this machine can compile."""
+
+
+def _compile_for_gpu(network: FastNetwork) -> Callable[[Tensor], Tensor]:
+    """`torch.compile` with tuned kernels and CUDA graphs, one graph per input shape."""
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, mode="max-autotune")
+
+    def run(batch: Tensor) -> Tensor:
+        # A CUDA graph writes every result to the same memory: a later image would
+        # overwrite logits that the caller still holds.
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(batch).clone()
+
+    return run

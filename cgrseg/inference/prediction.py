@@ -1,0 +1,82 @@
+"""The result for one image: labels, names, colours, and pictures of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.visual.overlay import class_shares, overlay, with_legend
+from cgrseg.visual.palette import colorize
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Labels of one image.
+
+    Attributes:
+        labels: class ids (H, W) at the image's own size.
+        classes: names in id order.
+        palette: RGB 0..255 per class.
+        image: the image itself, uint8 RGB (H, W, 3).
+        confidence: probability 0..1 of the class of each pixel (H, W); None unless asked for.
+        source: file that the image came from; None for images from memory.
+    """
+
+    labels: NDArray[np.integer]
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    image: NDArray[np.uint8]
+    confidence: NDArray[np.float32] | None = None
+    source: Path | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share 0..1 of the pixels per class that occurs, largest first."""
+        found = class_shares(self.labels, len(self.classes))
+        order = np.argsort(-found, kind="stable")
+        return {self.classes[k]: float(found[k]) for k in order if found[k] > 0}
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """Where one class is (H, W).
+
+        Raises:
+            KeyError: there is no class of that name.
+        """
+        if name not in self.classes:
+            raise KeyError(f"no class {name!r}; there are {', '.join(self.classes)}")
+        return np.asarray(self.labels == self.classes.index(name))
+
+    def coloured(self) -> NDArray[np.uint8]:
+        """The labels in their colours, uint8 RGB (H, W, 3)."""
+        return colorize(self.labels, self.palette)
+
+    def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> NDArray[np.uint8]:
+        """The image with the labels laid over it.
+
+        Args:
+            opacity: of the labels, 0..1.
+            legend: add names and shares at the side.
+
+        Returns:
+            uint8 RGB (H, W, 3); wider (and, for small images, higher) with a legend.
+        """
+        picture = overlay(self.image, self.labels, self.palette, opacity)
+        return self.with_legend(picture) if legend else picture
+
+    def with_legend(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture of this prediction with names and shares at its side."""
+        return with_legend(picture, self.labels, self.classes, self.palette)
+
+    def save_labels(self, path: Path | str) -> None:
+        """Write an indexed PNG: ids as indices, shown in the classes' colours."""
+        write_label_png(path, self.labels.astype(np.uint8), self.palette)
+
+    def save_overlay(self, path: Path | str, opacity: float = 0.5, *, legend: bool = True) -> None:
+        """Write the overlay; the format follows the name's ending."""
+        write_image(path, self.overlay(opacity, legend=legend))

@@ -1,0 +1,140 @@
+"""What a person may hand over as images, turned into 8-bit RGB arrays."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.data.custom import IMAGE_SUFFIXES
+from cgrseg.data.image_io import read_image
+from cgrseg.errors import DataError, explain
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image file.
+
+    Attributes:
+        path: the file.
+        name: where its results go: path without suffix, relative to the folder that was
+            given (the bare name for a file that was given itself).
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(inputs: str | Path | Iterable[str | Path]) -> list[FoundImage]:
+    """Image files behind paths, folders (with their subfolders) and glob patterns.
+
+    Files of one folder that differ in their suffix only keep it in their result's name.
+
+    Raises:
+        DataError: a path that is not there, or a folder or pattern without images.
+    """
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    found = [image for entry in given for image in _behind(entry)]
+    unique = list({image.path: image for image in found}.values())
+    names: dict[str, int] = {}
+    for image in unique:
+        names[image.name] = names.get(image.name, 0) + 1
+    renamed = [
+        FoundImage(image.path, f"{image.name}_{image.path.suffix[1:]}")
+        if names[image.name] > 1
+        else image
+        for image in unique
+    ]
+    taken: dict[str, Path] = {}
+    for image in renamed:
+        if image.name in taken:
+            raise DataError(
+                explain(
+                    image.path,
+                    found=f"its results would have the same name as those of {taken[image.name]}",
+                    expected="names that differ",
+                    remedy="give the folder above both, whose structure the results then keep",
+                )
+            )
+        taken[image.name] = image.path
+    return renamed
+
+
+def _behind(entry: str | Path) -> list[FoundImage]:
+    path = Path(entry)
+    if path.is_file():
+        return [FoundImage(path, path.stem)]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = [FoundImage(p, p.relative_to(path).with_suffix("").as_posix()) for p in files]
+        what = "no images in this folder"
+    else:
+        matches = sorted(glob.glob(str(entry), recursive=True))
+        found = [
+            image
+            for match in matches
+            if Path(match).suffix.lower() in IMAGE_SUFFIXES or Path(match).is_dir()
+            for image in _behind(match)
+        ]
+        what = "no such file or folder, and no image matches it as a pattern"
+    if not found:
+        raise DataError(
+            explain(
+                entry,
+                found=what,
+                expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
+                remedy="check the path",
+            )
+        )
+    return found
+
+
+def as_image(value: Any) -> Image:
+    """One image as uint8 RGB (H, W, 3).
+
+    Args:
+        value: a path; a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA (alpha is left out) or
+            (H, W) grey; or a Pillow image (turned by its EXIF orientation).
+
+    Raises:
+        DataError: a file that cannot be read, or an array of another kind.
+    """
+    if isinstance(value, (str, Path)):
+        return read_image(value)
+    if hasattr(value, "getexif") and hasattr(value, "convert"):
+        from PIL import ImageOps
+
+        return np.asarray(ImageOps.exif_transpose(value).convert("RGB"), dtype=np.uint8)
+    if isinstance(value, np.ndarray):
+        return _from_array(value)
+    raise DataError(
+        explain(
+            "image",
+            found=f"a value of type {type(value).__name__}",
+            expected="a path, a uint8 array (H, W, 3) in RGB, or a Pillow image",
+            remedy="convert it, for example with numpy.asarray",
+        )
+    )
+
+
+def _from_array(array: NDArray[Any]) -> Image:
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not fits or array.size == 0:
+        raise DataError(
+            explain(
+                "image",
+                found=f"an array of {array.dtype} with shape {array.shape}",
+                expected="uint8 values 0..255 of shape (H, W, 3) in RGB, or (H, W)",
+                remedy="scale to 0..255 and convert with .astype(numpy.uint8); move channels last",
+            )
+        )
+    if array.ndim == 2 or array.shape[2] == 1:
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(array[:, :, :3])

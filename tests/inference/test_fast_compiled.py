@@ -1,0 +1,200 @@
+"""The compiled backend: real compilations are marked slow, the ways around them are not."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgrseg.errors import ConfigError
+from cgrseg.inference.backends import Backend
+from cgrseg.inference.fast import CompiledBackend
+from cgrseg.inference.fast.artefacts import artefact_path, default_folder, weights_digest
+from cgrseg.inference.fast.compilers import missing_compiler
+from cgrseg.models import CGRSeg, create_model
+from tests.golden_weights import golden_input, set_golden_weights
+
+
+@pytest.fixture(scope="module")
+def model() -> CGRSeg:
+    built = create_model("cgrseg_t", num_classes=5).eval()
+    set_golden_weights(built)
+    return built
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def picture(images: int = 1, height: int = 64, width: int = 64) -> torch.Tensor:
+    return golden_input(f"input_{images}x{height}x{width}", (images, 3, height, width))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    bool(missing_compiler(torch.device("cpu"))), reason="there is no C++ compiler here"
+)
+def test_compiles_once_and_is_found_again(
+    model: CGRSeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, several = picture(), picture(3)
+    with torch.inference_mode():
+        expected, of_several = model(x), model(several)
+    first = CompiledBackend(model, folder=tmp_path)
+    assert first.prepare(64, 64).how == "compiled"
+    assert first.prepare(64, 64).how == "ready"
+    assert relative(first.logits(x), expected) < 1e-5
+    assert relative(first.logits(several), of_several) < 1e-5  # one after another
+    kept = list(tmp_path.iterdir())
+    assert len(kept) == 1 and kept[0].suffix == ".pt2"
+
+    again = CompiledBackend(model, folder=tmp_path)
+    assert relative(again.logits(x), expected) < 1e-5  # used from the first image
+    assert again.prepare(64, 64).how == "ready"
+
+    other = create_model("cgrseg_t", num_classes=5).eval()
+    set_golden_weights(other)
+    with torch.no_grad():
+        other.decode_head.conv_seg.bias.add_(1.0)
+    stranger = CompiledBackend(other, folder=tmp_path, compile_after=0)
+    with torch.inference_mode():
+        assert relative(stranger.logits(x), other(x)) < 1e-5  # not the file of other weights
+
+    # A damaged file is told, removed and replaced (here it cannot be: no compiler).
+    kept[0].write_bytes(b"not a package")
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setenv("CXX", "no-such-compiler")
+        damaged = CompiledBackend(model, folder=tmp_path).prepare(64, 64)
+    assert damaged.how == "uncompiled"
+    assert "not a usable compiled network" in caplog.text
+    assert not kept[0].exists()
+
+
+def test_is_a_backend(model: CGRSeg, tmp_path: Path) -> None:
+    backend = CompiledBackend(model, folder=tmp_path)
+    assert isinstance(backend, Backend)
+    assert backend.num_classes == 5
+    assert backend.device == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_it_says_so_once_and_predicts_the_same(
+    model: CGRSeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = CompiledBackend(model, folder=tmp_path)
+    with caplog.at_level(logging.WARNING, "cgrseg.inference"):
+        done = backend.prepare(64, 64)
+        backend.prepare(64, 64)
+        found = backend.logits(picture(2))
+    assert done.how == "uncompiled"
+    assert "CXX names 'no-such-compiler'" in done.reason and "install g++" in done.reason
+    assert caplog.text.count("runs uncompiled") == 1
+    with torch.inference_mode():
+        assert relative(found, model(picture(2))) < 1e-5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_compiles_a_size_when_it_has_come_often_enough(
+    model: CGRSeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = CompiledBackend(model, folder=tmp_path, compile_after=3)
+    attempts = []
+    with caplog.at_level(logging.WARNING, "cgrseg.inference"):
+        for width in (64, 32, 64, 64, 64):
+            backend.logits(picture(width=width))
+            attempts.append(caplog.text.count("runs uncompiled"))
+    assert attempts == [0, 0, 0, 1, 1]
+    assert "64x64" in caplog.text and "64x32" not in caplog.text
+
+
+@pytest.mark.skipif(
+    bool(missing_compiler(torch.device("cpu"))), reason="there is no C++ compiler here"
+)
+def test_a_folder_that_cannot_be_written_is_told(model: CGRSeg, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    done = CompiledBackend(model, folder=blocked / "compiled").prepare(64, 64)
+    assert done.how == "uncompiled"
+    assert "what to do" in done.reason and str(blocked) in done.reason
+    assert blocked.read_text() == "in the way"
+
+
+def test_unknown_precision_is_explained(model: CGRSeg) -> None:
+    with pytest.raises(ConfigError, match="precision"):
+        CompiledBackend(model, precision="int8")  # type: ignore[arg-type]
+
+
+class TestNamesOfArtefacts:
+    def path(self, weights: str = "w", precision: str = "fp32", width: int = 64) -> Path:
+        return artefact_path(Path("f"), weights, "cgrseg_t", precision, (1, 3, 64, width))
+
+    def test_each_depends_on_what_it_was_compiled_from(self) -> None:
+        paths = {self.path(), self.path("v"), self.path(precision="bf16"), self.path(width=96)}
+        assert len(paths) == 4
+        assert self.path() == self.path()
+
+    def test_depends_on_the_number_of_threads(self) -> None:
+        threads = torch.get_num_threads()
+        first = self.path()
+        try:
+            torch.set_num_threads(threads + 1)
+            assert self.path() != first
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_weights_differ_by_a_single_number(self, model: CGRSeg) -> None:
+        before = weights_digest(model)
+        bias = model.decode_head.conv_seg.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias[0] += 1e-3
+            changed = weights_digest(model)
+            bias[0] -= 1e-3
+        assert changed != before
+
+    def test_folder_can_be_chosen(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("CGRSEG_CACHE", str(tmp_path))
+        assert default_folder() == tmp_path / "compiled"
+        monkeypatch.delenv("CGRSEG_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert default_folder() == tmp_path / "cgrseg" / "compiled"
+
+
+_FAULTS = """
+import resource, sys
+from cgrseg.inference.fast.allocator import keep_freed_memory
+import torch
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.zeros(20, 1 << 18) for _ in range(4)]  # 20 MiB each
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept() -> None:
+    def faults(mode: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", _FAULTS, mode], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    # 10 rounds of 80 MiB are 200,000 pages of 4 kB when all of them are fetched anew.
+    assert faults("keep") < 0.05 * faults("leave")

@@ -1,0 +1,248 @@
+"""Every mode against the plain computation, which holds all logits at full size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.image_io import read_image
+from cgrseg.data.test_transform import TestTransform
+from cgrseg.errors import ConfigError, DataError
+from cgrseg.inference import decode
+from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.modes import PUBLISHED_RATIOS, augmented, segment, segment_batch
+from cgrseg.inference.views import at_ratio
+from cgrseg.models import create_model
+from tests.golden_weights import set_golden_weights
+from tests.inference.fixtures import BlockBackend, photo
+
+
+def plain(backend: Backend, image: NDArray[np.uint8], config: TestConfig) -> Tensor:
+    """Averaged probabilities (K, H, W), written down as mmsegmentation does it."""
+    total = torch.zeros(backend.num_classes, *image.shape[:2])
+    directions = (False, True) if config.flip else (False,)
+    for ratio in config.ratios:
+        transform = TestTransform(at_ratio(config, ratio, image))
+        resized = transform.resize(image)
+        height, width = resized.shape[:2]
+        for flipped in directions:
+            tensor = transform.normalise(np.ascontiguousarray(resized[:, ::-1]))
+            if not flipped:
+                tensor = transform.normalise(resized)
+            padded = F.pad(tensor, (0, -width % config.divisor, 0, -height % config.divisor))[None]
+            if config.mode == "slide":
+                logits = slide(backend, padded, config)
+            else:
+                logits = upsampled(backend, padded)
+            logits = F.interpolate(
+                logits[:, :, :height, :width], size=image.shape[:2], mode="bilinear"
+            )
+            probability = logits.softmax(dim=1)[0]
+            total += probability.flip(2) if flipped else probability
+    return total / (len(config.ratios) * len(directions))
+
+
+def upsampled(backend: Backend, tensor: Tensor) -> Tensor:
+    """Logits at the input's size; the input is padded to a multiple of 32 for the network."""
+    height, width = tensor.shape[2:]
+    fed = F.pad(tensor, (0, -width % 32, 0, -height % 32))
+    logits = F.interpolate(backend.logits(fed), size=fed.shape[2:], mode="bilinear")
+    return logits[:, :, :height, :width]
+
+
+def slide(backend: Backend, padded: Tensor, config: TestConfig) -> Tensor:
+    """Window logits added up and divided by how often each pixel was seen."""
+    height, width = padded.shape[2:]
+    (crop_h, crop_w), (stride_h, stride_w) = config.crop_size, config.stride
+    total = torch.zeros(1, backend.num_classes, height, width)
+    count = torch.zeros(1, 1, height, width)
+    for row in range(max(height - crop_h + stride_h - 1, 0) // stride_h + 1):
+        for column in range(max(width - crop_w + stride_w - 1, 0) // stride_w + 1):
+            bottom = min(row * stride_h + crop_h, height)
+            right = min(column * stride_w + crop_w, width)
+            top, left = max(bottom - crop_h, 0), max(right - crop_w, 0)
+            total[:, :, top:bottom, left:right] += upsampled(
+                backend, padded[:, :, top:bottom, left:right]
+            )
+            count[:, :, top:bottom, left:right] += 1
+    return total / count
+
+
+def assert_same_labels(found: NDArray[np.integer], expected: Tensor) -> None:
+    """Equal wherever the two best classes differ by more than rounding."""
+    best = expected.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-5).numpy()
+    assert clear.mean() > 0.9
+    assert np.array_equal(found[clear], expected.argmax(dim=0).numpy()[clear])
+
+
+sides = st.integers(20, 150)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=sides,
+    width=sides,
+    crop=st.tuples(st.integers(8, 100), st.integers(8, 100)),
+    stride=st.tuples(st.integers(4, 60), st.integers(4, 60)),
+    ratios=st.sampled_from([[1.0], [0.5, 1.3], [0.75]]),
+    flip=st.booleans(),
+    resize=st.sampled_from(["none", "keep_ratio", "keep_ratio_divisible"]),
+)
+def test_slide_with_any_window_and_stride(
+    height: int,
+    width: int,
+    crop: tuple[int, int],
+    stride: tuple[int, int],
+    ratios: list[float],
+    flip: bool,
+    resize: str,
+) -> None:
+    config = TestConfig(
+        mode="slide",
+        crop_size=crop,
+        stride=(min(stride[0], crop[0]), min(stride[1], crop[1])),
+        scale=(160, 96),
+        resize=resize,  # type: ignore[arg-type]
+        ratios=ratios,
+        flip=flip,
+    )
+    backend, image = BlockBackend(), photo(height, width)
+    assert_same_labels(segment(backend, image, config).labels, plain(backend, image, config))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    height=sides,
+    width=sides,
+    ratios=st.sampled_from([[1.0], [0.5, 1.0, 1.75]]),
+    flip=st.booleans(),
+    resize=st.sampled_from(["none", "keep_ratio", "keep_ratio_divisible"]),
+    divisor=st.sampled_from([1, 32, 48]),
+)
+def test_whole_images_of_any_size(
+    height: int, width: int, ratios: list[float], flip: bool, resize: str, divisor: int
+) -> None:
+    config = TestConfig(
+        scale=(160, 96),
+        resize=resize,  # type: ignore[arg-type]
+        ratios=ratios,
+        flip=flip,
+        divisor=divisor,
+    )
+    backend, image = BlockBackend(), photo(height, width)
+    expected = plain(backend, image, config)
+    found = segment(backend, image, config, confidence=True)
+    assert_same_labels(segment(backend, image, config).labels, expected)
+    assert_same_labels(found.labels, expected)
+    assert found.confidence is not None
+    np.testing.assert_allclose(found.confidence, expected.amax(dim=0), atol=1e-4)
+
+
+def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TestConfig(
+        mode="slide", crop_size=(64, 64), stride=(43, 43), resize="none", flip=True, ratios=[1.0]
+    )
+    backend, image = BlockBackend(), photo(150, 210)
+    expected = segment(backend, image, config)
+    monkeypatch.setattr(decode, "_TILE_CPU", 7 * 8 * 9)
+    monkeypatch.setattr(decode, "_ROWS_CPU", 9)
+    assert np.array_equal(segment(backend, image, config).labels, expected.labels)
+    whole = TestConfig(resize="none")
+    fused = segment(backend, image, whole).labels
+    monkeypatch.setattr(decode, "_FUSED_PIXELS", 0)
+    assert (segment(backend, image, whole).labels == fused).mean() > 0.9999
+
+
+def test_each_window_runs_once_and_is_forgotten() -> None:
+    config = TestConfig(mode="slide", crop_size=(64, 64), stride=(32, 32), resize="none")
+    backend = BlockBackend()
+    segment(backend, photo(256, 128), config)
+    assert len(backend.seen) == 7 * 3  # rows and columns of windows
+    assert set(backend.seen) == {(1, 3, 64, 64)}
+
+
+def test_batch_of_mixed_sizes_keeps_the_order() -> None:
+    backend, config = BlockBackend(), TestConfig(scale=(160, 96))
+    # At short side 96 the network gets 96x128, 96x96, 96x128 (padded from 96x123) and 128x96.
+    sizes = [(90, 120), (60, 60), (75, 96), (120, 90)]
+    images = [photo(*size, seed=number) for number, size in enumerate(sizes)]
+    found = segment_batch(backend, images, config)
+    assert sorted(backend.seen) == [(1, 3, 96, 96), (1, 3, 128, 96), (2, 3, 96, 128)]
+    for image, one in zip(images, found, strict=True):
+        assert np.array_equal(one.labels, segment(BlockBackend(), image, config).labels)
+    backend.seen.clear()
+    segment_batch(backend, images, config, batch_size=1)
+    assert [shape[0] for shape in backend.seen] == [1, 1, 1, 1]
+
+
+def test_published_ratios() -> None:
+    config = augmented(TestConfig())
+    assert tuple(config.ratios) == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75) == PUBLISHED_RATIOS
+    assert config.flip
+
+
+def test_nan_from_the_network_is_an_error_in_every_mode() -> None:
+    class Broken(BlockBackend):
+        def logits(self, batch: Tensor) -> Tensor:
+            return super().logits(batch) / 0
+
+    for config in (TestConfig(resize="none"), TestConfig(resize="none", flip=True)):
+        with pytest.raises(DataError, match="NaN or infinite"):
+            segment(Broken(), photo(40, 40), config)
+
+
+def test_no_ratios_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="at least one factor"):
+        segment(BlockBackend(), photo(40, 40), TestConfig(ratios=[]))
+
+
+def test_more_than_256_classes_need_two_bytes() -> None:
+    found = segment(BlockBackend(300), photo(64, 64), TestConfig(resize="none"))
+    assert found.labels.dtype == np.int16 and found.labels.max() > 255
+
+
+GOLDEN_MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "single": ("single", {}),
+    "flip": ("flip", {"flip": True}),
+    "multiscale_flip": ("multiscale_flip", {"ratios": [0.875, 1.0, 1.125], "flip": True}),
+    "slide": ("slide_512_341", {"mode": "slide"}),
+    "pascal_context": (
+        "pascal_context_520",
+        {"scale": (520, 520), "resize": "keep_ratio_divisible"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def golden_backend() -> TorchBackend:
+    model = create_model("cgrseg_t")
+    set_golden_weights(model)
+    return TorchBackend(model)
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODES)
+def test_published_label_maps(name: str, golden_dir: Path, golden_backend: TorchBackend) -> None:
+    key, changes = GOLDEN_MODES[name]
+    bias = np.load(golden_dir / "conv_seg_bias.npz")[key]
+    with torch.no_grad():
+        golden_backend.model.get_parameter("decode_head.conv_seg.bias").copy_(
+            torch.from_numpy(bias)
+        )
+    picture = read_image(golden_dir / "photo.png")
+    expected = cv2.imread(str(golden_dir / f"predict_{name}.png"), cv2.IMREAD_UNCHANGED)
+    found = segment(golden_backend, picture, TestConfig(**changes))
+    assert found.labels.shape == (300, 420)
+    agreement = (found.labels == expected).mean()
+    assert agreement >= 0.999, f"{100 * agreement:.3f} % of pixels agree"

@@ -1,0 +1,246 @@
+"""Predictor, sources and folders of images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.errors import ConfigError, DataError, EnvironmentProblem, WeightsError
+from cgrseg.inference import Predictor, TorchBackend, predict_folder, segment
+from cgrseg.inference.sources import as_image, find_images
+from cgrseg.models import CGRSeg
+from tests.golden_weights import set_golden_weights
+from tests.inference.fixtures import BlockBackend, photo
+
+CLASSES = ("sky", "road", "car")
+PALETTE = ((70, 130, 180), (128, 64, 128), (0, 0, 142))
+SMALL = {"scale": [128, 64], "resize": "keep_ratio"}
+
+
+def predictor() -> Predictor:
+    return Predictor(BlockBackend(3), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = CGRSeg("cgrseg_t", 3, classes=CLASSES, palette=PALETTE, preprocessing=SMALL)
+    set_golden_weights(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_from_pretrained_takes_everything_from_the_checkpoint(checkpoint: Path) -> None:
+    found = Predictor.from_pretrained(checkpoint, device="cpu")
+    assert found.classes == CLASSES and found.palette == PALETTE
+    assert found.test.scale == (128, 64)
+    image = photo(90, 130)
+    prediction = found(image)
+    assert prediction.labels.shape == (90, 130) and prediction.labels.dtype == np.uint8
+    expected = segment(found.backend, image, TestConfig(scale=(128, 64))).labels
+    assert np.array_equal(prediction.labels, expected)
+    assert len(np.unique(prediction.labels)) > 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_agrees_on_most_pixels(checkpoint: Path, precision: str) -> None:
+    image = photo(90, 130)
+    full = Predictor.from_pretrained(checkpoint, device="cpu")(image)
+    half = Predictor.from_pretrained(checkpoint, "cpu", precision)(image)  # type: ignore[arg-type]
+    assert (full.labels == half.labels).mean() > 0.9
+
+
+def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
+    model = CGRSeg("cgrseg_t", 3, preprocessing={"scale": [64, 32], "zoom": 2})
+    model.save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="test settings that cannot be used"):
+        Predictor.from_pretrained(tmp_path, device="cpu")
+
+
+def test_a_device_that_is_not_there() -> None:
+    from cgrseg.inference.backends import resolve_device
+
+    with pytest.raises(EnvironmentProblem, match="cuda:99"):
+        resolve_device("cuda:99")
+    with pytest.raises(EnvironmentProblem, match="choose another device"):
+        resolve_device("abacus")
+    with pytest.raises(ConfigError, match="fp32, bf16 or fp16"):
+        TorchBackend(torch.nn.Conv2d(3, 3, 1), precision="int3")  # type: ignore[arg-type]
+
+
+def test_names_by_count_are_told_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "cgrseg.inference"):
+        assert Predictor(BlockBackend(150)).classes[:2] == ("wall", "building")
+        assert Predictor(BlockBackend(4)).classes == ("class 0", "class 1", "class 2", "class 3")
+    assert "150 classes are taken for those of" in caplog.text
+    assert "no class names" in caplog.text
+    with pytest.raises(ConfigError, match="3, one for each output"):
+        Predictor(BlockBackend(3), classes=("a", "b"), palette=PALETTE)
+
+
+def test_one_image_in_every_form_gives_the_same_labels(tmp_path: Path) -> None:
+    image = photo(70, 90)
+    path = save(tmp_path / "one.png", image)
+    expected = predictor()(image).labels
+    for form in (path, str(path), Image.fromarray(image), np.dstack([image, image[:, :, :1]])):
+        assert np.array_equal(predictor()(form).labels, expected)
+    assert predictor()(path).source == path
+
+
+def test_lists_folders_and_patterns(tmp_path: Path) -> None:
+    images = [photo(70, 90, seed) for seed in range(3)]
+    for number, image in enumerate(images):
+        save(tmp_path / f"{number}.png", image)
+    expected = [predictor()(image).labels for image in images]
+    for several in (images, tmp_path, str(tmp_path / "*.png"), tuple(images)):
+        for batch_size in (1, 2):
+            found = predictor()(several, batch_size=batch_size)
+            assert [p.labels.tolist() for p in found] == [e.tolist() for e in expected]
+
+
+def test_awkward_files_get_their_own_size(tmp_path: Path) -> None:
+    narrow = save(tmp_path / "narrow.png", photo(501, 37))
+    grey = save(tmp_path / "grey.png", photo(60, 80)[:, :, 0])
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.fromarray(photo(60, 80)).save(turned, exif=exif)
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), photo(60, 80).astype(np.uint16) * 257)
+    cmyk = tmp_path / "cmyk.jpg"
+    Image.fromarray(photo(60, 80)).convert("CMYK").save(cmyk)
+    for path, shape in (
+        (narrow, (501, 37)),
+        (grey, (60, 80)),
+        (turned, (80, 60)),
+        (deep, (60, 80)),
+        (cmyk, (60, 80)),
+    ):
+        assert predictor()(path).labels.shape == shape, path
+
+
+def test_arrays_that_are_no_images() -> None:
+    for bad in (np.zeros((4, 4, 3)), np.zeros((3, 5, 7), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(DataError, match=r"uint8 values 0\.\.255"):
+            as_image(bad)
+    with pytest.raises(DataError, match="type int"):
+        as_image(3)
+
+
+def test_prediction_tells_and_shows() -> None:
+    found = predictor()(photo(60, 80), confidence=True)
+    assert list(found.shares) == sorted(found.shares, key=lambda name: -found.shares[name])
+    assert sum(found.shares.values()) == pytest.approx(1)
+    name = next(iter(found.shares))
+    assert found.mask(name).mean() == pytest.approx(found.shares[name])
+    with pytest.raises(KeyError, match="no class 'tree'; there are sky, road, car"):
+        found.mask("tree")
+    assert found.confidence is not None
+    assert found.confidence.min() >= 1 / 3 and found.confidence.max() <= 1
+    colours = found.coloured()
+    assert colours[5, 7].tolist() == list(PALETTE[found.labels[5, 7]])
+    assert np.array_equal(found.overlay(1.0)[found.mask(name)].max(0), PALETTE[CLASSES.index(name)])
+    legend = found.overlay(legend=True)
+    assert legend.shape[1] > 80
+
+
+def test_stream_goes_on_after_a_bad_file(tmp_path: Path) -> None:
+    good = save(tmp_path / "a.png", photo(60, 80))
+    bad = tmp_path / "b.png"
+    bad.write_bytes(good.read_bytes()[:100])
+    found = list(predictor().stream([good, bad, good], on_error="yield", batch_size=2))
+    assert [source for source, _ in found] == [good, bad, good]
+    assert isinstance(found[1][1], DataError) and "b.png" in str(found[1][1])
+    with pytest.raises(DataError, match=r"b\.png"):
+        list(predictor().stream([good, bad, good]))
+
+
+def test_stream_reads_no_more_than_the_next_batch(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    def endless() -> object:
+        number = 0
+        while True:
+            taken.append(number)
+            yield photo(40, 40, number)
+            number += 1
+
+    stream = predictor().stream(endless())  # type: ignore[arg-type]
+    next(stream)
+    next(stream)
+    assert len(taken) == 3
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_finding_images(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "x" / "a.png", photo(8, 8))
+    save(tmp_path / "in" / "a.png", photo(8, 8))
+    save(tmp_path / "in" / "a.jpg", photo(8, 8))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    assert [i.name for i in find_images(tmp_path / "in")] == ["a_jpg", "a_png", "x/a"]
+    # The same file twice is done once.
+    both: list[str | Path] = [tmp_path / "in" / "a.png", str(tmp_path / "in" / "*.png")]
+    assert [i.name for i in find_images(both)] == ["a"]
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_images(tmp_path / "missing.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in this folder"):
+        find_images(tmp_path / "empty")
+
+
+def test_two_results_never_share_a_name(tmp_path: Path) -> None:
+    first = save(tmp_path / "one" / "a.png", photo(8, 8))
+    second = save(tmp_path / "two" / "a.png", photo(8, 8))
+    with pytest.raises(DataError, match="names that differ"):
+        find_images([first, second])
+
+
+def test_folder_restarts_shards_and_reports(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    images = {f"{n}": photo(50, 60, n) for n in range(5)}
+    for name, image in images.items():
+        save(source / f"{name}.png", image)
+    (source / "bad.png").write_bytes(b"not an image")
+    first = predict_folder(predictor(), source, out, rank=0, world_size=2)
+    second = predict_folder(predictor(), source, out, rank=1, world_size=2)
+    assert len(first.done) + len(second.done) == 5
+    failed = first.failed + second.failed
+    assert [path.name for path, _ in failed] == ["bad.png"]
+    for name, image in images.items():
+        written = np.array(Image.open(out / "labels" / f"{name}.png"))
+        assert np.array_equal(written, predictor()(image).labels)
+        assert (out / "overlays" / f"{name}.jpg").is_file()
+    # A restart does what is missing only; an unfinished image counts as missing.
+    (out / "labels" / "3.png").unlink()
+    before = (out / "labels" / "2.png").stat().st_mtime_ns
+    again = predict_folder(predictor(), source, out)
+    assert [path.stem for path in again.done] == ["3"] and len(again.kept) == 4
+    assert (out / "labels" / "2.png").stat().st_mtime_ns == before
+    assert len(predict_folder(predictor(), source, out, overwrite=True).done) == 5
+    assert not list(out.rglob("*.partial"))
+
+
+def test_results_of_two_checkpoints_are_not_mixed(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", photo(50, 60))
+    predict_folder(predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="one.pth")
+    with pytest.raises(DataError, match="another checkpoint"):
+        predict_folder(predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="two.pth")
+    predict_folder(
+        predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="two.pth", overwrite=True
+    )
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["checkpoint"] == "two.pth" and record["classes"] == list(CLASSES)
