@@ -1,0 +1,24 @@
+"""Training: the published recipe, run by Lightning, resumable at any moment.
+
+`train` and `TrainResult` are imported on first use, because they need Lightning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cgrseg.training.groups import parameter_groups
+from cgrseg.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from cgrseg.training.runner import TrainResult, train
+
+__all__ = ["TrainResult", "learning_rate", "parameter_groups", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("TrainResult", "train"):
+        from cgrseg.training import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

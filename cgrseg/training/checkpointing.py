@@ -1,0 +1,166 @@
+"""Checkpoints of a run: what they hold, and how they are written and found again.
+
+A checkpoint holds plain types and tensors only, so `torch.load(weights_only=True)`
+reads it.  It is written beside its target, synced and renamed into place: whatever
+happens at whatever moment, `latest.pth` is a whole checkpoint, and the one before
+it stays as `previous.pth`.  Lightning's own way is not used, because it goes through
+the temporary folder, which may be another disk, and keeps no previous file.
+
+Layout of a file:
+
+    state_dict           published parameter names; the averaged weights when a run averages
+    meta                 format, variant, context blocks, classes, palette, config, iteration,
+                         version (what every reader of weights needs)
+    training             only in checkpoints to resume from: optimizer, scaler, iteration,
+                         world_size, and the unaveraged weights when a run averages
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgrseg.errors import DataError, WeightsError, explain
+from cgrseg.files import atomic_write
+
+FORMAT = 1
+LATEST = "latest.pth"
+PREVIOUS = "previous.pth"
+BEST = "best.pth"
+
+
+def write_checkpoint(
+    path: Path | str, checkpoint: Mapping[str, Any], *, keep_previous: bool = False
+) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: target; the file that is there now stays valid until the new one is complete.
+        checkpoint: plain types and tensors (moved to the CPU here).
+        keep_previous: let the present `latest.pth` live on as `previous.pth` beside it.
+
+    Raises:
+        EnvironmentProblem: full disk, read-only folder; the old files are untouched.
+    """
+    target = Path(path)
+    # Serialised in memory first: a full disk is then one plain failing write, and never an
+    # error from the middle of the archive writer.
+    buffer = io.BytesIO()
+    torch.save(to_plain(checkpoint), buffer)
+    with atomic_write(target) as stream:
+        stream.write(buffer.getbuffer())
+        stream.flush()
+        os.fsync(stream.fileno())
+        if keep_previous and target.exists():
+            _keep(target, target.with_name(PREVIOUS))
+
+
+def _keep(current: Path, previous: Path) -> None:
+    """Give the present file a second name, so that replacing the first one loses nothing."""
+    second = previous.with_name(f".{previous.name}.{os.getpid()}.partial")
+    with contextlib.suppress(FileNotFoundError):
+        second.unlink()
+    try:
+        os.link(current, second)
+    except OSError:
+        # No hard links here (some network and exchange file systems): for the moment between
+        # two renames only the previous name exists, and `find_latest` looks for it too.
+        os.replace(current, previous)
+        return
+    os.replace(second, previous)
+
+
+def to_plain(value: Any) -> Any:
+    """Copy nested containers with tensors on the CPU and nothing but plain types.
+
+    Raises:
+        TypeError: for a value that `weights_only` loading would refuse (a bug of ours).
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [to_plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"a checkpoint holds plain types only, not {type(value).__name__}: {value!r}")
+
+
+def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint to resume from.
+
+    Args:
+        path: a `latest.pth` or `previous.pth` of one of our runs.
+
+    Returns:
+        The dictionary described at the top of this module, tensors on the CPU.
+
+    Raises:
+        DataError: when there is no such file.
+        WeightsError: when it is damaged, or holds weights without training state.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise DataError(
+            explain(
+                source,
+                found="no such file",
+                expected="a checkpoint to resume from",
+                remedy="check the path; a run writes latest.pth into its folder",
+            )
+        )
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, OSError) as error:
+        raise WeightsError(
+            explain(
+                source,
+                found=f"a file that cannot be read as a checkpoint ({_first_line(error)})",
+                expected="a whole checkpoint of plain types, as our runs write them",
+                remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
+            )
+        ) from error
+    needed = {"state_dict", "meta", "training"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise WeightsError(
+            explain(
+                source,
+                found="weights without the state of a training (optimiser, iteration)",
+                expected=f"a {LATEST} or {PREVIOUS} that a training wrote",
+                remedy="to start a new training from these weights use load-from instead of "
+                "resume-from",
+            )
+        )
+    return checkpoint
+
+
+def find_latest(run_dir: Path | str) -> Path | None:
+    """The checkpoint to resume a run folder from, or none when there is none."""
+    for name in (LATEST, PREVIOUS):
+        candidate = Path(run_dir) / name
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def remove_leftovers(run_dir: Path | str) -> None:
+    """Delete the half-written checkpoints that a killed process left in a run folder."""
+    for name in (LATEST, PREVIOUS, BEST):
+        for partial in Path(run_dir).glob(f".{name}.*.partial"):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,338 @@
+"""`train(config)`: from settings to a trained network in a run's folder.
+
+Everything that can be wrong is looked at before the first iteration: devices, data,
+the run's folder, the checkpoint to resume from.  Lightning's Trainer runs the loop
+(devices, processes, precision, accumulation, clipping); checkpoints, random numbers
+and bookkeeping are ours, because a resumed run must end with the same weights as one
+that was left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+
+from cgrseg.config.schema import Config
+from cgrseg.data.spec import DatasetSpec
+from cgrseg.evaluation.metrics import SegmentationScores
+from cgrseg.files import make_folder, write_json
+from cgrseg.models import CGRSeg, create_model, load_weights
+from cgrseg.training.callback import RunCallback, score_columns
+from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
+from cgrseg.training.failures import readable_failures
+from cgrseg.training.hardware import Placement, find_placement, trainer_options
+from cgrseg.training.journal import Journal
+from cgrseg.training.keeper import Keeper, restore_weights
+from cgrseg.training.module import TrainingModule
+from cgrseg.training.resuming import (
+    Checkpoint,
+    changed_settings,
+    find_checkpoint,
+    refuse_occupied,
+)
+from cgrseg.training.sources import DatasetSource, Source
+from cgrseg.training.tables import SCORES, read_table
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left behind.
+
+    Attributes:
+        work_dir: the run's folder.
+        best: checkpoint of the best evaluation, when there was one.
+        scores: of the last evaluation that this part of the run made.
+        metrics: means of the last evaluation of the run by name (0..1), empty without one.
+        iterations: optimiser steps done in all.
+        latest: checkpoint to resume from.
+        stopped_by: the signal that ended the training early, if any.
+    """
+
+    work_dir: Path
+    best: Path | None
+    scores: SegmentationScores | None
+    metrics: dict[str, float]
+    iterations: int
+    latest: Path
+    stopped_by: signal.Signals | None = None
+
+
+def train(
+    config: Config,
+    *,
+    device: str = "auto",
+    resume_from: Path | str | None = None,
+    auto_resume: bool = False,
+) -> TrainResult:
+    """Train a network as the settings say.
+
+    Args:
+        config: the run; its folder is `config.run_dir`.
+        device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:<number>" or "mps".
+        resume_from: checkpoint of an earlier part of this run to go on from.
+        auto_resume: go on from `latest.pth` in the run's folder when it is there.
+
+    Returns:
+        Where everything is, and the last scores.
+
+    Raises:
+        CGRSegError: anything that the settings, the data or the machine lack; the
+            message says what to do.  Nothing of an earlier run is overwritten.
+    """
+    placement = find_placement(device)
+    run_dir = Path(config.run_dir)
+    checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)
+    refuse_occupied(run_dir, checkpoint)
+    return train_on(DatasetSource(config, placement), config, placement, checkpoint)
+
+
+def train_on(
+    source: Source,
+    config: Config,
+    placement: Placement,
+    checkpoint: Checkpoint | None = None,
+    model: CGRSeg | None = None,
+) -> TrainResult:
+    """Train on any source of batches.
+
+    Args:
+        source: batches, evaluation and class names.
+        config: the run.
+        placement: device and processes.
+        checkpoint: what to resume from, if anything.
+        model: the network to train; none: the one that the settings describe.
+
+    Returns:
+        As :func:`train`.
+    """
+    options = trainer_options(config, placement)
+    run_dir = Path(config.run_dir)
+    start = 0 if checkpoint is None else int(checkpoint.state["training"]["iteration"])
+    if placement.rank == 0:
+        make_folder(run_dir)
+        remove_leftovers(run_dir)
+        write_json(run_dir / CONFIG, config.model_dump(mode="json"))
+    if model is None:
+        torch.manual_seed(config.train.seed)
+        fresh = checkpoint is None
+        model = build_model(config, source.spec, fresh=fresh, verbose=placement.rank == 0)
+    module = TrainingModule(model, config, source.spec.num_classes, start)
+    if checkpoint is not None:
+        restore_weights(module, checkpoint.state)
+    with _quiet_lightning():
+        return _run(config, placement, options, run_dir, source, module, checkpoint)
+
+
+def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool) -> CGRSeg:
+    """The network of a run, with the weights that it starts from.
+
+    Args:
+        config: the run.
+        spec: gives classes and palette.
+        fresh: load `model.pretrained` and `train.load_from`; false when a checkpoint
+            replaces all weights anyway.
+        verbose: print the reports of what was loaded.
+    """
+    settings = config.model
+    model = create_model(
+        settings.name,
+        spec.num_classes,
+        context_blocks=settings.context_blocks,
+        dropout=settings.dropout,
+        drop_path=settings.drop_path,
+        freeze_norm=settings.freeze_norm,
+        classes=spec.classes,
+        palette=spec.palette,
+        preprocessing=config.test.model_dump(mode="json"),
+    )
+    if fresh and settings.pretrained is not None:
+        load_weights(model, settings.pretrained, part="backbone", verbose=verbose)
+    if fresh and config.train.load_from is not None:
+        load_weights(model, config.train.load_from, verbose=verbose)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _run(
+    config: Config,
+    placement: Placement,
+    options: dict[str, Any],
+    run_dir: Path,
+    source: Source,
+    module: TrainingModule,
+    checkpoint: Checkpoint | None,
+) -> TrainResult:
+    start, end = module.iteration, config.schedule.max_iters
+    first = placement.rank == 0
+    loggers = make_loggers(config, run_dir, start) if first else []
+    journal = Journal(
+        run_dir,
+        start=start,
+        end=end,
+        loss_columns=_loss_columns(config),
+        score_columns=score_columns(source.spec.classes),
+        images_per_iteration=source.images_per_iteration,
+        loggers=loggers,
+        active=first,
+    )
+    keeper = Keeper(run_dir, config, model_meta(module.model), start=start, active=first)
+    callback = RunCallback(
+        config,
+        run_dir,
+        journal,
+        keeper,
+        evaluate=source.evaluate,
+        describe=source.describe,
+        class_names=source.spec.classes,
+        checkpoint=None if checkpoint is None else checkpoint.state,
+    )
+    _announce(config, placement, journal, source, checkpoint)
+    if start < end and not keeper.out_of_patience:
+        trainer = lightning.Trainer(
+            **options,
+            max_steps=end - start,
+            max_epochs=-1,
+            accumulate_grad_batches=config.train.accumulate,
+            gradient_clip_val=config.optimizer.clip_norm,
+            callbacks=[callback],
+            logger=loggers,
+            default_root_dir=run_dir,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with readable_failures(config, placement.description):
+            trainer.fit(module, train_dataloaders=source.batches(start))
+    else:
+        callback.finish(module, placement.torch_device)
+    stopped = callback.stopped_by
+    if stopped is not None:
+        journal.say(
+            f"stopped by {stopped.name} after iteration {module.iteration}; {run_dir / LATEST} "
+            "has everything, go on with --auto-resume"
+        )
+    best = run_dir / BEST
+    return TrainResult(
+        work_dir=run_dir,
+        best=best if best.is_file() else None,
+        scores=callback.scores,
+        metrics=last_metrics(run_dir),
+        iterations=module.iteration,
+        latest=run_dir / LATEST,
+        stopped_by=stopped,
+    )
+
+
+def model_meta(model: Any) -> dict[str, Any]:
+    """What a checkpoint says about its network, so that it can be built from the file alone."""
+    return {
+        "variant": model.variant,
+        "context_blocks": model.context_blocks,
+        "classes": None if model.classes is None else list(model.classes),
+        "palette": None if model.palette is None else [list(colour) for colour in model.palette],
+    }
+
+
+def last_metrics(run_dir: Path) -> dict[str, float]:
+    """Means of the last evaluation in a run's `scores.csv` (0..1), empty without one."""
+    rows = read_table(run_dir / SCORES)
+    if not rows:
+        return {}
+    return {
+        name: float(value)
+        for name, value in rows[-1].items()
+        if name != "iteration" and not name.startswith("IoU.") and value
+    }
+
+
+def make_loggers(config: Config, run_dir: Path, start: int) -> list[Any]:
+    """TensorBoard in the run's folder, and Weights & Biases when the settings say so."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    loggers: list[Any] = [
+        # Events from beyond the checkpoint, which a resumed run repeats, are purged.
+        TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=start + 1)
+    ]
+    if config.train.wandb:
+        from cgrseg.training.tracking import wandb_logger
+
+        loggers.append(wandb_logger(config, run_dir))
+    return loggers
+
+
+def _loss_columns(config: Config) -> list[str]:
+    columns = ["loss", "loss_ce"]
+    if config.loss.dice_weight > 0:
+        columns.append("loss_dice")
+    if config.loss.initial_weight > 0:
+        columns.append("loss_initial")
+    return columns
+
+
+def _announce(
+    config: Config,
+    placement: Placement,
+    journal: Journal,
+    source: Source,
+    checkpoint: Checkpoint | None,
+) -> None:
+    parameters = f"{config.model.name}, {source.spec.num_classes} classes"
+    journal.say(
+        f"training {parameters} on {placement.description} in {config.train.precision}; "
+        f"{source.size} images of {source.spec.title}, "
+        f"{source.images_per_iteration} per iteration"
+    )
+    if checkpoint is None:
+        return
+    iteration = checkpoint.state["training"]["iteration"]
+    if iteration >= config.schedule.max_iters:
+        journal.say(
+            f"{checkpoint.path} is at iteration {iteration} of {config.schedule.max_iters}: this "
+            "run is finished; raise schedule.max_iters to train on"
+        )
+    else:
+        journal.say(f"going on from {checkpoint.path} at iteration {iteration}")
+    for line in changed_settings(checkpoint.state["meta"].get("config"), config):
+        journal.say(f"  changed since then: {line}")
+    world = checkpoint.state["training"].get("world_size")
+    if world != placement.world_size:
+        journal.say(f"  changed since then: processes {world} -> {placement.world_size}")
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep advice out of the log that does not apply here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in (
+                ".*does not have many workers.*",
+                ".*This DataLoader will create.*",
+                ".*no `val_dataloader`.*",
+                ".*GPU available but not used.*",
+                ".*Checkpoint directory.*",
+                ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+            ):
+                warnings.filterwarnings("ignore", message=advice)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

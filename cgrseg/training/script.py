@@ -1,0 +1,122 @@
+"""The command line of `tools/train.py`, with the flags that its users know."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cgrseg.config.loading import load_config
+from cgrseg.config.overrides import parse_overrides
+from cgrseg.errors import CGRSegError, EnvironmentProblem
+from cgrseg.training.failures import TrainingProblem
+from cgrseg.training.runner import TrainResult, train
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Flags of `tools/train.py`."""
+    parser = argparse.ArgumentParser(
+        prog="tools/train.py",
+        description="Train a network. Several GPUs: sh tools/dist_train.sh CONFIG GPUS.",
+    )
+    parser.add_argument("config", help="config file, or the name of a run that is shipped")
+    parser.add_argument("--work-dir", help="folder of the run (default: ./work_dirs/<config name>)")
+    parser.add_argument("--load-from", help="checkpoint whose weights the network starts from")
+    resume = parser.add_mutually_exclusive_group()
+    resume.add_argument("--resume-from", help="checkpoint of this run to go on from, exactly")
+    resume.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="go on from latest.pth in the run's folder when it is there",
+    )
+    parser.add_argument(
+        "--no-validate", action="store_true", help="do not evaluate during training"
+    )
+    parser.add_argument("--seed", type=int, help="of weights, order and augmentation")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="only deterministic kernels (slower)"
+    )
+    parser.add_argument("--gpu-id", type=int, help="number of the GPU to use, from 0")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, such as optimizer.lr=1e-4 train.precision=bf16",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="who started the processes; found out by itself, accepted for older scripts",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags as settings by dotted name; what `--cfg-options` says wins."""
+    settings: dict[str, Any] = {
+        "work_dir": arguments.work_dir,
+        "train.load_from": arguments.load_from,
+        "train.seed": arguments.seed,
+        "train.deterministic": True if arguments.deterministic else None,
+        "train.evaluate": False if arguments.no_validate else None,
+    }
+    flags = {key: value for key, value in settings.items() if value is not None}
+    return {**flags, **parse_overrides(arguments.cfg_options)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says.
+
+    Returns:
+        0 when the run is complete, 1 after a problem (its message is printed), 128 plus
+        the number of the signal that ended it early.
+    """
+    arguments = build_parser().parse_args(argv)
+    device = arguments.device or "auto"
+    if arguments.gpu_id is not None:
+        device = f"cuda:{arguments.gpu_id}"
+    with plain_warnings():
+        try:
+            result = train(
+                load_config(arguments.config, overrides_of(arguments)),
+                device=device,
+                resume_from=arguments.resume_from,
+                auto_resume=arguments.auto_resume,
+            )
+        except CGRSegError as error:
+            report_problem(error)
+            return 1
+    return exit_status(result)
+
+
+def exit_status(result: TrainResult) -> int:
+    """Status of the process: as the shell would give it after a signal."""
+    return 0 if result.stopped_by is None else 128 + int(result.stopped_by)
+
+
+def report_problem(error: CGRSegError) -> None:
+    """Print a problem; one that all processes have alike is printed by the first only."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    if rank == 0 or isinstance(error, (TrainingProblem, EnvironmentProblem)):
+        where = f"[process {rank}] " if rank else ""
+        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings as one plain line, without file and line number, in this block."""
+
+    def show(message: Any, *rest: Any, **named: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

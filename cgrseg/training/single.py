@@ -1,0 +1,248 @@
+"""What `run_cgrseg.py` does: one process, settings from a flat dictionary and flags.
+
+The dictionary belongs to the script, where people edit it; this module gives each key its
+flag and its place in the config, runs, and prints the active settings first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cgrseg.config.loading import load_config
+from cgrseg.config.overrides import parse_overrides
+from cgrseg.config.schema import Config
+from cgrseg.errors import CGRSegError, ConfigError, explain
+from cgrseg.training.checkpointing import BEST, LATEST
+
+DEFAULT_CONFIG = "cgrseg-t_ade20k_160k"
+
+#: Keys of the dictionary that are settings of the config, with their dotted name there.
+SETTINGS: dict[str, str] = {
+    "lr": "optimizer.lr",
+    "batch_size": "train.batch_size",
+    "max_iters": "schedule.max_iters",
+    "eval_interval": "train.eval_interval",
+    "data_root": "data.root",
+    "work_dir": "work_dir",
+    "seed": "train.seed",
+    "deterministic": "train.deterministic",
+    "load_from": "train.load_from",
+}
+
+#: Every flag: key of the dictionary, how argparse reads it, and its help.
+FLAGS: dict[str, dict[str, Any]] = {
+    "mode": {"choices": ["train", "eval"], "help": "train a network, or evaluate a checkpoint"},
+    "config": {"help": "config file, or the name of a run that is shipped"},
+    "lr": {"type": float, "help": "learning rate; the decode head gets 10 times as much"},
+    "batch_size": {"type": int, "help": "images per step (train) or at a time (eval, default 1)"},
+    "max_iters": {"type": int, "help": "training steps in all"},
+    "eval_interval": {"type": int, "help": "steps between evaluations"},
+    "data_root": {"help": "folder of the dataset"},
+    "work_dir": {"help": "folder of the run (default: ./work_dirs/<config name>)"},
+    "checkpoint": {"help": "eval: the weights (default: latest.pth in the run's folder)"},
+    "show_dir": {"help": "eval: folder for pictures of the predictions"},
+    "opacity": {"type": float, "help": "eval: of the prediction over the image, 0 to 1"},
+    "seed": {"type": int, "help": "of weights, order and augmentation"},
+    "deterministic": {"action": "store_true", "help": "only deterministic kernels (slower)"},
+    "no_validate": {"action": "store_true", "help": "train without evaluating on the way"},
+    "resume_from": {"help": "train: checkpoint of this run to go on from, exactly"},
+    "auto_resume": {"action": "store_true", "help": "train: go on from latest.pth if it is there"},
+    "load_from": {"help": "train: checkpoint whose weights the network starts from"},
+    "gpu_id": {"type": int, "help": "number of the GPU, from 0"},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave.
+
+    Attributes:
+        metrics: by name (0..1); empty after a training without evaluation.
+        stopped_by: signal that ended a training early, if any.
+    """
+
+    metrics: dict[str, float]
+    stopped_by: signal.Signals | None = None
+
+
+def build_parser(defaults: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """Flags of `run_cgrseg.py`; their help shows the dictionary's values."""
+    parser = argparse.ArgumentParser(
+        prog="run_cgrseg.py",
+        description="Train or evaluate CGRSeg on one device.",
+        argument_default=argparse.SUPPRESS,
+    )
+    for key, options in FLAGS.items():
+        text = options["help"]
+        if defaults.get(key) not in (None, False):
+            text = f"{text} [{defaults[key]}]"
+        parser.add_argument(f"--{key.replace('_', '-')}", **{**options, "help": text})
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        default=[],
+        help="any other setting of the config, such as train.precision=bf16",
+    )
+    return parser
+
+
+def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
+    """Run as the command line says; problems are printed, not raised.
+
+    Returns:
+        0, 1 after a problem, or 128 plus the number of the signal that ended it early.
+    """
+    from cgrseg.training.script import plain_warnings, report_problem
+
+    given = vars(build_parser(defaults).parse_intermixed_args(argv))
+    with plain_warnings():
+        try:
+            given.update(parse_overrides(given.pop("settings")))
+            outcome = run(defaults, given)
+        except CGRSegError as error:
+            report_problem(error)
+            return 1
+    return 0 if outcome.stopped_by is None else 128 + int(outcome.stopped_by)
+
+
+def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Outcome:
+    """Train or evaluate.
+
+    Args:
+        defaults: the script's dictionary.
+        given: keys of it, or dotted settings of the config, that override both it and the
+            config.
+
+    Raises:
+        CGRSegError: a key that does not exist, and everything that training raises.
+    """
+    active, config = resolve(defaults, given)
+    print(describe(active, config), flush=True)
+    device = "auto" if active["gpu_id"] is None else f"cuda:{active['gpu_id']}"
+    if active["mode"] == "train":
+        from cgrseg.training.runner import train
+
+        result = train(
+            config,
+            device=device,
+            resume_from=active["resume_from"],
+            auto_resume=bool(active["auto_resume"]),
+        )
+        return Outcome(result.metrics, result.stopped_by)
+    return Outcome(_evaluate(active, config, device))
+
+
+def resolve(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], Config]:
+    """Put config, dictionary and explicit values together.
+
+    Returns:
+        The flat values that are in force (what the config has for those that come from
+        there), and the config with all of them applied.
+
+    Raises:
+        ConfigError: a key or a mode that does not exist, or a value that does not fit.
+    """
+    flat = {key: value for key, value in given.items() if "." not in key}
+    dotted = {key: value for key, value in given.items() if "." in key}
+    _refuse_unknown(flat)
+    active = {**defaults, **flat}
+    if active["mode"] not in ("train", "eval"):
+        raise ConfigError(
+            explain(
+                "mode",
+                found=repr(active["mode"]),
+                expected="train or eval",
+                remedy='for example run_single_gpu("train")',
+            )
+        )
+    usual = load_config(DEFAULT_CONFIG)
+    changes: dict[str, Any] = {}
+    for key, name in SETTINGS.items():
+        if key == "batch_size" and active["mode"] == "eval":
+            continue
+        # A dictionary value that is the default config's own says nothing about another one.
+        if key in flat or active[key] != look_up(usual, name):
+            changes[name] = active[key]
+    if active["no_validate"]:
+        changes["train.evaluate"] = False
+    config = load_config(active["config"], {**changes, **dotted})
+    for key, name in SETTINGS.items():
+        if key != "batch_size" or active["mode"] == "train":
+            active[key] = look_up(config, name)
+    if active["mode"] == "eval":
+        active["batch_size"] = flat.get("batch_size", active["eval_batch_size"])
+    active["work_dir"] = config.run_dir
+    active.pop("eval_batch_size")
+    return {**active, **dotted}, config
+
+
+def look_up(config: Config, name: str) -> Any:
+    """The value of a dotted setting."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def describe(active: Mapping[str, Any], config: Config) -> str:
+    """The active settings as lines of text, those of the other mode left out."""
+    other = (
+        {"checkpoint", "show_dir", "opacity"}
+        if active["mode"] == "train"
+        else {"lr", "max_iters", "eval_interval", "no_validate", "resume_from", "auto_resume"}
+        | {"load_from", "seed"}
+    )
+    shown = {key: value for key, value in active.items() if key not in other}
+    width = max(len(key) for key in shown)
+    lines = [f"  {key:<{width}}  {value}" for key, value in shown.items()]
+    return "\n".join([f"active settings ({config.name})", *lines])
+
+
+def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[str, float]:
+    from cgrseg.evaluation import evaluate
+
+    checkpoint = active["checkpoint"]
+    if checkpoint is None:
+        present = [Path(config.run_dir) / name for name in (LATEST, BEST)]
+        present = [path for path in present if path.is_file()]
+        if not present:
+            raise ConfigError(
+                explain(
+                    "checkpoint",
+                    found=f"none given, and none in {config.run_dir}",
+                    expected="the weights to evaluate",
+                    remedy="give --checkpoint (in Python: checkpoint=...)",
+                )
+            )
+        checkpoint = present[0]
+    result = evaluate(
+        config,
+        checkpoint,
+        device=None if device == "auto" else device,
+        batch_size=active["batch_size"],
+        show_dir=active["show_dir"],
+        opacity=active["opacity"],
+    )
+    return dict(result.metrics)
+
+
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    known = [*FLAGS, "eval_batch_size", "name"]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                explain(
+                    key,
+                    found="there is no such setting",
+                    expected=", ".join(FLAGS) + ", or a dotted setting of the config",
+                    remedy=f"did you mean {near[0]}?" if near else "see run_cgrseg.py --help",
+                )
+            )

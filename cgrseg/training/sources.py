@@ -1,0 +1,170 @@
+"""The data of one training: its endless stream of batches, and its evaluation split."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import sys
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cgrseg.config.schema import Config
+from cgrseg.data.catalogue import resolve_spec
+from cgrseg.data.check import check_dataset
+from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
+from cgrseg.data.pairs import find_pairs
+from cgrseg.data.sampling import StreamSampler
+from cgrseg.data.spec import DatasetSpec
+from cgrseg.evaluation.loop import evaluate_model
+from cgrseg.evaluation.metrics import SegmentationScores
+from cgrseg.training.hardware import Placement
+
+
+class Source(Protocol):
+    """What a training needs of its data.
+
+    Attributes:
+        spec: class names and colours.
+        size: images that train.
+        images_per_iteration: of all processes together, per optimiser step.
+    """
+
+    spec: DatasetSpec
+    size: int
+    images_per_iteration: int
+
+    def batches(self, start: int) -> Any:
+        """This process's batches from an iteration on, without end.
+
+        Each is a dictionary: image float32 (N, 3, H, W) normalised, label int64 (N, H, W),
+        position and index int64 (N,).
+        """
+
+    def describe(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Files behind the indices of a batch, for messages."""
+
+    def evaluate(
+        self, model: nn.Module, device: torch.device, rank: int, world_size: int
+    ) -> SegmentationScores:
+        """Scores of a network on the evaluation split, over all processes together."""
+
+
+class DatasetSource:
+    """The dataset that the settings name.
+
+    Args:
+        config: the run.
+        placement: device and processes.
+
+    Raises:
+        DataError: when the data is not there or cannot be used; the message says what to
+            fetch and where it goes.
+    """
+
+    def __init__(self, config: Config, placement: Placement) -> None:
+        self.config = config
+        self.placement = placement
+        self.spec = resolve_spec(config.data)
+        if config.data.check and placement.rank == 0:
+            look_before_training(config)
+        self.train = TrainDataset(
+            self.spec,
+            find_pairs(self.spec, config.data.root, config.data.train_split),
+            config.augment,
+            config.train.seed,
+        )
+        self.validation: EvalDataset | None = None
+        if config.train.evaluate:
+            self.validation = EvalDataset(
+                self.spec, find_pairs(self.spec, config.data.root, config.data.eval_split)
+            )
+        self.size = len(self.train)
+        self.images_per_iteration = (
+            config.train.batch_size * config.train.accumulate * placement.world_size
+        )
+
+    def batches(self, start: int) -> DataLoader[Any]:
+        """This process's batches from iteration `start` on, without end."""
+        settings = self.config.train
+        sampler = StreamSampler(
+            self.size,
+            settings.seed,
+            settings.batch_size,
+            rank=self.placement.rank,
+            world_size=self.placement.world_size,
+            start_step=start,
+            accumulate=settings.accumulate,
+        )
+        workers = self.config.data.workers
+        return DataLoader(
+            self.train,
+            batch_size=settings.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=self.placement.kind == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=start_worker,
+        )
+
+    def describe(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Image and label path per index."""
+        pairs = [self.train.pairs[index] for index in indices]
+        return [{"image": str(pair.image), "label": str(pair.label)} for pair in pairs]
+
+    def evaluate(
+        self, model: nn.Module, device: torch.device, rank: int, world_size: int
+    ) -> SegmentationScores:
+        """Scores on the evaluation split, every image exactly once over all processes.
+
+        In single precision, as `cgrseg evaluate` does by default; the network is left in
+        the mode it was in.
+        """
+        if self.validation is None:
+            raise RuntimeError("this run was set up without evaluation")
+        if next(model.parameters()).dtype == torch.float64:
+            model = copy.deepcopy(model).float()
+        return evaluate_model(
+            model,
+            self.validation,
+            self.config.test,
+            classes=self.spec.classes,
+            ignore_index=self.spec.ignore_index,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            workers=self.config.data.workers,
+        ).scores
+
+
+def look_before_training(config: Config) -> None:
+    """Run the quick form of `cgrseg data check`: errors stop, warnings are printed.
+
+    Raises:
+        DataError: what would have spoilt the training.
+    """
+    splits = [config.data.train_split]
+    if config.train.evaluate and config.data.eval_split not in splits:
+        splits.append(config.data.eval_split)
+    report = check_dataset(config.data, splits=splits, quick=True)
+    report.raise_for_errors()
+    for finding in report.findings:
+        if finding.severity == "warning":
+            print(
+                f"warning: {finding.file}: {finding.message}\n  what to do: {finding.remedy}",
+                file=sys.stderr,
+            )
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a loader process: one thread, and no ear for signals.
+
+    Ctrl-C and SIGTERM reach every process of a terminal or a batch job; the training
+    process answers them by writing a checkpoint, for which its loaders must live on.
+    They end when it does.
+    """
+    initialise_worker(worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

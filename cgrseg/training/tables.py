@@ -1,0 +1,82 @@
+"""A run's numbers as CSV files that survive crashes and resumes.
+
+`metrics.csv` has a row per logged iteration, `scores.csv` one per evaluation; the
+first column of both is the iteration, counted in optimiser steps done.  When a run
+resumes, rows from beyond the checkpoint are dropped, so that each iteration occurs
+once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cgrseg.files import atomic_write_text, writing_problem
+
+METRICS = "metrics.csv"
+SCORES = "scores.csv"
+
+
+class RunTable:
+    """An append-only table whose first column is `iteration`.
+
+    Args:
+        path: the CSV file.
+        columns: names of the other columns.
+        keep_until: rows of an earlier part of the run up to this iteration stay, later
+            ones (and a half-written last line) go.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
+        self.path = path
+        self.columns = ["iteration", *columns]
+        kept = [row for row in read_table(path) if int(row["iteration"]) <= keep_until]
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(kept)
+        atomic_write_text(path, text.getvalue())
+
+    def append(self, iteration: int, values: Mapping[str, float | str]) -> None:
+        """Add one row; columns without a value stay empty.
+
+        Raises:
+            EnvironmentProblem: when the file cannot be written.
+        """
+        row = {"iteration": str(iteration)}
+        row.update({name: _shown(value) for name, value in values.items()})
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(
+                    stream, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
+                ).writerow(row)
+        except OSError as error:
+            raise writing_problem(self.path, error) from error
+
+
+def read_table(path: Path | str) -> list[dict[str, str]]:
+    """Rows of a run's CSV as text by column; none when there is no file.
+
+    A last line that a killed process left unfinished is skipped.
+    """
+    source = Path(path)
+    if not source.is_file():
+        return []
+    with source.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    if not rows or not rows[0] or rows[0][0] != "iteration":
+        return []
+    header, *body = rows
+    return [
+        dict(zip(header, row, strict=True))
+        for row in body
+        if len(row) == len(header) and row[0].isdigit()
+    ]
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.9g}"

@@ -1,0 +1,42 @@
+"""Logging to Weights & Biases, for those who have it (extra `wandb`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from cgrseg.config.schema import Config
+from cgrseg.errors import EnvironmentProblem, explain
+
+
+def wandb_logger(config: Config, run_dir: Path) -> Any:
+    """A Lightning logger for Weights & Biases; a resumed run goes on in the same chart.
+
+    Raises:
+        EnvironmentProblem: when the package is not installed.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise EnvironmentProblem(
+            explain(
+                "train.wandb",
+                found="the package wandb is not installed",
+                expected="it, to log to Weights & Biases",
+                remedy='install the extra (pip install "cgrseg[wandb]"), or set train.wandb=false',
+            )
+        )
+    from lightning.pytorch.loggers import WandbLogger
+
+    marker = run_dir / "wandb_id.txt"
+    known = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
+    logger = WandbLogger(
+        name=config.name,
+        project="cgrseg",
+        save_dir=run_dir,
+        id=known,
+        resume="allow",
+        config=config.model_dump(mode="json"),
+    )
+    if known is None:
+        marker.write_text(str(logger.experiment.id), encoding="utf-8")
+    return logger

@@ -1,0 +1,243 @@
+"""`run_cgrseg.py`: dictionary, flags and config agree, and both modes work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cgrseg.config.loading import load_config
+from cgrseg.errors import ConfigError
+from cgrseg.training import single
+from tests.training.small_run import write_dataset
+
+
+@pytest.fixture(scope="module")
+def script(repository: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(
+        "run_cgrseg", repository / "run_cgrseg.py"
+    )
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+SMALL = [
+    "data.dataset=custom",
+    "data.workers=0",
+    "augment.scale=[64,64]",
+    "augment.crop_size=[64,64]",
+    "test.resize=none",
+    "train.log_interval=1",
+]
+
+
+def test_defaults_are_the_documented_ones(script: ModuleType) -> None:
+    defaults = script.DEFAULT_HPARAMS
+    assert defaults["lr"] == 0.00012
+    assert (defaults["batch_size"], defaults["eval_batch_size"]) == (4, 1)
+    assert (defaults["max_iters"], defaults["eval_interval"]) == (160000, 4000)
+    active, config = single.resolve(defaults, {"mode": "train"})
+    assert active["work_dir"] == config.run_dir == "work_dirs/cgrseg-t_ade20k_160k"
+    assert active["batch_size"] == 4
+    evaluating, _ = single.resolve(defaults, {"mode": "eval"})
+    assert evaluating["batch_size"] == 1
+
+
+def test_dictionary_flags_and_config_agree(script: ModuleType) -> None:
+    defaults = script.DEFAULT_HPARAMS
+    assert set(defaults) == set(single.FLAGS) | {"eval_batch_size"}
+    parser = single.build_parser(defaults)
+    flags = {action.dest for action in parser._actions} - {"help", "settings"}
+    assert flags == set(single.FLAGS)
+    assert defaults["config"] == single.DEFAULT_CONFIG
+    config = load_config(defaults["config"])
+    for key, name in single.SETTINGS.items():
+        assert single.look_up(config, name) == defaults[key], key
+    # untouched, the dictionary changes nothing
+    assert single.resolve(defaults, {})[1] == config
+
+
+def test_every_flag_of_the_documents_is_there(script: ModuleType) -> None:
+    text = single.build_parser(script.DEFAULT_HPARAMS).format_help()
+    for flag in [
+        "--mode",
+        "--config",
+        "--lr",
+        "--batch-size",
+        "--max-iters",
+        "--eval-interval",
+        "--data-root",
+        "--work-dir",
+        "--checkpoint",
+        "--show-dir",
+        "--opacity",
+        "--seed",
+        "--deterministic",
+        "--no-validate",
+        "--resume-from",
+        "--load-from",
+        "--gpu-id",
+    ]:
+        assert f"{flag} " in text or f"{flag}\n" in text, flag
+
+
+def test_edited_dictionary_counts_and_flags_win(script: ModuleType) -> None:
+    edited = {**script.DEFAULT_HPARAMS, "lr": 0.01, "batch_size": 8, "work_dir": "here"}
+    _, config = single.resolve(edited, {"batch_size": 2, "train.precision": "bf16"})
+    assert config.optimizer.lr == 0.01
+    assert config.train.batch_size == 2
+    assert config.train.precision == "bf16"
+    assert config.run_dir == "here"
+
+
+def test_another_config_brings_its_own_settings(script: ModuleType) -> None:
+    other = {"config": "cgrseg-t_pascal-context59_80k"}
+    _, config = single.resolve(script.DEFAULT_HPARAMS, other)
+    assert config == load_config("cgrseg-t_pascal-context59_80k")
+    assert config.schedule.max_iters == 80_000
+    _, config = single.resolve(script.DEFAULT_HPARAMS, {**other, "max_iters": 160000})
+    assert config.schedule.max_iters == 160_000
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rate": 1}, "there is no such setting"),
+        ({"max_iter": 1}, "did you mean max_iters"),
+        ({"mode": "test"}, "train or eval"),
+        ({"optimizer.lrr": 1}, r"did you mean optimizer\.lr"),
+        ({"lr": "fast"}, "optimizer.lr"),
+    ],
+)
+def test_wrong_settings_are_explained(
+    script: ModuleType, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        single.resolve(script.DEFAULT_HPARAMS, given)
+
+
+def test_train_then_evaluate_from_another_folder(repository: Path, tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(repository / "run_cgrseg.py"), *arguments, *SMALL],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+
+    trained = run(
+        "--mode",
+        "train",
+        "--lr",
+        "0.0001",
+        "--batch-size",
+        "2",
+        "--max-iters",
+        "2",
+        "--eval-interval",
+        "2",
+        "--data-root",
+        str(root),
+        "--work-dir",
+        "./runs/mine",
+        "--seed",
+        "3",
+        "--deterministic",
+    )
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    lines = trained.stdout.splitlines()
+    assert lines[0].startswith("active settings")
+    begun = next(number for number, line in enumerate(lines) if line.startswith("training "))
+    shown = dict(line.split(None, 1) for line in lines[1:begun])
+    assert shown["lr"] == "0.0001" and shown["max_iters"] == "2" and shown["seed"] == "3"
+    assert "Traceback" not in trained.stderr
+    latest = tmp_path / "runs" / "mine" / "latest.pth"
+    assert latest.is_file()
+
+    evaluated = run(
+        "--mode",
+        "eval",
+        "--checkpoint",
+        str(latest),
+        "--data-root",
+        str(root),
+        "--work-dir",
+        "./runs/mine",
+        "--show-dir",
+        "./results",
+        "--opacity",
+        "0.7",
+    )
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert len(list((tmp_path / "results").iterdir())) == 2
+    assert (tmp_path / "runs" / "mine" / "evaluation.json").is_file()
+
+    again = run("--mode", "train", "--data-root", str(root), "--work-dir", "./runs/mine")
+    assert again.returncode == 1
+    assert "it is not overwritten" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_problems_are_messages_without_a_trace(repository: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(repository / "run_cgrseg.py"),
+            "--mode",
+            "train",
+            "--data-root",
+            "./nowhere",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr and "what to do" in result.stderr
+    assert "Traceback" not in result.stderr
+    # nothing was made for a run that could not start
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_single_gpu_from_a_script_elsewhere(repository: Path, tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    settings = dict(text.split("=", 1) for text in SMALL[:1])
+    program = f"""
+from run_cgrseg import DEFAULT_HPARAMS, run_single_gpu
+small = {settings!r}
+small.update({{"data.workers": 0, "augment.scale": [64, 64], "augment.crop_size": [64, 64],
+              "test.resize": "none"}})
+metrics = run_single_gpu("train", work_dir="./quick", data_root={str(root)!r}, batch_size=2,
+                         max_iters=1, **small)
+print("keys", sorted(metrics))
+metrics = run_single_gpu("eval", checkpoint="./quick/latest.pth", work_dir="./quick",
+                         data_root={str(root)!r}, **small)
+print("miou", 0.0 <= metrics["mIoU"] <= 1.0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "'mIoU'" in result.stdout and "miou True" in result.stdout

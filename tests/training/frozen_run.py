@@ -1,0 +1,57 @@
+"""Run by test_distributed.py: a training in float64 with every norm at its statistics.
+
+Arguments: folder of the data, folder of the run, images per process, iterations.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cgrseg.models import create_model
+from cgrseg.training.hardware import find_placement
+from cgrseg.training.runner import train_on
+from cgrseg.training.sources import DatasetSource
+from tests.training.small_run import small_config
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """A batch norm that stays at its statistics whatever the mode of the network."""
+
+    def train(self, mode: bool = True) -> FrozenNorm:
+        super().train(False)
+        return self
+
+
+def freeze_all_norms(model: nn.Module) -> None:
+    """Turn every batch norm of a network into a :class:`FrozenNorm`."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = FrozenNorm
+            module.train()
+
+
+def main() -> None:
+    data, work_dir, batch_size, iterations = sys.argv[1:]
+    config = small_config(
+        Path(data),
+        Path(work_dir),
+        schedule__max_iters=int(iterations),
+        schedule__warmup_iters=0,
+        train__batch_size=int(batch_size),
+        train__precision="fp64",
+    )
+    torch.manual_seed(0)
+    model = create_model("cgrseg_t", 3, dropout=0.0, drop_path=0.0)
+    freeze_all_norms(model)
+    placement = find_placement("cpu")
+    train_on(DatasetSource(config, placement), config, placement, model=model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Parameter groups, against the published code's resolution of every name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from cgrseg.config.schema import OptimizerConfig
+from cgrseg.models import create_model
+from cgrseg.training.groups import layer_multipliers, multipliers, parameter_groups
+
+VARIANTS = {
+    "t": ("cgrseg_t", 5),
+    "b5": ("cgrseg_b", 5),
+    "b6": ("cgrseg_b", 6),
+    "l": ("cgrseg_l", 5),
+}
+
+
+@pytest.fixture(scope="module")
+def official(golden_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((golden_dir / "official.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("key", list(VARIANTS))
+def test_every_parameter_has_the_published_factors(official: dict[str, Any], key: str) -> None:
+    name, blocks = VARIANTS[key]
+    model = create_model(name, 150, context_blocks=blocks)
+    groups = parameter_groups(model, OptimizerConfig())
+    found = {
+        parameter: [group["lr_multiplier"], group["decay_multiplier"]]
+        for group in groups
+        for parameter in group["names"]
+    }
+    assert found == official[key]["optimizer"]
+    for group in groups:
+        assert group["lr"] == pytest.approx(1.2e-4 * group["lr_multiplier"], rel=1e-12)
+        assert group["weight_decay"] == pytest.approx(0.01 * group["decay_multiplier"], rel=1e-12)
+    values = {id(value) for group in groups for value in group["params"]}
+    assert values == {id(value) for value in model.parameters()}
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    config = OptimizerConfig(head_multiplier=3.0)
+    assert multipliers("decode_head.norm.weight", config) == (3.0, 1.0)
+    assert multipliers("backbone.norm1.bias", config) == (1.0, 0.0)
+    assert multipliers("backbone.conv.weight", config) == (1.0, 1.0)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    module = nn.ModuleDict({"head": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)})
+    module["head"].weight.requires_grad_(False)
+    groups = parameter_groups(module, OptimizerConfig())
+    assert [group["names"] for group in groups] == [["head.bias"], ["norm.weight", "norm.bias"]]
+
+
+def test_layer_rates_fall_towards_the_stem() -> None:
+    names = [
+        "backbone.patch_embed.0.weight",
+        "backbone.network.0.0.conv.weight",
+        "backbone.network.0.1.conv.weight",
+        "backbone.network.1.proj.weight",
+        "backbone.network.10.0.conv.weight",
+        "decode_head.conv_seg.weight",
+    ]
+    factors = layer_multipliers(names, 0.5)
+    assert [factors[name] for name in names] == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]
+
+
+def test_layer_decay_multiplies_the_published_factors() -> None:
+    groups = parameter_groups(create_model("cgrseg_t", 3), OptimizerConfig(layer_decay=0.9))
+    rate = {name: group["lr_multiplier"] for group in groups for name in group["names"]}
+    # T: stages of 3, 3, 9, 6 blocks with three downsampling steps between them, and the stem
+    assert rate["backbone.patch_embed.0.weight"] == pytest.approx(0.9**25)
+    assert rate["decode_head.conv_seg.weight"] == 10.0

@@ -1,0 +1,145 @@
+"""Losses against answers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cgrseg.config.schema import LossConfig
+from cgrseg.errors import ConfigError
+from cgrseg.training.losses import SegmentationLoss, dice_loss, hard_pixels, pixel_accuracy
+
+LN2, LN3 = math.log(2.0), math.log(3.0)
+
+
+def two_pixels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes; probabilities of class 0: 1/2, 3/4, 1/4, 3/4; truth 0, 0, 0, ignored."""
+    logits = torch.tensor([[[[0.0, LN3], [0.0, LN3]], [[0.0, 0.0], [LN3, 0.0]]]])
+    label = torch.tensor([[[0, 0], [0, 255]]])
+    return logits, label
+
+
+def test_published_average_counts_ignored_pixels() -> None:
+    logits, label = two_pixels()
+    # -ln 1/2, -ln 3/4, -ln 1/4 over four pixels
+    expected = (LN2 + math.log(4 / 3) + math.log(4.0)) / 4
+    terms = SegmentationLoss(LossConfig(), 2)(logits, label)
+    assert float(terms["loss"]) == pytest.approx(expected, rel=1e-6)
+    assert float(terms["loss_ce"]) == pytest.approx(expected, rel=1e-6)
+    assert set(terms) == {"loss", "loss_ce"}
+
+
+def test_valid_average_leaves_ignored_pixels_out() -> None:
+    logits, label = two_pixels()
+    expected = (LN2 + math.log(4 / 3) + math.log(4.0)) / 3
+    loss = SegmentationLoss(LossConfig(average="valid"), 2)(logits, label)["loss"]
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_labelled_gives_zero_and_no_gradient_trouble() -> None:
+    for options in ({}, {"average": "valid"}, {"ohem_threshold": 0.7}, {"dice_weight": 1.0}):
+        logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+        label = torch.full((1, 4, 4), 255)
+        loss = SegmentationLoss(LossConfig(**options), 3)(logits, label)["loss"]
+        loss.backward()
+        assert float(loss.detach()) == 0.0
+        assert logits.grad is not None and float(logits.grad.abs().max()) == 0.0
+
+
+def test_class_weights_scale_their_class() -> None:
+    logits, _ = two_pixels()
+    label = torch.tensor([[[0, 1], [255, 255]]])
+    # class 0 weighs 2: 2 ln 2; class 1 weighs 0.5: 0.5 ln 4; over four pixels
+    expected = (2 * LN2 + 0.5 * math.log(4.0)) / 4
+    config = LossConfig(class_weights=[2.0, 0.5])
+    loss = SegmentationLoss(config, 2)(logits, label)["loss"]
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_class_weights_must_match_the_classes() -> None:
+    with pytest.raises(ConfigError, match="2 numbers"):
+        SegmentationLoss(LossConfig(class_weights=[1.0, 1.0]), 3)
+
+
+def test_label_smoothing_by_hand() -> None:
+    logits, _ = two_pixels()
+    label = torch.tensor([[[255, 0], [255, 255]]])
+    # target 0.9 / 0.1 against probabilities 3/4 / 1/4
+    expected = (0.9 * math.log(4 / 3) + 0.1 * math.log(4.0)) / 4
+    loss = SegmentationLoss(LossConfig(label_smoothing=0.2), 2)(logits, label)["loss"]
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_hard_pixels_below_the_threshold() -> None:
+    logits, label = two_pixels()
+    hard = hard_pixels(logits, label, threshold=0.6, min_pixels=1, ignore_index=255)
+    assert hard.tolist() == [[[True, False], [True, False]]]
+    loss = SegmentationLoss(LossConfig(ohem_threshold=0.6, ohem_min_pixels=1), 2)(logits, label)
+    assert float(loss["loss"]) == pytest.approx((LN2 + math.log(4.0)) / 2, rel=1e-6)
+
+
+def test_hard_pixels_keep_a_minimum() -> None:
+    logits, label = two_pixels()
+    two = hard_pixels(logits, label, threshold=0.1, min_pixels=2, ignore_index=255)
+    assert two.tolist() == [[[True, False], [True, False]]]
+    every = hard_pixels(logits, label, threshold=0.1, min_pixels=99, ignore_index=255)
+    assert every.tolist() == [[[True, True], [True, False]]]
+
+
+def test_dice_by_hand() -> None:
+    logits, _ = two_pixels()
+    label = torch.tensor([[[0, 0], [1, 255]]])
+    # class 0: overlap 1/2 + 3/4, predicted 1/2 + 3/4 + 1/4, labelled 2 -> (2.5 + 1) / (3.5 + 1)
+    # class 1: overlap 3/4, predicted 1/2 + 1/4 + 3/4, labelled 1 -> (1.5 + 1) / (2.5 + 1)
+    expected = 1 - (3.5 / 4.5 + 2.5 / 3.5) / 2
+    assert float(dice_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-6)
+    terms = SegmentationLoss(LossConfig(dice_weight=3.0), 2)(logits, label)
+    assert float(terms["loss"]) == pytest.approx(float(terms["loss_ce"]) + 3 * expected, rel=1e-6)
+
+
+def test_dice_skips_classes_without_labels() -> None:
+    logits, _ = two_pixels()
+    label = torch.tensor([[[0, 0], [0, 255]]])
+    # only class 0: overlap and prediction 1/2 + 3/4 + 1/4, labelled 3
+    expected = 1 - (3.0 + 1) / (4.5 + 1)
+    assert float(dice_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_first_prediction_adds_its_own_loss() -> None:
+    logits, label = two_pixels()
+    terms = SegmentationLoss(LossConfig(initial_weight=0.4), 2)(logits, label, logits * 0)
+    assert float(terms["loss_initial"]) == pytest.approx(3 * LN2 / 4, rel=1e-6)
+    assert float(terms["loss"]) == pytest.approx(
+        float(terms["loss_ce"]) + 0.4 * 3 * LN2 / 4, rel=1e-6
+    )
+
+
+def test_logits_are_upsampled_between_pixel_centres() -> None:
+    # One row of logits 0, 1 for class 1 becomes 0, 0.25, 0.75, 1 without aligned corners.
+    logits = torch.zeros(1, 2, 1, 2)
+    logits[0, 1, 0, 1] = 1.0
+    label = torch.ones(1, 1, 4, dtype=torch.int64)
+    expected = sum(math.log(1 + math.exp(-value)) for value in (0.0, 0.25, 0.75, 1.0)) / 4
+    loss = SegmentationLoss(LossConfig(), 2)(logits, label)["loss"]
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_half_precision_logits_are_averaged_in_single_precision() -> None:
+    logits = torch.randn(2, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+    label = torch.randint(0, 5, (2, 128, 128), generator=torch.Generator().manual_seed(1))
+    rounded = logits.to(torch.bfloat16)
+    loss = SegmentationLoss(LossConfig(), 5)(rounded, label)["loss"]
+    wide = functional.interpolate(rounded.float(), (128, 128), mode="bilinear")
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(functional.cross_entropy(wide, label)), rel=1e-5)
+
+
+def test_accuracy_is_percent_of_labelled_pixels() -> None:
+    logits, _ = two_pixels()
+    label = torch.tensor([[[0, 0], [0, 255]]])
+    # the tie of the first pixel goes to class 0; the third is predicted as class 1
+    assert float(pixel_accuracy(logits, label, 255)) == pytest.approx(200 / 3)
+    assert float(pixel_accuracy(logits, torch.full((1, 2, 2), 255), 255)) == 0.0

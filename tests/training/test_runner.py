@@ -1,0 +1,207 @@
+"""Whole trainings on a few images: what they leave behind, and that they repeat exactly."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.models import load_model
+from cgrseg.training.module import TrainingModule
+from cgrseg.training.runner import train
+from cgrseg.training.tables import read_table
+from tests.training.small_run import differing, small_config, weights_of, write_dataset
+
+pytestmark = pytest.mark.filterwarnings("ignore:no GPU was found")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone, with dropout, stochastic depth and averaged weights."""
+    work_dir = tmp_path_factory.mktemp("runs") / "whole"
+    result = train(small_config(dataset, work_dir, train__ema_decay=0.5), device="cpu")
+    assert result.iterations == 6 and result.stopped_by is None
+    return work_dir
+
+
+def test_what_a_run_leaves_behind(dataset: Path, tmp_path: Path) -> None:
+    config = small_config(
+        dataset,
+        tmp_path / "run",
+        train__evaluate=True,
+        train__eval_interval=2,
+        schedule__max_iters=3,
+    )
+    result = train(config, device="cpu")
+    names = {path.name for path in result.work_dir.iterdir()}
+    assert names == {
+        "latest.pth",
+        "previous.pth",
+        "best.pth",
+        "config.json",
+        "metrics.csv",
+        "scores.csv",
+        "tensorboard",
+        "train.log",
+    }
+    assert list((result.work_dir / "tensorboard").glob("events.*"))
+    assert json.loads((result.work_dir / "config.json").read_text()) == config.model_dump(
+        mode="json"
+    )
+    # evaluated every second iteration, and after the last
+    scores = read_table(result.work_dir / "scores.csv")
+    assert [row["iteration"] for row in scores] == ["2", "3"]
+    assert result.scores is not None
+    assert float(scores[-1]["mIoU"]) == pytest.approx(result.scores.mean_iou, rel=1e-6)
+    assert float(scores[-1]["IoU.ground"]) == pytest.approx(float(result.scores.iou[1]), rel=1e-6)
+    assert result.metrics["mIoU"] == pytest.approx(result.scores.mean_iou, rel=1e-6)
+    rows = read_table(result.work_dir / "metrics.csv")
+    assert [row["iteration"] for row in rows] == ["1", "2", "3"]
+    # warm-up over 2 of 3 iterations from 1e-6: factor 1e-6, then 2/3 of about 1/2, then 1/3
+    assert [float(row["rate"]) for row in rows] == pytest.approx(
+        [1e-9, 1e-3 * (2 / 3) * (1 - 0.5 * (1 - 1e-6)), 1e-3 / 3], rel=1e-6
+    )
+    # three classes at the start: ln 3 on all but the two ignored rows of 64 (or more by chance)
+    assert 0.5 < float(rows[0]["loss"]) < 1.6
+    checkpoint = torch.load(result.latest, weights_only=True)
+    assert checkpoint["meta"]["iteration"] == 3
+    assert checkpoint["meta"]["classes"] == ["sky", "ground", "thing"]
+    assert checkpoint["meta"]["variant"] == "cgrseg_t"
+    assert result.best is not None
+    best = torch.load(result.best, weights_only=True)
+    assert "training" not in best
+    highest = max(float(row["mIoU"]) for row in scores)
+    assert best["meta"]["mIoU"] == pytest.approx(highest, rel=1e-6)
+    assert load_model(result.best).classes == ("sky", "ground", "thing")
+
+
+def test_same_seed_same_weights_whatever_the_workers(dataset: Path, tmp_path: Path) -> None:
+    for name, workers in (("first", 0), ("second", 0), ("workers", 4)):
+        train(
+            small_config(dataset, tmp_path / name, data__workers=workers, schedule__max_iters=3),
+            device="cpu",
+        )
+    train(
+        small_config(dataset, tmp_path / "other", train__seed=8, schedule__max_iters=3),
+        device="cpu",
+    )
+    first = tmp_path / "first" / "latest.pth"
+    assert differing(first, tmp_path / "second" / "latest.pth") == []
+    assert differing(first, tmp_path / "workers" / "latest.pth") == []
+    assert len(differing(first, tmp_path / "other" / "latest.pth")) > 500
+
+
+def test_sigterm_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
+    dataset: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = TrainingModule.finish_iteration
+
+    def finish_and_be_terminated(module: TrainingModule) -> None:
+        finish(module)
+        if module.iteration == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = small_config(dataset, tmp_path / "run", train__ema_decay=0.5)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "finish_iteration", finish_and_be_terminated)
+        result = train(config, device="cpu")
+    assert result.stopped_by is signal.SIGTERM and result.iterations == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "stopped by SIGTERM after iteration 3" in (tmp_path / "run" / "train.log").read_text()
+    assert torch.load(result.latest, weights_only=True)["meta"]["iteration"] == 3
+
+    config.data.workers = 2
+    result = train(config, device="cpu", auto_resume=True)
+    assert result.iterations == 6 and result.stopped_by is None
+    assert differing(result.latest, finished / "latest.pth") == []
+    whole, resumed = (
+        [
+            {key: row[key] for key in ("iteration", "loss", "acc_seg", "rate")}
+            for row in read_table(folder / "metrics.csv")
+        ]
+        for folder in (finished, tmp_path / "run")
+    )
+    assert [row["iteration"] for row in whole] == [str(number) for number in range(1, 7)]
+    assert resumed == whole
+
+
+def test_averaged_weights_are_the_published_ones(finished: Path) -> None:
+    checkpoint = torch.load(finished / "latest.pth", weights_only=True)
+    raw = checkpoint["training"]["state_dict"]
+    name = "decode_head.conv_seg.weight"
+    assert not torch.equal(raw[name], checkpoint["state_dict"][name])
+    running = "decode_head.linear_fuse.bn.running_mean"
+    assert torch.equal(raw[running], checkpoint["state_dict"][running])
+
+
+def test_an_earlier_run_is_not_overwritten(dataset: Path, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    with pytest.raises(ConfigError, match="--auto-resume"):
+        train(small_config(dataset, finished), device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_resuming_a_finished_run_says_so(
+    dataset: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "latest.pth").stat().st_mtime_ns
+    config = small_config(dataset, finished, train__ema_decay=0.5)
+    result = train(config, device="cpu", resume_from=finished / "latest.pth")
+    assert result.iterations == 6
+    assert "this run is finished" in capsys.readouterr().out
+    assert (finished / "latest.pth").stat().st_mtime_ns == before
+
+
+def test_changed_settings_are_named_on_resuming(
+    dataset: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(
+        dataset, finished, train__ema_decay=0.5, train__precision="bf16", data__workers=1
+    )
+    train(config, device="cpu", auto_resume=True)
+    said = capsys.readouterr().out
+    assert "changed since then: train.precision: fp32 -> bf16" in said
+    assert "workers" not in said
+
+
+def test_another_network_cannot_be_resumed(dataset: Path, finished: Path) -> None:
+    config = small_config(dataset, finished, model__context_blocks=6)
+    with pytest.raises(ConfigError, match="load-from"):
+        train(config, device="cpu", resume_from=finished / "latest.pth")
+
+
+def test_weights_alone_cannot_be_resumed(dataset: Path, finished: Path, tmp_path: Path) -> None:
+    whole = torch.load(finished / "latest.pth", weights_only=True)
+    torch.save({"state_dict": whole["state_dict"], "meta": whole["meta"]}, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match="load-from"):
+        train(
+            small_config(dataset, tmp_path / "run"),
+            device="cpu",
+            resume_from=tmp_path / "best.pth",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_latest_falls_back_to_the_one_before(dataset: Path, tmp_path: Path) -> None:
+    config = small_config(
+        dataset, tmp_path / "run", schedule__max_iters=3, train__checkpoint_interval=2
+    )
+    train(config, device="cpu")
+    latest = tmp_path / "run" / "latest.pth"
+    kept = weights_of(latest)
+    latest.write_bytes(latest.read_bytes()[:100_000])
+    with pytest.warns(UserWarning, match=r"previous\.pth instead"):
+        result = train(config, device="cpu", auto_resume=True)
+    assert result.iterations == 3
+    again = weights_of(latest)
+    assert all(torch.equal(again[name], kept[name]) for name in kept)

@@ -1,0 +1,10 @@
+"""The older form of tools/train.py, with the same arguments."""
+
+from __future__ import annotations
+
+import sys
+
+from cgrseg.training.script import main
+
+if __name__ == "__main__":
+    sys.exit(main())
