@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -168,5 +170,16 @@ def test_drawing_from_threads_gives_the_same_as_drawing_alone() -> None:
 
 
 def test_no_window_system_is_asked_for() -> None:
-    plots.figure_png(plots.class_bars(["a"], [0.5]), dpi=40)
-    assert "matplotlib.pyplot" not in sys.modules
+    """A backend that needs a screen is set and there is no screen: charts are drawn all the same.
+
+    Nothing may be left among pyplot's open figures either, which are never freed.
+    """
+    code = (
+        "from cgrseg.visual import plots\n"
+        "assert plots.figure_png(plots.class_bars(['a'], [0.5]), dpi=40)[:4] == b'\\x89PNG'\n"
+        "import matplotlib._pylab_helpers as helpers\n"
+        "assert not helpers.Gcf.figs\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
+    environment["MPLBACKEND"] = "tkagg"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

@@ -1,0 +1,20 @@
+"""Measuring how fast and how large prediction is, honestly: see docs/speed.md."""
+
+from __future__ import annotations
+
+from cgrseg.reporting.bench.report import as_markdown, profile_markdown
+from cgrseg.reporting.bench.run import WORKS, BenchResult, Work, run_bench, spread_weights
+from cgrseg.reporting.bench.subjects import Subject, known_subjects, register
+
+__all__ = [
+    "WORKS",
+    "BenchResult",
+    "Subject",
+    "Work",
+    "as_markdown",
+    "known_subjects",
+    "profile_markdown",
+    "register",
+    "run_bench",
+    "spread_weights",
+]

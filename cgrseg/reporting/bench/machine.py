@@ -1,0 +1,131 @@
+"""The machine that a measurement belongs to: its names, its versions and what it can do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from cgrseg.reporting.bench.timing import wait_for
+
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "transformers", "onnxruntime", "openvino")
+_BUSY = 0.5  # runnable processes per core, beside this one, from which numbers are doubtful
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Names and versions.
+
+    Attributes:
+        device: the CPU's or GPU's name.
+        cores: that this process may use.
+        threads: that PyTorch uses.
+        memory_gib: of the computer.
+        system: operating system and Python.
+        versions: package to version.
+        load: processes that wanted to run in the last minute, on average; None if unknown.
+    """
+
+    device: str
+    cores: int
+    threads: int
+    memory_gib: float
+    system: str
+    versions: dict[str, str]
+    load: float | None
+
+    @property
+    def busy(self) -> bool:
+        """Whether others used the processor so much that durations are doubtful."""
+        return self.load is not None and self.load > self.cores * (1 + _BUSY)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device reaches in the simplest work, measured.
+
+    Attributes:
+        flops: floating-point operations per second of a large matrix product, per precision.
+        bandwidth: bytes per second, read and written, of a copy far larger than any cache.
+    """
+
+    flops: dict[str, float]
+    bandwidth: float
+
+
+def describe_machine(device: torch.device) -> Machine:
+    """Look the machine up."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    load: float | None = None
+    with contextlib.suppress(OSError, AttributeError):
+        load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError):
+        cores = len(os.sched_getaffinity(0))
+    if device.type == "cuda":
+        named = torch.cuda.get_device_name(device)
+        versions["cuda"] = str(torch.version.cuda)
+    else:
+        named = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    return Machine(
+        named,
+        cores,
+        torch.get_num_threads(),
+        _memory_gib(),
+        f"{platform.platform()}, Python {platform.python_version()}",
+        versions,
+        load,
+    )
+
+
+def measure_peaks(device: torch.device, seconds: float = 1.0) -> Peaks:
+    """Time matrix products and copies; the best of what fits into `seconds` each."""
+    side = 8192 if device.type == "cuda" else 2048
+    flops = {}
+    with torch.inference_mode():
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            left = torch.randn(side, side, device=device).to(dtype)
+            right = torch.randn(side, side, device=device).to(dtype)
+            flops[name] = 2 * side**3 / _best(lambda a=left, b=right: a @ b, device, seconds)
+        source = torch.ones(64 << 20, device=device)  # 256 MB
+        target = torch.empty_like(source)
+        copied = 2 * source.nbytes / _best(lambda: target.copy_(source), device, seconds)
+    return Peaks(flops, copied)
+
+
+def _best(work: object, device: torch.device, seconds: float) -> float:
+    assert callable(work)
+    work()
+    wait_for(device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        work()
+        wait_for(device)
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now > end:
+            return best
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float:
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return 0.0

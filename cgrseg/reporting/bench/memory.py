@@ -1,0 +1,167 @@
+"""Memory that a way of predicting adds to the loaded network, in a process of its own.
+
+The child loads everything (a compiled network from disk), notes what the process holds,
+predicts a few images and notes the highest value in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.models import CGRSeg
+
+_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one process, in bytes (of the GPU where it runs there).
+
+    Attributes:
+        loaded: with the network loaded and nothing predicted.
+        peak: the highest while images are predicted.
+    """
+
+    loaded: int
+    peak: int
+
+    @property
+    def grown(self) -> int:
+        """What predicting adds."""
+        return max(0, self.peak - self.loaded)
+
+
+def measure_memory(
+    subject: str,
+    model: CGRSeg,
+    size: tuple[int, int],
+    *,
+    device: torch.device,
+    folder: Path | None,
+    batch: int = 1,
+) -> Memory:
+    """Run a subject in a child process and watch its memory.
+
+    Args:
+        subject: a name that :func:`~cgrseg.reporting.bench.subjects.make_subject` knows.
+        model: its weights are handed over in a temporary file.
+        size: height and width in pixels.
+        device: where to run.
+        folder: of compiled networks, which should hold the one that is needed.
+        batch: images at once.
+
+    Raises:
+        EnvironmentProblem: the child failed; its last words are in the message.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        weights = Path(place) / "model.pt"
+        torch.save(
+            {
+                "state": model.state_dict(),
+                "variant": model.variant,
+                "num_classes": model.num_classes,
+                "context_blocks": model.context_blocks,
+                "channels": model.decode_head.conv_seg.in_channels,
+            },
+            weights,
+        )
+        job = {
+            "subject": subject,
+            "weights": str(weights),
+            "size": list(size),
+            "device": str(device),
+            "folder": None if folder is None else str(folder),
+            "threads": torch.get_num_threads(),
+            "batch": batch,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, json.dumps(job)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EnvironmentProblem(
+            explain(
+                f"memory of {subject}",
+                found=f"the measuring process ended with status {done.returncode}: {last}",
+                expected="a process that predicts a few images",
+                remedy="free memory, or leave this subject out",
+            )
+        )
+    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _held() -> int:
+    """Bytes of this process that are in memory now."""
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    return _highest()
+
+
+def _forget_highest() -> None:
+    """Let the highest value start anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _highest() -> int:
+    """The highest value so far in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _child(job: dict[str, object]) -> Memory:
+    from cgrseg.reporting.bench.subjects import Setting, make_subject
+
+    torch.set_num_threads(int(str(job["threads"])))
+    stored = torch.load(str(job["weights"]), weights_only=True)
+    model = CGRSeg(
+        stored["variant"],
+        stored["num_classes"],
+        context_blocks=stored["context_blocks"],
+        channels=stored["channels"],
+    ).eval()
+    model.load_state_dict(stored["state"])
+    del stored
+    height, width = (int(side) for side in job["size"])  # type: ignore[attr-defined]
+    device = torch.device(str(job["device"]))
+    folder = Path(str(job["folder"])) if job["folder"] else None
+    batch = int(str(job["batch"]))
+    setting = Setting((height, width), device, folder, (batch,), warm_up=False)
+    subject = make_subject(str(job["subject"]), model, setting)
+    del model
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        loaded = torch.cuda.memory_allocated(device)
+    else:
+        _forget_highest()
+        loaded = _held()
+    with torch.inference_mode():
+        for _ in range(_IMAGES):
+            subject.decode(subject.logits(images))
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else _highest()
+    return Memory(loaded, peak)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_child(json.loads(sys.argv[1])))))

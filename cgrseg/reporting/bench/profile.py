@@ -1,0 +1,187 @@
+"""What is left to save: the largest costs of the compiled network, and the floor.
+
+The network is compiled once more with its kernels instrumented; times are the medians of
+several forward passes.  For convolutions and matrix products the table says what the
+device would need at its measured peaks: the longer of computing (operations over the peak
+of a matrix product) and moving (bytes of input, weights and output over the bandwidth of a
+copy).  Data that stays in a cache moves faster than that, so a floor for moving can be
+beaten; the one for computing cannot.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cgrseg.inference.backends import Precision
+from cgrseg.inference.fast import fast_form
+from cgrseg.models import CGRSeg
+from cgrseg.reporting.bench.machine import Peaks
+
+_PASSES = 10
+_SHORTEST = 1e-7  # seconds; what the profiler gives for nothing
+# Added up under one name: the time between kernels.
+_OVERHEAD = ("## Call", "TorchDynamo", "Torch-Compiled", "aten::empty", "aten::resize_")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Kernels of one kind and shape, all of their calls in one forward pass.
+
+    Attributes:
+        name: what it does, in words.
+        calls: per forward pass.
+        seconds: of all calls together.
+        operations: multiplications and additions; 0 where not counted.
+        moved: bytes of inputs, weights and outputs; 0 where not counted.
+        floor: seconds at the device's peaks; None where not counted.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+    operations: int
+    moved: int
+    floor: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where a forward pass spends its time.
+
+    Attributes:
+        costs: largest first, all of them.
+        seconds: of all together.
+        operations: counted.
+        moved: bytes, counted.
+        compute_floor: seconds of the operations at the peak.
+        moving_floor: seconds of the bytes at the measured bandwidth.
+    """
+
+    costs: tuple[Cost, ...]
+    seconds: float
+    operations: int
+    moved: int
+    compute_floor: float
+    moving_floor: float
+
+
+def profile_network(
+    model: CGRSeg, size: tuple[int, int], precision: Precision, peaks: Peaks
+) -> Profile:
+    """Profile the compiled network on the CPU, one image.
+
+    Args:
+        model: read, never changed.
+        size: height and width in pixels, multiples of 32.
+        precision: "fp32" or "bf16".
+        peaks: of the CPU.
+    """
+    network = fast_form(model, precision=precision)
+    network.prepare(*size)
+    example = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"freezing": True, "cpp.enable_kernel_profile": True}
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, options=options)
+    passes = []
+    with torch.inference_mode():
+        for _ in range(3):
+            compiled(example)
+        for _ in range(_PASSES):
+            with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+                compiled(example)
+            passes.append(list(recorded.events()))
+    return summarise(passes, precision, peaks)
+
+
+def summarise(passes: list[list[Any]], precision: Precision, peaks: Peaks) -> Profile:
+    """Events of several equal forward passes as costs.
+
+    Args:
+        passes: per pass the profiler's events.
+        precision: what the operations were done in.
+        peaks: of the device.
+    """
+    times: dict[str, list[float]] = defaultdict(list)
+    facts: dict[str, tuple[int, int, int]] = {}
+    item = 4 if precision == "fp32" else 2
+    for events in passes:
+        spent: dict[str, float] = defaultdict(float)
+        calls: dict[str, int] = defaultdict(int)
+        work: dict[str, tuple[int, int]] = {}
+        for event in events:
+            name, operations, moved = _describe(event, item)
+            spent[name] += event.self_cpu_time_total * 1e-6
+            calls[name] += 1
+            work[name] = (operations, moved)
+        for name, seconds in spent.items():
+            times[name].append(seconds)
+            facts[name] = (calls[name], *work[name])
+    peak = peaks.flops["fp32" if precision == "fp32" else "bf16"]
+    costs = []
+    for name, values in times.items():
+        count, operations, moved = facts[name]
+        floor = max(operations / peak, moved / peaks.bandwidth) * count if moved else None
+        costs.append(
+            Cost(name, count, statistics.median(values), operations * count, moved * count, floor)
+        )
+    costs = [cost for cost in costs if cost.seconds > _SHORTEST]
+    costs.sort(key=lambda cost: -cost.seconds)
+    operations, moved = sum(c.operations for c in costs), sum(c.moved for c in costs)
+    return Profile(
+        tuple(costs),
+        sum(cost.seconds for cost in costs),
+        operations,
+        moved,
+        operations / peak,
+        moved / peaks.bandwidth,
+    )
+
+
+def _describe(event: Any, item: int) -> tuple[str, int, int]:
+    """Name, operations and bytes moved of one call.
+
+    Args:
+        event: of the profiler, with shapes.
+        item: bytes of a number.
+    """
+    name: str = event.name
+    shapes = [tuple(shape) for shape in event.input_shapes or ()]
+    maps = [shape for shape in shapes if len(shape) == 4]
+    if "_convolution_pointwise" in name and len(maps) >= 2:
+        # A trailing underscore adds to its first argument in place.
+        added = name.endswith("_") and len(maps) >= 3
+        source, weight = maps[1:3] if added else maps[:2]
+        stride = _stride(event)
+        images, channels, height, width = source
+        outputs, per_group, rows, columns = weight
+        cells = images * -(-height // stride) * -(-width // stride)
+        kind = "depthwise" if per_group == 1 and channels > 1 else "convolution"
+        text = f"{kind} {rows}x{columns}, {channels} to {outputs}, {height}x{width}"
+        text += f" stride {stride}" * (stride > 1) + " + sum" * added
+        numbers = prod(source) + prod(weight) + cells * outputs * (2 if added else 1)
+        return text, 2 * cells * outputs * per_group * rows * columns, numbers * item
+    products = [shape for shape in shapes if len(shape) in (2, 3)][-2:]
+    if ("bmm" in name or name.endswith("::mm") or "addmm" in name) and len(products) == 2:
+        left, right = products
+        result = prod(left[:-1]) * right[-1]
+        text = f"product {'x'.join(map(str, left))} by {'x'.join(map(str, right))}"
+        return text, 2 * result * left[-1], (prod(left) + prod(right) + result) * item
+    if name.startswith(_OVERHEAD):
+        return "between kernels", 0, 0
+    if "cpp_fused" in name:
+        return f"fused: {name.partition('cpp_fused_')[2]}", 0, 0
+    return name, 0, 0
+
+
+def _stride(event: Any) -> int:
+    """Stride of a convolution call; 1 where the profiler does not tell."""
+    values = [v for v in (getattr(event, "concrete_inputs", None) or ()) if isinstance(v, list)]
+    pairs = [v for v in values if len(v) == 2 and all(isinstance(i, int) for i in v)]
+    # Arguments come as padding, stride, dilation.
+    return int(pairs[1][0]) if len(pairs) > 1 else 1

@@ -1,0 +1,274 @@
+"""The measurement behind `cgrseg bench`: every subject, every amount of work, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cgrseg.models import CGRSeg
+from cgrseg.reporting.bench.machine import Machine, Peaks, describe_machine, measure_peaks
+from cgrseg.reporting.bench.memory import Memory, measure_memory
+from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject, predict
+from cgrseg.reporting.bench.timing import Spread, ratios, take_turns
+
+BASELINE = "plain"
+"""What all ratios are taken to."""
+
+Work = Literal["network", "labels", "photo"]
+WORKS: dict[Work, str] = {
+    "network": "input tensor to logits",
+    "labels": "input tensor to label map",
+    "photo": "photo to label map",
+}
+"""Amounts of work that are timed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One subject doing one amount of work.
+
+    Attributes:
+        variant: of the network.
+        work: which part is timed.
+        batch: images at once.
+        subject: the way of predicting.
+        seconds: per batch.
+        ratio: times faster than the plain path, round by round.
+    """
+
+    variant: str
+    work: Work
+    batch: int
+    subject: str
+    seconds: Spread
+    ratio: Spread
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median."""
+        return self.batch / self.seconds.median
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a subject's results compare with the plain path's on the same input.
+
+    Attributes:
+        variant: of the network.
+        subject: the way of predicting.
+        equal_labels: share of pixels with the same label.
+        logits_error: norm of the difference over the norm; None for a foreign network.
+        preparation: how the subject got ready.
+    """
+
+    variant: str
+    subject: str
+    equal_labels: float
+    logits_error: float
+    preparation: str
+
+
+@dataclass
+class BenchResult:
+    """All that was measured.
+
+    Attributes:
+        machine: where.
+        size: height and width in pixels.
+        num_classes: K.
+        weights: which weights, in words.
+        rows: durations and ratios.
+        agreements: of results.
+        memory: per variant and subject.
+        boundary_share: per variant, of cells between four logits that do not share their best
+            class: those cost the fused decoding arithmetic.
+        peaks: of the device; None when not asked for.
+    """
+
+    machine: Machine
+    size: tuple[int, int]
+    num_classes: int
+    weights: str
+    rows: list[Row] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+    memory: dict[str, dict[str, Memory]] = field(default_factory=dict)
+    boundary_share: dict[str, float] = field(default_factory=dict)
+    peaks: Peaks | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        table = asdict(self)
+        for row, stored in zip(self.rows, table["rows"], strict=True):
+            stored["images_per_second"] = row.images_per_second
+        for variant, subjects in self.memory.items():
+            for subject, memory in subjects.items():
+                table["memory"][variant][subject]["grown"] = memory.grown
+        return table
+
+
+def run_bench(
+    models: Sequence[CGRSeg],
+    subjects: Sequence[str],
+    *,
+    size: tuple[int, int] = (512, 512),
+    batches: Sequence[int] = (1,),
+    works: Sequence[Work] = ("network", "labels"),
+    rounds: int = 15,
+    device: torch.device | None = None,
+    folder: Path | None = None,
+    memory: bool = True,
+    peaks: bool = False,
+    weights: str = "drawn at random",
+    tell: Callable[[str], None] = lambda text: None,
+) -> BenchResult:
+    """Measure subjects against the plain path, which is always among them.
+
+    Args:
+        models: networks in eval mode with equal numbers of classes.
+        subjects: names known to :func:`~cgrseg.reporting.bench.subjects.make_subject`.
+        size: height and width in pixels, multiples of 32.
+        batches: images at once.
+        works: what is timed.
+        rounds: that every subject takes part in.
+        device: where to run; None: the CPU.
+        folder: of compiled networks; None: the user's cache.
+        memory: measure it, each subject in a process of its own.
+        peaks: measure the device's matrix products and copies.
+        weights: which weights the models have, for the report.
+        tell: gets a line before each part.
+
+    Raises:
+        ConfigError: an unknown subject.
+        EnvironmentProblem: a package that a subject needs is missing.
+    """
+    device = device if device is not None else torch.device("cpu")
+    names = [BASELINE, *(name for name in dict.fromkeys(subjects) if name != BASELINE)]
+    result = BenchResult(describe_machine(device), size, models[0].num_classes, weights)
+    if peaks:
+        tell("peaks of the device")
+        result.peaks = measure_peaks(device)
+    setting = Setting(size, device, folder, tuple(batches))
+    for model in models:
+        built: dict[str, Subject] = {}
+        for name in names:
+            tell(f"{model.variant}: preparing {name}")
+            built[name] = make_subject(name, model, setting)
+        for batch in batches:
+            photos = sample_photos(batch, size)
+            tensors = as_input(photos).to(device)
+            if batch == batches[0]:
+                _compare(result, model.variant, built, tensors)
+            for work in works:
+                tell(f"{model.variant}: {WORKS[work]}, {batch} at once")
+                ways = {
+                    name: _way(subject, work, photos, tensors) for name, subject in built.items()
+                }
+                taken = take_turns(ways, rounds=rounds, device=device)
+                result.rows += [
+                    Row(
+                        model.variant,
+                        work,
+                        batch,
+                        name,
+                        Spread.of(seconds),
+                        ratios(taken[BASELINE], seconds),
+                    )
+                    for name, seconds in taken.items()
+                ]
+        if memory:
+            tell(f"{model.variant}: memory")
+            result.memory[model.variant] = {
+                name: measure_memory(name, model, size, device=device, folder=folder)
+                for name in names
+            }
+    return result
+
+
+def sample_photos(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Smooth pictures with edges and a little noise, uint8 RGB (count, H, W, 3)."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 9, 9)).astype(np.float32))
+    smooth = nn.functional.interpolate(coarse, size=size, mode="bicubic")
+    patches = torch.from_numpy(rng.uniform(-60, 60, (count, 3, 5, 5)).astype(np.float32))
+    edges = nn.functional.interpolate(patches, size=size, mode="nearest")
+    noise = torch.from_numpy(rng.normal(0, 4, (count, 3, height, width)).astype(np.float32))
+    pictures = (smooth + edges + noise).clamp(0, 255).to(torch.uint8)
+    return pictures.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def as_input(photos: np.ndarray) -> Tensor:
+    """Photos at their own size as the network's input, float32 (N, 3, H, W)."""
+    from cgrseg.config.schema import TestConfig
+    from cgrseg.data.test_transform import TestTransform
+
+    transform = TestTransform(TestConfig(resize="none"))
+    return torch.stack([transform(photo).tensor for photo in photos])
+
+
+def spread_weights(model: CGRSeg, seed: int = 0) -> CGRSeg:
+    """Give a fresh network weights as varied as trained ones.
+
+    Freshly made, layer scales are so small that most of the network adds nothing, which
+    would make every comparison of results look too good.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.1, generator=draws)
+                module.running_var.uniform_(0.5, 1.5, generator=draws)
+                module.weight.uniform_(0.5, 1.5, generator=draws)
+                module.bias.normal_(0, 0.1, generator=draws)
+        for name, value in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if leaf == "gamma" or leaf.startswith("layer_scale_"):
+                value.uniform_(0.05, 0.2, generator=draws)
+            elif leaf == "attention_biases_seg":
+                value.normal_(0, 1, generator=draws)
+            elif value.ndim == 4:
+                value.normal_(0, 0.7 / value[0].numel() ** 0.5, generator=draws)
+    return model.eval()
+
+
+def _way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Callable[[], object]:
+    """The work as a function without arguments."""
+
+    def run() -> object:
+        if work == "photo":
+            return predict(subject, photos, tensors.device)
+        with torch.inference_mode():
+            logits = subject.logits(tensors)
+            return logits if work == "network" else subject.decode(logits)
+
+    return run
+
+
+def _compare(
+    result: BenchResult, variant: str, subjects: dict[str, Subject], tensors: Tensor
+) -> None:
+    """Note how much every subject's logits and labels agree with the plain path's."""
+    with torch.inference_mode():
+        exact = subjects[BASELINE].logits(tensors).float()
+        labels = subjects[BASELINE].decode(exact)
+        winners = exact.argmax(dim=1)
+        corners = torch.stack(
+            [winners[:, i : i - 1 or None, j : j - 1 or None] for i in (0, 1) for j in (0, 1)]
+        )
+        result.boundary_share[variant] = float((corners != corners[0]).any(0).float().mean())
+        for name, subject in subjects.items():
+            logits = subject.logits(tensors)
+            if logits.shape != exact.shape:
+                continue  # a foreign network answers another question
+            error = (logits.float() - exact).norm() / exact.norm()
+            equal = float((subject.decode(logits) == labels).mean())
+            result.agreements.append(
+                Agreement(variant, name, equal, float(error), subject.preparation)
+            )

@@ -1,0 +1,294 @@
+"""Measuring: arithmetic by hand, and a small run of everything that is timed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.models import CGRSeg, create_model
+from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
+from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
+from cgrseg.reporting.bench.memory import Memory, measure_memory
+from cgrseg.reporting.bench.profile import summarise
+from cgrseg.reporting.bench.report import profile_markdown, table
+from cgrseg.reporting.bench.run import as_input, sample_photos
+from cgrseg.reporting.bench.subjects import Plain, Setting, make_subject, predict
+from cgrseg.reporting.bench.timing import Spread, ratios, take_turns
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> CGRSeg:
+    return spread_weights(create_model("cgrseg_t", num_classes=6))
+
+
+def test_spread_by_hand() -> None:
+    assert Spread.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 1)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # Both ways slow down threefold in the second round: the ratio does not see it.
+    assert ratios([4.0, 12.0], [2.0, 6.0]) == Spread(2.0, 2.0, 2.0, 2.0, 2)
+
+
+def test_all_take_turns_and_the_first_run_is_not_timed() -> None:
+    calls: list[str] = []
+    now = [0.0]
+
+    def work(name: str, seconds: float) -> None:
+        calls.append(name)
+        now[0] += seconds if calls.count(name) > 1 else 100.0
+
+    taken = take_turns(
+        {"a": lambda: work("a", 2.0), "b": lambda: work("b", 0.5)},
+        rounds=6,
+        device=CPU,
+        clock=lambda: now[0],
+    )
+    assert taken == {"a": [2.0] * 6, "b": [0.5] * 6}
+    rounds = [tuple(calls[i : i + 2]) for i in range(2, 14, 2)]
+    assert set(map(frozenset, rounds)) == {frozenset("ab")}
+    assert set(rounds) == {("a", "b"), ("b", "a")}  # in changing order
+
+
+def test_plain_path_computes_what_the_network_does(model: CGRSeg) -> None:
+    size = (64, 96)
+    plain = Plain(model, Setting(size, CPU))
+    x = as_input(sample_photos(2, size))
+    with torch.inference_mode():
+        logits = plain.logits(x)
+        # At other sizes than the table's 512 the network itself resizes its biases too.
+        torch.testing.assert_close(logits, model(x), rtol=1e-5, atol=1e-5)
+        expected = F.interpolate(logits.double(), size=size, mode="bilinear").argmax(dim=1)
+    labels = plain.decode(logits)
+    assert labels.dtype == np.uint8
+    assert (labels == expected.numpy()).mean() > 0.9999
+
+
+def test_plain_path_leaves_the_network_alone(model: CGRSeg) -> None:
+    modules = [type(getattr(m, "bias", None)) for m in model.modules()]
+    Plain(model, Setting((64, 64), CPU))
+    assert [type(getattr(m, "bias", None)) for m in model.modules()] == modules
+
+
+@pytest.mark.parametrize("name", ["eager", "folded-fp32", "folded-bf16"])
+def test_subjects_agree_with_the_plain_path(name: str, model: CGRSeg) -> None:
+    setting = Setting((96, 64), CPU)
+    photos = sample_photos(2, setting.size)
+    expected = predict(make_subject("plain", model, setting), photos, CPU)
+    found = predict(make_subject(name, model, setting), photos, CPU)
+    assert found.shape == (2, 96, 64)
+    assert (found == expected).mean() > (0.97 if "bf16" in name else 0.9999)
+
+
+def test_more_than_256_classes_keep_their_ids() -> None:
+    setting = Setting((8, 8), CPU)
+    logits = torch.zeros(1, 300, 1, 1)
+    logits[0, 290] = 1.0
+    model = create_model("cgrseg_t", num_classes=300)
+    for name in ("plain", "eager"):
+        assert (make_subject(name, model, setting).decode(logits) == 290).all()
+
+
+def test_unknown_subject_is_explained(model: CGRSeg) -> None:
+    with pytest.raises(ConfigError, match="compiled-bf16") as caught:
+        make_subject("magic", model, Setting((64, 64), CPU))
+    assert "'magic'" in str(caught.value)
+
+
+def test_peer_that_is_not_installed_is_explained(
+    model: CGRSeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(EnvironmentProblem, match="pip install transformers"):
+        make_subject("segformer-b0", model, Setting((64, 64), CPU))
+
+
+def test_peer_answers_at_the_size_of_the_image(model: CGRSeg) -> None:
+    pytest.importorskip("transformers")
+    setting = Setting((64, 96), CPU)
+    labels = predict(make_subject("segformer-b0", model, setting), sample_photos(2, (64, 96)), CPU)
+    assert labels.shape == (2, 64, 96)
+    assert labels.max() < 6
+
+
+@pytest.fixture
+def own_subject() -> Iterator[str]:
+    from cgrseg.reporting.bench import subjects
+
+    class Constant:
+        preparation = "none"
+
+        def logits(self, batch: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(batch), 6, batch.shape[2] // 8, batch.shape[3] // 8)
+
+        def decode(self, logits: torch.Tensor) -> Any:
+            return np.zeros((len(logits), logits.shape[2] * 8, logits.shape[3] * 8), np.uint8)
+
+    register("constant")(lambda model, setting: Constant())
+    yield "constant"
+    del subjects._FACTORIES["constant"]
+
+
+def test_a_run_holds_every_measurement(model: CGRSeg, own_subject: str) -> None:
+    told: list[str] = []
+    result = run_bench(
+        [model],
+        ["folded-fp32", own_subject],
+        size=(64, 64),
+        batches=(1, 2),
+        works=("network", "labels", "photo"),
+        rounds=3,
+        memory=False,
+        tell=told.append,
+    )
+    assert len(result.rows) == 3 * 2 * 3
+    keys = {(row.work, row.batch, row.subject) for row in result.rows}
+    assert ("photo", 2, "constant") in keys and ("network", 1, "plain") in keys
+    for row in result.rows:
+        assert row.seconds.rounds == 3
+        assert row.images_per_second == pytest.approx(row.batch / row.seconds.median)
+        if row.subject == "plain":
+            assert row.ratio == Spread(1.0, 1.0, 1.0, 1.0, 3)
+    agreement = {one.subject: one for one in result.agreements}
+    assert agreement["plain"].equal_labels == 1.0 and agreement["plain"].logits_error == 0.0
+    assert agreement["folded-fp32"].logits_error < 1e-5
+    assert agreement["constant"].logits_error > 0.1
+    assert 0.0 <= result.boundary_share["cgrseg_t"] <= 1.0
+    assert any("photo to label map, 2 at once" in line for line in told)
+
+    stored = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert stored["rows"][0]["images_per_second"] > 0
+    assert stored["machine"]["versions"]["torch"] == torch.__version__
+    text = as_markdown(result)
+    assert "input tensor to label map, 2 at once" in text and "100.0000 %" in text
+
+
+def test_memory_of_the_fused_decoding_is_a_part_of_the_plain_path_s() -> None:
+    """150 maps of 256x256 in float32 are 39 MB, of which the plain path holds several."""
+    network = spread_weights(create_model("cgrseg_t", num_classes=150))
+    found = {
+        name: measure_memory(name, network, (256, 256), device=CPU, folder=None)
+        for name in ("plain", "eager")
+    }
+    assert found["plain"].grown > 70 << 20
+    assert found["eager"].grown < 0.8 * found["plain"].grown
+    assert Memory(loaded=10, peak=7).grown == 0
+
+
+def test_memory_of_a_failing_subject_is_explained(model: CGRSeg) -> None:
+    with pytest.raises(EnvironmentProblem, match="magic"):
+        measure_memory("magic", model, (64, 64), device=CPU, folder=None)
+
+
+def test_machine_names_itself() -> None:
+    machine = describe_machine(CPU)
+    assert machine.threads == torch.get_num_threads()
+    assert machine.versions["torch"] == torch.__version__
+    assert machine.cores >= 1 and machine.memory_gib > 0.1
+
+
+def test_peaks_are_plausible() -> None:
+    peaks = measure_peaks(CPU, seconds=0.05)
+    assert 1e8 < peaks.flops["fp32"] < 1e15
+    assert 1e8 < peaks.bandwidth < 1e13
+
+
+def event(name: str, microseconds: float, *shapes: tuple[int, ...], **more: Any) -> Any:
+    return SimpleNamespace(
+        name=name, self_cpu_time_total=microseconds, input_shapes=[list(s) for s in shapes], **more
+    )
+
+
+def test_costs_by_hand() -> None:
+    passes = [
+        [
+            event("mkldnn::_convolution_pointwise", t, (1, 8, 4, 6), (16, 8, 1, 1), (16,)),
+            event("mkldnn::_convolution_pointwise", t, (1, 8, 4, 6), (16, 8, 1, 1), (16,)),
+            event(
+                "mkldnn::_convolution_pointwise",
+                5.0,
+                (1, 8, 4, 6),
+                (8, 1, 3, 3),
+                concrete_inputs=["", "", "", [1, 1], [2, 2], [1, 1], 8],
+            ),
+            event("aten::bmm", 4.0, (2, 3, 5), (2, 5, 7)),
+            event("graph_0_cpp_fused_gelu_3", 2.0),
+            event("## Call CompiledFxGraph x", 1.0),
+        ]
+        for t in (20.0, 10.0, 30.0)
+    ]
+    peaks = Peaks({"fp32": 1e9, "bf16": 2e9}, 1e9)
+    found = summarise(passes, "fp32", peaks)
+    costs = {cost.name: cost for cost in found.costs}
+    assert found.costs[0].name == "convolution 1x1, 8 to 16, 4x6"
+    first = found.costs[0]
+    assert (first.calls, first.seconds) == (2, pytest.approx(40e-6))
+    assert first.operations == 2 * (2 * 24 * 16 * 8)
+    assert first.moved == 2 * 4 * (8 * 24 + 16 * 8 + 16 * 24)
+    assert first.floor == pytest.approx(2 * 6144e-9)
+    assert costs["depthwise 3x3, 8 to 8, 4x6 stride 2"].operations == 2 * (2 * 3) * 8 * 9
+    assert costs["product 2x3x5 by 2x5x7"].operations == 2 * 2 * 3 * 5 * 7
+    assert costs["fused: gelu_3"].floor is None
+    assert costs["between kernels"].seconds == pytest.approx(1e-6)
+    assert found.seconds == pytest.approx(52e-6)
+    text = profile_markdown(found, "Title")
+    assert "| convolution 1x1, 8 to 16, 4x6 | 2 | 0.04 | 77 % |" in text
+
+
+def test_table_by_hand() -> None:
+    assert table(("name", "n"), [("a", "1"), ("b", "")]) == [
+        "| name | n |",
+        "|---|---:|",
+        "| a | 1 |",
+        "| b |  |",
+    ]
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cgrseg", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--size", "100", "64"), "round up: 128 64"),
+        (("--works", "sleep"), "network, labels, photo"),
+        (("--subjects", "magic"), "compiled-fp32"),
+        (("--device", "cuda:77"), "device cuda:77"),
+    ],
+)
+def test_command_explains_what_it_cannot_do(arguments: tuple[str, ...], told: str) -> None:
+    done = run_command(*arguments, "--no-peaks", "--no-memory")
+    assert done.returncode == 2
+    assert told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_command_writes_its_numbers(tmp_path: Any) -> None:
+    target = tmp_path / "speed.json"
+    done = run_command(
+        *("cgrseg_t", "--size", "64", "64", "--num-classes", "4", "--rounds", "2"),
+        *("--subjects", "folded-fp32", "--works", "labels", "--no-peaks", "--no-memory"),
+        *("--json", str(target)),
+    )
+    assert done.returncode == 0, done.stderr
+    stored = json.loads(target.read_text())
+    assert [row["subject"] for row in stored["rows"]] == ["plain", "folded-fp32"]
+    assert "input tensor to label map" in done.stdout
