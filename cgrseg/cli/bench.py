@@ -1,0 +1,189 @@
+"""`cgrseg bench`: how fast prediction is on this machine, beside the published arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cgrseg.cli.common import Device, make_console
+
+if TYPE_CHECKING:
+    from cgrseg.models import CGRSeg
+    from cgrseg.reporting.bench import Work
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|CHECKPOINT]...",
+            help="cgrseg_t, cgrseg_b, cgrseg_l or checkpoints. Default: cgrseg_t.",
+            show_default=False,
+        ),
+    ] = None,
+    subjects: Annotated[
+        str,
+        typer.Option(
+            help="Ways of predicting, separated by commas; 'plain' is always among them. Others: "
+            "eager, folded-fp32, folded-bf16, folded-fp16, compiled-fp32, compiled-bf16, "
+            "compiled-fp16, segformer-b0, segformer-b1."
+        ),
+    ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
+    size: Annotated[
+        tuple[int, int], typer.Option(help="Height and width in pixels, multiples of 32.")
+    ] = (512, 512),
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Images at once; may be repeated. Default: 1.", min=1, show_default=False
+        ),
+    ] = None,
+    works: Annotated[
+        str,
+        typer.Option(
+            help="network (tensor to logits), labels (tensor to label map) and photo (photo to "
+            "label map), separated by commas."
+        ),
+    ] = "network,labels,photo",
+    rounds: Annotated[int, typer.Option(help="In each of which all take their turn.", min=1)] = 15,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the CPU. Default: all cores.", min=1, show_default=False)
+    ] = None,
+    num_classes: Annotated[int, typer.Option(help="For MODEL.", min=1)] = 150,
+    memory: Annotated[bool, typer.Option(help="Measure memory, in processes of its own.")] = True,
+    peaks: Annotated[bool, typer.Option(help="Measure what the device reaches at best.")] = True,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also list the largest costs left (CPU; minutes).")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all numbers to FILE.", metavar="FILE")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Measure speed and memory of prediction, each way in turn, and print tables.
+
+    The first time a network is compiled takes about a minute per precision; it is
+    kept in ~/.cache/cgrseg (or $CGRSEG_CACHE) for this and for prediction.
+
+    Examples:
+      cgrseg bench
+
+      cgrseg bench cgrseg_t cgrseg_b cgrseg_l --batch 1 --batch 8 --json speed.json
+
+      cgrseg bench work_dirs/demo/best.pth --subjects compiled-bf16
+    """
+    import torch
+
+    from cgrseg.files import write_json
+    from cgrseg.inference.backends import resolve_device
+    from cgrseg.reporting.bench import as_markdown, run_bench
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _check_size(size)
+    networks, weights = _networks(models or ["cgrseg_t"], num_classes)
+    where = resolve_device(device)
+    if where.type == "cuda":
+        networks = [network.to(where) for network in networks]
+    result = run_bench(
+        networks,
+        [name.strip() for name in subjects.split(",") if name.strip()],
+        size=size,
+        batches=batch or [1],
+        works=_works(works),
+        rounds=rounds,
+        device=where,
+        memory=memory,
+        peaks=peaks or profile,
+        weights=weights,
+        tell=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    table = result.as_dict()
+    console = make_console()
+    console.print(as_markdown(result), markup=False, soft_wrap=True)
+    if profile:
+        table["profiles"] = _profiles(networks, size, result.peaks)
+    if json_file is not None:
+        write_json(json_file, table)
+        console.print(f"written: {json_file}", markup=False)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    from cgrseg.errors import ConfigError, explain
+
+    if any(side < 32 or side % 32 for side in size):
+        raise ConfigError(
+            explain(
+                "--size",
+                found=f"{size[0]} {size[1]}",
+                expected="height and width as multiples of 32, the network's largest stride",
+                remedy="round up: " + " ".join(str(max(32, -(-side // 32) * 32)) for side in size),
+            )
+        )
+
+
+def _works(text: str) -> list[Work]:
+    from cgrseg.errors import ConfigError, explain
+    from cgrseg.reporting.bench import WORKS
+
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in WORKS]
+    if unknown:
+        raise ConfigError(
+            explain(
+                "--works",
+                found=repr(unknown[0]),
+                expected=", ".join(WORKS),
+                remedy="choose from these, separated by commas",
+            )
+        )
+    return [work for work in WORKS if work in names]
+
+
+def _networks(names: list[str], num_classes: int) -> tuple[list[CGRSeg], str]:
+    """Networks in eval mode, and in words which weights they have."""
+    from cgrseg.errors import ConfigError, explain
+    from cgrseg.models import create_model, list_models, load_model
+    from cgrseg.reporting.bench import spread_weights
+
+    networks = [
+        spread_weights(create_model(name, num_classes))
+        if name in list_models()
+        else load_model(name).eval()
+        for name in names
+    ]
+    counts = sorted({network.num_classes for network in networks})
+    if len(counts) > 1:
+        raise ConfigError(
+            explain(
+                "networks",
+                found=f"{' and '.join(map(str, counts))} classes",
+                expected="equal numbers of classes, so that one table can hold them",
+                remedy="measure them one by one, or give --num-classes",
+            )
+        )
+    files = [name for name in names if name not in list_models()]
+    return networks, f"of {', '.join(files)}" if files else "drawn at random"
+
+
+def _profiles(networks: list[CGRSeg], size: tuple[int, int], peaks: object) -> dict[str, object]:
+    """Print the largest costs of every network; the same for JSON."""
+    from dataclasses import asdict
+
+    from cgrseg.reporting.bench import profile_markdown
+    from cgrseg.reporting.bench.machine import Peaks
+    from cgrseg.reporting.bench.profile import profile_network
+
+    assert isinstance(peaks, Peaks)
+    console = make_console()
+    found: dict[str, object] = {}
+    for network in networks:
+        for precision in ("fp32", "bf16"):
+            profile = profile_network(network, size, precision, peaks)
+            title = f"{network.variant}, {precision}: the largest costs left"
+            console.print(profile_markdown(profile, title), markup=False, soft_wrap=True)
+            found[f"{network.variant} {precision}"] = asdict(profile)
+    return found

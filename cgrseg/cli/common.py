@@ -1,0 +1,137 @@
+"""What all commands share: how they print, fail and read `key=value` settings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cgrseg.errors import CGRSegError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+EXIT_PROBLEM = 2
+"""Exit status when input, settings or surroundings do not allow the work."""
+
+EXIT_PARTLY = 1
+"""Exit status when the work is done but for some files, which were named."""
+
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells give it."""
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Any settings of the config, e.g. optimizer.lr=1e-4 (docs/configuration.md).",
+        show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(help="Folder of the dataset, where it is not the config's.", show_default=False),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:0, … or mps. Default: a GPU where there is one.", show_default=False
+    ),
+]
+
+
+class Commands(TyperGroup):
+    """The group of commands: problems become messages, never stack traces."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with _plain_warnings():
+            try:
+                return super().invoke(ctx)
+            except CGRSegError as error:
+                if is_first_process():
+                    print(f"error: {error}", file=sys.stderr, flush=True)
+                raise typer.Exit(EXIT_PROBLEM) from None
+            except KeyboardInterrupt:
+                print("\nstopped", file=sys.stderr, flush=True)
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def is_first_process() -> bool:
+    """Whether this process prints; under `torchrun` or SLURM only the first one does."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
+def make_console() -> Console:
+    """Where results are printed; silent in all processes but the first."""
+    from rich.console import Console
+
+    return Console(quiet=not is_first_process(), highlight=False)
+
+
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; the first column is text, the others are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def with_changes(settings: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+    """`key=value` texts and options of a command as one table of changes.
+
+    Args:
+        settings: the texts; what they say wins over the options.
+        **options: dotted names with `__` for the dot, e.g. `data__root`; None is left out.
+
+    Raises:
+        ConfigError: a text that is not key=value, or a setting that does not exist.
+    """
+    from cgrseg.config.overrides import parse_overrides
+
+    given = {name.replace("__", "."): v for name, v in options.items() if v is not None}
+    return {**given, **parse_overrides(settings or ())}
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings and log lines of ours as one plain line each, on standard error."""
+
+    def show(message: Warning | str, *_rest: Any, **_named: Any) -> None:
+        if is_first_process():
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    logger = logging.getLogger("cgrseg")
+    if any(isinstance(handler.formatter, _Plain) for handler in logger.handlers):
+        yield  # a group of commands inside another one: the outer one shows them
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Plain(logging.Formatter):
+    """`warning: what happened`; information as it stands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            return f"{record.levelname.lower()}: {text}"
+        return text

@@ -1,0 +1,191 @@
+"""`cgrseg evaluate`: how good a checkpoint is on a dataset."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cgrseg.cli.common import DataRoot, Device, make_console, make_table, with_changes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cgrseg.config import Config
+    from cgrseg.evaluation import EvaluationResult
+
+
+def evaluate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[CONFIG] CHECKPOINT [KEY=VALUE]",
+            help="CONFIG says which dataset (default: that of the run that the checkpoint comes "
+            "from); CHECKPOINT is a .pth file, a folder of save_pretrained, or a hub id; KEY=VALUE "
+            "are settings, e.g. test.flip=true.",
+            show_default=False,
+        ),
+    ],
+    data_root: DataRoot = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the dataset. Default: data.eval_split.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also compute mBoundaryIoU or ECE; may be repeated. The usual ones are always "
+            "there.",
+            show_default=False,
+        ),
+    ] = None,
+    multi_scale: Annotated[
+        bool,
+        typer.Option("--multi-scale", help="Average the published scales, plain and mirrored."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for label PNGs, or a .json file for the scores.", show_default=False
+        ),
+    ] = None,
+    show_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for overlays with a legend.", show_default=False),
+    ] = None,
+    opacity: Annotated[float, typer.Option(help="Of the labels in overlays, 0 to 1.")] = 0.5,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many images.", show_default=False, min=1)
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Images of equal size that are computed together.", min=1)
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Device = None,
+) -> None:
+    """Measure a checkpoint: mIoU and more, per class and in all.
+
+    The scores are printed, and written as evaluation.json into the run's
+    folder.
+
+    Examples:
+      cgrseg evaluate work_dirs/cgrseg-t_camvid/best.pth --split test
+
+      cgrseg evaluate cgrseg-t_ade20k_160k cgrseg_t_ade.pth --multi-scale
+    """
+    from cgrseg.evaluation import evaluate as run_evaluation
+
+    console = make_console()
+    config, checkpoint, settings = split_arguments(arguments)
+    resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
+    result = run_evaluation(
+        resolved,
+        checkpoint,
+        split=split,
+        device=device,
+        out=out,
+        show_dir=show_dir,
+        opacity=opacity,
+        metrics=metric or ("mIoU",),
+        aug_test=multi_scale,
+        limit=limit,
+        precision=checked_precision(precision),
+        batch_size=batch_size,
+    )
+    print_scores(console, result)
+
+
+def split_arguments(arguments: list[str]) -> tuple[str | None, str, list[str]]:
+    """Tell config, checkpoint and `key=value` settings apart.
+
+    Raises:
+        ConfigError: neither one nor two names beside the settings.
+    """
+    from cgrseg.errors import ConfigError, explain
+
+    settings = [text for text in arguments if re.match(r"[a-z][\w.]*=", text)]
+    names = [text for text in arguments if text not in settings]
+    if len(names) not in (1, 2):
+        raise ConfigError(
+            explain(
+                "arguments",
+                found=f"{len(names)} names beside the settings: {' '.join(names)}",
+                expected="a checkpoint, or a config and a checkpoint",
+                remedy="cgrseg evaluate [CONFIG] CHECKPOINT [KEY=VALUE]...",
+            )
+        )
+    return (names[0] if len(names) == 2 else None), names[-1], settings
+
+
+def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> Config:
+    """The config that was named, else the one that the checkpoint was trained with.
+
+    Raises:
+        ConfigError: neither is there, or settings that do not fit.
+        WeightsError: a checkpoint that cannot be read.
+    """
+    from cgrseg.config import load_config
+    from cgrseg.config.overrides import merge
+    from cgrseg.config.validation import build
+    from cgrseg.errors import ConfigError, explain
+    from cgrseg.models import read_checkpoint
+
+    if config is not None:
+        return load_config(config, changes)
+    stored = read_checkpoint(checkpoint).meta.get("config")
+    if not isinstance(stored, dict):
+        raise ConfigError(
+            explain(
+                checkpoint,
+                found="it does not hold the config of its run (published checkpoints do not)",
+                expected="a config that says which dataset to evaluate on",
+                remedy=f"name it first: cgrseg evaluate cgrseg-t_ade20k_160k {checkpoint}",
+            )
+        )
+    return build(merge(build(stored, checkpoint).model_dump(), changes))
+
+
+def checked_precision(name: str) -> Any:
+    """`name` if it is a precision that networks run in.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from cgrseg.errors import ConfigError, explain
+
+    if name not in ("fp32", "bf16", "fp16"):
+        raise ConfigError(
+            explain(
+                "--precision",
+                found=repr(name),
+                expected="fp32, bf16 or fp16",
+                remedy="leave it out for fp32",
+            )
+        )
+    return name
+
+
+def print_scores(console: Console, result: EvaluationResult) -> None:
+    """Print the scores per class as a table, and the summary below it."""
+    columns = result.per_class()
+    table = make_table("class", *columns)
+    for number, title in enumerate(result.classes):
+        table.add_row(title, *(percent(values[number]) for values in columns.values()))
+    console.print(table)
+    summary = "   ".join(f"{name} {percent(value)}" for name, value in result.metrics.items())
+    console.print(f"{len(result.stems)} images, in percent:   {summary}", soft_wrap=True)
+    if result.interval is not None:
+        console.print(
+            f"mIoU lies between {percent(result.interval.low)} and {percent(result.interval.high)} "
+            f"with {percent(result.interval.confidence, digits=0)} % confidence (bootstrap over "
+            "images)",
+            soft_wrap=True,
+        )
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A share 0..1 as percent; a dash where it is not defined."""
+    return "-" if math.isnan(value) else f"{100 * value:.{digits}f}"

@@ -1,0 +1,216 @@
+"""`cgrseg info`: what is installed, what a network costs, what a checkpoint or config holds."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cgrseg.cli.common import make_console, make_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cgrseg.reporting.cost import ModelCost
+
+CORE = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "opencv-python-headless",
+    "pydantic",
+    "safetensors",
+    "huggingface-hub",
+)
+EXTRAS = {
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    "web": ("gradio",),
+    "convert": ("scipy",),
+    "wandb": ("wandb",),
+}
+
+
+def info(
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|CHECKPOINT|CONFIG]",
+            help="cgrseg_t, cgrseg_b or cgrseg_l; a checkpoint; or a config (a preset's name or a "
+            "file). Nothing: this installation.",
+            show_default=False,
+        ),
+    ] = None,
+    presets: Annotated[
+        bool, typer.Option("--presets", help="List the runs that are known by name.")
+    ] = False,
+    size: Annotated[
+        tuple[int, int], typer.Option(help="Height and width in pixels, multiples of 32.")
+    ] = (512, 512),
+    num_classes: Annotated[
+        int, typer.Option(help="For MODEL: classes to tell apart.", min=1)
+    ] = 150,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For MODEL and CHECKPOINT: print JSON.")
+    ] = False,
+) -> None:
+    """Show parameters and operations of a network, or what a checkpoint or config holds.
+
+    Examples:
+      cgrseg info cgrseg_t
+
+      cgrseg info work_dirs/demo/best.pth --size 512 704
+
+      cgrseg info --presets
+    """
+    console = make_console()
+    if presets:
+        _print_presets(console)
+    elif subject is None:
+        _print_installation(console)
+    elif subject in _variants():
+        from cgrseg.models import create_model
+
+        _print_cost(console, _cost_of(create_model(subject, num_classes), size), as_json)
+    elif _is_config(subject):
+        from cgrseg.cli.train import print_settings
+        from cgrseg.config import load_config
+
+        print_settings(console, load_config(subject), every=True)
+    else:
+        _print_checkpoint(console, subject, size, as_json)
+
+
+def _variants() -> list[str]:
+    from cgrseg.config.presets import VARIANTS
+
+    return list(VARIANTS)
+
+
+def _is_config(subject: str) -> bool:
+    from cgrseg.config import list_presets
+
+    path = Path(subject)
+    run_folder = (path / "config.json").is_file() and not any(path.glob("*.safetensors"))
+    return subject in list_presets() or path.suffix in (".py", ".json") or run_folder
+
+
+def _print_presets(console: Console) -> None:
+    from cgrseg.config.presets import DATASETS, VARIANTS
+
+    for recipe in DATASETS.values():
+        console.print(recipe.about)
+        for first in VARIANTS.values():
+            console.print(f"  {first}_{recipe.suffix}", markup=False)
+
+
+def _print_installation(console: Console) -> None:
+    import cgrseg
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    console.print(f"cgrseg {cgrseg.__version__}, Python {platform.python_version()}")
+    console.print(platform.platform(), markup=False)
+    for name in CORE:
+        console.print(f"  {name} {version(name) or 'not installed'}", markup=False)
+    for extra, names in EXTRAS.items():
+        missing = [name for name in names if version(name) is None]
+        state = f"without {', '.join(missing)}" if missing else "complete"
+        console.print(f"  extra [{extra}]: {state}", markup=False)
+    console.print("devices:")
+    for line in _devices():
+        console.print(f"  {line}", markup=False)
+
+
+def _devices() -> list[str]:
+    import torch
+
+    lines = [f"cpu, {torch.get_num_threads()} threads"]
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        lines.append(f"cuda:{number}, {device.name}, {device.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        lines.append("mps")
+    return lines
+
+
+def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
+    from cgrseg.errors import ConfigError, explain
+    from cgrseg.models import CGRSeg
+    from cgrseg.reporting.cost import model_cost
+
+    assert isinstance(model, CGRSeg)
+    if any(side < 32 or side % 32 for side in size):
+        raise ConfigError(
+            explain(
+                "--size",
+                found=f"{size[0]} {size[1]}",
+                expected="height and width as multiples of 32, the network's largest stride",
+                remedy="round up: " + " ".join(str(max(32, -(-side // 32) * 32)) for side in size),
+            )
+        )
+    return model_cost(model, size)
+
+
+def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
+    from cgrseg.reporting.cost import PUBLISHED
+
+    if as_json:
+        console.print_json(json.dumps(cost.as_dict()))
+        return
+    table = make_table(
+        *("part", "parameters", "convolutions", "products"),
+        title=f"{cost.variant}, {cost.num_classes} classes, {cost.context_blocks} context blocks, "
+        f"one image of {cost.size[0]}x{cost.size[1]}",
+    )
+    for part in cost.parts:
+        table.add_row(
+            part.name,
+            f"{part.parameters / 1e6:.3f}",
+            f"{part.convolution_macs / 1e9:.3f}",
+            f"{part.product_macs / 1e9:.3f}",
+        )
+    table.add_section()
+    products = cost.all_macs - cost.published_macs
+    table.add_row(
+        "all",
+        f"{cost.parameters / 1e6:.2f}",
+        f"{cost.published_macs / 1e9:.2f}",
+        f"{products / 1e9:.2f}",
+    )
+    parameters, operations = PUBLISHED[cost.variant]
+    table.add_row("published (512, 150)", f"{parameters}", f"{operations}", "")
+    console.print(table)
+    console.print(
+        "Parameters in millions; operations in billions of multiply-accumulates. The published "
+        f"figure counts convolutions alone; with matrix products it is {cost.all_macs / 1e9:.2f}.",
+        style="dim",
+    )
+
+
+def _print_checkpoint(console: Console, path: str, size: tuple[int, int], as_json: bool) -> None:
+    from cgrseg.models import load_model, read_checkpoint
+
+    model = load_model(path)
+    cost = _cost_of(model, size)
+    if not as_json:
+        meta = read_checkpoint(path).meta
+        console.print(f"{path}: {model.variant}, {model.num_classes} classes", markup=False)
+        if model.classes is not None:
+            console.print(f"classes: {', '.join(model.classes)}", markup=False)
+        for key in ("iteration", "version"):
+            if meta.get(key) is not None:
+                console.print(f"{key}: {meta[key]}", markup=False)
+        stored = meta.get("config")
+        if isinstance(stored, dict):
+            console.print(f"run: {stored.get('name')}", markup=False)
+        console.print()
+    _print_cost(console, cost, as_json)

@@ -1,0 +1,69 @@
+"""The root of the command `cgrseg`.
+
+Commands import what they need when they run, so that `cgrseg --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+import cgrseg
+from cgrseg.cli import data
+from cgrseg.cli.bench import bench
+from cgrseg.cli.common import Commands
+from cgrseg.cli.demo import demo
+from cgrseg.cli.evaluate import evaluate
+from cgrseg.cli.info import info
+from cgrseg.cli.predict import predict
+from cgrseg.cli.train import train
+
+app = typer.Typer(
+    name="cgrseg",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="CGRSeg: efficient semantic segmentation (ECCV 2024). Train it on a dataset or on your "
+    "own folder of images, measure it, and label photos with it. New here? Try `cgrseg demo`.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cgrseg {cgrseg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+app.command()(info)
+app.command()(bench)
+app.command()(demo)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line; ends the process with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            # A terminal that cannot show a character shows another, instead of failing.
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()

@@ -1,0 +1,111 @@
+"""`cgrseg train`: from a config to a trained network in a run's folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cgrseg.cli.common import DataRoot, Device, Settings, make_console, with_changes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cgrseg.config import Config
+    from cgrseg.training import TrainResult
+
+
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A preset's name (`cgrseg info --presets`), a .py or .json file, or the folder of "
+            "an earlier run.",
+            show_default=False,
+        ),
+    ],
+    settings: Settings = None,
+    data_root: DataRoot = None,
+    work_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder of the run. Default: work_dirs/NAME.", show_default=False),
+    ] = None,
+    load_from: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint to fine-tune from.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+    ] = False,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(help="Go on from this checkpoint of the run.", show_default=False),
+    ] = None,
+    device: Device = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings and stop.")
+    ] = False,
+) -> None:
+    """Train a network.
+
+    The run's folder gets latest.pth, best.pth, config.json, tables (CSV),
+    TensorBoard files and a log. Nothing of an earlier run is overwritten: use
+    --resume, or another folder.
+
+    Examples:
+      cgrseg train cgrseg-t_camvid --data-root data/camvid
+
+      cgrseg train cgrseg-t_custom --data-root data/mine train.batch_size=8
+
+      cgrseg train work_dirs/cgrseg-t_custom --resume
+    """
+    from cgrseg.config import load_config
+
+    console = make_console()
+    changes = with_changes(
+        settings, data__root=data_root, work_dir=work_dir, train__load_from=load_from
+    )
+    resolved = load_config(config, changes)
+    print_settings(console, resolved, every=print_config)
+    if print_config:
+        return
+
+    from cgrseg.training import train as run_training
+
+    result = run_training(
+        resolved, device=device or "auto", resume_from=resume_from, auto_resume=resume
+    )
+    _say_what_is_where(console, result)
+    if result.stopped_by is not None:
+        raise typer.Exit(128 + int(result.stopped_by))
+
+
+def print_settings(console: Console, config: Config, *, every: bool = False) -> None:
+    """Print a config: one setting a line, or a paragraph per section."""
+    from cgrseg.config.reference import flatten
+
+    values = flatten(config)
+    if every:
+        for path, value in values.items():
+            console.print(f"{path} = {value}", markup=False, soft_wrap=True)
+        return
+    sections: dict[str, list[str]] = {}
+    for path, value in values.items():
+        section, _, leaf = path.rpartition(".")
+        sections.setdefault(section or "run", []).append(f"{leaf}={value}")
+    for section, parts in sections.items():
+        console.print(f"{section}: {' '.join(parts)}", markup=False, style="dim")
+
+
+def _say_what_is_where(console: Console, result: TrainResult) -> None:
+    if result.stopped_by is not None:
+        return
+    score = result.metrics.get("mIoU")
+    if score is not None:
+        console.print(f"last evaluation: mIoU {100 * score:.2f} %")
+    weights = result.best or result.latest
+    console.print(f"weights: {weights}", markup=False, soft_wrap=True)
+    console.print(
+        f"next: cgrseg predict {weights} IMAGES... --out predictions", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,84 @@
+"""`cgrseg evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cgrseg.config import load_config
+from cgrseg.evaluation import evaluate
+from cgrseg.models import load_model
+
+from .conftest import Run
+
+
+def test_checkpoint_alone_tells_its_dataset(run: Run, trained: Path) -> None:
+    result = run("evaluate", trained / "best.pth", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    written = json.loads((trained / "evaluation.json").read_text())
+    assert written["images"] == 2
+    direct = evaluate(load_config(trained), trained / "best.pth", device="cpu", progress=False)
+    assert written["scores"]["mIoU"] == pytest.approx(direct.scores.mean_iou, abs=1e-12)
+    assert f"mIoU {100 * direct.scores.mean_iou:.2f}" in result.stdout
+    for name in direct.classes:
+        assert name in result.stdout
+
+
+def test_settings_and_options_reach_the_evaluation(run: Run, trained: Path, tmp_path: Path) -> None:
+    result = run(
+        *("evaluate", trained / "best.pth", "test.flip=true", "--limit", 1, "--split", "train"),
+        *("--out", tmp_path / "scores.json", "--show-dir", tmp_path / "shown"),
+        *("--metric", "mBoundaryIoU", "--device", "cpu"),
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["settings"]["test"]["flip"] is True
+    assert written["settings"]["split"] == "train"
+    assert written["images"] == 1
+    assert "mBoundaryIoU" in written["scores"]
+    assert len([path for path in (tmp_path / "shown").rglob("*") if path.is_file()]) == 1
+
+
+def test_checkpoint_without_its_run_asks_for_a_config(
+    run: Run, trained: Path, scenes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    load_model(trained / "best.pth").save_pretrained(folder)
+    refused = run("evaluate", folder)
+    assert refused.exit_code == 2
+    assert f"cgrseg evaluate cgrseg-t_ade20k_160k {folder}" in refused.stderr
+    given = run(
+        *("evaluate", "cgrseg-t_synthetic", folder, f"work_dir={tmp_path / 'out'}"),
+        *("--data-root", scenes, "--device", "cpu", "data.workers=0"),
+    )
+    assert given.exit_code == 0, given.output
+    assert (tmp_path / "out" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--precision", "fp8"], "fp32, bf16 or fp16"),
+        (["b.pth", "c.pth"], "3 names beside the settings"),
+        (["test.flips=true"], "did you mean test.flip?"),
+        (["--metric", "mIuO"], "mIuO"),
+    ],
+)
+def test_mistakes_are_messages(run: Run, trained: Path, arguments: list[str], part: str) -> None:
+    result = run("evaluate", trained / "best.pth", "--device", "cpu", *arguments)
+    assert result.exit_code == 2
+    assert part in result.stderr
+
+
+def test_config_of_another_dataset_is_used_as_named(run: Run, trained: Path) -> None:
+    result = run("evaluate", "cgrseg-t_ade20k_160k", trained / "best.pth")
+    assert result.exit_code == 2
+    assert "ADEChallengeData2016" in result.stderr
+
+
+def test_missing_checkpoint_is_a_message(run: Run) -> None:
+    result = run("evaluate", "nothing.pth")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: nothing.pth: ")

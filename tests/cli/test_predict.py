@@ -1,0 +1,128 @@
+"""`cgrseg predict`: photos of all kinds, one bad file among them, and starting again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.synthetic import SYNTHETIC_PALETTE
+
+from .conftest import Run
+
+
+@pytest.fixture()
+def photos(tmp_path: Path) -> Path:
+    """Sizes and kinds that people have: odd, narrow, grey, RGBA, 16-bit, in a subfolder."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    cv2.imwrite(str(folder / "odd.jpg"), rng.integers(0, 256, (37, 101, 3), np.uint8))
+    cv2.imwrite(str(folder / "grey.png"), rng.integers(0, 256, (50, 40), np.uint8))
+    cv2.imwrite(str(folder / "alpha.png"), rng.integers(0, 256, (64, 64, 4), np.uint8))
+    cv2.imwrite(str(folder / "deeper" / "deep.png"), rng.integers(0, 65536, (48, 70, 3), np.uint16))
+    return folder
+
+
+def test_folder_is_labelled_at_its_images_own_sizes(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = run("predict", trained / "best.pth", photos, "--out", out, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    sizes = {
+        path.relative_to(out / "labels").as_posix(): read_label(path).shape
+        for path in (out / "labels").rglob("*.png")
+    }
+    assert sizes == {
+        "odd.png": (37, 101),
+        "grey.png": (50, 40),
+        "alpha.png": (64, 64),
+        "deeper/deep.png": (48, 70),
+    }
+    labels = read_label(out / "labels" / "odd.png")
+    assert labels.max() < 11
+    shown = read_image(out / "labels" / "odd.png")
+    assert np.array_equal(shown, np.array(SYNTHETIC_PALETTE, np.uint8)[labels])
+    overlay = read_image(out / "overlays" / "odd.jpg")
+    assert overlay.shape[1] > 101  # the legend stands beside it
+
+
+def test_bad_file_is_named_and_the_rest_is_done(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    out = tmp_path / "out"
+    result = run("predict", trained / "best.pth", photos, "--out", out, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "broken.jpg" in result.stderr
+    assert "Traceback" not in result.output
+    assert "4 labelled, 1 could not be used" in result.stdout
+    assert len(list((out / "labels").rglob("*.png"))) == 4
+    assert not list(out.rglob("*broken*"))
+
+
+def test_files_and_patterns_without_overlays(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = run(
+        *("predict", trained / "best.pth", photos / "odd.jpg", f"{photos}/**/*.png"),
+        *("--out", out, "--no-overlays", "--device", "cpu"),
+    )
+    assert result.exit_code == 0, result.output
+    names = {path.stem for path in (out / "labels").rglob("*.png")}
+    assert names == {"odd", "grey", "alpha", "deep"}
+    assert not (out / "overlays").exists()
+
+
+def test_what_is_there_is_kept_unless_asked_for(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("predict", trained / "best.pth", photos / "odd.jpg", "--out", out)
+    assert run(*command, "--device", "cpu").exit_code == 0
+    written = out / "labels" / "odd.png"
+    correct = written.read_bytes()
+    written.write_bytes(b"mine")
+    kept = run(*command, "--device", "cpu")
+    assert kept.exit_code == 0
+    assert "1 were there already" in kept.stdout
+    assert written.read_bytes() == b"mine"
+    assert run(*command, "--overwrite", "--device", "cpu").exit_code == 0
+    assert written.read_bytes() == correct
+
+
+def test_test_settings_can_be_changed(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    result = run(
+        *("predict", trained / "best.pth", photos / "alpha.png", "--out", tmp_path / "out"),
+        *("-s", "test.flip=true", "--set", "test.ratios=[0.5, 1]", "--device", "cpu"),
+    )
+    assert result.exit_code == 0, result.output
+    record = (tmp_path / "out" / "prediction.json").read_text()
+    assert '"flip": true' in record
+    assert '"ratios": [\n' in record or '"ratios": [0.5, 1.0]' in record
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["-s", "optimizer.lr=1"], "a setting that prediction does not use"),
+        (["-s", "test.flop=1"], "did you mean test.flip?"),
+        (["--precision", "double"], "fp32, bf16 or fp16"),
+        (["nowhere.jpg"], "nowhere.jpg"),
+    ],
+)
+def test_mistakes_stop_before_anything_is_written(
+    run: Run, trained: Path, photos: Path, tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    out = tmp_path / "out"
+    result = run("predict", trained / "best.pth", photos, *arguments, "-o", out, "--device", "cpu")
+    assert result.exit_code == 2
+    assert part in result.stderr
+    assert not out.exists()
