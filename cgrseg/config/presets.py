@@ -74,10 +74,11 @@ DATASETS: dict[str, Recipe] = {
             "augment": {"scale": [480, 360], "crop_size": [256, 256]},
             "test": {"resize": "none"},
             "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
-            "schedule": {"max_iters": 2_000, "warmup_iters": 100, "warmup_ratio": 0.01},
+            "loss": {"initial_weight": 0.4},
+            "schedule": {"max_iters": 1_400, "warmup_iters": 100, "warmup_ratio": 0.01},
             "train": {
                 "batch_size": 8,
-                "eval_interval": 1_000,
+                "eval_interval": 700,
                 "precision": "bf16",
                 "channels_last": True,
             },

@@ -38,3 +38,12 @@ VARIANTS: dict[str, Variant] = {
     "cgrseg_b": Variant("efficientformerv2_s2", channels=256, strip_kernel=11, drop_path=0.02),
     "cgrseg_l": Variant("efficientformerv2_l", channels=256, strip_kernel=9, drop_path=0.1),
 }
+
+
+def imagenet_weights(name: str) -> str:
+    """Hub id of the ImageNet weights that a variant's backbone was published to start from.
+
+    Raises:
+        KeyError: for a variant that does not exist.
+    """
+    return f"timm/{VARIANTS[name].backbone}.snap_dist_in1k"

@@ -89,13 +89,25 @@ def single_value(config: Config) -> ConfigError:
     )
 
 
+def without_worker_trace(error: CGRSegError) -> CGRSegError:
+    """The message alone of a problem that a loader process met.
+
+    PyTorch hands such an error on with the stack of that process in its text.
+    """
+    text = str(error)
+    if not text.startswith("Caught "):
+        return error
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return type(error)(text.rpartition(name)[2].rstrip())
+
+
 @contextlib.contextmanager
 def readable_failures(config: Config, device: str) -> Iterator[None]:
     """Translate what settings can cause; everything else passes unchanged."""
     try:
         yield
-    except CGRSegError:
-        raise
+    except CGRSegError as error:
+        raise without_worker_trace(error) from None
     except ValueError as error:
         if _ONE_VALUE in str(error):
             raise single_value(config) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from cgrseg.data.spec import DatasetSpec
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.models import CGRSeg, create_model, load_weights
+from cgrseg.models.variants import imagenet_weights
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
 from cgrseg.training.failures import readable_failures
@@ -160,6 +162,12 @@ def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool
         load_weights(model, settings.pretrained, part="backbone", verbose=verbose)
     if fresh and config.train.load_from is not None:
         load_weights(model, config.train.load_from, verbose=verbose)
+    elif fresh and settings.pretrained is None and verbose:
+        print(
+            "note: the backbone starts from random weights; published results start from "
+            f"ImageNet's: model.pretrained={imagenet_weights(settings.name)}",
+            file=sys.stderr,
+        )
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

@@ -12,8 +12,7 @@ from typing import Any
 
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
-from cgrseg.errors import CGRSegError, EnvironmentProblem
-from cgrseg.training.failures import TrainingProblem
+from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.training.runner import TrainResult, train
 
 
@@ -103,9 +102,9 @@ def exit_status(result: TrainResult) -> int:
 
 
 def report_problem(error: CGRSegError) -> None:
-    """Print a problem; one that all processes have alike is printed by the first only."""
+    """Print a problem; one of the settings, which all processes have, only in the first."""
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    if rank == 0 or isinstance(error, (TrainingProblem, EnvironmentProblem)):
+    if rank == 0 or not isinstance(error, ConfigError):
         where = f"[process {rank}] " if rank else ""
         print(f"{where}error: {error}", file=sys.stderr, flush=True)
 

@@ -205,3 +205,12 @@ def test_a_damaged_latest_falls_back_to_the_one_before(dataset: Path, tmp_path: 
     assert result.iterations == 3
     again = weights_of(latest)
     assert all(torch.equal(again[name], kept[name]) for name in kept)
+
+
+def test_random_backbones_are_said(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_config(dataset, tmp_path / "run", schedule__max_iters=1), device="cpu")
+    told = capsys.readouterr().err
+    assert "random weights" in told
+    assert "timm/efficientformerv2_s1.snap_dist_in1k" in told

@@ -1,0 +1,123 @@
+"""Options of the recipe that are not published: each does what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cgrseg.models import create_model
+from cgrseg.training.hardware import Placement
+from cgrseg.training.runner import train, train_on
+from cgrseg.training.sources import DatasetSource
+from cgrseg.training.tables import read_table
+from tests.training.frozen_run import freeze_all_norms
+from tests.training.small_run import small_config, weights_of, write_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def frozen_run(dataset: Path, work_dir: Path, **changes: Any) -> list[float]:
+    """Losses of a run in float64 without random numbers and with norms at their statistics."""
+    config = small_config(
+        dataset,
+        work_dir,
+        train__precision="fp64",
+        schedule__max_iters=3,
+        schedule__warmup_iters=0,
+        **changes,
+    )
+    torch.manual_seed(0)
+    model = create_model("cgrseg_t", 3, dropout=0.0, drop_path=0.0)
+    freeze_all_norms(model)
+    place = Placement("cpu")
+    train_on(DatasetSource(config, place), config, place, model=model)
+    return [float(row["loss"]) for row in read_table(work_dir / "metrics.csv")]
+
+
+def test_accumulating_two_batches_is_one_of_both(dataset: Path, tmp_path: Path) -> None:
+    whole = frozen_run(dataset, tmp_path / "whole", train__batch_size=4)
+    halves = frozen_run(dataset, tmp_path / "halves", train__batch_size=2, train__accumulate=2)
+    assert len(whole) == 3
+    assert halves == pytest.approx(whole, rel=1e-9)
+    one, other = (weights_of(tmp_path / name / "latest.pth") for name in ("whole", "halves"))
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], rtol=1e-9, atol=1e-9), name
+
+
+def test_clipping_changes_the_step_only_when_it_applies(dataset: Path, tmp_path: Path) -> None:
+    free = frozen_run(dataset, tmp_path / "free")
+    wide = frozen_run(dataset, tmp_path / "wide", optimizer__clip_norm=1e9)
+    # AdamW divides by the size of gradients, so only clipping to its epsilon slows it down
+    tight = frozen_run(dataset, tmp_path / "tight", optimizer__clip_norm=1e-12)
+    assert wide == free
+    assert tight[0] == free[0]
+    assert abs(tight[2] - tight[0]) < 0.1 * abs(free[2] - free[0]) or tight[2] > free[2]
+
+
+def test_averaged_weights_follow_the_decay(dataset: Path, tmp_path: Path) -> None:
+    frozen_run(dataset, tmp_path / "plain", train__checkpoint_interval=1)
+    frozen_run(dataset, tmp_path / "mean", train__ema_decay=0.75, train__checkpoint_interval=1)
+    name = "decode_head.conv_seg.weight"
+
+    def averaged(path: Path) -> torch.Tensor:
+        return weights_of(path)[name]
+
+    second = torch.load(tmp_path / "mean" / "previous.pth", weights_only=True)
+    third = torch.load(tmp_path / "mean" / "latest.pth", weights_only=True)
+    raw = third["training"]["state_dict"][name]
+    # averaging does not touch what is trained
+    assert torch.equal(raw, averaged(tmp_path / "plain" / "latest.pth"))
+    expected = 0.75 * second["state_dict"][name] + 0.25 * raw
+    assert torch.allclose(third["state_dict"][name], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_all_options_together(dataset: Path, tmp_path: Path) -> None:
+    config = small_config(
+        dataset,
+        tmp_path / "run",
+        model__freeze_norm=True,
+        optimizer__layer_decay=0.9,
+        optimizer__clip_norm=1.0,
+        schedule__max_iters=2,
+        train__precision="bf16",
+        train__channels_last=True,
+        train__accumulate=2,
+        train__ema_decay=0.9,
+        train__evaluate=True,
+        train__eval_interval=1,
+        train__keep_best=2,
+        train__patience=5,
+        train__deterministic=True,
+    )
+    config.loss.average = "valid"
+    config.loss.label_smoothing = 0.1
+    config.loss.class_weights = [1.0, 2.0, 0.5]
+    config.loss.ohem_threshold = 0.9
+    config.loss.ohem_min_pixels = 100
+    config.loss.dice_weight = 0.5
+    config.loss.initial_weight = 0.4
+    train(config, device="cpu")
+    rows = read_table(tmp_path / "run" / "metrics.csv")
+    assert len(rows) == 2
+    for row in rows:
+        parts = float(row["loss_ce"]) + 0.5 * float(row["loss_dice"])
+        assert float(row["loss"]) == pytest.approx(
+            parts + 0.4 * float(row["loss_initial"]), rel=1e-5
+        )
+    name = "backbone.patch_embed.1.running_mean"
+    assert torch.count_nonzero(weights_of(tmp_path / "run" / "latest.pth")[name]) == 0
+    kept = {path.name for path in (tmp_path / "run").glob("best_*.pth")}
+    assert kept == {"best_1.pth", "best_2.pth"}
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same(dataset: Path, tmp_path: Path) -> None:
+    plain = frozen_run(dataset, tmp_path / "plain")
+    compiled = frozen_run(dataset, tmp_path / "compiled", train__compile=True)
+    assert compiled == pytest.approx(plain, rel=1e-8)
