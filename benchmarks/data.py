@@ -101,9 +101,8 @@ def package_sample(clock: Clock, dataset: TrainDataset, pair: Pair, position: in
     label_path = pair.label
     assert label_path is not None
     raw = clock("read label", lambda: read_label(label_path))
-    rule = dataset.spec.rule_for(label_path)
-    labels = clock("check ids", lambda: rule.apply(raw, source=label_path))
-    plan = clock("resize label, choose crop", lambda: transform.plan(labels, rng))
+    labels, lookup = clock("check ids", lambda: dataset.checked(raw, label_path))
+    plan = clock("resize label, choose crop", lambda: transform.plan(labels, rng, lookup))
     reduce = dataset.reduction(pair, labels, plan)
     image = clock("read image", lambda: read_image(pair.image, reduce=reduce))
     if config.crop_first:
@@ -256,6 +255,19 @@ def table(clocks: dict[str, Clock]) -> str:
     return "\n".join(lines)
 
 
+def verdict(clocks: dict[str, Clock]) -> str:
+    """What crop first brings against the plain order, the aim, and what bounds it."""
+    plain, first = clocks[PLAIN], clocks[CROP_FIRST]
+    gain = plain.total / first.total
+    reading = 1000 * (first.spent["read label"] + first.spent["read image"]) / first.samples
+    aim = "the aim of 1.4x is met" if gain >= 1.4 else "the aim of 1.4x is missed"
+    return (
+        f"Crop first is {gain:.2f}x the plain order: {aim}. Reading the two files takes "
+        f"{reading:.1f} of its {1000 * first.total / first.samples:.1f} ms and costs the same in "
+        "any order; only the resize, the check of ids and the choice of the crop become cheaper."
+    )
+
+
 def main() -> None:
     """Measure both recipes; print, and write Markdown and JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -285,7 +297,7 @@ def main() -> None:
         report[2] += f" JPEG files of {min(sizes):.1f} to {max(sizes):.1f} MB."
         for title, scale in RECIPES.items():
             clocks = measure(spec, pairs, scale, arguments.samples)
-            report += ["", f"## {title}", "", table(clocks)]
+            report += ["", f"## {title}", "", table(clocks), "", verdict(clocks)]
             numbers[title] = {
                 way: {
                     "images_per_second": clock.samples / clock.total,

@@ -12,7 +12,16 @@ class CGRSegError(Exception):
     """Base of every error caused by input, settings or surroundings.
 
     Build the message with :func:`explain` so that all of them read alike.
+
+    PyTorch hands an error of a loader's worker process on as a new one of the same class,
+    whose text is the whole stack trace; only the message at its end is kept.
     """
+
+    def __init__(self, message: str = "") -> None:
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        if message.startswith("Caught ") and name in message:
+            message = message.rpartition(name)[2].rstrip("\n")
+        super().__init__(message)
 
 
 class ConfigError(CGRSegError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.label_rules import LabelRule
 from cgrseg.data.spec import Colour, DatasetSpec, HeldOut, SplitLayout
+from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import ConfigError, DataError, explain
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -20,6 +21,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 CLASS_LIST = "classes.txt"
 """Name of the class list in a dataset's root."""
+
+MAX_CLASSES = 255
+"""8-bit labels hold this many ids beside the ignored one."""
 
 _ALIASES = {
     "train": ("train", "training"),
@@ -38,8 +42,8 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
     """Build the description of a custom dataset from its settings and its folder.
 
     Raises:
-        ConfigError: no class list, a palette of another length, an ignore index among the
-            classes.
+        ConfigError: no class list, more than 255 classes, a palette of another length, an
+            ignore index among the classes.
         DataError: the root or the class list cannot be read.
     """
     root = Path(config.root)
@@ -53,6 +57,16 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
             )
         )
     classes = tuple(config.classes) if config.classes else read_class_list(root / CLASS_LIST)
+    if len(classes) > MAX_CLASSES:
+        raise ConfigError(
+            explain(
+                "data.classes",
+                found=f"{len(classes)} class names",
+                expected=f"1 to {MAX_CLASSES}: labels of 8 bits hold no more beside the ignored "
+                "value",
+                remedy="merge classes in the labels, and list each class once, in id order",
+            )
+        )
     repeated = sorted({name for name in classes if classes.count(name) > 1})
     if repeated:
         raise ConfigError(
@@ -92,25 +106,19 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file is missing, unreadable, empty, or a label cannot hold so many.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise DataError(
-            explain(
-                path,
-                found=f"the class list cannot be read ({reason})",
-                expected="class names in id order, one a line",
-                remedy="write that file, or set data.classes",
-            )
-        ) from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not 1 <= len(names) <= 255:
+    lines = read_lines(
+        path,
+        what="the class list",
+        expected="class names in id order, one a line",
+        remedy="write that file, or set data.classes",
+    )
+    names = tuple(line for line in lines if line)
+    if not 1 <= len(names) <= MAX_CLASSES:
         raise DataError(
             explain(
                 path,
                 found=f"{len(names)} class names",
-                expected="1 to 255, one a line",
+                expected=f"1 to {MAX_CLASSES}, one a line",
                 remedy="list each class once, in id order",
             )
         )

@@ -20,12 +20,10 @@ from torch.utils.data import Dataset
 from cgrseg.config.schema import AugmentConfig, Config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.geometry import Size
-from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.image_io import is_jpeg, read_image, read_label
 from cgrseg.data.sampling import Key, sample_generator
 from cgrseg.data.transforms import Plan, TrainTransform
 from cgrseg.errors import DataError, explain
-
-_JPEG = (".jpg", ".jpeg")
 
 
 class TrainSample(TypedDict):
@@ -89,8 +87,10 @@ class TrainDataset(Dataset[TrainSample]):
         """
         position, index = key
         rng = sample_generator(self.seed, position)
-        pair, labels = self.pairs[index], load_label(self.spec, self.pairs[index])
-        plan = self.transform.plan(labels, rng)
+        pair = self.pairs[index]
+        label = _label_path(self.spec, pair)
+        labels, lookup = self.checked(read_label(label), label)
+        plan = self.transform.plan(labels, rng, lookup)
         image = load_image(pair, labels, self.reduction(pair, labels, plan))
         pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
         return {
@@ -100,12 +100,30 @@ class TrainDataset(Dataset[TrainSample]):
             "index": index,
         }
 
+    def checked(
+        self, raw: NDArray[np.uint8], label: Path
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """What the crop is planned on: a label map, and how its ids are to be read.
+
+        The whole map is checked in any case.  Where the crop comes first, its ids stay as
+        stored, and the lookup (256,) is applied to the crop alone.
+
+        Raises:
+            DataError: ids that the dataset does not have.
+        """
+        rule = self.spec.rule_for(label)
+        if self.augment.crop_first and self.augment.rare_class_crops == 0:
+            rule.check(raw, source=label)
+            return raw, rule.table
+        return rule.apply(raw, source=label), None
+
     def reduction(self, pair: Pair, labels: NDArray[np.uint8], plan: Plan) -> Literal[1, 2, 4, 8]:
         """The fraction at which an image is decoded: the smallest that still shrinks.
 
-        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG.
+        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG (by its first
+        bytes: many files are called `.jpg` that are none).
         """
-        if not self.augment.reduced_decode or pair.image.suffix.lower() not in _JPEG:
+        if not self.augment.reduced_decode or not is_jpeg(pair.image):
             return 1
         steps: tuple[Literal[8, 4, 2], ...] = (8, 4, 2)
         for step in steps:

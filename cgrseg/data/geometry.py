@@ -105,7 +105,12 @@ def resize_label_window(
     """
     wanted_rows = rows[window.top : window.top + window.height]
     wanted_columns = columns[window.left : window.left + window.width]
-    return labels.take(wanted_rows, axis=0).take(wanted_columns, axis=1)
+    # Whole rows are copied many times faster than single pixels, so columns are made rows
+    # by turning the map on its side and back.
+    first = wanted_columns[0]
+    kept = labels[wanted_rows, first : wanted_columns[-1] + 1]
+    turned = cv2.transpose(kept)[wanted_columns - first]
+    return np.asarray(cv2.transpose(turned), dtype=np.uint8)
 
 
 def resize_image_window(image: Image, size: Size, window: Window) -> Image:

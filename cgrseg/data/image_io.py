@@ -8,8 +8,10 @@ truncated files by filling in grey; here a truncated file is an error.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +36,7 @@ _REDUCED = {
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 _JPEG_MAGIC = b"\xff\xd8"
+_PILLOW_LIMIT = threading.Lock()
 
 
 def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
@@ -41,7 +44,8 @@ def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
 
     EXIF orientation is applied; grey becomes three equal channels; the alpha channel is
     left out; 16-bit values keep their upper 8 bits; CMYK JPEGs are converted as other
-    viewers do (inverted values, Adobe's convention).
+    viewers do (inverted values, Adobe's convention).  JPEG has no checksums: damage within
+    its pixel data gives wrong colours, and nobody can tell.
 
     Args:
         path: any format that OpenCV reads: JPEG, PNG, BMP, TIFF, WebP and others.
@@ -131,12 +135,41 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """
     path = Path(path)
     try:
-        with Image.open(path) as picture:
+        with open_with_pillow(path) as picture:
             return picture.height, picture.width
     except UnidentifiedImageError as error:
         raise _undecodable(path, "no decoder understands it") from error
     except OSError as error:
         raise _unreadable(path, "an image", error) from error
+    except Exception as error:  # Pillow lets through what its parsers stumble over
+        raise _undecodable(path, f"damaged header: {error}") from error
+
+
+@contextlib.contextmanager
+def open_with_pillow(path: Path | str) -> Iterator[Image.Image]:
+    """Open a file with Pillow, however large the picture.
+
+    Pillow refuses more than 179 megapixels, to protect servers from strangers' uploads;
+    aerial and microscope images have more.  Its limit belongs to the whole process, so it
+    is lifted while the header is read, and one thread at a time does so.
+    """
+    with _PILLOW_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            picture = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    with picture:
+        yield picture
+
+
+def is_jpeg(path: Path | str) -> bool:
+    """Whether a file begins as JPEGs do, whatever its name; False where it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            return stream.read(len(_JPEG_MAGIC)) == _JPEG_MAGIC
+    except OSError:
+        return False
 
 
 def write_label_png(

@@ -11,10 +11,11 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cgrseg.data.spec import DatasetSpec, HeldOut, Pair, SplitLayout
+from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import DataError, explain
 
 _LOG = logging.getLogger("cgrseg.data")
@@ -57,7 +58,7 @@ def find_pairs(spec: DatasetSpec, root: Path | str, split: str) -> list[Pair]:
         )
     labels: dict[str, Path] = {}
     if layout.labels is not None:
-        labels = _labels_by_stem(_folder(spec, root, layout.labels), spec)
+        labels = labels_by_stem(_folder(spec, root, layout.labels), spec)
     stems = _stems(spec, root, layout, images)
     if layout.labels is not None:
         _every_image_has_a_label(spec, root / layout.labels, stems, images, labels)
@@ -112,7 +113,7 @@ def _folder(spec: DatasetSpec, root: Path, below: str) -> Path:
     )
 
 
-def _files(folder: Path) -> Iterable[tuple[str, Path]]:
+def visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Files below a folder as (relative name with `/`, path); hidden ones are left out."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -122,7 +123,7 @@ def _files(folder: Path) -> Iterable[tuple[str, Path]]:
                 yield (name if prefix == "." else f"{prefix}/{name}"), Path(parent, name)
 
 
-def _cut(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
+def cut_suffix(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
     """Stem and the longest suffix that the name ends in, whatever its case."""
     lowered = name.lower()
     fitting = [s for s in suffixes if lowered.endswith(s.lower())]
@@ -134,8 +135,8 @@ def _cut(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], spec: DatasetSpec) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for name, path in _files(folder):
-        cut = _cut(name, suffixes)
+    for name, path in visible_files(folder):
+        cut = cut_suffix(name, suffixes)
         if cut is None:
             continue
         stem = cut[0]
@@ -152,12 +153,12 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], spec: DatasetSpec) -> dict
     return found
 
 
-def _labels_by_stem(folder: Path, spec: DatasetSpec) -> dict[str, Path]:
+def labels_by_stem(folder: Path, spec: DatasetSpec) -> dict[str, Path]:
     """Label per stem; where several encodings are present the spec's first one wins."""
     order = {suffix: place for place, (suffix, _) in enumerate(spec.encodings)}
     found: dict[str, tuple[int, Path]] = {}
-    for name, path in _files(folder):
-        cut = _cut(name, order)
+    for name, path in visible_files(folder):
+        cut = cut_suffix(name, order)
         if cut is None:
             continue
         stem, suffix = cut
@@ -185,25 +186,24 @@ def _stems(
     return split_stems(images, layout.held_out)
 
 
+def listed_names(spec: DatasetSpec, path: Path) -> list[str]:
+    """The stems that a split list names, in its order; endings of images are cut off.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    lines = read_lines(
+        path,
+        what="the list of the split",
+        expected="a text file with one image stem a line",
+        remedy=spec.how_to_get,
+    )
+    cuts = ((name, cut_suffix(name, spec.image_suffixes)) for name in lines if name)
+    return [cut[0] if cut else name for name, cut in cuts]
+
+
 def _read_list(spec: DatasetSpec, path: Path, images: Mapping[str, Path]) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise DataError(
-            explain(
-                path,
-                found=f"the list of the split cannot be read ({reason})",
-                expected="a text file with one image stem a line",
-                remedy=spec.how_to_get,
-            )
-        ) from error
-    stems: list[str] = []
-    for line in lines:
-        name = line.strip()
-        if name:
-            cut = _cut(name, spec.image_suffixes)
-            stems.append(cut[0] if cut else name)
+    stems = listed_names(spec, path)
     if not stems:
         raise DataError(
             explain(
@@ -281,7 +281,7 @@ def _count_orphans(folder: Path, images: Mapping[str, Path], labels: Mapping[str
 
 
 def _what_is_there(folder: Path) -> str:
-    names = [name for name, _ in _files(folder)]
+    names = [name for name, _ in visible_files(folder)]
     return f"; it holds {_names(names)}" if names else "; it is empty"
 
 

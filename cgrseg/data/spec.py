@@ -72,7 +72,8 @@ class DatasetSpec:
         default_root: where the configs look for it.
         how_to_get: what to fetch, from where, and where it goes.
         image_suffixes: endings of image files, compared without case.
-        label_suffix: ending of label files; the rest of the name is the stem.
+        label_suffix: ending of label files, compared without case; the rest of the name
+            is the stem.
         other_encodings: further endings that are accepted, each with its rule.
         ignore_index: training id of pixels that count nowhere.
         notes: what a user should know about the labels.
@@ -119,5 +120,6 @@ class DatasetSpec:
 
     def rule_for(self, label: Path) -> LabelRule:
         """The rule of one label file, told by its ending (the longest one that fits)."""
-        fitting = [(s, rule) for s, rule in self.encodings if label.name.endswith(s)]
+        name = label.name.lower()
+        fitting = [(s, rule) for s, rule in self.encodings if name.endswith(s.lower())]
         return max(fitting, key=lambda item: len(item[0]))[1] if fitting else self.label_rule

@@ -87,20 +87,29 @@ class TrainTransform:
         """The sample before normalising and padding: RGB (h, w, 3) and ids (h, w)."""
         return self.render(image, self.plan(labels, rng), rng)
 
-    def plan(self, labels: Labels, rng: np.random.Generator) -> Plan:
-        """Choose size and crop of a sample from its label map (H, W)."""
+    def plan(self, labels: Labels, rng: np.random.Generator, lookup: Labels | None = None) -> Plan:
+        """Choose size and crop of a sample from its label map.
+
+        Args:
+            labels: (H, W), training ids; with `lookup`, ids as stored.
+            rng: the only source of randomness.
+            lookup: training id of each stored id, (256,); only what a crop keeps is then
+                looked up.  Not for `rare_class_crops`, which looks at the whole map.
+        """
         size = self._size((labels.shape[0], labels.shape[1]), rng)
         if self.config.crop_first:
             rows = nearest_table(labels.shape[0], size[0])
             columns = nearest_table(labels.shape[1], size[1])
 
             def cut(window: Window) -> Labels:
-                return resize_label_window(labels, rows, columns, window)
+                crop = resize_label_window(labels, rows, columns, window)
+                return crop if lookup is None else np.asarray(cv2.LUT(crop, lookup), np.uint8)
         else:
             resized = resize_label(labels, size)
 
             def cut(window: Window) -> Labels:
-                return window.of(resized)
+                crop = window.of(resized)
+                return crop if lookup is None else np.asarray(cv2.LUT(crop, lookup), np.uint8)
 
         return self._choose(labels, size, cut, rng)
 

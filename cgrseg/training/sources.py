@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cgrseg.config.schema import Config
 from cgrseg.data.catalogue import resolve_spec
-from cgrseg.data.check import check_dataset
+from cgrseg.data.check import quick_check
 from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.sampling import StreamSampler
@@ -148,7 +148,7 @@ def look_before_training(config: Config) -> None:
     splits = [config.data.train_split]
     if config.train.evaluate and config.data.eval_split not in splits:
         splits.append(config.data.eval_split)
-    report = check_dataset(config.data, splits=splits, quick=True)
+    report = quick_check(config.data, splits=splits)
     report.raise_for_errors()
     for finding in report.findings:
         if finding.severity == "warning":

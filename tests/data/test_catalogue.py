@@ -385,3 +385,15 @@ def test_distinct_colours_differ_and_leave_black_out() -> None:
     assert len(set(colours)) == 255
     assert (0, 0, 0) not in colours
     assert colours[:3] == ((128, 0, 0), (0, 128, 0), (128, 128, 0))
+
+
+@pytest.mark.parametrize("count", [255, 256, 300])
+def test_labels_of_8_bits_hold_255_classes(tmp_path: Path, count: int) -> None:
+    config = DataConfig(
+        dataset="custom", root=str(tmp_path), classes=[f"class {k}" for k in range(count)]
+    )
+    if count == 255:
+        assert resolve_spec(config).num_classes == 255
+    else:
+        with pytest.raises(ConfigError, match=rf"data\.classes: {count} class names\n.*1 to 255"):
+            resolve_spec(config)

@@ -307,6 +307,26 @@ def unknown_format(root):
     return root / "images" / "training"
 
 
+def label_in_capitals_of_another_size(root):
+    label = relabel(root / ADE_LABEL, lambda a: a[:-1])
+    return label.rename(label.with_suffix(".PNG"))
+
+
+def one_image_to_split(root):
+    """A custom folder whose split is automatic, as it is with a single image in it."""
+    shutil.copytree(root / "images" / "train", root / "images" / "one")
+    for path in sorted((root / "images" / "one").iterdir())[1:]:
+        path.unlink()
+    for split in ("train", "val", "test"):
+        shutil.rmtree(root / "images" / split)
+    stem = next((root / "images" / "one").iterdir()).stem
+    for path in (root / "annotations").rglob("*.png"):
+        if path.stem != stem:
+            path.unlink()
+    (root / "annotations" / "train").rename(root / "annotations" / "one")
+    return root / "images"
+
+
 @dataclass(frozen=True)
 class Fault:
     dataset: str
@@ -314,6 +334,7 @@ class Fault:
     code: str
     severity: str = "error"
     also: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
     says: str = ""
 
 
@@ -321,6 +342,7 @@ FAULTS = [
     Fault("ade20k", image_without_label, "missing-label"),
     Fault("ade20k", label_without_image, "orphan-label", "warning"),
     Fault("ade20k", label_of_another_size, "size-mismatch"),
+    Fault("ade20k", label_in_capitals_of_another_size, "size-mismatch"),
     Fault("ade20k", image_turned_by_exif, "size-mismatch", says="EXIF"),
     Fault("ade20k", colour_picture_as_label, "label-colour", says="convert rgb"),
     Fault("ade20k", instance_ids_of_16_bits, "label-depth", says="instance"),
@@ -352,6 +374,14 @@ FAULTS = [
     Fault("pascal", stem_listed_twice, "list-repeats"),
     Fault("pascal", stem_in_both_lists, "split-overlap", also=("leak-identical",)),
     Fault("pascal", empty_list, "list-unusable"),
+    Fault(
+        "camvid",
+        one_image_to_split,
+        "too-few-images",
+        also=("orphan-label",),
+        settings=(("dataset", "custom"),),
+        says="a single image",
+    ),
 ]
 
 
@@ -365,7 +395,9 @@ def test_a_planted_fault_is_found_and_nothing_else(clean, tmp_path, fault):
     shutil.copytree(clean / fault.dataset, root)
     where = fault.plant(root)
     report = check_dataset(
-        guess_dataset(clean / fault.dataset).model_copy(update={"root": str(root)})
+        guess_dataset(clean / fault.dataset).model_copy(
+            update={"root": str(root), **dict(fault.settings)}
+        )
     )
     found = [f for f in report.findings if f.code == fault.code]
     assert str(where) in {finding.file for finding in found}

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import LabelRule, get_spec
+from cgrseg.data.catalogue import LabelRule, Pair, find_pairs, get_spec, resolve_spec
 from cgrseg.data.check import (
     CheckReport,
     Finding,
@@ -21,9 +22,9 @@ from cgrseg.data.check import (
     quick_check,
 )
 from cgrseg.data.check.encoding import Tally, looks_shifted, position_score
-from cgrseg.data.check.inspect import Facts
+from cgrseg.data.check.inspect import Facts, Job, inspect_pair
 from cgrseg.data.check.leakage import nearest
-from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.data.image_io import image_size, write_image, write_label_png
 from cgrseg.errors import DataError
 
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
@@ -126,9 +127,9 @@ def test_the_quick_check_reads_a_part_of_large_splits(custom, monkeypatch):
     monkeypatch.setattr(doctor, "QUICK_IMAGES", 2)
     (custom / "images" / "train" / "train1.jpg").write_bytes(b"")
     report = quick_check(DataConfig(dataset="custom", root=str(custom)))
-    # 9 > 2 * 4: every third of the training labels; 3 <= 2 * 4: all of validation.
+    # 9 > 2 * 4: four of the training labels; 3 <= 2 * 4: all of validation.
     assert {name: split.inspected for name, split in report.splits.items()} == {
-        "train": 3,
+        "train": 4,
         "val": 3,
     }
     assert report.findings == []
@@ -137,11 +138,21 @@ def test_the_quick_check_reads_a_part_of_large_splits(custom, monkeypatch):
 
 @given(st.integers(0, 5000), st.integers(1, 600))
 def test_samples_are_spread_evenly(length, count):
-    chosen = list(doctor.spread(length, count))
-    assert len(chosen) <= count
-    assert len(chosen) == min(length, count) or len(chosen) > count / 2
-    assert len(set(np.diff(chosen))) <= 1
+    chosen = doctor.spread(length, count)
+    assert len(chosen) == min(length, count)
+    gaps = set(np.diff([*chosen, length]))
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
     assert chosen[:1] == [0][:length]
+
+
+def test_five_hundred_of_a_thousand_and_one():
+    assert len(doctor.spread(1001, 500)) == 500
+    assert doctor.spread(7, 3) == [0, 2, 4]
+
+
+def test_the_quick_check_looks_at_the_splits_asked_for(custom):
+    report = quick_check(DataConfig(dataset="custom", root=str(custom)), splits=["val"])
+    assert list(report.splits) == ["val"]
 
 
 def test_processes_and_threads_see_the_same(custom):
@@ -284,3 +295,120 @@ def test_neighbouring_frames_of_a_moving_camera_are_no_copies(shared_data, tmp_p
         "val": 1,
     }
     assert [finding.code for finding in report.findings if "leak" in finding.code] == []
+
+
+# ---- What training refuses ------------------------------------------------------------------
+
+
+def cityscapes(root, ending="_gtFine_labelIds.png", splits=("train", "val", "test")):
+    """The layout of the raw download, with one frame a split."""
+    labels = np.full((20, 30), 23, np.uint8)
+    labels[10:] = 7
+    rng = np.random.default_rng(0)
+    for split in splits:
+        name = f"{split}/bonn/{split}_000000_000019"
+        image = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        write_image(root / "leftImg8bit" / f"{name}_leftImg8bit.png", image)
+        if split != "test":
+            write_label_png(root / "gtFine" / f"{name}{ending}", labels, PALETTE)
+    return root
+
+
+def test_a_split_without_labels_cannot_score(tmp_path):
+    config = DataConfig(dataset="cityscapes", root=str(cityscapes(tmp_path)), eval_split="test")
+    for report in (check_dataset(config), quick_check(config)):
+        [error] = report.of("error")
+        assert error.code == "split-unlabelled"
+        assert "train or val" in error.remedy
+    assert quick_check(config, splits=["train"]).ok
+
+
+@pytest.mark.parametrize("ending", ["_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"])
+def test_both_forms_of_cityscapes_are_recognised(tmp_path, ending):
+    config = guess_dataset(cityscapes(tmp_path, ending))
+    assert config.dataset == "cityscapes"
+
+
+def test_labels_in_capitals_get_their_own_rule(tmp_path):
+    cityscapes(tmp_path, "_gtFine_LABELIDS.PNG")
+    report = check_dataset(tmp_path)
+    assert report.dataset == "cityscapes"
+    assert report.of("error") == []
+    present = {name for name, count in report.histogram()["train"].items() if count}
+    assert present == {"sky", "road"}
+
+
+@pytest.mark.parametrize("drop", [["sky"], []])
+def test_dropping_the_first_class_is_no_second_reduction(custom, drop):
+    labels = np.zeros((20, 30), np.uint8)
+    labels[10:], labels[0, 0] = 1, 255  # the last class, "tree", nowhere
+    for split, count in (("train", 9), ("val", 3)):
+        for k in range(count):
+            write_pair(custom, split, f"{split}{k}", labels)
+    report = check_dataset(DataConfig(dataset="custom", root=str(custom), drop=drop))
+    assert "zero-reduced-twice" not in {finding.code for finding in report.findings}
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_byte_order_mark_in_a_split_list_does_no_harm(tmp_path, name):
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    for stem in ("a", "b"):
+        write_pair(tmp_path, "", stem, labels)
+    (tmp_path / "classes.txt").write_text("bolt\nnut\nwasher\n")
+    for split, stem in (("train", "a"), ("val", "b")):
+        mark = b"\xef\xbb\xbf" if split == name else b""
+        (tmp_path / f"{split}.txt").write_bytes(mark + stem.encode() + b"\r\n")
+    config = DataConfig(
+        dataset="custom",
+        root=str(tmp_path),
+        split_lists={"train": "train.txt", "val": "val.txt"},
+    )
+    report = check_dataset(config)
+    assert report.of("error") == []
+    assert {split: summary.pairs for split, summary in report.splits.items()} == {
+        "train": 1,
+        "val": 1,
+    }
+    pairs = find_pairs(resolve_spec(config), tmp_path, name)
+    assert [pair.stem for pair in pairs] == ["a" if name == "train" else "b"]
+
+
+def header_of(path):
+    pair = Pair(path.stem, path, None)
+    return inspect_pair(Job("train", pair, LabelRule.identity(3), decode_image=False))
+
+
+def test_a_damaged_orientation_is_left_to_the_decoder(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path, exif=exif)
+    assert header_of(path).size == (30, 20)
+    data = path.read_bytes()
+    for short, undefined in (
+        (b"\x01\x12\x00\x03", b"\x01\x12\x00\x07"),
+        (b"\x12\x01\x03\x00", b"\x12\x01\x07\x00"),
+    ):
+        data = data.replace(short, undefined)
+    assert data != path.read_bytes()
+    path.write_bytes(data)
+    with Image.open(path) as picture:
+        assert isinstance(picture.getexif()[0x0112], bytes)
+    assert header_of(path).size == (20, 30)
+    assert header_of(path).findings == []
+
+
+def test_pictures_beyond_the_limit_of_pillow(tmp_path, monkeypatch):
+    before = Image.MAX_IMAGE_PIXELS
+    Image.new("1", (15000, 12000)).save(tmp_path / "large.png")
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "large.png")
+    assert header_of(tmp_path / "large.png").size == (12000, 15000)
+    assert image_size(tmp_path / "large.png") == (12000, 15000)
+    assert before == Image.MAX_IMAGE_PIXELS
+    # A colour picture of that size as a label is called what it is.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    write_image(tmp_path / "colour.png", np.zeros((20, 30, 3), np.uint8))
+    pair = Pair("x", tmp_path / "large.png", tmp_path / "colour.png")
+    facts = inspect_pair(Job("train", pair, LabelRule.identity(3), decode_image=False))
+    assert facts.findings[0].code == "label-colour"

@@ -327,6 +327,7 @@ def test_the_summary_says_what_was_made(tmp_path):
     assert "b.json" in text
     record = json.loads((tmp_path / "out" / "annotations" / "conversion.json").read_text())
     assert record["finished"] is True
+    assert record["sources"] == {"a.png": str((tmp_path / "in" / "a.json").resolve())}
     assert record["made"] == json.loads(json.dumps(report.to_dict()))
     assert record["made"]["pixels"] == {"0": 15, "255": 33}
     assert not list((tmp_path / "out").rglob("*.partial"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_loaders_of_the_nine_runs(name: str, sample_roots: dict[str, Path]) -> N
     config = load_config(name)
     config = load_config(name, {"data": {"root": str(sample_roots[config.data.dataset])}})
     train = TrainDataset.from_config(config)
-    count = {"ade20k": 2, "coco_stuff10k": len(train), "pascal_context59": 46}
+    count = {"ade20k": 2, "coco_stuff10k": 13, "pascal_context59": 46}
     assert len(train) == count[config.data.dataset]
     sampler = StreamSampler(len(train), seed=0, batch_size=3)
     batches = list(islice(DataLoader(train, batch_size=3, sampler=sampler), 2))
@@ -236,8 +237,47 @@ def test_wrong_ids_stop_with_the_name_of_the_file(own_folder: Path, workers: int
     for pair in TrainDataset.from_config(own_config(own_folder)).pairs[:3]:
         assert pair.label is not None
         write_label_png(pair.label, labels, [(0, 0, 0)])
-    with pytest.raises(DataError, match=r"annotations/\d\d\.png: ids outside the class list: 3 "):
+    with pytest.raises(DataError, match="ids outside the class list: 3 ") as caught:
         stream(own_config(own_folder), workers=workers, start=0, steps=3)
+    # Also from a worker's process nothing but the message arrives.
+    labels_folder = re.escape(str(own_folder / "annotations"))
+    assert re.match(rf"{labels_folder}/\d\d\.png: ids", str(caught.value))
+    assert "Traceback" not in str(caught.value)
+    assert str(caught.value).splitlines()[-1].startswith("  what to do: ")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_ids_looked_up_on_the_crop_are_those_of_the_plain_order(
+    tmp_path: Path, share: float
+) -> None:
+    """Through files, with an encoding that is not the training ids and classes merged."""
+    rng = np.random.default_rng(3)
+    for number in range(4):
+        labels = rng.integers(0, 152, (9, 11)).astype(np.uint8)
+        labels[labels == 151] = 255
+        labels = labels.repeat(9, 0).repeat(7, 1)
+        write_image(
+            tmp_path / f"images/training/{number}.png",
+            rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8),
+        )
+        write_label_png(tmp_path / f"annotations/training/{number}.png", labels, [(0, 0, 0)])
+    samples = []
+    for first in (True, False):
+        config = Config(
+            data=DataConfig(
+                dataset="ade20k",
+                root=str(tmp_path),
+                merge={"surface": ["wall", "floor"]},
+                drop=["sky"],
+            ),
+            augment=AugmentConfig(
+                scale=(160, 120), crop_size=(64, 64), crop_first=first, rare_class_crops=share
+            ),
+        )
+        dataset = TrainDataset.from_config(config)
+        samples.append([dataset[position, position % 4] for position in range(40)])
+    for one, other in zip(*samples, strict=True):
+        assert torch.equal(one["label"], other["label"])
 
 
 def test_sizes_must_agree(tmp_path: Path) -> None:
@@ -300,6 +340,30 @@ class TestReducedDecoding:
             assert (one["image"] - other["image"]).abs().mean() < 0.1
             # The short side becomes 128 pixels of 384 at most, so every sample is reduced.
             assert not torch.equal(one["image"], other["image"])
+
+    @pytest.mark.parametrize("size", [(383, 509), (377, 505)])
+    def test_odd_sizes(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        fast = self.folder(tmp_path, ".jpg")
+        pair = fast.pairs[0]
+        assert pair.label is not None
+        write_image(pair.image, np.zeros((*size, 3), np.uint8))
+        write_label_png(pair.label, np.zeros(size, np.uint8), [(0, 0, 0)])
+        for position in range(5):
+            assert fast[position, 0]["image"].shape == (3, 32, 32)
+
+    @pytest.mark.parametrize("size", [(384, 512), (383, 509)])
+    def test_a_png_called_jpg_is_read_whole(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        fast = self.folder(tmp_path, ".jpg")
+        pair = fast.pairs[0]
+        assert pair.label is not None
+        photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(photo).save(pair.image, format="PNG")
+        write_label_png(pair.label, np.zeros(size, np.uint8), [(0, 0, 0)])
+        plain = TrainDataset(
+            fast.spec, fast.pairs, fast.augment.model_copy(update={"reduced_decode": False})
+        )
+        for position in range(5):
+            assert torch.equal(fast[position, 0]["image"], plain[position, 0]["image"])
 
     def test_other_formats_are_read_whole(self, tmp_path: Path) -> None:
         fast = self.folder(tmp_path, ".png")

@@ -134,7 +134,7 @@ class TestCocoStuff:
 
     @pytest.mark.parametrize("raw", [row(1, 255), row(1, 181), row(172)])
     def test_164k_given_as_10k(self, raw: np.ndarray) -> None:
-        with pytest.raises(DataError, match="looks like COCO-Stuff 164k"):
+        with pytest.raises(DataError, match="COCO-Stuff 164k"):
             get_spec("coco_stuff10k").label_rule.apply(raw, source=SOURCE)
 
     def test_mat_ids_given_as_10k(self) -> None:
@@ -177,3 +177,31 @@ def test_pascal_context_59_is_60_without_the_background() -> None:
 def test_segnet_camvid_with_11_for_void_says_what_to_do() -> None:
     with pytest.raises(DataError, match="ignore_index=11"):
         get_spec("camvid").label_rule.apply(row(0, 11), source=SOURCE)
+
+
+def test_ids_of_both_coco_stuff_forms_get_both_hints() -> None:
+    rule = get_spec("coco_stuff10k").label_rule
+    both = rule.advice(row(0, 175))
+    assert "data convert coco-stuff10k" in both and "coco_stuff164k" in both
+    assert "this looks like COCO-Stuff 164k" in rule.advice(row(0, 175, 255))
+    assert "raw .mat files" in rule.advice(row(0, 175, 182))
+
+
+@given(
+    st.frozensets(st.integers(0, 254), min_size=1, max_size=254),
+    st.lists(st.integers(0, 255), min_size=1, max_size=30),
+)
+def test_check_finds_exactly_the_forbidden_ids(classes: frozenset[int], ids: list[int]) -> None:
+    rule = LabelRule.from_mapping({raw: new for new, raw in enumerate(sorted(classes))})
+    if set(ids) <= classes | {255}:
+        rule.check(row(*ids), source=SOURCE)
+    else:
+        with pytest.raises(DataError, match="ids outside the class list"):
+            rule.check(row(*ids), source=SOURCE)
+
+
+def test_advice_after_edits_speaks_of_what_is_stored() -> None:
+    rule = LabelRule.identity(4).remapped([None, 0, 0, 1])
+    assert rule.unedited == LabelRule.identity(4)
+    assert "the ids run up to 4 for 4 classes" in rule.advice(row(0, 1, 4))
+    assert "the ids run up to" not in rule.advice(row(0, 1, 9))

@@ -62,6 +62,8 @@ def check_dataset(
         if name not in spec.splits:
             report.add([_no_such_split(spec, name, root)])
             continue
+        if spec.splits[name].labels is None and name in (config.train_split, config.eval_split):
+            report.add([_without_labels(spec, name, root)])
         pairs[name], findings = list_pairs(spec, root, name)
         report.add(findings)
     report.add(overlapping_stems(pairs))
@@ -82,13 +84,17 @@ def check_dataset(
 
 
 def quick_check(
-    config: DataConfig, *, workers: int | None = None, progress: Progress | None = None
+    config: DataConfig,
+    *,
+    splits: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """What a run does before its first iteration; see :func:`check_dataset`.
 
-    Only the training and evaluation splits of the settings are looked at.
+    Only the training and evaluation splits of the settings are looked at, or `splits`.
     """
-    return check_dataset(config, quick=True, workers=workers, progress=progress)
+    return check_dataset(config, splits=splits, quick=True, workers=workers, progress=progress)
 
 
 def _choose_splits(
@@ -125,8 +131,20 @@ def _no_such_split(spec: DatasetSpec, name: str, root: Path) -> Finding:
     )
 
 
+def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:
+    labelled = [other for other, layout in spec.splits.items() if layout.labels is not None]
+    return Finding(
+        "error",
+        "split-unlabelled",
+        str(root / spec.splits[name].images),
+        f"{name!r} of {spec.title} has no labels to train on or to score with",
+        f"set data.train_split and data.eval_split to {' or '.join(labelled)}; `cgrseg predict` "
+        "needs no labels",
+    )
+
+
 def _jobs(spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool) -> list[Job]:
-    labels, images = range(len(pairs)), range(len(pairs))
+    labels = images = list(range(len(pairs)))
     if quick:
         if len(pairs) > 2 * QUICK_LABELS:
             labels = spread(len(pairs), QUICK_LABELS)
@@ -143,9 +161,10 @@ def _jobs(spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool) -> 
     ]
 
 
-def spread(length: int, count: int) -> range:
-    """At most `count` positions out of `length`, evenly spaced from the first on."""
-    return range(0, length, max(1, -(-length // count)))
+def spread(length: int, count: int) -> list[int]:
+    """`count` positions out of `length` (all, if there are fewer), evenly from the first on."""
+    count = min(length, count)
+    return [place * length // count for place in range(count)]
 
 
 def _judge(

@@ -125,7 +125,9 @@ def judge_encoding(
         return []
     shift = looks_shifted(tally, spec.classes, rule)
     # Where raw 0 is ignored and 1 is the first class, labels are often reduced beforehand.
-    if rule.lookup[0] == rule.ignore_index and 1 in rule.allowed:
+    # A first class that was dropped (data.drop) is ignored too, but says nothing of this.
+    stored = rule.unedited
+    if stored.lookup[0] == stored.ignore_index and 1 in stored.allowed:
         twice = _reduced_twice(spec, rule, name, tally, shift, where)
         if twice is not None:
             return [twice]
@@ -209,8 +211,9 @@ def _fits(tally: Tally, classes: Sequence[str], rule: LabelRule) -> bool:
 
 def _one_too_far(rule: LabelRule, tally: Tally) -> bool:
     """Ids that run exactly one too far, in a form that starts with class 0."""
-    beyond = [int(k) for k in np.flatnonzero(tally.pixels) if int(k) not in rule.allowed]
-    return rule.lookup[0] == 0 and beyond == [rule.num_classes]
+    stored = rule.unedited
+    beyond = [int(k) for k in np.flatnonzero(tally.pixels) if int(k) not in stored.allowed]
+    return stored.lookup[0] == 0 and beyond == [stored.num_classes]
 
 
 def _shifted(spec: DatasetSpec, rule: LabelRule, name: str, shift: int, where: str) -> Finding:
@@ -220,12 +223,13 @@ def _shifted(spec: DatasetSpec, rule: LabelRule, name: str, shift: int, where: s
             f"for one id {'above' if shift > 0 else 'below'} its own"
         )
     else:
-        found = f"in {name}, ids run from 0 to {rule.num_classes}, one more than there are classes"
+        number = rule.unedited.num_classes
+        found = f"in {name}, ids run from 0 to {number}, one more than there are classes"
     remedy = "convert the labels to the form expected, or correct the class list"
     if spec.name == "custom" and shift >= 0:
         remedy = "if 0 means unlabelled and the classes count from 1, set data.zero_is_ignore=true"
         if not shift:
-            remedy += f"; if {rule.num_classes} does, set data.ignore_index={rule.num_classes}"
+            remedy += f"; if {number} does, set data.ignore_index={number}"
     elif spec.name in ("custom", "pascal_context60"):
         remedy = "if the labels have no background at 0, take it out of the class list"
     return Finding(
@@ -250,7 +254,8 @@ def _reduced_twice(
         return None
     if shift == 0:
         fits = _fits(tally, spec.classes, rule)
-        last = max(raw for raw in rule.allowed if rule.lookup[raw] != rule.ignore_index)
+        stored = rule.unedited
+        last = max(raw for raw in stored.allowed if stored.lookup[raw] != stored.ignore_index)
         if fits or not tally.pixels[255] or 255 not in rule.allowed or tally.pixels[last]:
             return None
     return Finding(

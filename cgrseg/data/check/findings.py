@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from cgrseg.errors import DataError
@@ -14,6 +15,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 CODES: dict[str, str] = {
     "split-missing": "the settings name a split that the dataset does not have",
+    "split-unlabelled": "the settings name a split that is published without labels",
+    "too-few-images": "too few images for an automatic split",
     "folder-missing": "a folder of the dataset is not there",
     "no-images": "a folder holds no images",
     "list-unusable": "a split list cannot be read or is empty",
@@ -23,7 +26,7 @@ CODES: dict[str, str] = {
     "missing-label": "an image has no label",
     "orphan-label": "a label has no image",
     "duplicate-stem": "two images have one stem",
-    "image-unreadable": "an image is damaged, truncated or no image at all",
+    "image-unreadable": "an image is empty, cut off or no image at all",
     "image-depth": "an image has an alpha channel or more than 8 bits",
     "label-unreadable": "a label is damaged or truncated",
     "label-colour": "a label is a colour picture, not class ids",
@@ -67,6 +70,13 @@ class Finding:
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise ValueError(f"unknown finding {self.code!r}")
+
+
+def finding_from_error(code: str, path: Path, error: DataError) -> Finding:
+    """An error of severity 'error' from one of our messages, whose last line says what to do."""
+    message, _, remedy = str(error).partition("\n  what to do: ")
+    message = message.removeprefix(f"{path}: ").replace("\n  expected: ", "; expected: ")
+    return Finding("error", code, str(path), message, remedy or "see the message")
 
 
 @dataclass(frozen=True)

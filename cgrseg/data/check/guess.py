@@ -7,6 +7,7 @@ from pathlib import Path
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.catalogue import get_spec, list_specs, resolve_spec
 from cgrseg.data.custom import CLASS_LIST, read_class_list
+from cgrseg.data.pairs import cut_suffix, visible_files
 from cgrseg.errors import DataError, explain
 
 
@@ -76,7 +77,7 @@ def _fits(name: str, root: Path) -> bool:
     for layout in spec.splits.values():
         if layout.labels is None or not (root / layout.images).is_dir():
             continue
-        labels = root / layout.labels
-        if labels.is_dir() and any(labels.rglob(f"*{spec.label_suffix}")):
+        endings = [suffix for suffix, _ in spec.encodings]
+        if any(cut_suffix(name, endings) for name, _ in visible_files(root / layout.labels)):
             return True
     return False

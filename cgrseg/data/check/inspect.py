@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from cgrseg.data.catalogue import LabelRule, Pair
-from cgrseg.data.check.findings import Finding
-from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.check.findings import Finding, finding_from_error
+from cgrseg.data.image_io import open_with_pillow, read_image, read_label
 from cgrseg.errors import DataError
 
 THUMB_SIDE = 32
@@ -74,14 +72,14 @@ def inspect_pair(job: Job) -> Facts:
     try:
         _look_at_image(job, facts)
     except DataError as error:
-        facts.findings.append(_from_error("image-unreadable", job.pair.image, error))
+        facts.findings.append(finding_from_error("image-unreadable", job.pair.image, error))
     label = job.pair.label
     if label is None:
         return facts
     try:
         raw = read_label(label)
     except DataError as error:
-        facts.findings.append(_from_error(_why_no_label(label), label, error))
+        facts.findings.append(finding_from_error(_why_no_label(label), label, error))
         return facts
     _look_at_label(raw, label, job.rule, facts)
     if facts.size is not None and facts.size != raw.shape:
@@ -118,9 +116,10 @@ def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
     A file that Pillow does not know is left to the decoder: (None, '').
     """
     try:
-        with Image.open(path) as picture:
+        with open_with_pillow(path) as picture:
             size = (picture.height, picture.width)
-            if picture.getexif().get(_ORIENTATION, 1) >= 5:
+            turn = picture.getexif().get(_ORIENTATION, 1)
+            if isinstance(turn, int) and turn >= 5:
                 size = size[::-1]
             odd = ""
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -128,7 +127,7 @@ def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
             elif picture.mode.startswith(("I", "F")):
                 odd = "more than 8 bits a channel, of which the upper 8 are used"
             return size, odd
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # whatever a damaged header does to Pillow, the decoder has the last word
         return None, ""
 
 
@@ -198,10 +197,10 @@ def _strange_ids(
 def _why_no_label(path: Path) -> str:
     """Which of three things is wrong with a label that cannot be used."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+        with open_with_pillow(path) as picture:
             picture.load()
             return "label-depth" if picture.mode.startswith(("I", "F")) else "label-colour"
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # whatever a damaged file does to Pillow, it cannot be read
         return "label-unreadable"
 
 
@@ -219,10 +218,3 @@ def _size_mismatch(image: tuple[int, int], label: tuple[int, ...], job: Job) -> 
         f"{label[1]}x{label[0]} pixels, its image {job.pair.image.name} is {image[1]}x{image[0]}",
         remedy,
     )
-
-
-def _from_error(code: str, path: Path, error: DataError) -> Finding:
-    """A finding from one of our messages, whose last line says what to do."""
-    message, _, remedy = str(error).partition("\n  what to do: ")
-    message = message.removeprefix(f"{path}: ").replace("\n  expected: ", "; expected: ")
-    return Finding("error", code, str(path), message, remedy or "see the message")

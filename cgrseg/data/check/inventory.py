@@ -6,13 +6,14 @@ This goes on and reports all of them.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from cgrseg.data.catalogue import DatasetSpec, Pair, SplitLayout, split_stems
-from cgrseg.data.check.findings import Finding
+from cgrseg.data.check.findings import Finding, finding_from_error
+from cgrseg.data.pairs import cut_suffix, labels_by_stem, listed_names, visible_files
+from cgrseg.errors import DataError
 
 
 def list_pairs(spec: DatasetSpec, root: Path, split: str) -> tuple[list[Pair], list[Finding]]:
@@ -85,31 +86,16 @@ def overlapping_stems(splits: Mapping[str, list[Pair]]) -> list[Finding]:
     return findings
 
 
-def _files(folder: Path) -> Iterable[tuple[str, Path]]:
-    """Visible files below a folder: name relative to it with `/`, and path."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                path = Path(parent, name)
-                yield path.relative_to(folder).as_posix(), path
-
-
-def _stem(name: str, suffixes: Iterable[str]) -> str | None:
-    """The name without the longest suffix that it ends in, whatever its case."""
-    fitting = [s for s in suffixes if name.lower().endswith(s.lower())]
-    return name[: -len(max(fitting, key=len))] if fitting else None
-
-
 def _collect_images(spec: DatasetSpec, folder: Path, findings: list[Finding]) -> dict[str, Path]:
     if not folder.is_dir():
         findings.append(_missing_folder(spec, folder))
         return {}
     found: dict[str, Path] = {}
-    for name, path in _files(folder):
-        stem = _stem(name, spec.image_suffixes)
-        if stem is None:
+    for name, path in visible_files(folder):
+        cut = cut_suffix(name, spec.image_suffixes)
+        if cut is None:
             continue
+        stem = cut[0]
         if stem in found:
             findings.append(
                 Finding(
@@ -139,17 +125,7 @@ def _collect_labels(spec: DatasetSpec, folder: Path, findings: list[Finding]) ->
     if not folder.is_dir():
         findings.append(_missing_folder(spec, folder))
         return {}
-    order = {suffix: place for place, (suffix, _) in enumerate(spec.encodings)}
-    found: dict[str, tuple[int, Path]] = {}
-    for name, path in _files(folder):
-        fitting = [suffix for suffix in order if name.endswith(suffix)]
-        if not fitting:
-            continue
-        suffix = max(fitting, key=len)
-        stem = name[: -len(suffix)]
-        if stem not in found or order[suffix] < found[stem][0]:
-            found[stem] = (order[suffix], path)
-    return {stem: path for stem, (_, path) in found.items()}
+    return labels_by_stem(folder, spec)
 
 
 def _choose_stems(
@@ -161,8 +137,19 @@ def _choose_stems(
 ) -> list[str]:
     if layout.list_file is not None:
         return _listed_stems(spec, root / layout.list_file, images, findings)
-    if layout.held_out is not None and len(images) >= 2:
-        return split_stems(images, layout.held_out)
+    if layout.held_out is not None:
+        if len(images) >= 2:
+            return split_stems(images, layout.held_out)
+        if images:
+            findings.append(
+                Finding(
+                    "error",
+                    "too-few-images",
+                    str(root / layout.images),
+                    "a single image, which cannot be split into training and validation",
+                    "add images, or make folders named train and val below images and labels",
+                )
+            )
     return sorted(images)
 
 
@@ -170,16 +157,10 @@ def _listed_stems(
     spec: DatasetSpec, path: Path, images: Mapping[str, Path], findings: list[Finding]
 ) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        findings.append(
-            Finding(
-                "error", "list-unusable", str(path), f"it cannot be read ({error})", spec.how_to_get
-            )
-        )
+        stems = listed_names(spec, path)
+    except DataError as error:
+        findings.append(finding_from_error("list-unusable", path, error))
         return []
-    names = [line.strip() for line in lines if line.strip()]
-    stems = [_stem(name, spec.image_suffixes) or name for name in names]
     if not stems:
         findings.append(
             Finding("error", "list-unusable", str(path), "it names no images", spec.how_to_get)

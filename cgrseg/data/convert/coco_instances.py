@@ -20,6 +20,7 @@ from cgrseg.data.convert.custom import (
     ClassTable,
     CustomLayout,
     note_unlabelled,
+    refuse_unused_ignored,
     settle_classes,
 )
 from cgrseg.data.convert.place import ImageMode
@@ -112,6 +113,7 @@ def convert_coco_instances(
     path, folder, layout = Path(source), Path(images), CustomLayout(Path(out), split)
     data = _read(path)
     names: dict[int, str] = data["names"]
+    refuse_unused_ignored(path, ignored, [names[key] for key in sorted(names)])
     wanted = [names[key] for key in sorted(names) if names[key] not in ignored]
     if background is not None:
         wanted = [background, *(name for name in wanted if name != background)]
@@ -188,7 +190,7 @@ def _read(path: Path) -> dict[str, Any]:
         DataError: unreadable, not COCO, or an annotation of an unknown category or image.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         names = {int(item["id"]): str(item["name"]) for item in data["categories"]}
         images = [
             {

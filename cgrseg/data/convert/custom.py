@@ -7,16 +7,16 @@ a line in id order.  255 is ignored.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cgrseg.data.convert.runner import ConversionReport
-from cgrseg.data.custom import CLASS_LIST, read_class_list
+from cgrseg.data.custom import CLASS_LIST, MAX_CLASSES, read_class_list
 from cgrseg.errors import DataError, explain
 
 IGNORE = 255
-MAX_CLASSES = 255
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def settle_classes(
     """Decide names and ids: as given, else as `classes.txt` says, else as found.
 
     Args:
-        layout: where the dataset goes; its `classes.txt` must not contradict.
+        layout: where the dataset goes; its `classes.txt` must be `given`, or its beginning.
         given: names in id order; None: take `classes.txt` or what was found.
         found: names that the source uses, in the order wanted.
         ignored: names whose pixels become 255.
@@ -104,13 +104,14 @@ def settle_classes(
     known = read_class_list(layout.class_file) if layout.class_file.is_file() else None
     if given is not None:
         names = tuple(given)
-        if known is not None and known != names:
+        if known is not None and known != names[: len(known)]:
             raise DataError(
                 explain(
                     layout.class_file,
                     found=f"the classes {', '.join(known)}",
                     expected=f"{', '.join(names)}, as given now",
-                    remedy="use the classes that are there, or another output folder",
+                    remedy="use the classes that are there (new ones go to the end), or another "
+                    "output folder",
                 )
             )
     elif known is not None:
@@ -144,6 +145,38 @@ def settle_classes(
             )
         )
     return ClassTable(names, tuple(ignored), background)
+
+
+def unused_ignored(ignored: Iterable[str], names: Iterable[str]) -> list[str]:
+    """For each ignored name that the source does not have, a sentence with the nearest one."""
+    known = list(dict.fromkeys(names))
+    told = []
+    for name in dict.fromkeys(ignored):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            told.append(
+                f"{name!r} is ignored, but occurs nowhere"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return told
+
+
+def refuse_unused_ignored(where: object, ignored: Iterable[str], names: Sequence[str]) -> None:
+    """Stop when an ignored name is no name of the source: its pixels would stay a class.
+
+    Raises:
+        DataError: names it, and the nearest name that is there.
+    """
+    told = unused_ignored(ignored, names)
+    if told:
+        raise DataError(
+            explain(
+                where,
+                found="; ".join(told),
+                expected=f"names among {', '.join(names)}",
+                remedy="correct the spelling in --ignore",
+            )
+        )
 
 
 def unknown_class(where: object, name: str, table: ClassTable) -> DataError:

@@ -23,6 +23,7 @@ from cgrseg.data.convert.custom import (
     note_unlabelled,
     settle_classes,
     unknown_class,
+    unused_ignored,
 )
 from cgrseg.data.convert.place import ImageMode
 from cgrseg.data.convert.polygons import fill_circle, fill_polygon
@@ -185,6 +186,8 @@ def convert_labelme(
         layout, given=classes, found=names, ignored=ignored, background=background
     )
     report = ConversionReport("labelme", layout.root, table.classes)
+    # LabelMe's own name for it may be absent; any other is probably misspelt.
+    report.notes += unused_ignored((name for name in ignored if name != IGNORE_NAME), names)
     tasks: list[Task] = []
     for path, item in zip(files, scanned, strict=True):
         image = _find_image(path, item.image, images) if isinstance(item, _Scan) else item

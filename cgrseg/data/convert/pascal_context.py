@@ -190,7 +190,7 @@ def _task(source: Path, stem: str, target: Path, content: Any = None) -> Task:
 
 def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, list[str]]]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         images, regions, categories = (
             data["images"],
             data["annos_segmentation"],

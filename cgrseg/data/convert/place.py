@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Literal
 
 from cgrseg.data.custom import IMAGE_SUFFIXES
+from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write, atomic_write_text, make_folder
 
 ImageMode = Literal["link", "copy"]
 
 
-def place_image(source: Path, target: Path, mode: ImageMode = "link") -> None:
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two existing files are one, or hold the same bytes."""
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+
+
+def place_image(
+    source: Path, target: Path, mode: ImageMode = "link", *, replace: bool = False
+) -> None:
     """Put an image at `target` without ever leaving half of one.
 
     Args:
@@ -26,13 +34,24 @@ def place_image(source: Path, target: Path, mode: ImageMode = "link") -> None:
         target: its new path; an identical file there is left alone.
         mode: 'link' makes a hard link (no disk space; falls back to a copy where the
             file system cannot), 'copy' an independent file.
+        replace: write over another image at the target.
 
     Raises:
-        DataError: the source cannot be read.
+        DataError: the source cannot be read, or another image is at the target.
         EnvironmentProblem: the target cannot be written.
     """
-    if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
-        return
+    if target.exists():
+        if same_content(source, target):
+            return
+        if not replace:
+            raise DataError(
+                explain(
+                    target,
+                    found=f"another image than {source}",
+                    expected="that image, or nothing yet",
+                    remedy="choose another output folder, or --overwrite to replace it",
+                )
+            )
     make_folder(target.parent)
     if mode == "link" and _hard_link(source, target):
         return
@@ -56,7 +75,8 @@ def _hard_link(source: Path, target: Path) -> bool:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".link.") as folder:
             link = Path(folder) / target.name
-            os.link(source, link)
+            # A link to a symbolic link would lead nowhere from its new folder.
+            os.link(source.resolve(), link)
             os.replace(link, target)
     except OSError:
         return False
@@ -112,20 +132,14 @@ def read_stems(path: Path) -> list[str]:
     Raises:
         DataError: unreadable, empty, or a line that is no plain file stem.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read ({error})",
-                expected="a text file with one image stem a line",
-                remedy="check the path",
-            )
-        ) from error
+    lines = read_lines(
+        path,
+        what="the list of the split",
+        expected="a text file with one image stem a line",
+        remedy="check the path",
+    )
     stems: dict[str, None] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        stem = line.strip()
+    for number, stem in enumerate(lines, start=1):
         if not stem:
             continue
         if "/" in stem or "\\" in stem or stem in (".", ".."):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgrseg.data.convert.custom import CustomLayout, settle_classes
+from cgrseg.data.convert.custom import CustomLayout, refuse_unused_ignored, settle_classes
 from cgrseg.data.convert.place import ImageMode, index_images
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.image_io import read_image
@@ -214,6 +214,8 @@ def convert_rgb_masks(
     if colours is None:
         raise _no_colour_table(Path(masks), list_colours(masks, workers=workers))
     named = dict(colours) if isinstance(colours, Mapping) else read_colour_table(Path(colours))
+    where = "the colour table" if isinstance(colours, Mapping) else colours
+    refuse_unused_ignored(where, ignored, list(dict.fromkeys(named.values())))
     wanted = list(dict.fromkeys(name for name in named.values() if name not in ignored))
     table = settle_classes(layout, given=wanted, found=(), ignored=ignored)
     report = ConversionReport("rgb", layout.root, table.classes)
@@ -246,7 +248,12 @@ def convert_rgb_masks(
         draw_label,
         record_folder=layout.labels,
         class_file=layout.class_file,
-        settings={"classes": table.classes, "codes": content.codes, "values": content.values},
+        settings={
+            "classes": table.classes,
+            "colours": {
+                str(code): value for code, value in zip(content.codes, content.values, strict=True)
+            },
+        },
         palette=_palette(named, table.classes),
         image_mode=image_mode,
         workers=workers,

@@ -3,14 +3,15 @@
 A converter is a list of :class:`Task` and one function that turns a task into a
 label map.  Everything else is here: label maps that are finished are kept, damaged
 sources are named and skipped, files appear whole or not at all, and what was made
-is written to `conversion.json` beside the label maps, so that a later run with
-other settings cannot mix two encodings in one folder.
+is written to `conversion.json` beside the label maps, with the source of each, so
+that a later run cannot mix two encodings, or two sources of one name, in a folder.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from cgrseg.data.convert.place import ImageMode, place_image
+from cgrseg.data.convert.place import ImageMode, place_image, same_content
+from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import read_image, write_label_png
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import DataError, explain
@@ -164,7 +166,8 @@ def run_conversion(
         record_folder: folder of the label maps, which gets `conversion.json`.
         class_file: text file that gets the class names, one a line; None: not written.
         settings: everything that decides label values; a folder made with other
-            settings is refused.
+            settings is refused, unless these only add to the `classes` (a sequence) or
+            the `colours` (a mapping) that the folder was made with.
         palette: RGB 0..255 per label value, stored in the PNGs.
         image_mode: how images get to their place.
         workers: processes; None chooses, 0 or 1 stays in this one.
@@ -173,7 +176,8 @@ def run_conversion(
         finish: adds to the report what is known once all label maps are there.
 
     Raises:
-        DataError: two tasks with one target, files that are not ours, other settings.
+        DataError: two tasks with one target, files that are not ours or were made from
+            another source, other settings.
         EnvironmentProblem: full disk and the like; finished files stay.
     """
     started = time.perf_counter()
@@ -181,15 +185,37 @@ def run_conversion(
     record = record_folder / RECORD_NAME
     # Through JSON, so that it compares equal to what an earlier run has stored.
     identity = {"converter": report.converter, "settings": json.loads(json.dumps(settings))}
-    if not overwrite:
-        _refuse_strangers(record, identity, tasks)
-    todo = [task for task in tasks if overwrite or not _is_finished(task)]
+    known = _read_record(record)
+    changed = bool(known) and not _compatible(known, identity)
+    sources: dict[str, str] = known.get("sources", {})
+    names = {_name(record, task): str(task.source.resolve()) for task in tasks}
+    if overwrite:
+        if changed:
+            _refuse_leftovers(record, sources, names)
+    else:
+        _refuse_other_settings(record, known, identity)
+        _refuse_other_sources(record, sources, tasks)
+        _refuse_strangers(record, sources, tasks)
+    # Labels from before an --overwrite count as not made, even when that was interrupted.
+    begun = time.time_ns() if overwrite else int(known.get("begun", 0))
+    replace = overwrite or (begun > 0 and not known.get("finished", False))
+    todo = [task for task in tasks if overwrite or not _is_finished(task, begun)]
     report.kept += len(tasks) - len(todo)
+    entries = {"format": 1, **identity, "begun": begun, "sources": {**sources, **names}}
     if todo:
-        write_json(record, {"format": 1, **identity, "finished": False})
-        if class_file is not None and not class_file.is_file():
+        write_json(record, {**entries, "finished": False})
+        if class_file is not None and not (
+            class_file.is_file() and read_class_list(class_file) == tuple(report.classes)
+        ):
             atomic_write_text(class_file, "".join(f"{name}\n" for name in report.classes))
-    perform = functools.partial(_perform, draw=draw, palette=tuple(palette), image_mode=image_mode)
+    perform = functools.partial(
+        _perform,
+        draw=draw,
+        palette=tuple(palette),
+        image_mode=image_mode,
+        replace=replace,
+        drop_old=begun if changed else 0,
+    )
     pixels = np.asarray(report.pixels, dtype=np.int64)
     for outcome in run_parallel(perform, todo, workers=workers, progress=progress):
         if isinstance(outcome, Failure):
@@ -202,14 +228,24 @@ def run_conversion(
         finish(report)
     report.seconds += time.perf_counter() - started
     if todo:
-        write_json(record, {"format": 1, **identity, "finished": True, "made": report.to_dict()})
+        write_json(record, {**entries, "finished": True, "made": report.to_dict()})
     return report
 
 
 def _perform(
-    task: Task, *, draw: Draw, palette: tuple[tuple[int, int, int], ...], image_mode: ImageMode
+    task: Task,
+    *,
+    draw: Draw,
+    palette: tuple[tuple[int, int, int], ...],
+    image_mode: ImageMode,
+    replace: bool,
+    drop_old: int,
 ) -> np.ndarray | Failure:
-    """Make one label map; pixels per value (256,) int64, or why it was skipped."""
+    """Make one label map; pixels per value (256,) int64, or why it was skipped.
+
+    Where it fails, a label map from before `drop_old` (nanoseconds) is removed: it is in
+    an encoding that the folder no longer has.
+    """
     try:
         labels = draw(task)
         if task.image is not None:
@@ -225,21 +261,25 @@ def _perform(
                     )
                 )
             if task.image_target is not None:
-                place_image(task.image, task.image_target, image_mode)
+                place_image(task.image, task.image_target, image_mode, replace=replace)
         # The label map comes last: where it exists, the whole task is done.
         write_label_png(task.label, labels, palette)
         return np.bincount(labels.ravel(), minlength=256)
     except DataError as error:
+        if task.label.is_file() and task.label.stat().st_mtime_ns < drop_old:
+            task.label.unlink()
         return Failure(str(task.source), str(error))
 
 
-def _is_finished(task: Task) -> bool:
-    """Whether the task's files exist and nothing they were made from is newer."""
+def _is_finished(task: Task, begun: int) -> bool:
+    """Whether the task's files exist, from `begun` (ns) on, and nothing they need is newer."""
     if not task.label.is_file():
         return False
     if task.image_target is not None and not task.image_target.is_file():
         return False
     made = task.label.stat().st_mtime_ns
+    if made < begun:
+        return False
     inputs = [*task.inputs, *([task.image] if task.image is not None else [])]
     return all(not path.is_file() or path.stat().st_mtime_ns <= made for path in inputs)
 
@@ -260,31 +300,107 @@ def _refuse_collisions(tasks: Sequence[Task]) -> None:
         owners[task.label] = task.source
 
 
-def _refuse_strangers(record: Path, identity: Mapping[str, Any], tasks: Sequence[Task]) -> None:
-    """Never write over files that are not ours or that mean something else."""
-    if record.is_file():
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-            before = {key: known[key] for key in identity}
-        except (ValueError, KeyError, TypeError):
-            before = {}
-        if before != identity:
+def _name(record: Path, task: Task) -> str:
+    """The label map's path below the folder of the record."""
+    return Path(os.path.relpath(task.label, record.parent)).as_posix()
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """What an earlier run has stored; empty where there is nothing, or nothing readable."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _refuse_other_settings(
+    record: Path, known: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
+    """Never mix two encodings in one folder."""
+    if not record.is_file():
+        return
+    if _compatible(known, identity):
+        return
+    before = {key: known.get(key) for key in identity}
+    raise DataError(
+        explain(
+            record.parent,
+            found=f"label maps made with other settings ({RECORD_NAME} says: {before})",
+            expected=f"settings as now: {dict(identity)}",
+            remedy="choose another output folder, or --overwrite to make all of it anew",
+        )
+    )
+
+
+def _compatible(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether the settings are the same but for classes or colours that were added."""
+    before, now = known.get("settings"), identity["settings"]
+    if known.get("converter") != identity["converter"]:
+        return False
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        return False
+    for key, old in before.items():
+        new = now[key]
+        if key == "classes" and isinstance(old, list):
+            same = new[: len(old)] == old
+        elif key == "colours" and isinstance(old, dict):
+            same = old.items() <= new.items()
+        else:
+            same = new == old
+        if not same:
+            return False
+    return True
+
+
+def _refuse_other_sources(record: Path, sources: Mapping[str, str], tasks: Sequence[Task]) -> None:
+    """A label map belongs to the source that it was made from, also in a later run."""
+    for task in tasks:
+        before = sources.get(_name(record, task))
+        if before is not None and before != str(task.source.resolve()):
             raise DataError(
                 explain(
-                    record.parent,
-                    found=f"label maps made with other settings ({RECORD_NAME} says: {before})",
-                    expected=f"settings as now: {dict(identity)}",
-                    remedy="choose another output folder, or --overwrite to make all of it anew",
+                    task.source,
+                    found=f"two label maps would be {task.label.name}; the other one was made "
+                    f"earlier, from {before}",
+                    expected="one source for each label map",
+                    remedy="rename one of the two, or convert them into different folders (or "
+                    "splits); if it is the same source, moved since, --overwrite makes it anew",
                 )
             )
-        return
+
+
+def _refuse_leftovers(record: Path, sources: Mapping[str, str], names: Mapping[str, str]) -> None:
+    """Other settings may replace a folder's label maps only if they replace all of them."""
+    left = sorted(
+        name for name in sources if name not in names and (record.parent / name).is_file()
+    )
+    if left:
+        raise DataError(
+            explain(
+                record.parent / left[0],
+                found=f"{len(left)} label maps made with other settings, from sources that are "
+                f"not among these, such as {sources[left[0]]}",
+                expected="one encoding in one folder",
+                remedy="choose another output folder, or move these label maps away first",
+            )
+        )
+
+
+def _refuse_strangers(record: Path, sources: Mapping[str, str], tasks: Sequence[Task]) -> None:
+    """Never write over files that are not ours."""
     for task in tasks:
+        if _name(record, task) in sources:
+            continue
         strangers = [path for path in (task.label, task.image_target) if path and path.exists()]
         # The image itself, or its copy, may be in place already.
-        if task.image is not None and task.image_target in strangers:
-            size = task.image.stat().st_size if task.image.exists() else -1
-            if task.image_target.stat().st_size == size:
-                strangers.remove(task.image_target)
+        if (
+            task.image is not None
+            and task.image_target in strangers
+            and task.image.exists()
+            and same_content(task.image, task.image_target)
+        ):
+            strangers.remove(task.image_target)
         if strangers:
             raise DataError(
                 explain(

@@ -217,10 +217,16 @@ _RULE_10K = LabelRule.reduce_zero(
             "`cgrseg data convert coco-stuff10k`",
         ),
         Hint(
-            frozenset(range(172, 182)) | {255},
+            frozenset({255}),
             "this looks like COCO-Stuff 164k (0..181 with 255 for 'unlabelled'): use "
             "data.dataset=coco_stuff164k, or make the labels from the .mat files with "
             "`cgrseg data convert coco-stuff10k`",
+        ),
+        Hint(
+            frozenset(range(172, 182)),
+            "these ids occur in the raw .mat files (1..182, 0 for 'unlabelled'), from which "
+            "`cgrseg data convert coco-stuff10k` makes the labels, and in COCO-Stuff 164k (0..181, "
+            "255 for 'unlabelled'), which needs data.dataset=coco_stuff164k",
         ),
     ),
 )
