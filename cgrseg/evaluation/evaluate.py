@@ -18,8 +18,13 @@ from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
 from cgrseg.errors import ConfigError, explain
 from cgrseg.evaluation.distributed import Launcher, Place, is_first_process, joined_processes
-from cgrseg.evaluation.loop import EvalItems, Sink, check_metrics, evaluate_model
-from cgrseg.evaluation.outputs import LabelWriter, OverlayWriter, SubmissionWriter
+from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
+from cgrseg.evaluation.outputs import (
+    LabelWriter,
+    OverlayWriter,
+    SubmissionWriter,
+    refuse_own_data,
+)
 from cgrseg.evaluation.progress import shown_progress
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Precision
@@ -96,6 +101,8 @@ def evaluate(
     split = split or config.data.eval_split
     sinks = _sinks(config, spec, out, show_dir, opacity, format_only, work_dir)
     dataset = _dataset(config, spec, split, format_only)
+    for sink in sinks:
+        refuse_own_data(sink.folder, dataset, config.data.root)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
     _check_fit(model, config, spec, checkpoint)
     test = augmented(config.test) if aug_test else config.test
@@ -180,9 +187,9 @@ def _sinks(
     opacity: float,
     format_only: bool,
     work_dir: str | Path | None,
-) -> list[Sink]:
+) -> list[LabelWriter | OverlayWriter | SubmissionWriter]:
     """Writers for each predicted image; also refuses kinds of `out` that there are not."""
-    sinks: list[Sink] = []
+    sinks: list[LabelWriter | OverlayWriter | SubmissionWriter] = []
     suffix = Path(out).suffix.lower() if out is not None else ""
     if suffix in (".pkl", ".pickle"):
         raise ConfigError(

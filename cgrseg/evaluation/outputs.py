@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.data.catalogue import DatasetSpec
+from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.errors import ConfigError, explain
 from cgrseg.inference.modes import Segmentation
@@ -24,12 +25,12 @@ class LabelWriter:
     """Writes `<stem>.png` with class ids as indices, shown in the dataset's colours."""
 
     def __init__(self, folder: Path | str, spec: DatasetSpec) -> None:
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._palette = spec.palette
 
     def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
         """Write one image's labels."""
-        path = self._folder / f"{item['stem']}.png"
+        path = self.folder / f"{item['stem']}.png"
         write_label_png(path, found.labels.astype(np.uint8), self._palette)
 
 
@@ -46,7 +47,7 @@ class OverlayWriter:
                     remedy="use 0.5 to see photo and labels alike",
                 )
             )
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._spec = spec
         self._opacity = opacity
 
@@ -56,7 +57,7 @@ class OverlayWriter:
         labels = found.labels.astype(np.uint8)
         picture = overlay(item["image"], labels, palette, self._opacity)
         picture = with_legend(picture, labels, self._spec.classes, palette)
-        write_image(self._folder / f"{item['stem']}.jpg", picture)
+        write_image(self.folder / f"{item['stem']}.jpg", picture)
 
 
 class SubmissionWriter:
@@ -68,7 +69,7 @@ class SubmissionWriter:
     """
 
     def __init__(self, folder: Path | str, spec: DatasetSpec) -> None:
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._ids = submission_ids(spec)
         colours = np.zeros((256, 3), dtype=np.uint8)
         colours[self._ids] = np.array(spec.palette, dtype=np.uint8)
@@ -77,7 +78,39 @@ class SubmissionWriter:
     def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
         """Write one image's labels."""
         name = Path(item["stem"]).name
-        write_label_png(self._folder / f"{name}.png", self._ids[found.labels], self._palette)
+        write_label_png(self.folder / f"{name}.png", self._ids[found.labels], self._palette)
+
+
+def refuse_own_data(folder: Path | str, dataset: EvalDataset, root: Path | str) -> None:
+    """Make sure that results do not land among the images and labels of a dataset.
+
+    Args:
+        folder: where results are to go.
+        dataset: whose files must stay as they are, those of its other splits too.
+        root: the dataset's root; its folders that hold images or labels are meant.
+
+    Raises:
+        ConfigError: the folder is the root, or lies in such a folder.
+    """
+    base = Path(root).absolute()
+    kept = set()
+    for pair in dataset.pairs:
+        for file in (pair.image, pair.label):
+            if file is not None and base in file.absolute().parents:
+                kept.add(base / file.absolute().relative_to(base).parts[0])
+    target = Path(folder).absolute()
+    above = {target, *target.parents, target.resolve(), *target.resolve().parents}
+    own = {base, base.resolve()} & {target, target.resolve()}
+    own |= (kept | {place.resolve() for place in kept}) & above
+    if own:
+        raise ConfigError(
+            explain(
+                folder,
+                found=f"a folder of the dataset itself ({min(own)})",
+                expected="a folder of its own for results",
+                remedy="choose another --out or --show-dir",
+            )
+        )
 
 
 def submission_ids(spec: DatasetSpec) -> NDArray[np.uint8]:

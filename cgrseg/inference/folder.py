@@ -20,6 +20,8 @@ from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
 
 RECORD = "prediction.json"
+PARTS = ("labels", "overlays")
+"""Folders of results below the one that is asked for."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ def predict_folder(
         EnvironmentProblem: results cannot be written.
     """
     folder = Path(out)
-    mine = find_images(inputs)[rank::world_size]
+    mine = find_images(inputs, leave_out=[folder / part for part in PARTS])[rank::world_size]
     _record(predictor, folder, checkpoint, overwrite)
     report = FolderReport()
 
@@ -120,6 +122,17 @@ def _record(
         "test": predictor.test.model_dump(mode="json"),
     }
     path = folder / RECORD
+    # Looked for before the record: every process writes the record before its first label.
+    strangers = [p for part in PARTS for p in sorted((folder / part).rglob("*")) if p.is_file()]
+    if strangers and not path.is_file() and not overwrite:
+        raise DataError(
+            explain(
+                folder,
+                found=f"files that are not known to be results ({strangers[0]})",
+                expected=f"an empty folder, or one with results and their {RECORD}",
+                remedy="choose another folder; --overwrite replaces files of the same names",
+            )
+        )
     if path.is_file() and not overwrite:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))

@@ -86,6 +86,7 @@ class Predictor:
         *,
         test: TestConfig | None = None,
         channels_last: bool = False,
+        compile: bool = False,
     ) -> Predictor:
         """Load a checkpoint; variant, classes, colours and test settings come from it.
 
@@ -95,13 +96,23 @@ class Predictor:
             precision: "fp32", "bf16" or "fp16".
             test: other settings than the checkpoint's.
             channels_last: memory layout of features.
+            compile: predict several times faster after a compilation of about a minute per
+                image size, which is kept for the next time (see docs/speed.md).  It begins
+                with the fourth image of a size; `predictor.backend.prepare(height, width)`
+                does it beforehand.
 
         Raises:
             WeightsError: a checkpoint that cannot be used.
             EnvironmentProblem: no such device.
         """
         model = load_model(path_or_hub_id)
-        backend = TorchBackend(model, resolve_device(device), precision, channels_last)
+        backend: Backend
+        if compile:
+            from cgrseg.inference.fast import CompiledBackend
+
+            backend = CompiledBackend(model, resolve_device(device), precision)
+        else:
+            backend = TorchBackend(model, resolve_device(device), precision, channels_last)
         if test is None:
             test = _test_settings(model, path_or_hub_id)
         return cls(backend, test, model.classes, model.palette)

@@ -32,10 +32,17 @@ class FoundImage:
     name: str
 
 
-def find_images(inputs: str | Path | Iterable[str | Path]) -> list[FoundImage]:
+def find_images(
+    inputs: str | Path | Iterable[str | Path], leave_out: Iterable[Path] = ()
+) -> list[FoundImage]:
     """Image files behind paths, folders (with their subfolders) and glob patterns.
 
     Files of one folder that differ in their suffix only keep it in their result's name.
+
+    Args:
+        inputs: what to look behind.
+        leave_out: folders whose files are no input: results of an earlier run, or of a
+            process beside this one.
 
     Raises:
         DataError: a path that is not there, or a folder or pattern without images.
@@ -43,6 +50,8 @@ def find_images(inputs: str | Path | Iterable[str | Path]) -> list[FoundImage]:
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     found = [image for entry in given for image in _behind(entry)]
     unique = list({image.path: image for image in found}.values())
+    results = {folder.resolve() for folder in leave_out}
+    unique = [image for image in unique if results.isdisjoint(image.path.resolve().parents)]
     names: dict[str, int] = {}
     for image in unique:
         names[image.name] = names.get(image.name, 0) + 1
@@ -111,7 +120,7 @@ def as_image(value: Any) -> Image:
     if hasattr(value, "getexif") and hasattr(value, "convert"):
         from PIL import ImageOps
 
-        return np.asarray(ImageOps.exif_transpose(value).convert("RGB"), dtype=np.uint8)
+        return _from_pillow(ImageOps.exif_transpose(value))
     if isinstance(value, np.ndarray):
         return _from_array(value)
     raise DataError(
@@ -122,6 +131,23 @@ def as_image(value: Any) -> Image:
             remedy="convert it, for example with numpy.asarray",
         )
     )
+
+
+def _from_pillow(picture: Any) -> Image:
+    """RGB of an upright Pillow image, as `read_image` gives it for the same file."""
+    if picture.mode.startswith("I;16"):
+        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise DataError(
+            explain(
+                "image",
+                found=f"a Pillow image of mode {picture.mode!r}, whose range is not known",
+                expected="8-bit or 16-bit grey, or colour",
+                remedy="scale it to 0..255 and convert it to 'L' or 'RGB'",
+            )
+        )
+    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 
 def _from_array(array: NDArray[Any]) -> Image:

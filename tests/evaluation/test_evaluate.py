@@ -19,6 +19,7 @@ from cgrseg.evaluation.outputs import submission_ids
 from cgrseg.inference import TorchBackend, segment
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
+from tests.training.small_run import write_dataset
 
 CAMVID = get_spec("camvid")
 
@@ -183,3 +184,18 @@ def test_classes_in_another_order_are_refused_and_other_names_told(
     with caplog.at_level(logging.WARNING, "cgrseg.evaluation"):
         evaluate(config, renamed, device="cpu", limit=1, progress=False)
     assert "'himmel'" in caplog.text and "names cgrseg_b" in caplog.text
+
+
+def test_results_never_land_in_the_dataset(tmp_path: Path) -> None:
+    # On files of its own: were the refusal to fail, it would spoil what it writes into.
+    root = write_dataset(tmp_path / "data")
+    config = load_config("cgrseg-t_custom", {"data.root": str(root), "data.workers": 0})
+    network = CGRSeg("cgrseg_t", 3).eval()
+    files = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    places = [root, root / "images" / "val", root / "images" / "train", root / "annotations" / "x"]
+    for place in places:
+        with pytest.raises(ConfigError, match="the dataset itself"):
+            evaluate(config, network, device="cpu", show_dir=place, progress=False)
+        with pytest.raises(ConfigError, match="the dataset itself"):
+            evaluate(config, network, device="cpu", out=place, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == files

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cgrseg.errors import ConfigError
+from cgrseg.inference import Predictor
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import artefact_path, default_folder, weights_digest
@@ -198,3 +199,15 @@ def test_freed_memory_is_kept() -> None:
 
     # 10 rounds of 80 MiB are 200,000 pages of 4 kB when all of them are fetched anew.
     assert faults("keep") < 0.05 * faults("leave")
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_predictor_labels_alike_with_and_without(
+    model: CGRSeg, tmp_path: Path, golden_dir: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    photo = golden_dir / "photo.png"
+    plain = Predictor.from_pretrained(tmp_path, "cpu")(photo)
+    fast = Predictor.from_pretrained(tmp_path, "cpu", compile=True)
+    assert isinstance(fast.backend, CompiledBackend)
+    assert (fast(photo).labels == plain.labels).mean() > 0.9999

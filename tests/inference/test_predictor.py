@@ -234,6 +234,36 @@ def test_folder_restarts_shards_and_reports(tmp_path: Path) -> None:
     assert not list(out.rglob("*.partial"))
 
 
+def test_files_that_are_no_results_are_not_replaced(tmp_path: Path) -> None:
+    save(tmp_path / "data" / "images" / "a.png", photo(50, 60))
+    truth = tmp_path / "data" / "labels" / "a.png"
+    save(truth, photo(50, 60, 1))
+    before = truth.read_bytes()
+    with pytest.raises(DataError, match="not known to be results"):
+        predict_folder(predictor(), tmp_path / "data" / "images", tmp_path / "data")
+    assert truth.read_bytes() == before
+    assert not (tmp_path / "data" / "prediction.json").exists()
+
+
+def test_results_inside_the_input_folder_are_no_input(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", photo(50, 60))
+    for _ in range(3):
+        report = predict_folder(predictor(), tmp_path, tmp_path / "painted")
+        assert len(report.done) + len(report.kept) == 1
+    assert [p.name for p in (tmp_path / "painted" / "labels").rglob("*.png")] == ["a.png"]
+
+
+def test_sixteen_bit_pictures_equal_their_files(tmp_path: Path) -> None:
+    grey = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    path = tmp_path / "grey.png"
+    Image.fromarray(grey).save(path)
+    with Image.open(path) as opened:
+        assert opened.mode.startswith("I;16")
+        assert np.array_equal(as_image(opened), as_image(path))
+    with pytest.raises(DataError, match="mode 'F'"):
+        as_image(Image.fromarray(grey.astype(np.float32)))
+
+
 def test_results_of_two_checkpoints_are_not_mixed(tmp_path: Path) -> None:
     save(tmp_path / "a.png", photo(50, 60))
     predict_folder(predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="one.pth")
