@@ -63,6 +63,7 @@ def test_dictionary_flags_and_config_agree(script: ModuleType) -> None:
         assert single.look_up(config, name) == defaults[key], key
     # untouched, the dictionary changes nothing
     assert single.resolve(defaults, {})[1] == config
+    assert single.resolve(defaults, {"name": "mine"})[1].run_dir == "work_dirs/mine"
 
 
 def test_every_flag_of_the_documents_is_there(script: ModuleType) -> None:

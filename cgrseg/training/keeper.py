@@ -19,6 +19,7 @@ import cgrseg
 from cgrseg.config.schema import Config
 from cgrseg.errors import ConfigError, explain
 from cgrseg.training.checkpointing import BEST, FORMAT, LATEST, write_checkpoint
+from cgrseg.training.groups import parameter_groups
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.tables import SCORES, read_table
 
@@ -167,18 +168,15 @@ def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
             module.averaged.n_averaged.copy_(training["averaged_steps"])
 
 
-def restore_optimizer(trainer: Any, checkpoint: dict[str, Any]) -> None:
-    """Put a checkpoint's moments and loss scale back, once the optimiser exists.
-
-    Rates, decays and betas stay those of the present settings.
+def refuse_other_groups(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
+    """Make sure that the optimiser to come has the groups of the saved one.
 
     Raises:
         ConfigError: when the parameters are grouped in another way.
     """
-    optimizer = trainer.optimizers[0]
-    saved = checkpoint["training"]["optimizer"]
-    names = [group["names"] for group in optimizer.param_groups]
-    if [group.get("names") for group in saved["param_groups"]] != names:
+    saved = checkpoint["training"]["optimizer"]["param_groups"]
+    groups = parameter_groups(module.model, module.config.optimizer)
+    if [group.get("names") for group in saved] != [group["names"] for group in groups]:
         raise ConfigError(
             explain(
                 "resume-from",
@@ -187,6 +185,16 @@ def restore_optimizer(trainer: Any, checkpoint: dict[str, Any]) -> None:
                 remedy="resume with the optimizer settings of that run, or use load-from",
             )
         )
+
+
+def restore_optimizer(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Put a checkpoint's moments and loss scale back, once the optimiser exists.
+
+    Rates, decays and betas stay those of the present settings; that the groups are the
+    same was made sure of before (:func:`refuse_other_groups`).
+    """
+    optimizer = trainer.optimizers[0]
+    saved = checkpoint["training"]["optimizer"]
     present = [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups

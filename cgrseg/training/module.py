@@ -66,7 +66,7 @@ class TrainingModule(lightning.LightningModule):
         self, model: CGRSeg, config: Config, num_classes: int, start_iteration: int = 0
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.train()
         self.config = config
         self.iteration = start_iteration
         self.loss = SegmentationLoss(config.loss, num_classes, config.data.ignore_index)
@@ -122,7 +122,7 @@ class TrainingModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Put what Lightning does not know of onto the device."""
         if self.averaged is not None:
-            self.averaged.to(self.device)
+            self.averaged.to(device=self.device, dtype=self.dtype)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Set the rate of this iteration and seed its randomness."""

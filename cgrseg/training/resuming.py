@@ -11,6 +11,7 @@ from typing import Any
 from cgrseg.config.schema import Config
 from cgrseg.errors import ConfigError, WeightsError, explain
 from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_checkpoint
+from cgrseg.training.tables import SCORES, read_table
 
 # Settings that say where and how to look, not what is trained.
 _HARMLESS = {"name", "work_dir", "data.root", "data.workers", "data.check", "train.log_interval"}
@@ -61,7 +62,7 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
     Raises:
         ConfigError: naming the ways to go on.
     """
-    present = find_latest(run_dir)
+    present = _remains(run_dir)
     if present is None:
         return
     if checkpoint is not None and checkpoint.path.resolve().parent == run_dir.resolve():
@@ -75,6 +76,16 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
             "away",
         )
     )
+
+
+def _remains(run_dir: Path) -> Path | None:
+    """A checkpoint or the scores of an earlier run, which a new one would replace."""
+    newest = find_latest(run_dir)
+    if newest is not None:
+        return newest
+    scores = run_dir / SCORES
+    kept = [*sorted(run_dir.glob("best*.pth")), *([scores] if read_table(scores) else [])]
+    return kept[0] if kept else None
 
 
 def changed_settings(saved: Mapping[str, Any] | None, config: Config) -> list[str]:

@@ -33,7 +33,7 @@ from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
 from cgrseg.training.failures import readable_failures
 from cgrseg.training.hardware import Placement, find_placement, trainer_options
 from cgrseg.training.journal import Journal
-from cgrseg.training.keeper import Keeper, restore_weights
+from cgrseg.training.keeper import Keeper, refuse_other_groups, restore_weights
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.resuming import (
     Checkpoint,
@@ -121,10 +121,6 @@ def train_on(
     options = trainer_options(config, placement)
     run_dir = Path(config.run_dir)
     start = 0 if checkpoint is None else int(checkpoint.state["training"]["iteration"])
-    if placement.rank == 0:
-        make_folder(run_dir)
-        remove_leftovers(run_dir)
-        write_json(run_dir / CONFIG, config.model_dump(mode="json"))
     if model is None:
         torch.manual_seed(config.train.seed)
         fresh = checkpoint is None
@@ -132,6 +128,12 @@ def train_on(
     module = TrainingModule(model, config, source.spec.num_classes, start)
     if checkpoint is not None:
         restore_weights(module, checkpoint.state)
+        refuse_other_groups(module, checkpoint.state)
+    # Only now, when the run can go on: a refused one leaves its folder as it was.
+    if placement.rank == 0:
+        make_folder(run_dir)
+        remove_leftovers(run_dir)
+        write_json(run_dir / CONFIG, config.model_dump(mode="json"))
     with _quiet_lightning():
         return _run(config, placement, options, run_dir, source, module, checkpoint)
 
@@ -337,6 +339,7 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*no `val_dataloader`.*",
                 ".*GPU available but not used.*",
                 ".*Checkpoint directory.*",
+                ".*module\\(s\\) in eval mode.*",
                 ".*`isinstance\\(treespec, LeafSpec\\)`.*",
             ):
                 warnings.filterwarnings("ignore", message=advice)

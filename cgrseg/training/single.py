@@ -172,6 +172,8 @@ def resolve(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict
             changes[name] = active[key]
     if active["no_validate"]:
         changes["train.evaluate"] = False
+    if "name" in flat:
+        changes["name"] = flat["name"]
     config = load_config(active["config"], {**changes, **dotted})
     for key, name in SETTINGS.items():
         if key != "batch_size" or active["mode"] == "train":

@@ -176,8 +176,25 @@ def test_changed_settings_are_named_on_resuming(
 
 def test_another_network_cannot_be_resumed(dataset: Path, finished: Path) -> None:
     config = small_config(dataset, finished, model__context_blocks=6)
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with pytest.raises(ConfigError, match="load-from"):
         train(config, device="cpu", resume_from=finished / "latest.pth")
+    other_groups = small_config(dataset, finished, optimizer__layer_decay=0.9)
+    with pytest.raises(ConfigError, match="groups of parameters"):
+        train(other_groups, device="cpu", resume_from=finished / "latest.pth")
+    assert {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("left", ["best.pth", "scores.csv"])
+def test_what_is_left_of_a_run_is_not_overwritten(left: str, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    (tmp_path / "scores.csv").write_text("iteration,mIoU\n10,0.5\n")
+    for other in {"best.pth", "scores.csv"} - {left}:
+        (tmp_path / other).unlink()
+    kept = (tmp_path / left).read_bytes()
+    with pytest.raises(ConfigError, match="an earlier run"):
+        train(small_config(dataset, tmp_path), device="cpu")
+    assert (tmp_path / left).read_bytes() == kept
 
 
 def test_weights_alone_cannot_be_resumed(dataset: Path, finished: Path, tmp_path: Path) -> None:
