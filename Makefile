@@ -4,40 +4,52 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+# Modules are compiled when they are first imported: most of what is installed never is.
+PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+          --constraint constraints.txt
+CORE   := $(VENV)/.core
+TOOLS  := $(VENV)/.tools
+# More for pytest, e.g. make test PYTEST_ARGS="-k config"
+PYTEST_ARGS ?=
 
-.PHONY: help install test test-all lint format demo build clean
+.PHONY: help install test test-slow test-all lint format demo build clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(STAMP) ## Make .venv and install cgrseg with its developers' tools
-
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[dev,convert]"
+	$(PIP) --editable .
 	@touch $@
 
-test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -m "not slow"
+$(TOOLS): $(CORE)
+	$(PIP) --editable ".[dev,convert]"
+	@touch $@
 
-test-all: $(STAMP) ## Run the tests, the slow ones too
-	$(BIN)/python -m pytest
+install: $(TOOLS) ## Make .venv and install cgrseg with its developers' tools
 
-lint: $(STAMP) ## Check style, formatting and types
+test: $(TOOLS) ## Run the tests
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(TOOLS) ## Run the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-all: $(TOOLS) ## Run the tests, the slow ones too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TOOLS) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP) ## Format the code and mend what ruff can mend
+format: $(TOOLS) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: $(STAMP) ## Train, evaluate and predict on embedded data, and write a report
+demo: $(CORE) ## Train, evaluate and predict on embedded data, and write a report
 	$(BIN)/cgrseg demo
 
-build: $(STAMP) ## Build the wheel and the source archive into dist/
+build: $(TOOLS) ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove the environment and what builds leave

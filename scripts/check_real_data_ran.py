@@ -1,6 +1,6 @@
 """Make sure that the tests on real images ran: skipped ones would look green.
 
-Usage: python scripts/check_real_data_ran.py JUNIT_XML
+Usage: python scripts/check_real_data_ran.py JUNIT_XML...
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 WORDS = ("beside this checkout", "real sample", "shared data", "shared_data")
 
 
-def main(report: str) -> int:
-    """Read pytest's report; 1 when a test was skipped for want of real data."""
-    cases = list(ElementTree.parse(report).iter("testcase"))
+def main(reports: list[str]) -> int:
+    """Read pytest's reports; 1 when a test was skipped for want of real data."""
+    cases = [case for path in reports for case in ElementTree.parse(path).iter("testcase")]
     skipped = [
         f"{case.get('classname')}::{case.get('name')}: {reason}"
         for case in cases
@@ -22,7 +22,7 @@ def main(report: str) -> int:
         if any(word in (reason := element.get("message") or "") for word in WORDS)
     ]
     if not cases:
-        print(f"{Path(report).name}: no tests in it")
+        print(f"no tests in {', '.join(Path(path).name for path in reports)}")
         return 1
     for line in skipped:
         print(f"skipped although the data is there: {line}")
@@ -32,6 +32,6 @@ def main(report: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         raise SystemExit(__doc__)
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(sys.argv[1:]))

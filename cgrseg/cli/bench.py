@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -12,7 +13,8 @@ from cgrseg.cli.common import Device, make_console
 
 if TYPE_CHECKING:
     from cgrseg.models import CGRSeg
-    from cgrseg.reporting.bench import Work
+
+Name = TypeVar("Name", bound=str)
 
 
 def bench(
@@ -52,6 +54,13 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Of the CPU. Default: all cores.", min=1, show_default=False)
     ] = None,
+    clock: Annotated[
+        str,
+        typer.Option(
+            help="wall, or processor: time on the processor, for a machine that others use too "
+            "(with --threads 1)."
+        ),
+    ] = "wall",
     num_classes: Annotated[int, typer.Option(help="For MODEL.", min=1)] = 150,
     memory: Annotated[bool, typer.Option(help="Measure memory, in processes of its own.")] = True,
     peaks: Annotated[bool, typer.Option(help="Measure what the device reaches at best.")] = True,
@@ -79,7 +88,7 @@ def bench(
 
     from cgrseg.files import write_json
     from cgrseg.inference.backends import resolve_device
-    from cgrseg.reporting.bench import as_markdown, run_bench
+    from cgrseg.reporting.bench import CLOCKS, WORKS, as_markdown, run_bench
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -93,8 +102,9 @@ def bench(
         [name.strip() for name in subjects.split(",") if name.strip()],
         size=size,
         batches=batch or [1],
-        works=_works(works),
+        works=[_one_of("--works", work.strip(), WORKS) for work in works.split(",")],
         rounds=rounds,
+        clock=_one_of("--clock", clock, CLOCKS),
         device=where,
         memory=memory,
         peaks=peaks or profile,
@@ -125,22 +135,20 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _works(text: str) -> list[Work]:
+def _one_of(option: str, text: str, allowed: Mapping[Name, object]) -> Name:
     from cgrseg.errors import ConfigError, explain
-    from cgrseg.reporting.bench import WORKS
 
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in WORKS]
-    if unknown:
-        raise ConfigError(
-            explain(
-                "--works",
-                found=repr(unknown[0]),
-                expected=", ".join(WORKS),
-                remedy="choose from these, separated by commas",
-            )
+    for name in allowed:
+        if name == text:
+            return name
+    raise ConfigError(
+        explain(
+            option,
+            found=repr(text),
+            expected=", ".join(map(str, allowed)),
+            remedy="choose from these",
         )
-    return [work for work in WORKS if work in names]
+    )
 
 
 def _networks(names: list[str], num_classes: int) -> tuple[list[CGRSeg], str]:

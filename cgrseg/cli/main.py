@@ -19,6 +19,7 @@ from cgrseg.cli.demo import demo
 from cgrseg.cli.evaluate import evaluate
 from cgrseg.cli.info import info
 from cgrseg.cli.predict import predict
+from cgrseg.cli.report import report
 from cgrseg.cli.train import train
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ def root(
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(report)
 app.command()(info)
 app.command()(bench)
 app.command()(demo)

@@ -205,6 +205,8 @@ class AugmentConfig(Section):
 class TestConfig(Section):
     """From an image to a label map at test time."""
 
+    __test__ = False  # its name is no invitation to test collectors
+
     scale: Size = Field((2048, 512), description="Long side, short side in pixels.")
     resize: Literal["keep_ratio", "keep_ratio_divisible", "none"] = Field(
         "keep_ratio",

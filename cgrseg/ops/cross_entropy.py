@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgrseg.errors import DataError, explain
-from cgrseg.ops.resize_plan import axis_plan
 from cgrseg.ops.argmax import upsample_argmax
+from cgrseg.ops.resize_plan import axis_plan
 from cgrseg.ops.windows import Windows
 
 Average = Literal["all", "valid", "sum"]

@@ -175,7 +175,9 @@ def _assemble(
     place_of = group_of * places + np.arange(len(indices)) - starts[:-1][group_of]
 
     def to_tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        # The cache outlives an inference-mode block, so its tensors must not be bound to one.
+        with torch.inference_mode(mode=False):
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     return AxisPlan(
         length=len(indices),

@@ -17,6 +17,7 @@ from cgrseg.ops import (
     upsample_cross_entropy_reference,
 )
 from cgrseg.ops.cross_entropy import Average
+from cgrseg.ops.resize_plan import axis_plan
 
 
 def make(seed, batch, classes, low, high, ignored, *, magnitude=3.0):
@@ -179,6 +180,17 @@ def test_without_gradient():
     assert value == expected.detach()
     with torch.inference_mode():
         assert upsample_cross_entropy(logits, target) == value
+
+
+def test_training_after_inference_of_the_same_size():
+    """Plans are cached: one made in inference mode must serve a backward pass."""
+    logits, target, _ = make(14, 1, 5, (3, 7), (19, 23), 0.0)
+    with torch.inference_mode():
+        expected = upsample_cross_entropy(logits, target)
+    value, gradient = value_and_gradient(upsample_cross_entropy, logits, target)
+    assert value == expected
+    assert gradient.any()
+    assert not axis_plan(3, 19).weights.is_inference()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from cgrseg.reporting.bench.report import as_markdown, profile_markdown
-from cgrseg.reporting.bench.run import WORKS, BenchResult, Work, run_bench, spread_weights
+from cgrseg.reporting.bench.run import (
+    CLOCKS,
+    WORKS,
+    BenchResult,
+    Work,
+    run_bench,
+    spread_weights,
+)
 from cgrseg.reporting.bench.subjects import Subject, known_subjects, register
 
 __all__ = [
+    "CLOCKS",
     "WORKS",
     "BenchResult",
     "Subject",

@@ -22,8 +22,14 @@ def as_markdown(result: BenchResult) -> str:
         f"- System: {machine.system}",
         "- Versions: " + ", ".join(f"{name} {v}" for name, v in machine.versions.items()),
     ]
+    if result.clock == "processor":
+        lines.append("- Clock: time on the processor, since others used it as well")
     if machine.load is not None:
-        doubt = ": **others used the processor; durations are doubtful**" if machine.busy else ""
+        doubt = (
+            ": **others used the processor; durations are doubtful**"
+            if machine.busy and result.clock == "wall"
+            else ""
+        )
         lines.append(f"- Load before the start: {machine.load:.1f}{doubt}")
     if result.peaks is not None:
         rates = ", ".join(f"{n} {r / 1e9:.0f} GFLOP/s" for n, r in result.peaks.flops.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,13 @@ WORKS: dict[Work, str] = {
     "photo": "photo to label map",
 }
 """Amounts of work that are timed."""
+
+Clock = Literal["wall", "processor"]
+CLOCKS: dict[Clock, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
+"""What durations are read from."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class BenchResult:
         size: height and width in pixels.
         num_classes: K.
         weights: which weights, in words.
+        clock: that durations are read from.
         rows: durations and ratios.
         agreements: of results.
         memory: per variant and subject.
@@ -95,6 +104,7 @@ class BenchResult:
     size: tuple[int, int]
     num_classes: int
     weights: str
+    clock: Clock = "wall"
     rows: list[Row] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     memory: dict[str, dict[str, Memory]] = field(default_factory=dict)
@@ -120,6 +130,7 @@ def run_bench(
     batches: Sequence[int] = (1,),
     works: Sequence[Work] = ("network", "labels"),
     rounds: int = 15,
+    clock: Clock = "wall",
     device: torch.device | None = None,
     folder: Path | None = None,
     memory: bool = True,
@@ -136,6 +147,8 @@ def run_bench(
         batches: images at once.
         works: what is timed.
         rounds: that every subject takes part in.
+        clock: "wall", or "processor" for the time that this process had the processor, which
+            is meaningful with a single thread and on a machine that others use too.
         device: where to run; None: the CPU.
         folder: of compiled networks; None: the user's cache.
         memory: measure it, each subject in a process of its own.
@@ -149,7 +162,7 @@ def run_bench(
     """
     device = device if device is not None else torch.device("cpu")
     names = [BASELINE, *(name for name in dict.fromkeys(subjects) if name != BASELINE)]
-    result = BenchResult(describe_machine(device), size, models[0].num_classes, weights)
+    result = BenchResult(describe_machine(device), size, models[0].num_classes, weights, clock)
     if peaks:
         tell("peaks of the device")
         result.peaks = measure_peaks(device)
@@ -169,7 +182,7 @@ def run_bench(
                 ways = {
                     name: _way(subject, work, photos, tensors) for name, subject in built.items()
                 }
-                taken = take_turns(ways, rounds=rounds, device=device)
+                taken = take_turns(ways, rounds=rounds, device=device, clock=CLOCKS[clock])
                 result.rows += [
                     Row(
                         model.variant,
