@@ -72,7 +72,7 @@ DATASETS: dict[str, Recipe] = {
         {
             "data": {"dataset": "camvid", "root": "data/camvid", "workers": 2},
             "augment": {"scale": [480, 360], "crop_size": [256, 256]},
-            "test": {"resize": "none"},
+            "test": {"scale": [480, 360]},
             "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
             "loss": {"initial_weight": 0.4},
             "schedule": {"max_iters": 1_400, "warmup_iters": 100, "warmup_ratio": 0.01},
@@ -112,7 +112,7 @@ DATASETS: dict[str, Recipe] = {
             "data": {"dataset": "synthetic", "root": "data/synthetic", "workers": 1},
             # Scenes of 192x192: the smallest ratio still gives a whole crop.
             "augment": {"scale": [192, 192], "ratio_range": [0.67, 1.1], "crop_size": [128, 128]},
-            "test": {"resize": "none"},
+            "test": {"scale": [256, 192]},
             "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
             "schedule": {"max_iters": 300, "warmup_iters": 20, "warmup_ratio": 0.05},
             "train": {

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cgrseg.data.image_io import read_image, read_label
 from cgrseg.data.synthetic import SYNTHETIC_PALETTE
@@ -49,6 +50,49 @@ def test_folder_is_labelled_at_its_images_own_sizes(
     assert np.array_equal(shown, np.array(SYNTHETIC_PALETTE, np.uint8)[labels])
     overlay = read_image(out / "overlays" / "odd.jpg")
     assert overlay.shape[1] > 101  # the legend stands beside it
+
+
+def test_odd_photos_come_out_upright_and_at_their_size(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    """Narrow, 12 megapixels, grey, RGBA, 16-bit, turned by EXIF, CMYK; and a broken one."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+
+    def noise(height: int, width: int, channels: int) -> Image.Image:
+        values = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, channels), np.uint8)
+        large = cv2.resize(values, (width, height))
+        return Image.fromarray(large[:, :, 0] if channels == 2 else large)
+
+    noise(37, 501, 3).save(folder / "narrow.png")
+    noise(3000, 4000, 3).save(folder / "large.jpg")
+    noise(60, 80, 3).convert("L").save(folder / "grey.jpg")
+    noise(60, 80, 4).save(folder / "alpha.png")
+    deep = rng.integers(0, 65536, (60, 80), np.uint16)
+    cv2.imwrite(str(folder / "deep.png"), deep)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying down, to be shown turned by a quarter
+    noise(60, 100, 3).save(folder / "turned.jpg", exif=exif)
+    noise(60, 80, 3).convert("CMYK").save(folder / "print.jpg")
+    (folder / "broken.jpg").write_bytes((folder / "large.jpg").read_bytes()[:2000])
+
+    out = tmp_path / "out"
+    result = run("predict", trained / "best.pth", folder, "--out", out, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "broken.jpg" in result.stderr and "Traceback" not in result.output
+    assert {path.stem: read_label(path).shape for path in (out / "labels").iterdir()} == {
+        "narrow": (37, 501),
+        "large": (3000, 4000),
+        "grey": (60, 80),
+        "alpha": (60, 80),
+        "deep": (60, 80),
+        "turned": (100, 60),
+        "print": (60, 80),
+    }
+    # The overlay stands upright too: the photo with the legend at its right.
+    overlay = read_image(out / "overlays" / "turned.jpg")
+    assert overlay.shape[0] >= 100 and overlay.shape[1] > 60
 
 
 def test_bad_file_is_named_and_the_rest_is_done(
