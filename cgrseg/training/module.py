@@ -122,7 +122,7 @@ class TrainingModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Put what Lightning does not know of onto the device."""
         if self.averaged is not None:
-            self.averaged.to(device=self.device, dtype=self.dtype)
+            self.averaged.to(self.device, next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Set the rate of this iteration and seed its randomness."""

@@ -224,7 +224,7 @@ def test_costs_by_hand() -> None:
                 (8, 1, 3, 3),
                 concrete_inputs=["", "", "", [1, 1], [2, 2], [1, 1], 8],
             ),
-            event("aten::bmm", 4.0, (2, 3, 5), (2, 5, 7)),
+            event("aten::bmm", 4.0, (2, 3, 5), (2, 5, 7), (2, 3, 7)),
             event("graph_0_cpp_fused_gelu_3", 2.0),
             event("## Call CompiledFxGraph x", 1.0),
         ]

@@ -17,6 +17,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
 from cgrseg.inference.backends import Precision
@@ -86,10 +87,11 @@ def profile_network(
     network = fast_form(model, precision=precision)
     network.prepare(*size)
     example = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
-    options: dict[str, Any] = {"freezing": True, "cpp.enable_kernel_profile": True}
-    compiled = torch.compile(network, fullgraph=True, dynamic=False, options=options)
+    compiled = torch.compile(network, fullgraph=True, dynamic=False)
     passes = []
-    with torch.inference_mode():
+    # Freezing has to be known while the graph is recorded, so it cannot be an option above.
+    instrumented = inductor.patch({"freezing": True, "cpp.enable_kernel_profile": True})
+    with torch.inference_mode(), instrumented:
         for _ in range(3):
             compiled(example)
         for _ in range(_PASSES):
@@ -166,8 +168,8 @@ def _describe(event: Any, item: int) -> tuple[str, int, int]:
         text += f" stride {stride}" * (stride > 1) + " + sum" * added
         numbers = prod(source) + prod(weight) + cells * outputs * (2 if added else 1)
         return text, 2 * cells * outputs * per_group * rows * columns, numbers * item
-    products = [shape for shape in shapes if len(shape) in (2, 3)][-2:]
-    if ("bmm" in name or name.endswith("::mm") or "addmm" in name) and len(products) == 2:
+    products = [shape for shape in shapes if len(shape) in (2, 3)][:2]  # a third is the result
+    if name in ("aten::bmm", "aten::mm") and len(products) == 2:
         left, right = products
         result = prod(left[:-1]) * right[-1]
         text = f"product {'x'.join(map(str, left))} by {'x'.join(map(str, right))}"
