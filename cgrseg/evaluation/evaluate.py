@@ -100,9 +100,10 @@ def evaluate(
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
     sinks = _sinks(config, spec, out, show_dir, opacity, format_only, work_dir)
-    dataset = _dataset(config, spec, split, format_only)
+    pairs = find_pairs(spec, config.data.root, split)
     for sink in sinks:
-        refuse_own_data(sink.folder, dataset, config.data.root)
+        refuse_own_data(sink.folder, pairs, config.data.root)
+    dataset = _dataset(spec, pairs, format_only)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
     _check_fit(model, config, spec, checkpoint)
     test = augmented(config.test) if aug_test else config.test
@@ -171,8 +172,7 @@ class ImagesOnly:
         return {"image": read_image(pair.image), "label": None, "stem": pair.stem}
 
 
-def _dataset(config: Config, spec: DatasetSpec, split: str, format_only: bool) -> EvalItems:
-    pairs = find_pairs(spec, config.data.root, split)
+def _dataset(spec: DatasetSpec, pairs: Sequence[Pair], format_only: bool) -> EvalItems:
     if format_only:
         return ImagesOnly(pairs)
     dataset: EvalItems = EvalDataset(spec, pairs)  # type: ignore[assignment]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.data.catalogue import DatasetSpec
-from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.data.spec import Pair
 from cgrseg.errors import ConfigError, explain
 from cgrseg.inference.modes import Segmentation
 from cgrseg.visual.overlay import overlay, with_legend
@@ -81,12 +81,12 @@ class SubmissionWriter:
         write_label_png(self.folder / f"{name}.png", self._ids[found.labels], self._palette)
 
 
-def refuse_own_data(folder: Path | str, dataset: EvalDataset, root: Path | str) -> None:
+def refuse_own_data(folder: Path | str, pairs: Sequence[Pair], root: Path | str) -> None:
     """Make sure that results do not land among the images and labels of a dataset.
 
     Args:
         folder: where results are to go.
-        dataset: whose files must stay as they are, those of its other splits too.
+        pairs: of one split; files of the other splits must stay as they are too.
         root: the dataset's root; its folders that hold images or labels are meant.
 
     Raises:
@@ -94,7 +94,7 @@ def refuse_own_data(folder: Path | str, dataset: EvalDataset, root: Path | str) 
     """
     base = Path(root).absolute()
     kept = set()
-    for pair in dataset.pairs:
+    for pair in pairs:
         for file in (pair.image, pair.label):
             if file is not None and base in file.absolute().parents:
                 kept.add(base / file.absolute().relative_to(base).parts[0])

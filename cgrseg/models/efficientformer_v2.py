@@ -113,6 +113,7 @@ class Attention(nn.Module):
     """
 
     heads, key_channels, value_channels = 8, 32, 128  # A, E, D
+    attention_biases_seg: nn.Parameter
 
     def __init__(self, channels: int, cells: int, stride: int = 1) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ def model_cost(model: CGRSeg, size: tuple[int, int] = (512, 512)) -> ModelCost:
         ).eval()
         image = torch.empty(1, 3, *size)
     # The counter reports per module; its names begin with the class of the outermost one.
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(image)
     counts = {
         name.removeprefix("CGRSeg.").removeprefix("CGRSeg"): {

@@ -51,7 +51,8 @@ def test_an_interrupted_overwrite_leaves_no_old_encoding(tmp_path, monkeypatch):
     first = {(9, 9, 9): "a", (1, 1, 1): "b"}
     second = {(1, 1, 1): "b", (9, 9, 9): "a"}
     convert_rgb_masks(*folders, colours=first)
-    draw, drawn = rgb_masks.draw_label, []
+    draw = rgb_masks.draw_label
+    drawn: list[object] = []
 
     def interrupted(task):
         if drawn:

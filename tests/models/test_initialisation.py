@@ -70,7 +70,7 @@ def test_batch_norms_start_as_identity(model: CGRSeg) -> None:
 )
 def test_stochastic_depth_rises_linearly_over_the_backbone(name: str, last: float) -> None:
     model = create_model(name)
-    blocks = [b for stage in model.backbone.network[::2] for b in stage]
+    blocks = [b for stage in model.backbone.network[::2] for b in stage.children()]
     rates = [getattr(block.drop_path, "rate", 0.0) for block in blocks]
     expected = [last * i / (len(blocks) - 1) for i in range(len(blocks))]
     assert rates == pytest.approx(expected, abs=1e-12)

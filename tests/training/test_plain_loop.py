@@ -60,18 +60,19 @@ def plain_loop(model: nn.Module, batches: list[dict[str, Any]], iterations: int)
     losses = []
     model.train()
     for iteration in range(iterations):
-        rate = 1.2e-4 * (1 - iteration / iterations)
+        share = 1 - iteration / iterations
         if iteration < WARMUP:
-            rate *= 1 - (1 - iteration / WARMUP) * (1 - 1e-6)
+            share *= 1 - (1 - iteration / WARMUP) * (1 - 1e-6)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = 1.2e-4 * group["factor"] * share
         batch = batches[iteration % 3]
         logits = model(batch["image"])
         logits = functional.interpolate(
             logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False
         )
-        # Mean over all pixels.  PyTorch's kernel, so that not even a last bit differs: batch
-        # norms that see two values per channel multiply such a bit by ten per iteration.
+        # Mean over all pixels.  PyTorch's kernel, and the rate above in this order, so that not
+        # even a last bit differs: batch norms that see two values per channel multiply such a
+        # bit by ten per iteration.
         loss = functional.cross_entropy(
             logits, batch["label"], ignore_index=255, reduction="none"
         ).mean()
