@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
 from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
@@ -31,6 +32,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model() -> CGRSeg:
     return spread_weights(create_model("cgrseg_t", num_classes=6))
+
+
+def test_drawn_weights_are_the_same_every_time(model: CGRSeg) -> None:
+    again = spread_weights(create_model("cgrseg_t", num_classes=6))
+    assert weights_digest(again) == weights_digest(model)
+    other = spread_weights(create_model("cgrseg_t", num_classes=6), seed=1)
+    assert weights_digest(other) != weights_digest(model)
 
 
 def test_spread_by_hand() -> None:
@@ -247,6 +255,20 @@ def test_costs_by_hand() -> None:
     assert found.seconds == pytest.approx(52e-6)
     text = profile_markdown(found, "Title")
     assert "| convolution 1x1, 8 to 16, 4x6 | 2 | 0.04 | 77 % |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("mkldnn::_convolution_pointwise_", [(1, 4, 2, 3), (1, 8, 2, 3), (4, 8, 1, 1)]),
+        ("mkldnn::_convolution_pointwise", [(1, 8, 2, 3), (1, 4, 2, 3), (4, 8, 1, 1)]),
+    ],
+)
+def test_cost_of_a_convolution_with_a_sum(name: str, shapes: list[tuple[int, ...]]) -> None:
+    found = summarise([[event(name, 1.0, *shapes)]], "bf16", Peaks({"bf16": 1e9}, 1e9)).costs[0]
+    assert found.name == "convolution 1x1, 8 to 4, 2x3 + sum"
+    assert found.operations == 2 * 6 * 4 * 8
+    assert found.moved == 2 * (8 * 6 + 4 * 8 + 2 * 4 * 6)
 
 
 def test_table_by_hand() -> None:

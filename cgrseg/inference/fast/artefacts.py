@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import os
 import platform
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from cgrseg.files import make_folder
 
 # Part of every name: raise it when the compiled function itself changes.
 _FORM = 1
+# Folder of a compilation under way; one that is a day old was abandoned.
+_UNFINISHED = ".compiling-"
+_ABANDONED_AFTER = 24 * 3600.0
 
 
 def default_folder() -> Path:
@@ -90,8 +95,9 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
         EnvironmentProblem: the folder cannot be written.
     """
     make_folder(target.parent)
+    _remove_abandoned(target.parent)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder:
             partial = Path(folder) / target.name
             with torch.no_grad():
                 exported = torch.export.export(network, (example,), strict=False)
@@ -124,6 +130,14 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
             path.unlink()
         raise RuntimeError(f"{path}: not a usable compiled network ({error})") from error
     return runner
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Clear away what compilations that were killed have left."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _cpu_flags() -> str:

@@ -156,9 +156,11 @@ def _describe(event: Any, item: int) -> tuple[str, int, int]:
     shapes = [tuple(shape) for shape in event.input_shapes or ()]
     maps = [shape for shape in shapes if len(shape) == 4]
     if "_convolution_pointwise" in name and len(maps) >= 2:
-        # A trailing underscore adds to its first argument in place.
-        added = name.endswith("_") and len(maps) >= 3
-        source, weight = maps[1:3] if added else maps[:2]
+        # With a sum: (sum, input, weight) in place, told by the underscore, else (input, sum,
+        # weight).
+        added = len(maps) >= 3
+        source = maps[1] if name.endswith("_") else maps[0]
+        weight = maps[2] if added else maps[1]
         stride = _stride(event)
         images, channels, height, width = source
         outputs, per_group, rows, columns = weight
