@@ -198,7 +198,7 @@ def test_a_problem_is_a_message_without_a_trace(
         cwd=tmp_path,
         status=1,
     )
-    assert finished.stderr.startswith("error: ") and "Traceback" not in finished.stderr
+    assert "\nerror: " in f"\n{finished.stderr}" and "Traceback" not in finished.stderr
     assert "a network with 150 classes" in finished.stderr
     assert not list(tmp_path.iterdir())
 
@@ -226,7 +226,7 @@ def test_flags_that_do_not_fit(
     arguments = ["cgrseg-t_camvid", str(checkpoints / "camvid"), *flags]
     assert main([*arguments, *camvid_options(shared_data)]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and message in printed
+    assert "\nerror: " in f"\n{printed}" and message in printed
     assert not list(tmp_path.iterdir())
 
 
