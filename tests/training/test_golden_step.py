@@ -46,7 +46,14 @@ def test_loss_and_gradients_are_those_of_the_published_code(golden_dir: Path) ->
     }
     assert len(golden["grad_norm"]) == 583
     assert set(norms) == set(golden["grad_norm"])
-    largest = max(golden["grad_norm"].values())
+    # Biases that a following batch norm or softmax cancels have no gradient but rounding.
+    vanishing = {name for name, value in golden["grad_norm"].items() if value < 2e-8}
+    assert len(vanishing) == 28
+    assert all(
+        name.endswith(".bias") or name.endswith("linear_fuse.conv.weight") for name in vanishing
+    )
     for name, wanted_norm in golden["grad_norm"].items():
-        # a convolution bias before a batch norm has gradient 0 but for rounding
-        assert norms[name] == pytest.approx(wanted_norm, rel=1e-3, abs=1e-6 * largest), name
+        if name in vanishing:
+            assert norms[name] < 1e-7, name
+        else:
+            assert norms[name] == pytest.approx(wanted_norm, rel=1e-3, abs=0.0), name
