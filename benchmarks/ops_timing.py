@@ -114,14 +114,21 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def report(lines: list[str], figures: dict[str, Any], path: Path | None) -> None:
-    """Print the table and write the figures where asked to."""
-    about = figures["machine"]
-    print(
+def say(line: str) -> None:
+    """Print one line at once: a long run shows what it has."""
+    print(line, flush=True)
+
+
+def introduce(about: Mapping[str, Any]) -> None:
+    """Print what :func:`machine` found."""
+    say(
         f"{about['machine']}, {about['threads']} threads, {about['clock']} time, "
         f"{about['rounds']} rounds; Python {about['python']}, PyTorch {about['torch']}, "
         f"NumPy {about['numpy']}, OpenCV {about['opencv']}\n"
     )
-    print("\n".join(lines))
+
+
+def keep(figures: dict[str, Any], path: Path | None) -> None:
+    """Write the figures where asked to."""
     if path is not None:
         write_json(path, figures)

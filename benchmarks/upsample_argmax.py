@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ops_timing import cells, check, compare, machine, parser, report, take_turns
+from ops_timing import cells, check, compare, introduce, keep, machine, parser, say, take_turns
 
 from cgrseg.ops import upsample_argmax, upsample_argmax_reference, upsample_confidence
 
@@ -61,9 +61,10 @@ def main() -> None:
     options = parser(__doc__.split("\n\n")[0], rounds=15)
     beside = Path(__file__).resolve().parents[2] / "shared/data/ade20k_samples/annotations"
     options.add_argument("--labels", type=Path, default=beside, help="folder with ADE20K labels")
+    options.add_argument("--maps", type=int, default=5, help="how many label maps")
     arguments = options.parse_args()
     check(arguments)
-    files = sorted(arguments.labels.rglob("*.png"))[:5]
+    files = sorted(arguments.labels.rglob("*.png"))[: arguments.maps]
     if not files:
         raise SystemExit(f"{arguments.labels}: no label PNGs; pass --labels FOLDER")
     maps = {
@@ -73,10 +74,10 @@ def main() -> None:
     }
     maps["noise"] = torch.randn(1, CLASSES, LOW, LOW, generator=torch.Generator().manual_seed(0))
     layouts = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
-    lines = [
-        "| map | layout | resize | plain, ms | fused, ms | times faster | equal to float64 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    about = machine(arguments)
+    introduce(about)
+    say("| map | layout | resize | plain, ms | fused, ms | times faster | equal to float64 |")
+    say("|---|---|---|---|---|---|---|")
     rows = []
     for name, values in maps.items():
         for layout, memory_format in layouts.items():
@@ -95,7 +96,7 @@ def main() -> None:
                 rows.append(
                     {"map": name, "layout": layout, "resize": resize, "equal": equal, **result}
                 )
-                lines.append(
+                say(
                     f"| {name} | {layout} | {resize} | {result['plain']['milliseconds']:.1f} | "
                     f"{cells(result['fused'])} | {100 * equal:.4f} % |"
                 )
@@ -110,11 +111,11 @@ def main() -> None:
     )
     result = compare(times, "plain")
     rows.append({"map": "realistic 0, with confidence", "layout": "nchw", **result})
-    lines.append(
+    say(
         f"| realistic 0, with confidence | nchw | one step | "
         f"{result['plain']['milliseconds']:.1f} | {cells(result['fused'])} | |"
     )
-    report(lines, {"machine": machine(arguments), "rows": rows}, arguments.json)
+    keep({"machine": about, "rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

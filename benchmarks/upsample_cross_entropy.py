@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ops_timing import cells, check, compare, machine, parser, report, take_turns
+from ops_timing import cells, check, compare, introduce, keep, machine, parser, say, take_turns
 
 from cgrseg.ops import upsample_cross_entropy, upsample_cross_entropy_reference
 
@@ -94,21 +94,25 @@ def main() -> None:
     options = parser(__doc__.split("\n\n")[0], rounds=7)
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--size", type=int, default=512, help="side of the labels in pixels")
+    options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options.add_argument("--peak-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     check(arguments)
     if arguments.peak_of:
         peak(arguments.peak_of, arguments)
         return
-    # First, while this process is small: a child's peak starts from its parent's.
+    about = machine(arguments)
+    introduce(about)
+    # Memory first, while this process is small: a child's peak starts from its parent's.
     memory = {name: peak_elsewhere(name, arguments) for name in CONTESTANTS}
-    lines = [
-        "| case | plain, ms | fused, ms | times faster | gradient differs by |",
-        "|---|---|---|---|---|",
-    ]
+    say("| extra peak memory, float32 | MB | share of plain |\n|---|---|---|")
+    for name, extra in memory.items():
+        say(f"| {name} | {extra / 1e6:.0f} | {100 * extra / memory['plain']:.1f} % |")
+    say("\n| case | plain, ms | fused, ms | times faster | gradient differs by |")
+    say("|---|---|---|---|---|")
     rows = []
-    for case, settings in CASES.items():
-        data = make(arguments.batch, arguments.size, **settings)
+    for case in arguments.cases:
+        data = make(arguments.batch, arguments.size, **CASES[case])
         times = take_turns(
             {name: lambda n=name, d=data: step(n, d) for name in CONTESTANTS},
             arguments.rounds,
@@ -118,27 +122,18 @@ def main() -> None:
         difference = float((plain - fused).abs().max() / plain.abs().max())
         result = compare(times, "plain")
         rows.append({"case": case, "difference": difference, **result})
-        lines.append(
+        say(
             f"| {case} | {result['plain']['milliseconds']:.0f} | {cells(result['fused'])} | "
             f"{difference:.1e} |"
         )
-    lines += [
-        "",
-        "| extra peak memory, float32 | MB | share of plain |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {extra / 1e6:.0f} | {100 * extra / memory['plain']:.1f} % |"
-            for name, extra in memory.items()
-        ),
-    ]
     figures = {
-        "machine": machine(arguments),
+        "machine": about,
         "batch": arguments.batch,
         "size": arguments.size,
         "rows": rows,
         "extra_peak_bytes": memory,
     }
-    report(lines, figures, arguments.json)
+    keep(figures, arguments.json)
 
 
 if __name__ == "__main__":
