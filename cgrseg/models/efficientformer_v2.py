@@ -14,6 +14,7 @@ head of the values, E channels per head of queries and keys, Q queries, K keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgrseg.models.attention_bias import AttentionBias, offset_index
+from cgrseg.models.attention_parts import in_parts, query_parts, resized_bias_parts
 from cgrseg.models.layers import conv_norm, drop_path
 
 STRIDES = (4, 8, 16, 32)
@@ -142,11 +144,14 @@ class Attention(nn.Module):
         value_map = self.v(x)  # (N, A * D, H, W)
         value = value_map.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, A, K, D)
 
-        weights = query @ key * self.key_channels**-0.5  # (N, A, Q, K)
-        weights = weights + _bias(self, weights)
-        weights = self.talking_head2(self.talking_head1(weights).softmax(dim=-1))
+        def attend(queries: Tensor, bias: Tensor) -> Tensor:
+            weights = queries @ key * self.key_channels**-0.5  # (N, A, Q, K)
+            weights = weights + bias
+            weights = self.talking_head2(self.talking_head1(weights).softmax(dim=-1))
+            return weights @ value
 
-        out = (weights @ value).transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        out = _attention(self, attend, query, key)  # (N, A, Q, D)
+        out = out.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
         out = out + self.v_local(value_map)  # (N, A * D, H, W)
         if self.stride > 1:
             out = F.interpolate(
@@ -192,10 +197,12 @@ class AttentionDownsample(nn.Module):
         value_map = self.v(x)
         value = value_map.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, A, K, D)
 
-        weights = query @ key * self.key_channels**-0.5  # (N, A, Q, K)
-        weights = (weights + _bias(self, weights)).softmax(dim=-1)
+        def attend(queries: Tensor, bias: Tensor) -> Tensor:
+            weights = queries @ key * self.key_channels**-0.5  # (N, A, Q, K)
+            return (weights + bias).softmax(dim=-1) @ value
 
-        out = (weights @ value).transpose(2, 3).flatten(1, 2)  # (N, A * D, Q)
+        out = _attention(self, attend, query, key)  # (N, A, Q, D)
+        out = out.transpose(2, 3).flatten(1, 2)  # (N, A * D, Q)
         return self.proj(out.unflatten(2, query_map.shape[-2:]) + self.v_local(value_map))
 
 
@@ -353,13 +360,28 @@ def _add_bias_tables(
     module.bias = AttentionBias()
 
 
-def _bias(module: Any, weights: Tensor) -> Tensor:
-    """Biases (A, Q, K) for attention weights (N, A, Q, K)."""
-    bias: Tensor = module.bias(
-        module.attention_biases_seg,
-        module.attention_bias_idxs_seg,
-        weights.shape[-2],
-        weights.shape[-1],
-        module.training,
-    )
-    return bias
+def _attention(
+    module: Any, attend: Callable[[Tensor, Tensor], Tensor], query: Tensor, key: Tensor
+) -> Tensor:
+    """Attention of all queries: at once, or part by part where their weights would be large.
+
+    Args:
+        module: holds the biases.
+        attend: from queries (N, A, q, E) and their biases (A, q, K) to (N, A, q, D).
+        query: (N, A, Q, E).
+        key: (N, A, E, K).
+    """
+    table, index = module.attention_biases_seg, module.attention_bias_idxs_seg
+    queries, keys = query.shape[2], key.shape[3]
+    if in_parts(module.training):
+        parts = query_parts(query.shape[0], query.shape[1], queries, keys)
+        if len(parts) > 1:
+            biases = resized_bias_parts(table[:, index], queries, keys, parts)
+            return torch.cat(
+                [
+                    attend(query[:, :, start:stop], bias)
+                    for (start, stop), bias in zip(parts, biases, strict=True)
+                ],
+                dim=2,
+            )
+    return attend(query, module.bias(table, index, queries, keys, module.training))
