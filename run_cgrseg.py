@@ -36,6 +36,9 @@ DEFAULT_HPARAMS: dict[str, Any] = {
     "checkpoint": None,  # eval: the weights; None: latest.pth in the run's folder
     "show_dir": None,  # eval: folder for pictures of the predictions; None: none
     "opacity": 0.5,  # eval: of the prediction over the image in those pictures, 0 to 1
+    "precision": "fp32",  # eval: "fp32", "bf16" or "fp16"; training has train.precision
+    "compile": False,  # eval: fold and compile the network: several times faster
+    "threads": None,  # of the CPU; None: all cores
     "seed": 0,  # of weights, order and augmentation
     "deterministic": False,  # only deterministic kernels (slower)
     "no_validate": False,  # train without evaluating on the way

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,9 @@ def test_every_flag_of_the_documents_is_there(script: ModuleType) -> None:
         "--checkpoint",
         "--show-dir",
         "--opacity",
+        "--precision",
+        "--compile",
+        "--threads",
         "--seed",
         "--deterministic",
         "--no-validate",
@@ -116,6 +120,8 @@ def test_another_config_brings_its_own_settings(script: ModuleType) -> None:
         ({"mode": "test"}, "train or eval"),
         ({"optimizer.lrr": 1}, r"did you mean optimizer\.lr"),
         ({"lr": "fast"}, "optimizer.lr"),
+        ({"mode": "train", "precision": "bf16"}, r"as in train\.precision=bf16"),
+        ({"mode": "train", "compile": True}, "in mode eval only"),
     ],
 )
 def test_wrong_settings_are_explained(
@@ -182,10 +188,16 @@ def test_train_then_evaluate_from_another_folder(repository: Path, tmp_path: Pat
         "./results",
         "--opacity",
         "0.7",
+        "--compile",
+        "--threads",
+        "1",
+        "--precision",
+        "bf16",
     )
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert len(list((tmp_path / "results").iterdir())) == 2
-    assert (tmp_path / "runs" / "mine" / "evaluation.json").is_file()
+    written = json.loads((tmp_path / "runs" / "mine" / "evaluation.json").read_text())
+    assert written["settings"]["compile"] and written["settings"]["precision"] == "bf16"
 
     again = run("--mode", "train", "--data-root", str(root), "--work-dir", "./runs/mine")
     assert again.returncode == 1

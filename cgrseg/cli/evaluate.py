@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli.common import DataRoot, Device, make_console, make_table, with_changes
+from cgrseg.cli.common import (
+    Compile,
+    DataRoot,
+    Device,
+    Precision,
+    Threads,
+    make_console,
+    make_table,
+    with_changes,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +72,9 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(help="Images of equal size that are computed together.", min=1)
     ] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Precision = "fp32",
+    compile: Compile = False,
+    threads: Threads = None,
     device: Device = None,
 ) -> None:
     """Measure a checkpoint: mIoU and more, per class and in all.
@@ -93,6 +104,8 @@ def evaluate(
         aug_test=multi_scale,
         limit=limit,
         precision=checked_precision(precision),
+        compile=compile,
+        threads=threads,
         batch_size=batch_size,
     )
     print_scores(console, result)

@@ -27,7 +27,7 @@ from cgrseg.evaluation.outputs import (
 )
 from cgrseg.evaluation.progress import shown_progress
 from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.inference.backends import Precision
+from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
 from cgrseg.inference.modes import augmented
 from cgrseg.models import CGRSeg, load_model
 
@@ -51,6 +51,8 @@ def evaluate(
     limit: int | None = None,
     work_dir: str | Path | None = None,
     precision: Precision = "fp32",
+    compile: bool = False,
+    threads: int | None = None,
     batch_size: int = 1,
     launcher: Launcher = "auto",
     progress: bool = True,
@@ -80,6 +82,9 @@ def evaluate(
         limit: only the first so many images.
         work_dir: folder for the results; None: the config's.
         precision: fp32, bf16 or fp16.
+        compile: run the folded and compiled form of the network (docs/speed.md); the
+            arithmetic as published is the default.
+        threads: of the CPU; None: all cores.
         batch_size: images of equal size that go through the network together.
         launcher: who started the processes, see
             :func:`cgrseg.evaluation.distributed.joined_processes`.
@@ -107,10 +112,14 @@ def evaluate(
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
     _check_fit(model, config, spec, checkpoint)
     test = augmented(config.test) if aug_test else config.test
+    use_threads(threads)
     with joined_processes(launcher, device) as place:
+        network: CGRSeg | Backend = model
+        if compile:
+            network = make_backend(model, place.device, precision, compile=True)
         with shown_progress("evaluating", progress and place.rank == 0) as report:
             result = evaluate_model(
-                model,
+                network,
                 dataset,
                 test,
                 classes=spec.classes,
@@ -134,6 +143,7 @@ def evaluate(
             "split": split,
             "limit": limit,
             "precision": precision,
+            "compile": compile,
             "test": test.model_dump(mode="json"),
         }
         result = replace(result, settings=settings)

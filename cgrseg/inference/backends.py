@@ -8,12 +8,16 @@ networks implement the same three members.
 from __future__ import annotations
 
 import contextlib
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import cv2
 import torch
 from torch import Tensor, nn
 
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+
+if TYPE_CHECKING:
+    from cgrseg.models import CGRSeg
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -94,6 +98,62 @@ class TorchBackend:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+
+def make_backend(
+    model: CGRSeg,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    *,
+    compile: bool = False,
+    channels_last: bool = False,
+) -> Backend:
+    """What runs a network: its module as published, or the folded and compiled form of it.
+
+    The one place where prediction and evaluation choose.
+
+    Args:
+        model: trained.
+        device: where to run; None or "auto": a GPU where there is one.
+        precision: of the network's maths.
+        compile: several times faster after a compilation of about a minute per image size,
+            which is kept for the next time; see docs/speed.md.
+        channels_last: memory layout of features; the compiled form always has it.
+
+    Raises:
+        ConfigError: unknown precision.
+        EnvironmentProblem: no such device.
+    """
+    where = resolve_device(device)
+    if not compile:
+        return TorchBackend(model, where, precision, channels_last)
+    from cgrseg.inference.fast import CompiledBackend
+
+    return CompiledBackend(model, where, precision)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let PyTorch and OpenCV use so many threads of the CPU, in the whole process.
+
+    Args:
+        threads: at least 1; None leaves both as they are (all cores).
+
+    Raises:
+        ConfigError: a number below 1.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(
+            explain(
+                "threads",
+                found=str(threads),
+                expected="1 or more",
+                remedy="leave it out to use all cores",
+            )
+        )
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
 from cgrseg.config import load_config
 from cgrseg.evaluation import evaluate
+from cgrseg.inference.fast import CompiledBackend
 from cgrseg.models import load_model
 
 from .conftest import Run
@@ -41,6 +44,37 @@ def test_settings_and_options_reach_the_evaluation(run: Run, trained: Path, tmp_
     assert len([path for path in (tmp_path / "shown").rglob("*") if path.is_file()]) == 1
 
 
+def test_compiled_evaluation_counts_alike(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images are too few to compile: the folded network runs, chosen by the same option."""
+    seen: list[int] = []
+    logits = CompiledBackend.logits
+
+    def watched(self: CompiledBackend, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return logits(self, batch)
+
+    monkeypatch.setattr(CompiledBackend, "logits", watched)
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    plain = run("evaluate", trained / "best.pth", "--device", "cpu", "--out", tmp_path / "a.json")
+    assert plain.exit_code == 0 and not seen
+    try:
+        fast = run(
+            *("evaluate", trained / "best.pth", "--device", "cpu", "--out", tmp_path / "b.json"),
+            *("--compile", "--threads", before[0] + 1),
+        )
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    assert fast.exit_code == 0, fast.output
+    assert seen == [before[0] + 1] * 2
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert not first["settings"]["compile"] and second["settings"]["compile"]
+    for name, value in first["scores"].items():
+        assert second["scores"][name] == pytest.approx(value, abs=1e-3), name
+
+
 def test_checkpoint_without_its_run_asks_for_a_config(
     run: Run, trained: Path, scenes: Path, tmp_path: Path
 ) -> None:
@@ -61,6 +95,7 @@ def test_checkpoint_without_its_run_asks_for_a_config(
     ("arguments", "part"),
     [
         (["--precision", "fp8"], "fp32, bf16 or fp16"),
+        (["--precision", "fp8", "--compile"], "fp32, bf16 or fp16"),
         (["b.pth", "c.pth"], "3 names beside the settings"),
         (["test.flips=true"], "did you mean test.flip?"),
         (["--metric", "mIuO"], "mIuO"),
