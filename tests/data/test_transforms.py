@@ -50,6 +50,36 @@ class TestCropRule:
     def test_another_ignore_index(self) -> None:
         assert not is_varied(np.array([[0, 9]], np.uint8), 0.75, 9)
 
+    @given(
+        height=st.integers(1, 70),
+        width=st.integers(1, 70),
+        classes=st.integers(1, 30),
+        skew=st.floats(0.0, 6.0),
+        ignored=st.sampled_from([0.0, 0.3, 0.97, 1.0]),
+        ignore_index=st.sampled_from([255, 0, 7]),
+        share=st.sampled_from([0.05, 0.2, 0.5, 0.75, 0.99]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    @settings(max_examples=300, deadline=None)
+    def test_as_a_histogram_of_all_pixels_says(
+        self,
+        height: int,
+        width: int,
+        classes: int,
+        skew: float,
+        ignored: float,
+        ignore_index: int,
+        share: float,
+        seed: int,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        weights = np.exp(-skew * np.arange(classes))
+        labels = rng.choice(classes, (height, width), p=weights / weights.sum()).astype(np.uint8)
+        labels[rng.random((height, width)) < ignored] = ignore_index
+        values, counts = np.unique(labels[labels != ignore_index], return_counts=True)
+        expected = len(values) >= 2 and counts.max() / counts.sum() < share
+        assert is_varied(labels, share, ignore_index) == expected
+
     def test_crops_are_drawn_again_until_varied(self) -> None:
         # One column of a second class at the right edge: few crops see it, retries find it.
         labels = np.zeros((64, 640), np.uint8)
