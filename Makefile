@@ -11,6 +11,10 @@ CORE   := $(VENV)/.core
 TOOLS  := $(VENV)/.tools
 # More for pytest, e.g. make test PYTEST_ARGS="-k config"
 PYTEST_ARGS ?=
+# A process per core, up to four, each with one thread: small networks gain nothing from more
+# threads, and lose much to each other's.  WORKERS=0 runs the tests in one process.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .PHONY: help install test test-slow test-all lint format demo build clean
 
@@ -29,13 +33,13 @@ $(TOOLS): $(CORE)
 install: $(TOOLS) ## Make .venv and install cgrseg with its developers' tools
 
 test: $(TOOLS) ## Run the tests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(TOOLS) ## Run the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 test-all: $(TOOLS) ## Run the tests, the slow ones too
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(TOOLS) ## Check style, formatting and types
 	$(BIN)/ruff check .
