@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,9 @@ import torch
 from cgrseg.errors import ConfigError
 from cgrseg.inference import Predictor
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.fast import CompiledBackend
-from cgrseg.inference.fast.artefacts import artefact_path, default_folder, weights_digest
-from cgrseg.inference.fast.compilers import missing_compiler
+from cgrseg.inference.fast import CompiledBackend, artefacts, compiled
+from cgrseg.inference.fast.artefacts import artefact_path, default_folder, prune, weights_digest
+from cgrseg.inference.fast.compilers import missing_compiler, slow_precision
 from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import golden_input, set_golden_weights
 
@@ -117,6 +119,99 @@ def test_compiles_a_size_when_it_has_come_often_enough(
             attempts.append(caplog.text.count("runs uncompiled"))
     assert attempts == [0, 0, 0, 1, 1]
     assert "64x64" in caplog.text and "64x32" not in caplog.text
+
+
+def test_many_sizes_are_not_all_compiled(
+    model: CGRSeg, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which sizes are compiled, with a compiler that only notes what it is asked for."""
+    asked: list[tuple[int, ...]] = []
+
+    def note(network: torch.nn.Module, example: torch.Tensor, target: Path) -> None:
+        asked.append(tuple(example.shape[2:]))
+        target.write_bytes(b"")
+
+    monkeypatch.setattr(compiled, "missing_compiler", lambda device: "")
+    monkeypatch.setattr(artefacts, "compile_to_file", note)
+    backend = CompiledBackend(model, folder=tmp_path, compile_after=2, most_sizes=2)
+    monkeypatch.setattr(artefacts, "load", lambda path: backend._network)
+    with caplog.at_level(logging.WARNING, "cgrseg.inference"), torch.inference_mode():
+        for width in (32, 64, 96, 32, 96, 64, 64, 64, 128, 128):
+            found = backend.logits(picture(width=width))
+            assert relative(found, model(picture(width=width))) < 1e-5
+    assert asked == [(64, 32), (64, 96)]  # the first two that came twice
+    assert caplog.text.count("more than 2 sizes") == 1 and "64x64 and others" in caplog.text
+    # What is asked for by name is compiled all the same, in the place of the oldest.
+    assert backend.prepare(64, 64).how == "compiled"
+    assert backend.prepare(64, 64).how == "ready"
+    assert backend.prepare(64, 32).how == "loaded"
+    assert backend.seconds_preparing > 0
+
+    again = CompiledBackend(model, folder=tmp_path, most_sizes=2)
+    again.logits(picture(width=96))  # found on disk with the first image
+    assert again.prepare(64, 96).how == "ready" and len(asked) == 3
+
+
+def test_folder_of_compiled_networks_stays_within_bounds(tmp_path: Path) -> None:
+    now = time.time()
+    ages = {"old": 100, "big": 30, "used": 20, "new": 0}  # days
+    for name, days in ages.items():
+        path = tmp_path / f"cgrseg_t-fp32-{name}.pt2"
+        path.write_bytes(bytes(1000))
+        os.utime(path, (now - days * 86400, now - days * 86400))
+    stranger = tmp_path / "notes.pt2"
+    stranger.write_bytes(bytes(5000))
+    os.utime(stranger, (0, 0))
+
+    def left() -> set[str]:
+        return {path.stem.rpartition("-")[2] for path in tmp_path.glob("cgrseg_*")}
+
+    assert [path.stem for path in prune(tmp_path)] == ["cgrseg_t-fp32-old"]
+    assert left() == {"big", "used", "new"}
+    prune(tmp_path, most_bytes=2500)
+    assert left() == {"used", "new"}
+    prune(tmp_path, keep=tmp_path / "cgrseg_t-fp32-used.pt2", most_bytes=1)
+    assert left() == {"used"} and stranger.exists()
+    assert prune(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize(
+    ("accepted", "avx", "amx", "machine", "slow"),
+    [
+        (True, True, False, "x86_64", False),
+        (True, False, True, "AMD64", False),
+        (True, False, False, "x86_64", True),  # oneDNN converts to float32 and back
+        (False, False, False, "x86_64", True),
+        (True, False, False, "aarch64", False),
+        (False, False, False, "aarch64", True),
+    ],
+)
+def test_bfloat16_that_is_emulated_is_told(
+    accepted: bool,
+    avx: bool,
+    amx: bool,
+    machine: str,
+    slow: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: accepted, raising=False
+    )
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    cpu = torch.device("cpu")
+    assert ("slower than fp32" in slow_precision(cpu, "bf16")) == slow
+    assert slow_precision(cpu, "fp32") == ""
+
+
+def test_slow_precisions_are_told_without_onednn_too(
+    model: CGRSeg, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with caplog.at_level(logging.WARNING, "cgrseg.inference"):
+        CompiledBackend(model, precision="fp16", folder=tmp_path)
+    assert "this CPU has no fp16 arithmetic" in caplog.text
 
 
 @pytest.mark.skipif(

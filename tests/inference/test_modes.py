@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import decode
 from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.fast import CompiledBackend
+from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.inference.modes import PUBLISHED_RATIOS, augmented, segment, segment_batch
 from cgrseg.inference.views import at_ratio
-from cgrseg.models import create_model
+from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -165,6 +168,35 @@ def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (segment(backend, image, whole).labels == fused).mean() > 0.9999
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_fast_matrix_products_of_the_process_change_nothing(precision: str) -> None:
+    # "medium" is bfloat16 on processors that have it, "high" TF32 on GPUs.
+    config = TestConfig(
+        mode="slide", crop_size=(64, 64), stride=(43, 43), resize="none", flip=True, ratios=[1.0]
+    )
+
+    class Exact(BlockBackend):
+        """The network's own products are not what is asked about."""
+
+        def logits(self, batch: Tensor) -> Tensor:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            found = super().logits(batch)
+            torch.set_float32_matmul_precision(before)
+            return found
+
+    backend, image = Exact(40), photo(150, 210)
+    expected = segment(backend, image, config, confidence=True)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = segment(backend, image, config, confidence=True)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (found.labels == expected.labels).mean() > 0.9999
+    assert found.confidence is not None and expected.confidence is not None
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=0, atol=1e-5)
+
+
 def test_each_window_runs_once_and_is_forgotten() -> None:
     config = TestConfig(mode="slide", crop_size=(64, 64), stride=(32, 32), resize="none")
     backend = BlockBackend()
@@ -225,24 +257,86 @@ GOLDEN_MODES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class WithBias:
+    """A backend whose classifier has another bias.
+
+    Exactly what the network with that bias gives: the classifier's bias is added to the
+    logits, and the softmax over positions that forms the class centres does not see it.
+    So one compilation serves all goldens.
+    """
+
+    def __init__(self, backend: Backend, change: Tensor) -> None:
+        self.backend = backend
+        self.device, self.num_classes = backend.device, backend.num_classes
+        self.change = change[:, None, None]
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """See :class:`Backend`."""
+        return self.backend.logits(batch) + self.change
+
+
 @pytest.fixture(scope="module")
-def golden_backend() -> TorchBackend:
-    model = create_model("cgrseg_t")
+def golden_network() -> CGRSeg:
+    model = create_model("cgrseg_t").eval()
     set_golden_weights(model)
-    return TorchBackend(model)
+    return model
 
 
-@pytest.mark.parametrize("name", GOLDEN_MODES)
-def test_published_label_maps(name: str, golden_dir: Path, golden_backend: TorchBackend) -> None:
+@pytest.fixture(scope="module")
+def folded(golden_network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> CompiledBackend:
+    """The folded network, never compiled."""
+    folder = tmp_path_factory.mktemp("folded")
+    return CompiledBackend(golden_network, folder=folder, compile_after=0)
+
+
+@pytest.fixture(scope="module")
+def compiled(golden_network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> CompiledBackend:
+    """The same compiled, every size from its first image on."""
+    if lacking := missing_compiler(torch.device("cpu")):
+        pytest.skip(lacking)
+    folder = tmp_path_factory.mktemp("compiled")
+    return CompiledBackend(golden_network, folder=folder, compile_after=1)
+
+
+def check_published(
+    name: str, golden_dir: Path, model: CGRSeg, backend: Backend | None = None
+) -> None:
+    """Compare a mode's label map with the published code's; by the plain network if none else."""
     key, changes = GOLDEN_MODES[name]
-    bias = np.load(golden_dir / "conv_seg_bias.npz")[key]
-    with torch.no_grad():
-        golden_backend.model.get_parameter("decode_head.conv_seg.bias").copy_(
-            torch.from_numpy(bias)
-        )
+    bias = torch.from_numpy(np.load(golden_dir / "conv_seg_bias.npz")[key])
+    own = model.get_parameter("decode_head.conv_seg.bias")
+    if backend is None:
+        plain = copy.deepcopy(model)
+        with torch.no_grad():
+            plain.get_parameter("decode_head.conv_seg.bias").copy_(bias)
+        backend = TorchBackend(plain)
+    else:
+        backend = WithBias(backend, bias - own.detach())
     picture = read_image(golden_dir / "photo.png")
     expected = cv2.imread(str(golden_dir / f"predict_{name}.png"), cv2.IMREAD_UNCHANGED)
-    found = segment(golden_backend, picture, TestConfig(**changes))
+    found = segment(backend, picture, TestConfig(**changes))
     assert found.labels.shape == (300, 420)
     agreement = (found.labels == expected).mean()
     assert agreement >= 0.999, f"{100 * agreement:.3f} % of pixels agree"
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODES)
+def test_published_label_maps(name: str, golden_dir: Path, golden_network: CGRSeg) -> None:
+    check_published(name, golden_dir, golden_network)
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODES)
+def test_published_label_maps_from_the_folded_network(
+    name: str, golden_dir: Path, golden_network: CGRSeg, folded: CompiledBackend
+) -> None:
+    check_published(name, golden_dir, golden_network, folded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GOLDEN_MODES)
+def test_published_label_maps_from_the_compiled_network(
+    name: str, golden_dir: Path, golden_network: CGRSeg, compiled: CompiledBackend
+) -> None:
+    check_published(name, golden_dir, golden_network, compiled)
+    assert compiled.seconds_preparing > 0
+    assert not compiled._refused

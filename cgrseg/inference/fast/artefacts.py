@@ -26,6 +26,10 @@ from cgrseg.files import make_folder
 
 # Part of every name: raise it when the compiled function itself changes.
 _FORM = 1
+# What the folder may hold: compiled networks that nobody has used for so long go, and beyond
+# so many bytes those that were used longest ago.
+_UNUSED_FOR = 90 * 24 * 3600.0
+_MOST_BYTES = 4 << 30
 # Folder of a compilation under way; one that is a day old was abandoned.
 _UNFINISHED = ".compiling-"
 _ABANDONED_AFTER = 24 * 3600.0
@@ -105,6 +109,7 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
                     exported, package_path=str(partial), inductor_configs={"freezing": True}
                 )
             os.replace(partial, target)
+        prune(target.parent, keep=target)
     except OSError as error:
         raise EnvironmentProblem(
             explain(
@@ -129,7 +134,43 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
         with contextlib.suppress(OSError):
             path.unlink()
         raise RuntimeError(f"{path}: not a usable compiled network ({error})") from error
+    with contextlib.suppress(OSError):
+        os.utime(path)  # pruning goes by when it was last used
     return runner
+
+
+def prune(
+    folder: Path,
+    keep: Path | None = None,
+    *,
+    unused_for: float = _UNUSED_FOR,
+    most_bytes: int = _MOST_BYTES,
+) -> list[Path]:
+    """Remove compiled networks that were not used for long, and the oldest beyond a size.
+
+    Args:
+        folder: of compiled networks; other files in it are left alone.
+        keep: the one that must stay.
+        unused_for: seconds since the last use after which one goes.
+        most_bytes: of all that stay.
+
+    Returns:
+        What was removed.
+    """
+    found: list[tuple[float, int, Path]] = []
+    for path in folder.glob("cgrseg_*.pt2"):
+        with contextlib.suppress(OSError):  # another process may prune, too
+            known = path.stat()
+            found.append((known.st_mtime, known.st_size, path))
+    removed = []
+    held = sum(size for _, size, _ in found)
+    for used, size, path in sorted(found):
+        if path != keep and (time.time() - used > unused_for or held > most_bytes):
+            with contextlib.suppress(OSError):  # open elsewhere (Windows)
+                path.unlink()
+                removed.append(path)
+                held -= size
+    return removed
 
 
 def _remove_abandoned(folder: Path) -> None:

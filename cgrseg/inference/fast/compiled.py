@@ -6,7 +6,9 @@ graphs.  Without a compiler the fast form runs as it is, and says so.
 
 A *bucket* is an exact input shape.  Rounding sizes up to fewer buckets would change what
 is predicted (the network averages whole rows and columns, padding included); sides are
-multiples of 32 as it is, and a camera or a data set has few of them.
+multiples of 32 as it is, and a camera or a data set has few of them.  Where there are many, a
+size is compiled only when it comes up again and again, and only so many sizes are: the others
+run in the fast form as it is.
 """
 
 from __future__ import annotations
@@ -31,9 +33,6 @@ from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.models import CGRSeg
 
 _LOG = logging.getLogger("cgrseg.inference")
-
-# Each compiled shape holds its own copy of the weights.
-_MAX_SHAPES = 8
 
 Shape = tuple[int, int, int]
 How = Literal["compiled", "loaded", "ready", "uncompiled"]
@@ -66,8 +65,14 @@ class CompiledBackend:
         compile_after: images of a size that come before it is compiled; until then the fast
             form runs as it is.  Artefacts on disk are used from the first one.  0: only
             what :meth:`prepare` is called for.
+        most_sizes: that are compiled or loaded unasked; sizes that come up later run in the
+            fast form as it is, and :meth:`prepare` replaces the one used longest ago.  Each
+            holds its own copy of the weights.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
             process; see :func:`~cgrseg.inference.fast.allocator.keep_freed_memory`).
+
+    Attributes:
+        seconds_preparing: spent so far on compiling, loading and warming up.
 
     Raises:
         ConfigError: unknown precision.
@@ -82,6 +87,7 @@ class CompiledBackend:
         *,
         folder: Path | str | None = None,
         compile_after: int = 4,
+        most_sizes: int = 6,
         keep_memory: bool = True,
     ) -> None:
         home = next(model.parameters()).device
@@ -89,12 +95,15 @@ class CompiledBackend:
         self.num_classes = model.num_classes
         self.precision = precision
         self.compile_after = compile_after
+        self.most_sizes = most_sizes
+        self.seconds_preparing = 0.0
         self.folder = Path(folder) if folder is not None else artefacts.default_folder()
         self._network: FastNetwork = fast_form(model, precision=precision).to(self.device)
         self._weights = artefacts.weights_digest(model) if self.device.type == "cpu" else ""
         self._runners: OrderedDict[Shape, Callable[[Tensor], Tensor]] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         self._refused: dict[Shape, str] = {}
+        self._told_of_many_sizes = False
         warning = slow_precision(self.device, precision)
         if warning:
             _LOG.warning(warning)
@@ -130,7 +139,7 @@ class CompiledBackend:
                         for _ in range(3):  # CUDA graphs are captured at the second call
                             runner(example)
                 self._runners[shape] = runner
-                if len(self._runners) > _MAX_SHAPES:
+                if len(self._runners) > max(1, self.most_sizes):
                     self._runners.popitem(last=False)
             except Exception as error:  # whatever a compiler says, there is another way
                 how = "uncompiled"
@@ -138,7 +147,9 @@ class CompiledBackend:
         if how == "uncompiled" and warm_up:
             with torch.inference_mode():
                 self._network(example)
-        return Preparation(how, time.perf_counter() - start, self._refused.get(shape, ""))
+        seconds = time.perf_counter() - start
+        self.seconds_preparing += seconds
+        return Preparation(how, seconds, self._refused.get(shape, ""))
 
     def logits(self, batch: Tensor) -> Tensor:
         """See :class:`~cgrseg.inference.backends.Backend`."""
@@ -164,8 +175,19 @@ class CompiledBackend:
         if shape in self._refused or not self.compile_after or (on_cpu and shape[0] > 1):
             return None
         self._seen[shape] += 1
-        if self._seen[shape] >= self.compile_after or (on_cpu and self._path(shape).is_file()):
-            self.prepare(shape[1], shape[2], shape[0])
+        often = self._seen[shape] >= self.compile_after
+        if often or (on_cpu and self._seen[shape] == 1 and self._path(shape).is_file()):
+            if len(self._runners) < self.most_sizes:
+                self.prepare(shape[1], shape[2], shape[0])
+            elif not self._told_of_many_sizes:
+                self._told_of_many_sizes = True
+                _LOG.warning(
+                    "images come in more than %d sizes: %dx%d and others after it run uncompiled, "
+                    "same results, about half as fast",
+                    self.most_sizes,
+                    shape[1],
+                    shape[2],
+                )
         return self._runners.get(shape)
 
     def _path(self, shape: Shape) -> Path:

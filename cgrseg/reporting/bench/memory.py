@@ -7,8 +7,9 @@ predicts a few images and notes the highest value in between.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
-import resource
+import mmap
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,11 @@ class Memory:
     def grown(self) -> int:
         """What predicting adds."""
         return max(0, self.peak - self.loaded)
+
+
+def memory_is_known(device: torch.device) -> bool:
+    """Whether the memory of a process can be read here: not on a CPU under Windows."""
+    return device.type == "cuda" or importlib.util.find_spec("resource") is not None
 
 
 def measure_memory(
@@ -107,7 +113,7 @@ def _held() -> int:
     """Bytes of this process that are in memory now."""
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
+        return pages * mmap.PAGESIZE
     return _highest()
 
 
@@ -123,6 +129,8 @@ def _highest() -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
+    import resource  # Windows has none, see `memory_is_known`
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
