@@ -108,6 +108,41 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
             os.unlink(partial)  # gone already once it has replaced the target
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A path to write instead of `path`, for writers that want a name and not a stream.
+
+    It has the same ending.  Once the block ends without an error it replaces `path`; on any
+    error the target stays as it was and the partial file is removed.
+
+    Raises:
+        EnvironmentProblem: full disk, read-only folder and the like.
+    """
+    target = Path(path)
+    make_folder(target.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}.partial", suffix=target.suffix
+        )
+    except OSError as error:
+        raise writing_problem(target, error) from error
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        try:
+            with partial.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            os.chmod(partial, 0o666 & ~_UMASK)
+            os.replace(partial, target)
+        except OSError as error:
+            raise writing_problem(target, error) from error
+        _sync_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # gone already once it has replaced the target
+
+
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Replace `path` by `text` in UTF-8, whole or not at all."""
     with atomic_write(path) as stream:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import EXIT_PARTLY, Device, is_first_process, make_console
+from cgrseg.cli.common import (
+    EXIT_PARTLY,
+    Compile,
+    Device,
+    Precision,
+    Threads,
+    is_first_process,
+    make_console,
+)
 from cgrseg.cli.evaluate import checked_precision
 
 if TYPE_CHECKING:
@@ -30,12 +38,16 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES",
-            help="Files, folders (with their subfolders) and quoted patterns such as 'a/**/*.jpg'.",
+            help="Files, folders (with their subfolders) and quoted patterns such as "
+            "'a/**/*.jpg'; or videos.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for labels/ and overlays/.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for labels/ and overlays/; of a video the painted file."
+        ),
     ] = Path("predictions"),
     overlays: Annotated[bool, typer.Option(help="Also paint the labels over the photos.")] = True,
     legend: Annotated[bool, typer.Option(help="Class names and shares beside them.")] = True,
@@ -61,7 +73,9 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(help="Images of equal size that are computed together.", min=1)
     ] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Precision = "fp32",
+    compile: Compile = False,
+    threads: Threads = None,
     device: Device = None,
 ) -> None:
     """Label every pixel of photos of any size.
@@ -70,17 +84,32 @@ def predict(
     OUT/overlays/NAME.jpg. A file that cannot be read is named and the rest is
     done; the exit status is then 1. Started again, it goes on where it stopped.
 
+    Of a video it writes the same with the labels painted over (.mp4, .mov, .mkv,
+    .avi; .webm for browsers), without its sound.
+
     Examples:
       cgrseg predict best.pth street.jpg holiday/ --out painted
 
       cgrseg predict best.pth 'photos/**/*.jpg' --no-overlays
+
+      cgrseg predict best.pth drive.mp4 --out painted.mp4 --compile
     """
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
 
     console = make_console()
-    predictor = Predictor.from_pretrained(checkpoint, device, checked_precision(precision))
+    rank = int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    clips = _clips(images, out)
+    predictor = Predictor.from_pretrained(
+        checkpoint, device, checked_precision(precision), compile=compile, threads=threads
+    )
     predictor.test = _test_settings(predictor, setting or [], multi_scale)
+    if clips:
+        mine = clips[rank::world_size]
+        if not _paint_clips(predictor, mine, opacity, overwrite, batch_size):
+            raise typer.Exit(EXIT_PARTLY)
+        return
     with shown_progress("predicting", is_first_process()) as progress:
         report = predict_folder(
             predictor,
@@ -91,8 +120,8 @@ def predict(
             opacity=opacity,
             overwrite=overwrite,
             batch_size=batch_size,
-            rank=int(os.environ.get("RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            rank=rank,
+            world_size=world_size,
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -105,8 +134,95 @@ def predict(
     if report.failed:
         parts.append(f"{len(report.failed)} could not be used")
     console.print(f"{', '.join(parts)}: {out}", markup=False, soft_wrap=True)
+    if report.done:
+        console.print(f"network: {report.speed}", markup=False)
     if report.failed:
         raise typer.Exit(EXIT_PARTLY)
+
+
+def _clips(inputs: list[str], out: Path) -> list[tuple[Path, Path]]:
+    """Videos among the inputs, each with the file that it is painted into.
+
+    Raises:
+        ConfigError: videos and photos together, or several videos and one file.
+    """
+    from cgrseg.errors import ConfigError, explain
+    from cgrseg.inference.frames import is_video
+
+    clips = [Path(name) for name in inputs if is_video(name)]
+    if not clips:
+        return []
+    if len(clips) < len(inputs):
+        raise ConfigError(
+            explain(
+                "IMAGES",
+                found=f"videos ({clips[0]}) and other files together",
+                expected="either videos or photos: their results are not alike",
+                remedy="run the command once for each",
+            )
+        )
+    if is_video(out):
+        if len(clips) > 1:
+            raise ConfigError(
+                explain(
+                    "--out",
+                    found=f"one file, {out}, for {len(clips)} videos",
+                    expected="a folder",
+                    remedy="leave out the ending",
+                )
+            )
+        return [(clips[0], out)]
+    targets = [out / f"{clip.stem}.mp4" for clip in clips]
+    if len(set(targets)) < len(targets):
+        raise ConfigError(
+            explain(
+                "IMAGES",
+                found="videos that differ in their folder or ending only",
+                expected="names that differ, since the painted ones get them",
+                remedy="run the command once for each",
+            )
+        )
+    return list(zip(clips, targets, strict=True))
+
+
+def _paint_clips(
+    predictor: Predictor,
+    clips: list[tuple[Path, Path]],
+    opacity: float,
+    overwrite: bool,
+    batch_size: int,
+) -> bool:
+    """Paint videos one after another; whether all of them were whole."""
+    from cgrseg.errors import DataError
+    from cgrseg.evaluation.progress import shown_progress
+    from cgrseg.inference import predict_video
+
+    console = make_console()
+    problems: list[DataError] = []
+    for clip, target in clips:
+        try:
+            with shown_progress(f"painting {clip.name}", is_first_process()) as progress:
+                report = predict_video(
+                    predictor,
+                    clip,
+                    target,
+                    opacity=opacity,
+                    overwrite=overwrite,
+                    batch_size=batch_size,
+                    progress=progress,
+                )
+        except DataError as error:
+            if len(clips) == 1:
+                raise
+            problems.append(error)
+            continue
+        console.print(f"{report.frames} frames painted: {target}", markup=False, soft_wrap=True)
+        console.print(f"network: {report.speed}", markup=False)
+        if report.problem is not None:
+            problems.append(report.problem)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return not problems
 
 
 def _test_settings(predictor: Predictor, settings: list[str], multi_scale: bool) -> TestConfig:

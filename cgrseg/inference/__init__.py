@@ -5,8 +5,9 @@ from __future__ import annotations
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.folder import FolderReport, predict_folder
 from cgrseg.inference.modes import PUBLISHED_RATIOS, Segmentation, augmented, segment
-from cgrseg.inference.prediction import Prediction
+from cgrseg.inference.prediction import Prediction, Speed, Timing
 from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.video import VideoReport, predict_video
 
 __all__ = [
     "PUBLISHED_RATIOS",
@@ -15,8 +16,12 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Segmentation",
+    "Speed",
+    "Timing",
     "TorchBackend",
+    "VideoReport",
     "augmented",
     "predict_folder",
+    "predict_video",
     "segment",
 ]

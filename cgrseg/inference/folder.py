@@ -8,6 +8,7 @@ the rest is done.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 
 from cgrseg.errors import CGRSegError, DataError, explain
 from cgrseg.files import write_json
-from cgrseg.inference.prediction import Prediction
+from cgrseg.inference.overlap import Behind
+from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
 
 RECORD = "prediction.json"
 PARTS = ("labels", "overlays")
 """Folders of results below the one that is asked for."""
+_WRITERS = 4  # threads that encode and write results
 
 
 @dataclass
@@ -32,11 +35,13 @@ class FolderReport:
         done: images that were predicted now.
         kept: images whose results were there already.
         failed: files that could not be used, with the reason.
+        speed: of the network; reading and writing go on beside it.
     """
 
     done: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
+    speed: Speed = field(default_factory=Speed)
 
 
 def predict_folder(
@@ -97,18 +102,24 @@ def predict_folder(
     predictions = predictor.stream(
         (image.path for image in todo), batch_size=batch_size, on_error="yield"
     )
-    for image, (_, found) in zip(todo, predictions, strict=True):
-        if isinstance(found, Prediction):
-            labels, picture = targets(image)
-            # The labels come last: their presence says that this image is finished.
-            if overlays:
-                found.save_overlay(picture, opacity, legend=legend)
-            found.save_labels(labels)
-            report.done.append(image.path)
-        else:
-            report.failed.append((image.path, found))
-        if progress is not None:
-            progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
+
+    def write(image: FoundImage, found: Prediction) -> None:
+        labels, picture = targets(image)
+        # The labels come last: their presence says that this image is finished.
+        if overlays:
+            found.save_overlay(picture, opacity, legend=legend)
+        found.save_labels(labels)
+
+    with Behind(threads=min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
+        for image, (_, found) in zip(todo, predictions, strict=True):
+            if isinstance(found, Prediction):
+                writing.add(write, image, found)
+                report.done.append(image.path)
+                report.speed.add(found.timing)
+            else:
+                report.failed.append((image.path, found))
+            if progress is not None:
+                progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
     return report
 
 

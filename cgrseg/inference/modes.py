@@ -19,7 +19,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, explain
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.decode import Segmentation, decode
-from cgrseg.inference.views import Image, WholeView, network_size, views_of
+from cgrseg.inference.views import Image, NetworkInput, WholeView, network_size, views_of
 
 __all__ = ["PUBLISHED_RATIOS", "Segmentation", "augmented", "segment", "segment_batch"]
 
@@ -68,6 +68,7 @@ def segment_batch(
     *,
     confidence: bool = False,
     batch_size: int | None = None,
+    inputs: Sequence[NetworkInput | None] | None = None,
 ) -> list[Segmentation]:
     """Label several images; those with equal network inputs go through it together.
 
@@ -79,23 +80,32 @@ def segment_batch(
         config: scale, mode, ratios and flip.
         confidence: also give the probability of the class that won.
         batch_size: most images at a time; None: no limit.
+        inputs: what was made of the images beforehand, by `NetworkInput.of` with the same
+            settings; None for those that are still to be made.
 
     Returns:
         One result per image, in their order.
     """
-    single = config.mode == "whole" and list(config.ratios) == [1.0] and not config.flip
-    if not single:
+    if not is_plain(config):
         return [segment(backend, image, config, confidence=confidence) for image in images]
     groups: dict[tuple[int, int], list[int]] = {}
     for number, image in enumerate(images):
         groups.setdefault(network_size(image, config), []).append(number)
+    given = inputs if inputs is not None else [None] * len(images)
     found: dict[int, Segmentation] = {}
     for numbers in groups.values():
         step = batch_size or len(numbers)
         for start in range(0, len(numbers), step):
             chosen = numbers[start : start + step]
             with torch.inference_mode():
-                views = WholeView.of_batch(backend, [images[n] for n in chosen], config)
+                ready = [given[n] or NetworkInput.of(images[n], config) for n in chosen]
+                sizes = [(images[n].shape[0], images[n].shape[1]) for n in chosen]
+                views = WholeView.of_batch(backend, ready, sizes)
                 for number, view in zip(chosen, views, strict=True):
                     found[number] = decode([view], view.original, confidence)
     return [found[number] for number in range(len(images))]
+
+
+def is_plain(config: TestConfig) -> bool:
+    """Whether these settings mean one plain view of the whole image."""
+    return config.mode == "whole" and list(config.ratios) == [1.0] and not config.flip

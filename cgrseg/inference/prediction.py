@@ -16,6 +16,53 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Where the time of one image went, in seconds.
+
+    Attributes:
+        read: reading and resizing the image, in a thread beside the network.
+        predict: the network and its labels; of a batch, this image's share.
+        warm: False where `predict` includes work that is done once per image size: the first
+            image of a size, and those that waited for a compilation.
+    """
+
+    read: float
+    predict: float
+    warm: bool
+
+
+@dataclass
+class Speed:
+    """Time of many images, with what is done once per image size told apart.
+
+    Attributes:
+        once: seconds of the images that were not warm.
+        images: that were warm.
+        seconds: of those.
+    """
+
+    once: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, timing: Timing | None) -> None:
+        """Count an image; None counts as nothing."""
+        if timing is None:
+            return
+        if timing.warm:
+            self.images += 1
+            self.seconds += timing.predict
+        else:
+            self.once += timing.predict
+
+    def __str__(self) -> str:
+        text = f"{self.once:.1f} s for the first image of each size"
+        if self.images:
+            text += f", then {self.images / max(self.seconds, 1e-9):.1f} images/s"
+        return text
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Labels of one image.
 
@@ -26,6 +73,8 @@ class Prediction:
         image: the image itself, uint8 RGB (H, W, 3).
         confidence: probability 0..1 of the class of each pixel (H, W); None unless asked for.
         source: file that the image came from; None for images from memory.
+        timing: how long it took.
+        frame: number of the frame, from 0, in a clip; None for a photo.
     """
 
     labels: NDArray[np.integer]
@@ -34,6 +83,8 @@ class Prediction:
     image: NDArray[np.uint8]
     confidence: NDArray[np.float32] | None = None
     source: Path | None = None
+    timing: Timing | None = None
+    frame: int | None = None
 
     @property
     def shares(self) -> dict[str, float]:

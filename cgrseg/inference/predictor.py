@@ -7,24 +7,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import DatasetSpec, get_spec
-from cgrseg.errors import CGRSegError, ConfigError, WeightsError, explain
-from cgrseg.inference.backends import Backend, Precision, TorchBackend, resolve_device
-from cgrseg.inference.modes import segment_batch
-from cgrseg.inference.prediction import Colour, Prediction
+from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError, explain
+from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
+from cgrseg.inference.decode import Segmentation
+from cgrseg.inference.frames import Frame, frames_of, is_video
+from cgrseg.inference.modes import is_plain, segment_batch
+from cgrseg.inference.overlap import read_ahead
+from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.sources import as_image, find_images
+from cgrseg.inference.views import NetworkInput
 from cgrseg.models import load_model
 from cgrseg.visual.palette import make_palette
 
@@ -76,6 +86,7 @@ class Predictor:
                 )
         self.classes = tuple(classes)
         self.palette = tuple(palette)
+        self._seen_sizes: set[tuple[int, int]] = set()
 
     @classmethod
     def from_pretrained(
@@ -87,6 +98,7 @@ class Predictor:
         test: TestConfig | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        threads: int | None = None,
     ) -> Predictor:
         """Load a checkpoint; variant, classes, colours and test settings come from it.
 
@@ -100,19 +112,17 @@ class Predictor:
                 image size, which is kept for the next time (see docs/speed.md).  It begins
                 with the fourth image of a size; `predictor.backend.prepare(height, width)`
                 does it beforehand.
+            threads: of the CPU, in the whole process; None: all cores.
 
         Raises:
             WeightsError: a checkpoint that cannot be used.
             EnvironmentProblem: no such device.
         """
+        use_threads(threads)
         model = load_model(path_or_hub_id)
-        backend: Backend
-        if compile:
-            from cgrseg.inference.fast import CompiledBackend
-
-            backend = CompiledBackend(model, resolve_device(device), precision)
-        else:
-            backend = TorchBackend(model, resolve_device(device), precision, channels_last)
+        backend = make_backend(
+            model, device, precision, compile=compile, channels_last=channels_last
+        )
         if test is None:
             test = _test_settings(model, path_or_hub_id)
         return cls(backend, test, model.classes, model.palette)
@@ -122,8 +132,8 @@ class Predictor:
 
         Args:
             source: a path, a uint8 RGB array (H, W, 3) or a Pillow image gives one
-                :class:`Prediction`; a list of these, a folder or a glob pattern a list.
-                For more images than fit into memory use :meth:`stream`.
+                :class:`Prediction`; a list of these, a folder, a glob pattern or a video a
+                list.  For more images than fit into memory use :meth:`stream`.
             confidence: also give each pixel's probability.
             batch_size: images of equal size that go through the network together.
 
@@ -133,7 +143,8 @@ class Predictor:
         several = isinstance(source, (list, tuple))
         if isinstance(source, (str, Path)) and not Path(source).is_file():
             source, several = [image.path for image in find_images(source)], True
-        images = source if several else [source]
+        several = several or is_video(source)
+        images = source if isinstance(source, (list, tuple)) else [source]
         found = [
             prediction
             for _, prediction in self.stream(
@@ -153,62 +164,197 @@ class Predictor:
         """Label images one after another, reading the next ones meanwhile.
 
         Args:
-            sources: what :meth:`__call__` takes for a single image; may be endless.
+            sources: what :meth:`__call__` takes for a single image, and videos, whose frames
+                take their place; may be endless.
             confidence: also give each pixel's probability.
             batch_size: images of equal size that go through the network together.
             on_error: "yield" gives the error in the place of a prediction and goes on.
 
         Yields:
-            The source and its prediction (or error), in order.
+            The source and its prediction (or error), in order; the source of a video's frame
+            is the :class:`~cgrseg.inference.frames.Frame`.
         """
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
-            pending = iter(sources)
-            # Several batches are read at a time, so that images of equal size meet.
-            together = batch_size if batch_size == 1 else 4 * batch_size
+        # On a CPU the network keeps all cores busy; a GPU is faster than one reader.
+        readers = 1 if self.backend.device.type == "cpu" else min(8, os.cpu_count() or 1)
+        # Several batches are read at a time, so that images of equal size meet.
+        together = batch_size if batch_size == 1 else 4 * batch_size
+        pending = _with_frames(sources, together)
+        with (
+            contextlib.closing(pending),
+            ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read-ahead") as pool,
+        ):
             ahead = self._submit(pool, pending, together)
             while ahead:
                 batch, ahead = ahead, self._submit(pool, pending, together)
-                opened: list[Any] = []
+                opened: list[tuple[Any, _Opened | CGRSegError]] = []
                 for source, future in batch:
                     try:
                         opened.append((source, future.result()))
                     except CGRSegError as error:
                         if on_error == "raise":
                             raise
-                        opened.append((source, error))
-                yield from self._label(opened, confidence, batch_size)
+                        opened.append((_origin(source), error))
+                for source, found in self._label(opened, confidence, batch_size):
+                    if on_error == "raise" and isinstance(found, CGRSegError):
+                        raise found
+                    yield source, found
 
-    @staticmethod
+    def warm_up(self, height: int, width: int, *, batch_size: int = 1) -> float:
+        """Do beforehand what is done once for photos of a size, so that none of them waits.
+
+        A compiled network is compiled for it, or loaded; one dummy image is predicted.
+
+        Args:
+            height: of the photos in pixels; the network's input follows from the settings.
+            width: likewise.
+            batch_size: images that will go through the network together.
+
+        Returns:
+            Seconds that it took.
+        """
+        start = time.perf_counter()
+        images = [np.zeros((height, width, 3), dtype=np.uint8)] * batch_size
+        prepare = getattr(self.backend, "prepare", None)
+        if callable(prepare):
+            asked = _Asked(self.backend)
+            segment_batch(asked, images, self.test, batch_size=batch_size)
+            for shape in asked.shapes:
+                prepare(shape[1], shape[2], shape[0])
+        self._segment(images, [None] * batch_size, False, batch_size)
+        self._seen_sizes.add((height, width))
+        return time.perf_counter() - start
+
     def _submit(
-        pool: ThreadPoolExecutor, pending: Iterator[Any], count: int
-    ) -> list[tuple[Any, Future[Any]]]:
-        return [(one, pool.submit(as_image, one)) for one in itertools.islice(pending, count)]
+        self, pool: ThreadPoolExecutor, pending: Iterator[Any], count: int
+    ) -> list[tuple[Any, Future[_Opened]]]:
+        return [(one, pool.submit(self._open, one)) for one in itertools.islice(pending, count)]
+
+    def _open(self, source: Any) -> _Opened:
+        """Read an image and make it the network's input, in a thread beside the network."""
+        start = time.perf_counter()
+        if isinstance(source, _Unreadable):
+            raise source.error
+        image = as_image(source)
+        ready = NetworkInput.of(image, self.test) if is_plain(self.test) else None
+        return _Opened(image, ready, time.perf_counter() - start)
 
     def _label(
-        self, opened: list[tuple[Any, Any]], confidence: bool, batch_size: int
+        self, opened: list[tuple[Any, _Opened | CGRSegError]], confidence: bool, batch_size: int
     ) -> Iterator[tuple[Any, Prediction | CGRSegError]]:
-        images = [image for _, image in opened if isinstance(image, np.ndarray)]
-        results = iter(
-            segment_batch(
-                self.backend, images, self.test, confidence=confidence, batch_size=batch_size
+        fine = [one for _, one in opened if isinstance(one, _Opened)]
+        start, once = time.perf_counter(), getattr(self.backend, "seconds_preparing", 0.0)
+        results: Iterator[Segmentation | None]
+        try:
+            results = iter(
+                self._segment(
+                    [one.image for one in fine], [one.ready for one in fine], confidence, batch_size
+                )
             )
-        )
-        for source, image in opened:
-            if not isinstance(image, np.ndarray):
-                yield source, image
+        except DataError:
+            # One of them is to blame; alone, each tells.
+            results = itertools.repeat(None)
+        share = (time.perf_counter() - start) / max(1, len(fine))
+        waited = getattr(self.backend, "seconds_preparing", 0.0) > once
+        for source, one in opened:
+            if isinstance(one, CGRSegError):
+                yield source, one
                 continue
             found = next(results)
+            if found is None:
+                try:
+                    (found,) = self._segment([one.image], [one.ready], confidence, 1)
+                except DataError as error:
+                    yield source, DataError(f"{_name_of(source)}: {error}")
+                    continue
+            size = (one.image.shape[0], one.image.shape[1])
+            warm = size in self._seen_sizes and not waited
+            self._seen_sizes.add(size)
+            origin = _origin(source)
             yield (
                 source,
                 Prediction(
                     labels=found.labels,
                     classes=self.classes,
                     palette=self.palette,
-                    image=image,
+                    image=one.image,
                     confidence=found.confidence,
-                    source=Path(source) if isinstance(source, (str, Path)) else None,
+                    source=Path(origin) if isinstance(origin, (str, Path)) else None,
+                    timing=Timing(one.seconds, share, warm),
+                    frame=source.number if isinstance(source, Frame) else None,
                 ),
             )
+
+    def _segment(
+        self,
+        images: list[NDArray[np.uint8]],
+        inputs: Sequence[NetworkInput | None],
+        confidence: bool,
+        batch_size: int,
+    ) -> list[Segmentation]:
+        return segment_batch(
+            self.backend,
+            images,
+            self.test,
+            confidence=confidence,
+            batch_size=batch_size,
+            inputs=inputs,
+        )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An image that was read."""
+
+    image: NDArray[np.uint8]
+    ready: NetworkInput | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands in the place of what could not be read of a clip."""
+
+    source: Any
+    error: CGRSegError
+
+
+class _Asked:
+    """A backend that notes which shapes it is asked for, and computes nothing."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.device, self.num_classes = backend.device, backend.num_classes
+        self.shapes: dict[tuple[int, int, int], None] = {}
+
+    def logits(self, batch: Tensor) -> Tensor:
+        images, _, height, width = batch.shape
+        self.shapes[(images, height, width)] = None
+        return torch.zeros(images, self.num_classes, height // 8, width // 8, device=self.device)
+
+
+def _with_frames(sources: Iterable[Any], depth: int) -> Generator[Any, None, None]:
+    """Videos replaced by their frames, which are read ahead."""
+    for source in sources:
+        if not is_video(source):
+            yield source
+            continue
+        frames = read_ahead(frames_of(source), depth)
+        try:
+            yield from frames
+        except CGRSegError as error:
+            yield _Unreadable(source, error)
+        finally:
+            frames.close()
+
+
+def _origin(source: Any) -> Any:
+    """What the caller gave: of a frame, the clip's path."""
+    return source.source if isinstance(source, (Frame, _Unreadable)) else source
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, Frame):
+        return f"{source.source}, frame {source.number}"
+    return str(source) if isinstance(source, (str, Path)) else "an image in memory"
 
 
 def _spec_of(count: int) -> DatasetSpec | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cgrseg.data.custom import IMAGE_SUFFIXES
 from cgrseg.data.image_io import read_image
 from cgrseg.errors import DataError, explain
+from cgrseg.inference.frames import Frame
 
 Image = NDArray[np.uint8]
 
@@ -110,13 +111,16 @@ def as_image(value: Any) -> Image:
 
     Args:
         value: a path; a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA (alpha is left out) or
-            (H, W) grey; or a Pillow image (turned by its EXIF orientation).
+            (H, W) grey; a Pillow image (turned by its EXIF orientation); or a
+            :class:`~cgrseg.inference.frames.Frame` of a clip.
 
     Raises:
         DataError: a file that cannot be read, or an array of another kind.
     """
     if isinstance(value, (str, Path)):
         return read_image(value)
+    if isinstance(value, Frame):
+        return value.image
     if hasattr(value, "getexif") and hasattr(value, "convert"):
         from PIL import ImageOps
 

@@ -9,6 +9,7 @@ memory depends on the width of an image, not on its area.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -109,6 +110,32 @@ def network_size(image: Image, config: TestConfig) -> tuple[int, int]:
     return padded_size(size, config)
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """An image ready for the network, in mode 'whole' at ratio 1.
+
+    Attributes:
+        tensor: float32 (1, 3, H, W), normalised and padded.
+        resized: height and width without the padding.
+    """
+
+    tensor: Tensor
+    resized: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that the network gets."""
+        return (self.tensor.shape[2], self.tensor.shape[3])
+
+    @classmethod
+    def of(cls, image: Image, config: TestConfig) -> NetworkInput:
+        """Resize, normalise and pad an image, uint8 RGB (H, W, 3)."""
+        transform = TestTransform(config)
+        resized = transform.resize(image)
+        tensor = network_input(transform.normalise(resized), network_size(image, config))
+        return cls(tensor, (resized.shape[0], resized.shape[1]))
+
+
 def network_input(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Pad (3, h, w) with zeros at the right and the bottom to (1, 3, *size)."""
     return F.pad(image, (0, size[1] - image.shape[2], 0, size[0] - image.shape[1]))[None]
@@ -149,16 +176,19 @@ class WholeView:
 
     @classmethod
     def of_batch(
-        cls, backend: Backend, images: Sequence[Image], config: TestConfig
+        cls, backend: Backend, inputs: Sequence[NetworkInput], originals: Sequence[tuple[int, int]]
     ) -> list[WholeView]:
-        """Plain views of images whose :func:`network_size` is equal, in one forward pass."""
-        transform = TestTransform(config)
-        resized = [transform.resize(image) for image in images]
-        padded = network_size(images[0], config)
-        batch = torch.cat([network_input(transform.normalise(one), padded) for one in resized])
+        """Plain views of images, in one forward pass.
+
+        Args:
+            backend: runs the network.
+            inputs: images of equal :attr:`NetworkInput.size`.
+            originals: height and width of each image.
+        """
+        batch = torch.cat([one.tensor for one in inputs])
         return [
-            cls(logits, padded, one.shape[:2], image.shape[:2])
-            for logits, one, image in zip(backend.logits(batch), resized, images, strict=True)
+            cls(logits, one.size, one.resized, original)
+            for logits, one, original in zip(backend.logits(batch), inputs, originals, strict=True)
         ]
 
     def logit_rows(self, rows: Tensor) -> Tensor:

@@ -170,3 +170,60 @@ def test_mistakes_stop_before_anything_is_written(
     assert result.exit_code == 2
     assert part in result.stderr
     assert not out.exists()
+
+
+def clip(path: Path, frames: int = 6) -> Path:
+    """A tiny video of noise."""
+    rng = np.random.default_rng(2)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, (64, 48))
+    for _ in range(frames):
+        writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
+    writer.release()
+    return path
+
+
+def test_video_is_painted(run: Run, trained: Path, tmp_path: Path) -> None:
+    video, out = clip(tmp_path / "drive.avi"), tmp_path / "painted.mp4"
+    result = run("predict", trained / "best.pth", video, "--out", out, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "6 frames painted" in result.stdout and "images/s" in result.stdout
+    opened = cv2.VideoCapture(str(out))
+    shapes = []
+    while (frame := opened.read())[0]:
+        shapes.append(frame[1].shape)
+    assert shapes == [(48, 64, 3)] * 6
+    again = run("predict", trained / "best.pth", video, "--out", out, "--device", "cpu")
+    assert again.exit_code == 2 and "--overwrite" in again.stderr
+
+
+def test_videos_into_a_folder_and_one_that_is_broken(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    good, bad = clip(tmp_path / "good.avi"), tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    out = tmp_path / "out"
+    result = run("predict", trained / "best.pth", bad, good, "--out", out, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "bad.mp4" in result.stderr and "Traceback" not in result.output
+    assert [path.name for path in out.iterdir()] == ["good.mp4"]
+    mixed = run("predict", trained / "best.pth", good, tmp_path, "--out", out, "--device", "cpu")
+    assert mixed.exit_code == 2 and "either videos or photos" in mixed.stderr
+    one = tmp_path / "one.mp4"
+    both = run("predict", trained / "best.pth", bad, good, "--out", one, "--device", "cpu")
+    assert both.exit_code == 2 and "one.mp4, for 2 videos" in both.stderr
+
+
+def test_compiled_option_and_speed_of_photos(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    results = {}
+    for name, options in {"plain": (), "fast": ("--compile",)}.items():
+        out = tmp_path / name
+        result = run(
+            *("predict", trained / "best.pth", photos / "odd.jpg", "--out", out, *options),
+            *("--device", "cpu"),
+        )
+        assert result.exit_code == 0, result.output
+        assert "s for the first image of each size" in result.stdout
+        results[name] = read_label(out / "labels" / "odd.png")
+    assert (results["plain"] == results["fast"]).mean() > 0.999

@@ -1,0 +1,122 @@
+"""Frames of a video, one after another (OpenCV with the FFmpeg of its wheels)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.errors import DataError, explain
+
+#: Endings of files that are taken for videos.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"),
+    *(".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
+)
+# Containers count frames loosely: so many may be missing before a clip counts as damaged.
+_LOOSE_FRAMES = 2
+_LOOSE_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a clip.
+
+    Attributes:
+        image: uint8 RGB (H, W, 3), upright.
+        number: from 0.
+        source: the clip.
+    """
+
+    image: NDArray[np.uint8]
+    number: int
+    source: Path
+
+
+def is_video(source: object) -> bool:
+    """Whether a path ends like a video."""
+    return isinstance(source, (str, Path)) and Path(source).suffix.lower() in VIDEO_SUFFIXES
+
+
+class Clip:
+    """A video that is open for reading; iterating gives its :class:`Frame` objects, once.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        length: frames, as the container says; 0 where it does not.
+        rate: frames per second; may be 0 or NaN where the container does not say.
+
+    Raises:
+        DataError: the file is missing, or no video; while iterating: it ends too early.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(
+                explain(path, found="no such file", expected="a video", remedy="check the path")
+            )
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise self._damaged("it cannot be opened as a video")
+        self.length = max(0, round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+
+    def __iter__(self) -> Iterator[Frame]:
+        number = 0
+        while True:
+            there, picture = self._capture.read()
+            if not there:
+                break
+            image: NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(
+                np.uint8, copy=False
+            )
+            yield Frame(image, number, self.path)
+            number += 1
+        if number < self.length - max(_LOOSE_FRAMES, _LOOSE_SHARE * self.length) or not number:
+            of = f" of {self.length}" if self.length else ""
+            raise self._damaged(f"only {number}{of} frames can be read")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._capture.release()
+
+    def __enter__(self) -> Clip:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _damaged(self, found: str) -> DataError:
+        return DataError(
+            explain(
+                self.path,
+                found=found,
+                expected=f"a whole video ({', '.join(VIDEO_SUFFIXES)})",
+                remedy="play it to see whether it is damaged; `ffmpeg -i IN OUT.mp4` rewrites what "
+                "can be saved and other formats",
+            )
+        )
+
+
+def frames_of(path: str | Path) -> Iterator[Frame]:
+    """The frames of a clip; the file is closed in the end.
+
+    Raises:
+        DataError: see :class:`Clip`.
+    """
+    with Clip(path) as clip:
+        yield from clip

@@ -1,0 +1,89 @@
+"""Predictor: what is done once told apart from every image's time; threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.errors import ConfigError
+from cgrseg.inference import Predictor, Speed
+from cgrseg.models import CGRSeg
+from tests.inference.fixtures import BlockBackend, photo
+
+CLASSES = ("sky", "road", "car")
+PALETTE = ((70, 130, 180), (128, 64, 128), (0, 0, 142))
+
+
+def predictor() -> Predictor:
+    return Predictor(BlockBackend(3), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+
+
+def test_timing_tells_the_first_image_of_a_size_apart() -> None:
+    ours = predictor()
+    images = [photo(60, 80), photo(60, 80, 1), photo(80, 60), photo(60, 80, 2)]
+    timings = [found.timing for _, found in ours.stream(images)]  # type: ignore[union-attr]
+    assert [one.warm for one in timings if one] == [False, True, False, True]
+    assert all(one and one.read > 0 and one.predict > 0 for one in timings)
+    speed = Speed()
+    for one in timings:
+        speed.add(one)
+    assert speed.images == 2 and speed.once > 0
+    assert speed.seconds == pytest.approx(sum(one.predict for one in timings if one and one.warm))
+    assert "then" in str(speed) and "images/s" in str(speed)
+
+    prepared = predictor()
+    assert prepared.warm_up(60, 80) > 0
+    assert prepared(photo(60, 80)).timing.warm
+    assert not prepared(photo(80, 60)).timing.warm
+
+
+def test_warm_up_prepares_every_shape_that_the_settings_need() -> None:
+    class Compiling(BlockBackend):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.prepared: list[tuple[int, int, int]] = []
+            self.seconds_preparing = 0.0
+
+        def prepare(self, height: int, width: int, batch: int = 1) -> None:
+            self.prepared.append((height, width, batch))
+
+    backend = Compiling()
+    test = TestConfig(scale=(128, 64), ratios=[1.0, 1.5], flip=True)
+    Predictor(backend, test, CLASSES, PALETTE).warm_up(60, 80)
+    # 60x80 becomes 64x85, padded to 64x96; one and a half times it is 96x128.
+    assert backend.prepared == [(64, 96, 1), (96, 128, 1)]
+    batches = Compiling()
+    Predictor(batches, TestConfig(scale=(128, 64)), CLASSES, PALETTE).warm_up(60, 80, batch_size=3)
+    assert batches.prepared == [(64, 96, 3)]
+    assert batches.seen == [(3, 3, 64, 96)]
+
+
+def test_an_image_that_waited_for_a_compilation_is_not_warm() -> None:
+    class Compiling(BlockBackend):
+        seconds_preparing = 0.0
+
+        def logits(self, batch: torch.Tensor) -> torch.Tensor:
+            if len(self.seen) == 2:
+                self.seconds_preparing += 60
+            return super().logits(batch)
+
+    ours = Predictor(Compiling(3), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+    found = [one.timing for one in ours([photo(60, 80, n) for n in range(5)])]
+    assert [one.warm for one in found] == [False, True, False, True, True]
+
+
+def test_threads_are_set(tmp_path: Path) -> None:
+    CGRSeg("cgrseg_t", 3, classes=CLASSES, palette=PALETTE).save_pretrained(tmp_path)
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        Predictor.from_pretrained(tmp_path, "cpu", threads=before[0] + 1)
+        assert torch.get_num_threads() == before[0] + 1
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    with pytest.raises(ConfigError, match="1 or more"):
+        Predictor.from_pretrained(tmp_path, "cpu", threads=0)
