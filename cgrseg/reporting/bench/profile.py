@@ -10,6 +10,7 @@ beaten; the one for computing cannot.
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def profile_network(
         precision: "fp32" or "bf16".
         peaks: of the CPU.
     """
+    # The profiler reports its own starts and stops on standard error below this level.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     network = fast_form(model, precision=precision)
     network.prepare(*size)
     example = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
