@@ -64,9 +64,9 @@ def main() -> None:
     print("|---|---:|---:|---:|")
     for name, matrix in matrices.items():
         share = sum(equal[name]) / len(equal[name])
+        score = SegmentationScores.from_matrix(matrix.counts).mean_iou
         print(
-            f"| {name} | {100 * SegmentationScores.from_matrix(matrix.counts).mean_iou:.2f} | {100 * share:.4f} % | "
-            f"{100 * min(equal[name]):.2f} % |"
+            f"| {name} | {100 * score:.2f} | {100 * share:.4f} % | {100 * min(equal[name]):.2f} % |"
         )
 
 
