@@ -218,8 +218,9 @@ class Predictor:
         if callable(prepare):
             asked = _Asked(self.backend)
             segment_batch(asked, images, self.test, batch_size=batch_size)
-            for shape in asked.shapes:
-                prepare(shape[1], shape[2], shape[0])
+            on_cpu = self.backend.device.type == "cpu"  # which runs a batch image by image
+            for images_at_once, rows, columns in asked.shapes:
+                prepare(rows, columns, 1 if on_cpu else images_at_once)
         self._segment(images, [None] * batch_size, False, batch_size)
         self._seen_sizes.add((height, width))
         return time.perf_counter() - start
