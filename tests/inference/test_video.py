@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from torch import Tensor
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import DataError, EnvironmentProblem
@@ -135,10 +136,10 @@ def test_nothing_is_overwritten_unasked(clip: Path, tmp_path: Path) -> None:
 
 def test_an_error_on_the_way_leaves_the_old_file(clip: Path, tmp_path: Path) -> None:
     class Failing(BlockBackend):
-        def logits(self, batch: object) -> object:  # type: ignore[override]
+        def logits(self, batch: Tensor) -> Tensor:
             if len(self.seen) == 5:
                 raise RuntimeError("the machine burns")
-            return super().logits(batch)  # type: ignore[arg-type]
+            return super().logits(batch)
 
     out = tmp_path / "out.mp4"
     out.write_bytes(b"old")

@@ -9,6 +9,7 @@ Others can be added with :func:`register`.
 from __future__ import annotations
 
 import copy
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
 from cgrseg.inference.backends import Backend, Precision, TorchBackend
+from cgrseg.inference.exported import is_exported, open_exported
 from cgrseg.inference.fast import CompiledBackend, fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.models.attention_bias import AttentionBias
@@ -90,10 +92,21 @@ def known_subjects() -> list[str]:
 def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
     """Build a subject; the model is read, never changed.
 
+    Args:
+        name: one of :func:`known_subjects`, or an exported file, for OpenVINO with the
+            precision to compute in (`best.xml@bf16`).
+        model: the network; an exported file should have been made from it.
+        setting: of the run.
+
     Raises:
         ConfigError: a name that does not exist.
         EnvironmentProblem: a package that it needs is missing.
     """
+    file, _, precision = name.partition("@")
+    if is_exported(file):
+        start = time.perf_counter()
+        exported = open_exported(file, setting.device, cast(Precision, precision or "fp32"))
+        return Ours(exported, setting.size, f"opened in {time.perf_counter() - start:.1f} s")
     if name not in _FACTORIES:
         raise ConfigError(
             explain(
@@ -254,11 +267,8 @@ class SegFormer:
 
     def __init__(self, name: str, num_classes: int, setting: Setting) -> None:
         try:
-            from transformers import (  # type: ignore[import-not-found]
-                SegformerConfig,
-                SegformerForSemanticSegmentation,
-                SegformerImageProcessor,
-            )
+            # Untyped on purpose: the package is an extra, and checked code must not depend on it.
+            library: Any = importlib.import_module("transformers")
         except ImportError as error:
             raise EnvironmentProblem(
                 explain(
@@ -268,15 +278,16 @@ class SegFormer:
                     remedy="pip install transformers, or leave this subject out",
                 )
             ) from error
-        config = SegformerConfig(
+        config = library.SegformerConfig(
             hidden_sizes=list(_SEGFORMER[name]),
             depths=[2, 2, 2, 2],
             decoder_hidden_size=256,
             num_labels=num_classes,
         )
         self.size = setting.size
-        self.model = SegformerForSemanticSegmentation(config).to(setting.device).eval()
-        self.processor = SegformerImageProcessor()
+        network = library.SegformerForSemanticSegmentation(config)
+        self.model = network.to(setting.device).eval()
+        self.processor = library.SegformerImageProcessor()
 
     def logits(self, batch: Tensor) -> Tensor:
         """See :class:`Subject`; at a quarter of the input's size."""
@@ -284,12 +295,9 @@ class SegFormer:
 
     def decode(self, logits: Tensor) -> Labels:
         """See :class:`Subject`."""
-        from transformers.modeling_outputs import (  # type: ignore[import-not-found]
-            SemanticSegmenterOutput,
-        )
-
+        outputs: Any = importlib.import_module("transformers.modeling_outputs")
         maps = self.processor.post_process_semantic_segmentation(
-            SemanticSegmenterOutput(logits=logits), target_sizes=[self.size] * len(logits)
+            outputs.SemanticSegmenterOutput(logits=logits), target_sizes=[self.size] * len(logits)
         )
         return _compact(torch.stack(maps), logits.shape[1])
 
