@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cgrseg.models import attention_parts, create_model
+from cgrseg.models import attention_bias, attention_parts, create_model
 from cgrseg.models.attention_parts import query_parts, resized_bias_parts
 from cgrseg.models.efficientformer_v2 import Attention, AttentionDownsample
 from tests.golden_weights import set_golden_weights
@@ -30,9 +30,9 @@ def test_rows_of_resized_biases_are_those_of_the_whole(
 
 
 def test_parts_cover_all_queries_within_the_limit() -> None:
-    # 8 heads x 25,088 keys x 4 bytes are 802,816 bytes a query: 83 of them in 64 MiB.
+    # 8 heads x 25,088 keys x 4 bytes are 802,816 bytes a query: 10 of them in 8 MiB.
     parts = query_parts(1, 8, 6272, 25088)
-    assert parts[0] == (0, 83) and parts[1][0] == 83 and parts[-1][1] == 6272
+    assert parts[0] == (0, 10) and parts[1][0] == 10 and parts[-1][1] == 6272
     assert sum(stop - start for start, stop in parts) == 6272
     assert query_parts(1, 8, 256, 256) == [(0, 256)]
     # Not even one query fits: still one at a time.
@@ -46,9 +46,9 @@ def network() -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("size", [(96, 160), (544, 96)])
+@pytest.mark.parametrize(("size", "kept"), [((96, 160), 0), ((544, 96), 0), ((96, 160), 1 << 20)])
 def test_the_network_is_the_same_in_parts(
-    size: tuple[int, int], network: nn.Module, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], kept: int, network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest: dict[type, int] = {}
 
@@ -60,7 +60,8 @@ def test_the_network_is_the_same_in_parts(
     cells = (size[0] // 32) * (size[1] // 32)
     with torch.inference_mode():
         whole = network(image)
-        monkeypatch.setattr(attention_parts, "PART_BYTES", 4 * 2 * 8 * cells * 8)
+        monkeypatch.setitem(attention_parts.PART_BYTES, "cpu", 4 * 2 * 8 * cells * 8)
+        monkeypatch.setattr(attention_bias, "_MAX_CACHED_BYTES", kept)
         hooks = [
             module.talking_head1.register_forward_hook(watch)
             for module in network.modules()
@@ -75,7 +76,7 @@ def test_the_network_is_the_same_in_parts(
 
 
 def test_gradients_go_the_usual_way(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_parts, "PART_BYTES", 1)
+    monkeypatch.setitem(attention_parts.PART_BYTES, "cpu", 1)
     down = next(module for module in network.modules() if isinstance(module, AttentionDownsample))
     table = down.attention_biases_seg
     network(torch.randn(1, 3, 64, 64)).sum().backward()
