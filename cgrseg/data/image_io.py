@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write
@@ -35,6 +36,7 @@ _REDUCED = {
 }
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3  # colour types of PNG
+_NOTE = "cgrseg"  # keyword of the text chunk with a note
 _JPEG_MAGIC = b"\xff\xd8"
 _PILLOW_LIMIT = threading.Lock()
 
@@ -173,7 +175,11 @@ def is_jpeg(path: Path | str) -> bool:
 
 
 def write_label_png(
-    path: Path | str, labels: Bytes8, palette: Sequence[tuple[int, int, int]] | Bytes8
+    path: Path | str,
+    labels: Bytes8,
+    palette: Sequence[tuple[int, int, int]] | Bytes8,
+    *,
+    note: str | None = None,
 ) -> None:
     """Write a label map as an indexed PNG: ids as indices, shown in the palette's colours.
 
@@ -181,6 +187,7 @@ def write_label_png(
         path: target; replaced whole or not at all.
         labels: (H, W), uint8.
         palette: RGB 0..255 of ids 0, 1, ...; further ids (ignored pixels) are shown black.
+        note: text kept inside the file, see :func:`label_note`.
 
     Raises:
         EnvironmentProblem: it cannot be written.
@@ -191,8 +198,32 @@ def write_label_png(
     colours[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
     picture = Image.fromarray(np.ascontiguousarray(labels)).convert("L")
     picture.putpalette(colours.tobytes())
+    texts = PngInfo()
+    if note is not None:
+        texts.add_text(_NOTE, note)
     with atomic_write(path) as stream:
-        picture.save(stream, format="PNG", bits=8)
+        picture.save(stream, format="PNG", bits=8, pnginfo=texts)
+
+
+def label_note(path: Path | str) -> str | None:
+    """The note that :func:`write_label_png` left in a file; None where there is none."""
+    key = _NOTE.encode("latin-1") + b"\0"
+    try:
+        with Path(path).open("rb") as stream:
+            if stream.read(8) != _PNG_MAGIC:
+                return None
+            # Notes stand before the pixels, so that nothing large is read.
+            while len(head := stream.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+                length = int.from_bytes(head[:4], "big")
+                if head[4:] == b"tEXt":
+                    content = stream.read(length)
+                    if content.startswith(key):
+                        return content[len(key) :].decode("latin-1")
+                    length = 0
+                stream.seek(length + 4, 1)  # the content that was not read, and its checksum
+    except OSError:
+        return None
+    return None
 
 
 def write_image(path: Path | str, image: Bytes8, *, quality: int = 92) -> None:

@@ -3,10 +3,15 @@
 The work is shared out over processes and machines; a restart goes on where it stopped;
 every file is written whole or not at all; an image that cannot be read is reported and
 the rest is done.
+
+What made the maps (weights, precision, settings) stands in `prediction.json`, and a digest
+of it in every label file: a restart never takes the map of another network for its own,
+not even after an `overwrite` that was stopped half way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -14,8 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cgrseg.data.image_io import label_note
 from cgrseg.errors import CGRSegError, DataError, explain
 from cgrseg.files import write_json
+from cgrseg.inference.backends import TorchBackend
+from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.overlap import Behind
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
@@ -75,17 +83,19 @@ def predict_folder(
         batch_size: images of equal size that go through the network together.
         rank: this process takes every `world_size`-th image, from the rank-th on.
         world_size: number of processes; they need not know of each other.
-        checkpoint: named in `prediction.json`, and compared on a restart.
+        checkpoint: where the network comes from, named in `prediction.json`.
         progress: called with images finished and images in all, of this process.
 
     Raises:
-        DataError: no images, or `out` holds results of another checkpoint or of other
-            settings and `overwrite` is not set.
+        DataError: no images, or `out` holds results of other weights, of another precision
+            or of other settings and `overwrite` is not set.
         EnvironmentProblem: results cannot be written.
     """
     folder = Path(out)
     mine = find_images(inputs, leave_out=[folder / part for part in PARTS])[rank::world_size]
-    _record(predictor, folder, checkpoint, overwrite)
+    painted = {"opacity": opacity, "legend": legend} if overlays else None
+    maps = _record(predictor, folder, checkpoint, painted, overwrite)
+    look = "-" if painted is None else _digest(painted)
     report = FolderReport()
 
     def targets(image: FoundImage) -> tuple[Path, Path]:
@@ -95,7 +105,7 @@ def predict_folder(
     for image in mine:
         labels, picture = targets(image)
         finished = labels.is_file() and (picture.is_file() or not overlays)
-        if finished and not overwrite:
+        if finished and not overwrite and _is_of(labels, maps, look):
             report.kept.append(image.path)
         else:
             todo.append(image)
@@ -108,7 +118,7 @@ def predict_folder(
         # The labels come last: their presence says that this image is finished.
         if overlays:
             found.save_overlay(picture, opacity, legend=legend)
-        found.save_labels(labels)
+        found.save_labels(labels, note=f"{maps} {look}")
 
     with Behind(threads=min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
         for image, (_, found) in zip(todo, predictions, strict=True):
@@ -124,14 +134,22 @@ def predict_folder(
 
 
 def _record(
-    predictor: Predictor, folder: Path, checkpoint: str | Path | None, overwrite: bool
-) -> None:
-    """Note what makes the results; refuse to mix them with others."""
-    now: dict[str, Any] = {
-        "checkpoint": None if checkpoint is None else str(checkpoint),
+    predictor: Predictor,
+    folder: Path,
+    checkpoint: str | Path | None,
+    painted: dict[str, Any] | None,
+    overwrite: bool,
+) -> str:
+    """Note what makes the results, and give the digest of it; refuse to mix them with others."""
+    made_by: dict[str, Any] = {
+        "weights": _weights(predictor, checkpoint),
+        "precision": str(getattr(predictor.backend, "precision", "fp32")),
         "classes": list(predictor.classes),
         "test": predictor.test.model_dump(mode="json"),
     }
+    digest = _digest(made_by)
+    name = None if checkpoint is None else str(checkpoint)
+    now = {"checkpoint": name, **made_by, "overlays": painted}
     path = folder / RECORD
     # Looked for before the record: every process writes the record before its first label.
     strangers = [p for part in PARTS for p in sorted((folder / part).rglob("*")) if p.is_file()]
@@ -145,19 +163,62 @@ def _record(
             )
         )
     if path.is_file() and not overwrite:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = None
-        if before != now:
+        before = _read(path)
+        others = [key for key, value in made_by.items() if before.get(key) != value]
+        # Pictures can be added to maps; two looks of them are not mixed.
+        if painted is not None and before.get("overlays") not in (None, painted):
+            others.append("overlays")
+        if others:
             raise DataError(
                 explain(
                     folder,
-                    found="results of another checkpoint or of other settings "
-                    f"(see {RECORD} in it)",
+                    found=f"results of other {', '.join(others)} (see {RECORD} in it)",
                     expected="an empty folder, or one with results of the same kind to go on with",
                     remedy="choose another folder, or overwrite these results (--overwrite)",
                 )
             )
-        return
+        if painted is None or before.get("overlays") == painted:
+            return digest
     write_json(path, now)
+    return digest
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _is_of(labels: Path, maps: str, look: str) -> bool:
+    """Whether a label file is what this network makes, with pictures of this look if asked for.
+
+    A file without a note counts as ours: somebody may have retouched it.
+    """
+    note = label_note(labels)
+    if note is None:
+        return True
+    made_by, _, pictures = note.partition(" ")
+    return made_by == maps and look in ("-", pictures)
+
+
+def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
+    """Digest of the network, or of the file that it comes from; else that file's name."""
+    if isinstance(predictor.backend, TorchBackend):
+        return weights_digest(predictor.backend.model)
+    if checkpoint is None:
+        return None
+    files = sorted(p for p in [Path(checkpoint), *Path(checkpoint).rglob("*")] if p.is_file())
+    if not files:
+        return str(checkpoint)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.errors import DataError, explain
 from cgrseg.visual.overlay import class_shares, overlay, with_legend
 from cgrseg.visual.palette import colorize
 
@@ -124,9 +125,27 @@ class Prediction:
         """A picture of this prediction with names and shares at its side."""
         return with_legend(picture, self.labels, self.classes, self.palette)
 
-    def save_labels(self, path: Path | str) -> None:
-        """Write an indexed PNG: ids as indices, shown in the classes' colours."""
-        write_label_png(path, self.labels.astype(np.uint8), self.palette)
+    def save_labels(self, path: Path | str, *, note: str | None = None) -> None:
+        """Write an indexed PNG: ids as indices, shown in the classes' colours.
+
+        Args:
+            path: target; replaced whole or not at all.
+            note: text kept inside the file.
+
+        Raises:
+            DataError: more classes than an indexed PNG can hold.
+            EnvironmentProblem: it cannot be written.
+        """
+        if len(self.classes) > 256:
+            raise DataError(
+                explain(
+                    path,
+                    found=f"labels of {len(self.classes)} classes",
+                    expected="ids from 0 to 255, which is what an indexed PNG holds",
+                    remedy="use `labels` from Python and write it as 16-bit or as .npy",
+                )
+            )
+        write_label_png(path, self.labels.astype(np.uint8), self.palette, note=note)
 
     def save_overlay(self, path: Path | str, opacity: float = 0.5, *, legend: bool = True) -> None:
         """Write the overlay; the format follows the name's ending."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem, WeightsError
-from cgrseg.inference import Predictor, TorchBackend, predict_folder, segment
+from cgrseg.inference import Prediction, Predictor, TorchBackend, predict_folder, segment
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
@@ -264,13 +266,93 @@ def test_sixteen_bit_pictures_equal_their_files(tmp_path: Path) -> None:
         as_image(Image.fromarray(grey.astype(np.float32)))
 
 
-def test_results_of_two_checkpoints_are_not_mixed(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", photo(50, 60))
-    predict_folder(predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="one.pth")
-    with pytest.raises(DataError, match="another checkpoint"):
-        predict_folder(predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="two.pth")
-    predict_folder(
-        predictor(), tmp_path / "a.png", tmp_path / "out", checkpoint="two.pth", overwrite=True
-    )
+@functools.lru_cache
+def small_network(bias: float = 0.0) -> CGRSeg:
+    network = CGRSeg("cgrseg_t", len(CLASSES))
+    set_golden_weights(network)
+    with torch.no_grad():
+        network.get_parameter("decode_head.conv_seg.bias").add_(bias * torch.arange(len(CLASSES)))
+    return network
+
+
+def test_results_of_two_networks_are_not_mixed(tmp_path: Path) -> None:
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    test = TestConfig(resize="none")
+
+    def run(network: CGRSeg, precision: Any = "fp32", flip: bool = False, **options: Any) -> Any:
+        ours = Predictor(
+            TorchBackend(network, "cpu", precision),
+            test.model_copy(update={"flip": flip}),
+            CLASSES,
+            PALETTE,
+        )
+        return predict_folder(ours, picture, tmp_path / "out", checkpoint="best.pth", **options)
+
+    run(small_network())
+    # A path says nothing: the file behind it may be another one by now.
+    with pytest.raises(DataError, match="results of other weights"):
+        run(small_network(5.0))
+    with pytest.raises(DataError, match="results of other precision"):
+        run(small_network(), precision="bf16")
+    with pytest.raises(DataError, match="results of other test"):
+        run(small_network(), flip=True)
+    with pytest.raises(DataError, match="results of other overlays"):
+        run(small_network(), opacity=0.9)
+    assert len(run(small_network()).kept) == 1
+    assert len(run(small_network(), overlays=False).kept) == 1
+    assert len(run(small_network(5.0), overwrite=True).done) == 1
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
-    assert record["checkpoint"] == "two.pth" and record["classes"] == list(CLASSES)
+    assert record["checkpoint"] == "best.pth" and record["classes"] == list(CLASSES)
+    assert len(run(small_network(5.0)).kept) == 1
+
+
+def test_an_overwrite_that_was_stopped_leaves_no_mixture(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save(tmp_path / "in" / f"{name}.png", photo(40, 60, ord(name)))
+    test, out = TestConfig(resize="none"), tmp_path / "out"
+
+    def run(bias: float, **options: Any) -> Any:
+        ours = Predictor(TorchBackend(small_network(bias)), test, CLASSES, PALETTE)
+        return predict_folder(ours, tmp_path / "in", out, checkpoint="best.pth", **options)
+
+    run(0.0)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(5.0, overwrite=True, progress=stop)
+    again = run(5.0)
+    assert [path.stem for path in again.kept] == ["a"]
+    assert [path.stem for path in again.done] == ["b", "c"]
+    for name in ("a", "b", "c"):
+        # The last class is favoured so much that it takes every pixel.
+        assert (np.array(Image.open(out / "labels" / f"{name}.png")) == len(CLASSES) - 1).all()
+    # What somebody has retouched carries no note, and is kept.
+    save(out / "labels" / "a.png", photo(40, 60))
+    assert len(run(5.0).kept) == 3
+
+
+def test_a_failed_image_in_a_stream_is_named_and_the_others_are_done() -> None:
+    class Nervous(BlockBackend):
+        def logits(self, batch: torch.Tensor) -> torch.Tensor:
+            dark = batch.amax(dim=(1, 2, 3)) < 0
+            return super().logits(batch) / (~dark)[:, None, None, None]
+
+    ours = Predictor(Nervous(len(CLASSES)), TestConfig(resize="none"), CLASSES, PALETTE)
+    images = [photo(64, 64), np.zeros((64, 64, 3), np.uint8), photo(64, 64, 1)]
+    found = [one for _, one in ours.stream(images, batch_size=3, on_error="yield")]
+    assert isinstance(found[1], DataError) and "NaN or infinite" in str(found[1])
+    assert [type(one) for one in (found[0], found[2])] == [Prediction, Prediction]
+    with pytest.raises(DataError, match=r"an image in memory: .* NaN or infinite"):
+        list(ours.stream(images, batch_size=3))
+
+
+def test_more_classes_than_an_indexed_png_holds_are_refused(tmp_path: Path) -> None:
+    names = [f"c{k}" for k in range(300)]
+    ours = Predictor(BlockBackend(300), TestConfig(resize="none"), names, [PALETTE[0]] * 300)
+    found = ours(photo(64, 64))
+    assert found.labels.max() > 255
+    with pytest.raises(DataError, match="labels of 300 classes"):
+        found.save_labels(tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
