@@ -20,6 +20,7 @@ from cgrseg.errors import DataError, explain
 from cgrseg.inference.taps import TapMatrix
 from cgrseg.inference.views import View, WholeView
 from cgrseg.ops import upsample_argmax, upsample_confidence
+from cgrseg.ops.windows import products_are_exact
 
 Size = tuple[int, int]
 
@@ -119,9 +120,20 @@ def _strip(view: View, rows: TapMatrix) -> Tensor:
 
 def _tile(strip: Tensor, rows: TapMatrix, columns: TapMatrix) -> Tensor:
     """Logits of one rectangle of the output: float32 (rows, K, columns)."""
-    across = strip[:, :, columns.inputs] @ columns.matrix.T  # (rows used, K, columns)
+    across = _product(strip[:, :, columns.inputs], columns.matrix.T)  # (rows used, K, columns)
     # As one product of two matrices: batched ones over K are several times slower.
-    return (rows.matrix @ across.flatten(1)).view(-1, *across.shape[1:])
+    return _product(rows.matrix, across.flatten(1)).view(-1, *across.shape[1:])
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product of float32 tensors in float32.
+
+    A process that trains, or whose user asked for fast products (TF32 on a GPU, bfloat16 on
+    a CPU), would else interpolate with ten bits or fewer, and borders would move.
+    """
+    if products_are_exact(left):
+        return left @ right
+    return (left.double() @ right.double()).float()
 
 
 def _mean_probability(tiles: Iterator[Tensor], count: int) -> Tensor:

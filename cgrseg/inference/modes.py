@@ -5,8 +5,9 @@
 - slide: windows, whose *logits* are averaged;
 - several ratios and a mirrored image: their softmax *probabilities* are averaged.
 
-Memory is bounded whatever the image's size, the number of classes and the number of
-views; only the network itself, in mode whole, grows with the image.
+Full-size logits never exist.  In mode slide memory grows with the image's width, not its
+height; in mode whole the network's features and each view's logits grow with the input's
+area, attention does not grow with its square (docs/evaluation.md has figures).
 """
 
 from __future__ import annotations

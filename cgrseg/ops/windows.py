@@ -161,7 +161,7 @@ class Windows:
         along = scale[:, None] * columns[:, :, None, :]  # (m, X, R, S)
         weights = (rows[:, :, None, :, None] * along[:, None]).flatten(3).flatten(1, 2)
         values = values.flatten(1, 2)  # (m, R * S, K)
-        if _products_are_exact(values):
+        if products_are_exact(values):
             sent = torch.bmm(weights, values)  # (m, Y * X, K)
         else:
             sent = torch.stack(
@@ -195,7 +195,7 @@ class Windows:
         return self.rows.group_taps.shape[1], self.columns.group_taps.shape[1]
 
 
-def _products_are_exact(values: Tensor) -> bool:
+def products_are_exact(values: Tensor) -> bool:
     """Whether matrix products keep the precision of ``values``.
 
     ``torch.set_float32_matmul_precision`` and its newer counterparts per backend may have
