@@ -2,10 +2,21 @@
 
 Every class here carries a message that says which file or setting is concerned,
 what was found, what was expected and what to do.  The command line prints that
-message without a stack trace; a stack trace is kept for our own bugs.
+message without a stack trace; a stack trace is kept for our own bugs.  How problems and
+warnings are printed, by one process or by several, is at the end.
 """
 
 from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+_FIRST_SPEAKS = 20.0  # seconds for the first process to say what all processes met
 
 
 class CGRSegError(Exception):
@@ -15,7 +26,13 @@ class CGRSegError(Exception):
 
     PyTorch hands an error of a loader's worker process on as a new one of the same class,
     whose text is the whole stack trace; only the message at its end is kept.
+
+    Attributes:
+        in_all_processes: whether every process of a job meets the same problem, so that the
+            first one alone need print it.
     """
+
+    in_all_processes = False
 
     def __init__(self, message: str = "") -> None:
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
@@ -26,6 +43,8 @@ class CGRSegError(Exception):
 
 class ConfigError(CGRSegError):
     """A setting that does not exist, has the wrong type or contradicts another."""
+
+    in_all_processes = True
 
 
 class DataError(CGRSegError):
@@ -50,3 +69,37 @@ def explain(where: object, *, found: str, expected: str, remedy: str) -> str:
         remedy: what the reader can do about it.
     """
     return f"{where}: {found}\n  expected: {expected}\n  what to do: {remedy}"
+
+
+def process_rank() -> int:
+    """Number of this process among those that `torchrun` or SLURM started, from 0."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, told before they have joined."""
+    return process_rank() == 0
+
+
+def report_problem(error: CGRSegError) -> None:
+    """Print a problem on standard error; one that all processes have, only in the first."""
+    rank = process_rank()
+    if rank and error.in_all_processes:
+        # A launcher ends all processes as soon as one has ended, so the first one must have
+        # spoken by then.  If nobody ends this one, the problem was its own after all.
+        time.sleep(_FIRST_SPEAKS)
+    where = f"[process {rank}] " if rank else ""
+    print(f"{where}error: {error}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings as one plain line each, from the first process only, in this block."""
+
+    def show(message: Warning | str, *_rest: Any, **_named: Any) -> None:
+        if is_first_process():
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

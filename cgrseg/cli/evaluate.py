@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,6 @@ from cgrseg.cli.common import (
     Precision,
     Threads,
     make_console,
-    make_table,
     with_changes,
 )
 
@@ -58,9 +56,22 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for label PNGs, or a .json file for the scores.", show_default=False
+            help="Folder for label PNGs, or a .json (scores) or .npz (counts) file; with "
+            "--format-only the folder of the submission.",
+            show_default=False,
         ),
     ] = None,
+    format_only: Annotated[
+        bool,
+        typer.Option(
+            "--format-only",
+            help="Write label files for the benchmark's server, and measure nothing.",
+        ),
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Also write a page about it, as `cgrseg report` does."),
+    ] = False,
     show_dir: Annotated[
         Path | None,
         typer.Option(help="Folder for overlays with a legend.", show_default=False),
@@ -87,10 +98,15 @@ def evaluate(
 
       cgrseg evaluate cgrseg-t_ade20k_160k cgrseg_t_ade.pth --multi-scale
     """
+    from cgrseg.errors import is_first_process
     from cgrseg.evaluation import evaluate as run_evaluation
+    from cgrseg.evaluation.evaluate import result_name
 
     console = make_console()
+    if format_only and (report or metric):
+        raise typer.BadParameter("--format-only measures nothing: leave --report and --metric out")
     config, checkpoint, settings = split_arguments(arguments)
+    chosen = checked_precision(precision)
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
     result = run_evaluation(
         resolved,
@@ -102,13 +118,29 @@ def evaluate(
         opacity=opacity,
         metrics=metric or ("mIoU",),
         aug_test=multi_scale,
+        format_only=format_only,
         limit=limit,
-        precision=checked_precision(precision),
+        precision=chosen,
         compile=compile,
         threads=threads,
         batch_size=batch_size,
     )
+    folder = Path(resolved.run_dir)
+    if format_only:
+        target = out or folder / "submission"
+        console.print(f"{len(result.stems)} label files: {target}", markup=False, soft_wrap=True)
+        return
     print_scores(console, result)
+    name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
+    written = folder / f"{name}.json"
+    for path in (written, out, show_dir):
+        if path is not None:
+            console.print(f"written: {path}", markup=False, soft_wrap=True)
+    if report and is_first_process():
+        from cgrseg.reporting import report_on
+
+        page = report_on(written, checkpoint=checkpoint, device=device, overwrite=True)
+        console.print(f"report: {page.html.resolve()}", markup=False, soft_wrap=True)
 
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, str, list[str]]:
@@ -183,22 +215,7 @@ def checked_precision(name: str) -> Any:
 
 def print_scores(console: Console, result: EvaluationResult) -> None:
     """Print the scores per class as a table, and the summary below it."""
-    columns = result.per_class()
-    table = make_table("class", *columns)
-    for number, title in enumerate(result.classes):
-        table.add_row(title, *(percent(values[number]) for values in columns.values()))
-    console.print(table)
-    summary = "   ".join(f"{name} {percent(value)}" for name, value in result.metrics.items())
-    console.print(f"{len(result.stems)} images, in percent:   {summary}", soft_wrap=True)
-    if result.interval is not None:
-        console.print(
-            f"mIoU lies between {percent(result.interval.low)} and {percent(result.interval.high)} "
-            f"with {percent(result.interval.confidence, digits=0)} % confidence (bootstrap over "
-            "images)",
-            soft_wrap=True,
-        )
+    from cgrseg.evaluation.table import class_table, summary_line
 
-
-def percent(value: float, digits: int = 2) -> str:
-    """A share 0..1 as percent; a dash where it is not defined."""
-    return "-" if math.isnan(value) else f"{100 * value:.{digits}f}"
+    console.print(class_table(result))
+    console.print(summary_line(result), soft_wrap=True)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import (
-    EXIT_PARTLY,
-    Compile,
-    Device,
-    Precision,
-    Threads,
-    is_first_process,
-    make_console,
-)
+from cgrseg.cli.common import EXIT_PARTLY, Compile, Device, Precision, Threads, make_console
 from cgrseg.cli.evaluate import checked_precision
+from cgrseg.errors import is_first_process
 
 if TYPE_CHECKING:
     from cgrseg.config.schema import TestConfig
@@ -94,15 +86,16 @@ def predict(
 
       cgrseg predict best.pth drive.mp4 --out painted.mp4 --compile
     """
+    from cgrseg.evaluation.distributed import device_of_process, own_share
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
 
     console = make_console()
-    rank = int(os.environ.get("RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = own_share()
+    where = str(device_of_process(device))
     clips = _clips(images, out)
     predictor = Predictor.from_pretrained(
-        checkpoint, device, checked_precision(precision), compile=compile, threads=threads
+        checkpoint, where, checked_precision(precision), compile=compile, threads=threads
     )
     predictor.test = _test_settings(predictor, setting or [], multi_scale)
     if clips:

@@ -1,10 +1,19 @@
 """How sure is an mIoU?  Resampling images tells.
 
-A test set is a sample of images.  Drawing as many images from it with replacement, many
-times, and computing mIoU of each draw shows how much the number would move with other
-images (Efron's bootstrap, percentile interval).  Only the counts per image and class are
-needed, so nothing is predicted again.  Two runs on the same images are compared on the
-*same* draws, which removes what both find easy or hard.
+A test set is a sample of images.  Weighing its images at random, many times, and computing
+mIoU with each set of weights shows how much the number would move with other images.  The
+weights of a draw are positive and sum to the number of images, evenly over all such weights
+(the Bayesian bootstrap of Rubin, Annals of Statistics 1981); the interval holds the middle
+of the draws.  Only the counts per image and class are needed, so nothing is predicted
+again.  Two runs on the same images are compared on the *same* draws, which removes what
+both find easy or hard.
+
+Why not whole images drawn with replacement (Efron)?  A class that occurs in one image of
+the set would be missing from a third of the draws, and their means would be over other
+classes: with rare classes that do badly, most draws score higher than the set itself, and
+the interval may not even hold the score.  Positive weights keep every class in every draw.
+What no bootstrap can tell is how a class would do that was seen in one image only: for it
+there is no spread, and a test on n images does not claim less than a coin tossed n times.
 """
 
 from __future__ import annotations
@@ -39,7 +48,8 @@ class PairedDifference:
         interval: of the difference.
         p_value: two-sided share of draws on the other side of zero.
         per_class: difference of IoU per class (K,).
-        per_class_p: the same share per class (K,), not a number where undefined.
+        per_class_p: the same share per class (K,), at least 2 / 2**n for a class that occurs in
+            n images; not a number where undefined.
     """
 
     interval: Interval
@@ -48,12 +58,11 @@ class PairedDifference:
     per_class_p: NDArray[np.float64]
 
 
-def _weights(images: int, draws: int, seed: tuple[int, int]) -> NDArray[np.int64]:
-    """How often each image is in each draw: (draws, images), rows sum to `images`."""
+def _weights(images: int, draws: int, seed: tuple[int, int]) -> NDArray[np.float64]:
+    """How much each image counts in each draw: (draws, images), rows sum to `images`."""
     generator = np.random.Generator(np.random.PCG64(list(seed)))
-    picked = generator.integers(0, images, size=(draws, images))
-    offsets = np.arange(draws, dtype=np.int64)[:, None] * images
-    return np.bincount((picked + offsets).ravel(), minlength=draws * images).reshape(draws, images)
+    weights = generator.standard_exponential((draws, images))
+    return np.asarray(weights * (images / weights.sum(axis=1, keepdims=True)))
 
 
 def _iou_of_draws(
@@ -66,16 +75,14 @@ def _iou_of_draws(
         totals = np.zeros((block, 3 * classes))
         for first in range(0, images, _IMAGES_AT_ONCE):
             part = counts[first : first + _IMAGES_AT_ONCE].reshape(-1, 3 * classes)
-            totals += weights[:, first : first + _IMAGES_AT_ONCE].astype(np.float64) @ part.astype(
-                np.float64
-            )
+            totals += weights[:, first : first + _IMAGES_AT_ONCE] @ part.astype(np.float64)
         hit, predicted, labelled = totals.reshape(block, 3, classes).transpose(1, 0, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
             yield hit / (predicted + labelled - hit)
 
 
 def _blocks(draws: int, images: int) -> Iterator[tuple[int, int]]:
-    # About 64 MiB of drawn positions at once, whatever the number of images.
+    # About 64 MiB of weights at once, whatever the number of images.
     size = max(1, min(draws, (1 << 23) // max(images, 1)))
     for start in range(0, draws, size):
         yield start, min(size, draws - start)
@@ -107,13 +114,13 @@ def _check(counts: NDArray[np.integer]) -> None:
 def miou_interval(
     counts: NDArray[np.integer], *, confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """Percentile interval of mIoU over images.
+    """Interval of mIoU over images.
 
     Args:
         counts: pixels per image, kind and class (N, 3, K); kinds are hit, predicted,
             labelled.
         confidence: 0..1.
-        draws: number of resampled sets.
+        draws: number of random sets of weights.
         seed: of the draws.
 
     Raises:
@@ -141,7 +148,7 @@ def paired_difference(
         counts_a: of run A (N, 3, K), as in :func:`miou_interval`.
         counts_b: of run B, same shape.
         confidence: 0..1.
-        draws: number of resampled sets.
+        draws: number of random sets of weights.
         seed: of the draws.
 
     Raises:
@@ -179,6 +186,9 @@ def paired_difference(
     p_value = min(1.0, 2 * (min((values <= 0).sum(), (values >= 0).sum()) + 1) / (draws + 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         per_class_p = np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (defined + 1))
+    # One image cannot show more than a coin tossed once: it falls the same way every time.
+    occurs = ((counts_a[:, 1:] + counts_b[:, 1:]).sum(axis=1) > 0).sum(axis=0)
+    per_class_p = np.maximum(per_class_p, np.minimum(1.0, 2.0 ** (1 - occurs.astype(np.float64))))
     per_class_p[defined == 0] = np.nan
     return PairedDifference(
         Interval(value, float(low), float(high), confidence),

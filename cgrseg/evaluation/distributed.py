@@ -46,7 +46,7 @@ def joined_processes(
 
     Args:
         launcher: who started them: "pytorch" (torchrun), "slurm" (srun), "none" for one
-            process alone, "auto" to look at the environment.
+            process alone, "auto" to look at the environment (:func:`started_by`).
         device: None: the GPU of this process's local rank where there is one, else the CPU.
 
     Raises:
@@ -54,9 +54,9 @@ def joined_processes(
             than processes.
     """
     if launcher == "auto":
-        launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
+        launcher = started_by()
     if dist.is_initialized() and launcher != "none":
-        yield Place(dist.get_rank(), dist.get_world_size(), _device(device, _local_rank()))
+        yield Place(dist.get_rank(), dist.get_world_size(), device_of_process(device))
         return
     if launcher == "none":
         yield Place(0, 1, resolve_device(device))
@@ -77,12 +77,32 @@ def joined_processes(
                 remedy="start with tools/dist_test.sh or torchrun, or leave --launcher out",
             )
         )
-    mine = _device(device, _local_rank())
+    mine = device_of_process(device)
     dist.init_process_group("nccl" if mine.type == "cuda" else "gloo")
     try:
         yield Place(dist.get_rank(), dist.get_world_size(), mine)
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def others_present() -> Iterator[None]:
+    """Around an exchange: that another process is gone becomes a message.
+
+    Raises:
+        EnvironmentProblem: the exchange failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            explain(
+                "processes",
+                found="another process of this evaluation ended before its counts were here",
+                expected="counts of all processes",
+                remedy=f"see its own message, and start again ({str(error).splitlines()[0]})",
+            )
+        ) from error
 
 
 def gather_in_order(rows: dict[int, Any], world_size: int) -> list[Any]:
@@ -94,30 +114,57 @@ def gather_in_order(rows: dict[int, Any], world_size: int) -> list[Any]:
     return [rows[number] for number in sorted(rows)]
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that prints, told before they have joined."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+def started_by() -> Launcher:
+    """Who started this process and its siblings, told from the environment.
+
+    SLURM counts only inside `srun` with several tasks: a batch script sees the job's
+    number of tasks too, but is one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "pytorch"
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return "slurm"
+    return "none"
 
 
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def own_share() -> tuple[int, int]:
+    """Rank and number of the processes that share some work without talking to each other."""
+    launcher = started_by()
+    if launcher == "pytorch":
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if launcher == "slurm":
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return 0, 1
 
 
-def _device(device: str | torch.device | None, local_rank: int) -> torch.device:
+def device_of_process(device: str | torch.device | None = None) -> torch.device:
+    """Where one of several processes on a machine computes.
+
+    Args:
+        device: a choice for all of them; None: each its own GPU, the CPU without any.
+
+    Raises:
+        EnvironmentProblem: fewer GPUs than processes, or a device that does not exist.
+    """
     if device is not None or not torch.cuda.is_available():
         return resolve_device(device)
-    if local_rank >= torch.cuda.device_count():
+    visible = torch.cuda.device_count()
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if "LOCAL_RANK" not in os.environ and started_by() == "slurm":
+        number = int(os.environ.get("SLURM_LOCALID", "0"))
+    if visible == 1 and "SLURM_STEP_NUM_TASKS" in os.environ:
+        number = 0  # srun shows each task its own GPU only (--gpus-per-task)
+    if number >= visible:
         raise EnvironmentProblem(
             explain(
                 "processes",
-                found=f"process {local_rank} of this machine, which has "
-                f"{torch.cuda.device_count()} GPUs",
+                found=f"process {number} of this machine, which has {visible} GPUs",
                 expected="at most one process per GPU",
                 remedy="start fewer processes, or choose --device cpu",
             )
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _adopt_slurm() -> None:
@@ -126,6 +173,7 @@ def _adopt_slurm() -> None:
     for ours, theirs in (
         ("RANK", "SLURM_PROCID"),
         ("WORLD_SIZE", "SLURM_NTASKS"),
+        ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),  # of this srun, where the job has more
         ("LOCAL_RANK", "SLURM_LOCALID"),
     ):
         if theirs in environment:

@@ -16,8 +16,8 @@ from cgrseg.config import Config, load_config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
-from cgrseg.errors import ConfigError, explain
-from cgrseg.evaluation.distributed import Launcher, Place, is_first_process, joined_processes
+from cgrseg.errors import ConfigError, explain, is_first_process
+from cgrseg.evaluation.distributed import Launcher, Place, joined_processes
 from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
 from cgrseg.evaluation.outputs import (
     LabelWriter,
@@ -28,6 +28,7 @@ from cgrseg.evaluation.outputs import (
 from cgrseg.evaluation.progress import shown_progress
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
+from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import augmented
 from cgrseg.models import CGRSeg, load_model
 
@@ -61,8 +62,9 @@ def evaluate(
 
     Writes `evaluation.json` and `evaluation.npz` into the run's folder; the name says so
     when it is not the plain evaluation of the config's own split (for example
-    `evaluation_test_multiscale.json`).  Started in several processes, each image is
-    evaluated once and the first process writes.
+    `evaluation_test_multiscale.json`).  An earlier result of that name that says something
+    else is kept, as `evaluation_earlier1.json` and so on.  Started in several processes, each
+    image is evaluated once and the first process writes.
 
     Args:
         config: a config, or a name, file or run's folder that gives one.
@@ -138,6 +140,7 @@ def evaluate(
         settings: dict[str, Any] = {
             "run": config.name,
             "checkpoint": "a network in memory" if checkpoint is model else str(checkpoint),
+            "weights": weights_digest(model),
             "variant": model.variant,
             "dataset": spec.name,
             "split": split,
@@ -148,19 +151,27 @@ def evaluate(
         }
         result = replace(result, settings=settings)
         if place.rank == 0 and not format_only:
-            name = result_name(config, split, aug_test, limit)
+            name = result_name(config, split, aug_test, limit, precision)
             _write(result, Path(work_dir or config.run_dir), name, out)
         _wait(place)
     return result
 
 
-def result_name(config: Config, split: str, aug_test: bool, limit: int | None) -> str:
+def result_name(
+    config: Config,
+    split: str,
+    aug_test: bool,
+    limit: int | None,
+    precision: Precision = "fp32",
+) -> str:
     """File name, without suffix, of an evaluation in its run's folder."""
     parts = ["evaluation"]
     if split != config.data.eval_split:
         parts.append(split)
     if aug_test:
         parts.append("multiscale")
+    if precision != "fp32":
+        parts.append(precision)
     if limit is not None:
         parts.append(f"first{limit}")
     return "_".join(parts)
@@ -284,12 +295,12 @@ def _plain(names: Sequence[str]) -> list[str]:
 
 
 def _write(result: EvaluationResult, folder: Path, name: str, out: str | Path | None) -> None:
-    result.write(folder, name)
+    kept = result.write(folder, name).earlier
     suffix = Path(out).suffix.lower() if out is not None else ""
-    if suffix == ".json":
-        result.write_json(Path(out))  # type: ignore[arg-type]
-    elif suffix == ".npz":
-        result.write_counts(Path(out))  # type: ignore[arg-type]
+    if out is not None and suffix in (".json", ".npz"):
+        kept += result.write_copy(out)
+    for path in kept:
+        _LOG.warning("an earlier result is kept as %s", path)
 
 
 def _wait(place: Place) -> None:

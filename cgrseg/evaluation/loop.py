@@ -19,7 +19,7 @@ from cgrseg.data.sampling import ShardSampler
 from cgrseg.errors import ConfigError, DataError, explain
 from cgrseg.evaluation.boundary import BoundaryIoU, boundary_scores
 from cgrseg.evaluation.calibration import Calibration, CalibrationError
-from cgrseg.evaluation.distributed import gather_in_order
+from cgrseg.evaluation.distributed import gather_in_order, others_present
 from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, Precision, TorchBackend
@@ -112,11 +112,12 @@ class Tally:
     ) -> EvaluationResult:
         """The result over all processes, the same in each."""
         metrics = [m for m in (self.confusion, self.boundary, self.calibration) if m is not None]
-        if world_size > 1:
-            for metric in metrics:
-                metric.to(device)
-                metric.sync()
-        rows = gather_in_order(self.rows, world_size)
+        with others_present():
+            if world_size > 1:
+                for metric in metrics:
+                    metric.to(device)
+                    metric.sync()
+            rows = gather_in_order(self.rows, world_size)
         counts = np.zeros((len(rows), 3, self.num_classes), dtype=np.int64)
         for row, (_, present, values) in zip(counts, rows, strict=True):
             row[:, present] = values
@@ -150,6 +151,7 @@ def evaluate_model(
     limit: int | None = None,
     sinks: Sequence[Sink] = (),
     progress: Progress | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> EvaluationResult:
     """Evaluate a network on a split, alone or as one of several processes.
 
@@ -169,6 +171,8 @@ def evaluate_model(
         limit: only the first so many images.
         sinks: called with every image of this process.
         progress: called with images done and images in all, of this process.
+        ready: called once this process has done its images, before it waits for the others;
+            what it raises ends the evaluation.
 
     Returns:
         The same result in every process, whatever their number.
@@ -196,6 +200,8 @@ def evaluate_model(
             done += len(batch)
             if progress is not None:
                 progress(done, len(shard))
+        if ready is not None:
+            ready()
         return tally.combined(names, world_size, backend.device)
     finally:
         if isinstance(model, nn.Module):

@@ -8,6 +8,7 @@ Neither holds times or the number of processes: the same evaluation gives the sa
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from cgrseg.errors import DataError, explain
 from cgrseg.evaluation.bootstrap import Interval, miou_interval
 from cgrseg.evaluation.calibration import Calibration
 from cgrseg.evaluation.metrics import Counts, Scores, SegmentationScores, mean_of_defined
-from cgrseg.files import atomic_write, atomic_write_text
+from cgrseg.files import atomic_write
 
 FORMAT = 1
 
@@ -128,33 +129,95 @@ class EvaluationResult:
             }
         return found
 
-    def write_json(self, path: Path | str) -> None:
-        """Replace `path` by the readable form, whole or not at all."""
-        atomic_write_text(path, readable_json(self.as_json()))
+    def write(self, folder: Path | str, name: str = "evaluation") -> Written:
+        """Write `<name>.json` and `<name>.npz` into a folder; nothing earlier is lost.
 
-    def write_counts(self, path: Path | str) -> None:
-        """Replace `path` by the integer counts (NPZ without pickles)."""
+        Files of these names with another content are kept as `<name>_earlier1` and so on.
+        """
+        target = Path(folder) / f"{name}.json"
+        files = {target.with_suffix(".npz"): self._counts_file(), target: self._json_file()}
+        earlier = keep_earlier(files)
+        for path, content in files.items():
+            atomic_write_bytes(path, content)
+        return Written(target, earlier)
+
+    def write_copy(self, path: Path | str) -> list[Path]:
+        """Write the scores (`.json`) or the counts (`.npz`); what was kept, as in :meth:`write`."""
+        target = Path(path)
+        counts = target.suffix.lower() == ".npz"
+        content = self._counts_file() if counts else self._json_file()
+        earlier = keep_earlier({target: content})
+        atomic_write_bytes(target, content)
+        return earlier
+
+    def _json_file(self) -> bytes:
+        return readable_json(self.as_json()).encode("utf-8")
+
+    def _counts_file(self) -> bytes:
+        """The integer counts (NPZ without pickles)."""
         # The smallest integers that hold the counts: most are zero or small.
         counts = self.counts.astype(np.int32 if self.counts.max(initial=0) < 2**31 else np.int64)
-        with atomic_write(path) as stream:
-            np.savez_compressed(
-                stream,
-                confusion=self.confusion,
-                counts=counts,
-                stems=np.array(self.stems, dtype=np.str_),
-                classes=np.array(self.classes, dtype=np.str_),
-            )
+        stream = io.BytesIO()
+        np.savez_compressed(
+            stream,
+            confusion=self.confusion,
+            counts=counts,
+            stems=np.array(self.stems, dtype=np.str_),
+            classes=np.array(self.classes, dtype=np.str_),
+        )
+        return stream.getvalue()
 
-    def write(self, folder: Path | str, name: str = "evaluation") -> Path:
-        """Write `<name>.json` and `<name>.npz` into a folder; the path of the former."""
-        target = Path(folder) / f"{name}.json"
-        self.write_counts(target.with_suffix(".npz"))
-        self.write_json(target)
-        return target
+
+@dataclass(frozen=True)
+class Written:
+    """Where a result lies.
+
+    Attributes:
+        json: the readable file; the counts lie beside it as `.npz`.
+        earlier: where files that had these names with another content are now.
+    """
+
+    json: Path
+    earlier: list[Path]
+
+
+def keep_earlier(files: Mapping[Path, bytes]) -> list[Path]:
+    """Give files that are about to be replaced by another content names of their own.
+
+    Files that belong together get the same number; when all have the content already,
+    nothing happens.
+
+    Returns:
+        The new names, with `_earlier<number>` before the suffix.
+
+    Raises:
+        EnvironmentProblem: they cannot be written.
+    """
+    old = {path: path.read_bytes() for path in files if path.is_file()}
+    if all(content == files[path] for path, content in old.items()):
+        return []
+
+    def name(path: Path, number: int) -> Path:
+        return path.with_name(f"{path.stem}_earlier{number}{path.suffix}")
+
+    number = 1
+    while any(name(path, number).exists() for path in files):
+        number += 1
+    kept = [name(path, number) for path in old]
+    # Copied before they are replaced: a stop in between leaves one too many, never one too few.
+    for path, content in old.items():
+        atomic_write_bytes(name(path, number), content)
+    return kept
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, whole or not at all."""
+    with atomic_write(path) as stream:
+        stream.write(content)
 
 
 def read_counts(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...], Counts]:
-    """Stems, classes and counts (N, 3, K) that :meth:`EvaluationResult.write_counts` wrote.
+    """Stems, classes and counts (N, 3, K) that :meth:`EvaluationResult.write` wrote.
 
     Raises:
         DataError: no such file, or another content.

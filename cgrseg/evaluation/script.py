@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cgrseg.config import load_config
-from cgrseg.errors import CGRSegError, EnvironmentProblem
-from cgrseg.evaluation.distributed import is_first_process
+from cgrseg.errors import CGRSegError, is_first_process, report_problem
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
 from cgrseg.evaluation.table import class_table, summary_line
@@ -61,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--launcher",
-        choices=["none", "pytorch", "slurm"],
-        default="none",
-        help="who started the processes",
+        choices=["auto", "none", "pytorch", "slurm"],
+        default="auto",
+        help="who started the processes (default: told from the environment)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpu-id", type=int, help="number of the GPU to use, from 0")
@@ -101,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(arguments)
     except CGRSegError as error:
-        if is_first_process() or isinstance(error, EnvironmentProblem):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        report_problem(error)
         return 1
     return 0
 
@@ -139,8 +136,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(class_table(result, metrics))
-    print(f"{len(result.stems)} images, in percent: {summary_line(result, metrics)}")
-    name = result_name(config, config.data.eval_split, arguments.aug_test, arguments.limit)
+    print(summary_line(result, metrics))
+    name = result_name(
+        config, config.data.eval_split, arguments.aug_test, arguments.limit, arguments.precision
+    )
     for target in (work_dir / f"{name}.json", arguments.out, arguments.show_dir):
         if target is not None:
             print(f"written: {target}")

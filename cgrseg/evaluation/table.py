@@ -22,14 +22,22 @@ _COLUMNS = {
 }
 
 
-def class_table(result: EvaluationResult, metrics: Sequence[str]) -> Table:
-    """One row per class, in percent; a dash where a score is undefined."""
+def class_table(result: EvaluationResult, metrics: Sequence[str] | None = None) -> Table:
+    """One row per class, in percent; a dash where a score is undefined.
+
+    Args:
+        result: what to show.
+        metrics: as in `--eval`; None: all that were measured.
+    """
+    from rich import box
     from rich.table import Table
 
     scores = result.per_class()
-    columns = list(dict.fromkeys(name for metric in metrics for name in _COLUMNS[metric]))
-    table = Table(show_edge=False)
-    table.add_column("class")
+    columns = list(scores)
+    if metrics is not None:
+        columns = list(dict.fromkeys(name for metric in metrics for name in _COLUMNS[metric]))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right")
     for number, title in enumerate(result.classes):
@@ -37,17 +45,24 @@ def class_table(result: EvaluationResult, metrics: Sequence[str]) -> Table:
     return table
 
 
-def summary_line(result: EvaluationResult, metrics: Sequence[str]) -> str:
-    """The means that belong to the metrics, in percent, with the interval of mIoU."""
-    wanted = ["aAcc"]
-    for metric in metrics:
-        means = [metric] if metric == "ECE" else [f"m{name}" for name in _COLUMNS[metric]]
-        wanted += [name for name in means if name not in wanted]
+def summary_line(result: EvaluationResult, metrics: Sequence[str] | None = None) -> str:
+    """Number of images and the means, in percent, with the interval of mIoU.
+
+    Args:
+        result: what to show.
+        metrics: as in `--eval`; None: all that were measured.
+    """
+    wanted = list(result.metrics)
+    if metrics is not None:
+        wanted = ["aAcc"]
+        for metric in metrics:
+            means = [metric] if metric == "ECE" else [f"m{name}" for name in _COLUMNS[metric]]
+            wanted += [name for name in means if name not in wanted]
     parts = [f"{name} {percent(result.metrics[name])}" for name in wanted]
-    if result.interval is not None and "mIoU" in metrics:
+    if result.interval is not None and "mIoU" in wanted:
         low, high = percent(result.interval.low), percent(result.interval.high)
         parts.append(f"(mIoU {low} to {high} with {100 * result.interval.confidence:.0f} %)")
-    return "  ".join(parts)
+    return f"{len(result.stems)} images, in percent: {'  '.join(parts)}"
 
 
 def percent(share: float) -> str:

@@ -131,16 +131,43 @@ def _image(hit: int, predicted: int, labelled: int) -> list[list[int]]:
 
 def test_interval_of_equal_images_has_no_width() -> None:
     interval = miou_interval(np.array([_image(2, 3, 3)] * 5), draws=50)
-    assert (interval.value, interval.low, interval.high) == (0.5, 0.5, 0.5)
+    assert [interval.value, interval.low, interval.high] == pytest.approx([0.5] * 3, abs=1e-12)
 
 
 def test_interval_of_two_images_by_hand() -> None:
-    # IoU of the draws: both first 1.0 (chance 1/4), one each 0.5 (1/2), both second 0 (1/4).
+    # Weights w and 2 - w: hit 10 w of 10 w + 10 (2 - w) pixels, so that IoU is w / 2, which
+    # lies evenly between 0 and 1: the middle 95 % end at 2.5 % and 97.5 %.
     counts = np.array([_image(10, 10, 10), _image(0, 5, 5)])
-    assert miou_interval(counts, draws=400).low == 0.0
-    assert miou_interval(counts, draws=400).high == 1.0
-    middle = miou_interval(counts, draws=400, confidence=0.3)
-    assert middle.value == 0.5 and middle.low == middle.high == 0.5
+    interval = miou_interval(counts, draws=20_000)
+    assert interval.value == 0.5
+    assert interval.low == pytest.approx(0.025, abs=0.005)
+    assert interval.high == pytest.approx(0.975, abs=0.005)
+
+
+def test_classes_of_single_images_do_not_push_the_interval_off_the_score() -> None:
+    # Twenty images; class 0 has IoU 10 / 20 in each, and each image has a class of its own that
+    # is never found: mIoU is 0.5 / 21.  Draws that leave images out would leave their classes
+    # out as well, and score 0.5 / 14 or so: an interval without the score in it.
+    counts = np.zeros((20, 3, 21), dtype=np.int64)
+    counts[:, :, 0] = (10, 20, 10)
+    counts[np.arange(20), 2, 1 + np.arange(20)] = 10
+    interval = miou_interval(counts)
+    assert interval.value == pytest.approx(0.5 / 21)
+    assert interval.low == pytest.approx(interval.value, abs=1e-12)
+    assert interval.high == pytest.approx(interval.value, abs=1e-12)
+
+
+def test_one_image_is_no_evidence_for_a_class() -> None:
+    # Class 0 is better in each of ten images, class 1 in the only one that has it.
+    counts = np.zeros((10, 3, 2), dtype=np.int64)
+    counts[:, :, 0] = (10, 20, 20)
+    counts[0, :, 1] = (10, 20, 20)
+    better = counts.copy()
+    better[:, 0] += (better[:, 0] > 0) * 5
+    found = paired_difference(counts, better)
+    assert (found.per_class > 0).all()
+    # Ten tosses of a coin that fall alike: 2 / 1024; one toss says nothing.
+    assert found.per_class_p.tolist() == [2 / 1001, 1.0]
 
 
 def test_interval_is_the_same_every_time_and_narrows_with_images() -> None:

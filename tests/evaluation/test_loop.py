@@ -173,7 +173,7 @@ def test_files_hold_what_was_found(tmp_path: Path) -> None:
     from cgrseg.evaluation.result import read_counts
 
     result = evaluate_model(BlockBackend(), Items(3), NATIVE, metrics=["ECE"])
-    written = result.write(tmp_path / "run")
+    written = result.write(tmp_path / "run").json
     assert written == tmp_path / "run" / "evaluation.json"
     content = json.loads(written.read_text())
     assert content["scores"]["mIoU"] == result.scores.mean_iou
@@ -188,9 +188,35 @@ def test_files_hold_what_was_found(tmp_path: Path) -> None:
         read_counts(tmp_path / "bad.npz")
 
 
+def test_an_earlier_result_is_never_lost(tmp_path: Path) -> None:
+    first = evaluate_model(BlockBackend(), Items(3), NATIVE)
+    other = evaluate_model(BlockBackend(), Items(2), NATIVE)
+    names = ["evaluation.json", "evaluation.npz"]
+
+    def held() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(tmp_path.iterdir())}
+
+    assert first.write(tmp_path).earlier == []
+    before = held()
+    assert first.write(tmp_path).earlier == [] and held() == before  # the same again
+    kept = other.write(tmp_path).earlier
+    assert sorted(path.name for path in kept) == [
+        "evaluation_earlier1.json",
+        "evaluation_earlier1.npz",
+    ]
+    after = held()
+    assert [after[path.name] for path in sorted(kept)] == [before[name] for name in names]
+    assert after["evaluation.json"] != before["evaluation.json"]
+    (tmp_path / "evaluation.npz").unlink()
+    assert [path.name for path in first.write(tmp_path).earlier] == ["evaluation_earlier2.json"]
+    assert held()["evaluation_earlier1.json"] == before["evaluation.json"]
+    assert first.write_copy(tmp_path / "mine.npz") == []
+    assert [path.name for path in other.write_copy(tmp_path / "mine.npz")] == ["mine_earlier1.npz"]
+
+
 def test_undefined_scores_are_null_and_no_nan(tmp_path: Path) -> None:
     items = Items(1)
     items.rows[0]["label"][:] = 255
     result = evaluate_model(BlockBackend(), items, NATIVE, metrics=["mBoundaryIoU", "ECE"])
-    text = result.write(tmp_path).read_text()
+    text = result.write(tmp_path).json.read_text()
     assert "NaN" not in text and '"mIoU": null' in text and '"interval": null' in text
