@@ -139,7 +139,9 @@ def evaluate(
     if report and is_first_process():
         from cgrseg.reporting import report_on
 
-        page = report_on(written, checkpoint=checkpoint, device=device, overwrite=True)
+        page = report_on(
+            written, checkpoint=checkpoint, config=resolved, device=device, overwrite=True
+        )
         console.print(f"report: {page.html.resolve()}", markup=False, soft_wrap=True)
 
 

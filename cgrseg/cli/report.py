@@ -1,4 +1,4 @@
-"""`cgrseg report`: compare evaluated runs on one page."""
+"""`cgrseg report`: a page about one evaluated run, or about the differences of several."""
 
 from __future__ import annotations
 
@@ -7,39 +7,79 @@ from typing import Annotated
 
 import typer
 
-from cgrseg.cli.common import make_console
+from cgrseg.cli.common import DataRoot, Device, make_console
 
 
 def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN RUN...",
-            help="Run folders, or evaluation files (evaluation*.json); the first is the reference.",
+            metavar="RUN...",
+            help="Run folders, or evaluation files (evaluation*.json). One: a page about it. "
+            "Several: a comparison with the first.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path(
-        "comparison.html"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page to write. Default: report.html in the run's folder; of several runs "
+            "comparison.html here.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="One run: predicts the images to show. Default: the one that was evaluated.",
+            show_default=False,
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    pictures: Annotated[
+        bool, typer.Option(help="One run: show the worst and the best images.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older page.")] = False,
+    device: Device = None,
 ) -> None:
-    """Compare evaluated runs: differences per class, and which of them are more than chance.
+    """Show an evaluated run on one page, or compare several.
 
-    Example:
+    One run: scores, classes, confusion matrix, the worst and the best images,
+    settings and versions. Several: differences per class, and which of them are
+    more than chance. The page is one file that asks nothing of any server; the
+    numbers lie beside it as JSON and CSV.
+
+    Examples:
+      cgrseg report work_dirs/first
+
       cgrseg report work_dirs/first work_dirs/second --out comparison.html
     """
     from cgrseg.errors import DataError, explain
-    from cgrseg.reporting import compare_runs, write_comparison
+    from cgrseg.reporting import compare_runs, report_on, write_comparison
 
-    if out.exists() and not overwrite:
+    if len(runs) == 1:
+        files = report_on(
+            runs[0],
+            checkpoint=checkpoint,
+            data_root=data_root,
+            out=out,
+            pictures=pictures,
+            device=device,
+            overwrite=overwrite,
+        )
+        make_console().print(f"report: {files.html.resolve()}", markup=False, soft_wrap=True)
+        return
+    target = out or Path("comparison.html")
+    if target.exists() and not overwrite:
         raise DataError(
             explain(
-                out,
+                target,
                 found="it is there already",
                 expected="a new file",
                 remedy="choose another name with --out, or replace it with --overwrite",
             )
         )
-    files = write_comparison(out, compare_runs(runs))
+    files = write_comparison(target, compare_runs(runs))
     make_console().print(f"comparison: {files.html.resolve()}", markup=False, soft_wrap=True)

@@ -10,7 +10,8 @@ from cgrseg.reporting.records import (
     Sample,
     read_evaluation,
 )
-from cgrseg.reporting.report import ReportFiles, write_report, write_run_report
+from cgrseg.reporting.report import ReportFiles, write_report
+from cgrseg.reporting.run_report import report_on, write_run_report
 
 __all__ = [
     "Comparison",
@@ -20,6 +21,7 @@ __all__ = [
     "Sample",
     "compare_runs",
     "read_evaluation",
+    "report_on",
     "write_comparison",
     "write_report",
     "write_run_report",

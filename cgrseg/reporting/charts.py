@@ -44,6 +44,8 @@ def line_chart(
         x_low, x_high = x_low - 0.5, x_high + 0.5
     y_ticks = ticks(min(0.0, min(all_y)), max(max(all_y), 1e-9))
     x_ticks = [tick for tick in ticks(x_low, x_high, 6) if x_low <= tick <= x_high]
+    if len(set(all_x)) == 1:
+        x_ticks = all_x[:1]
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -172,19 +172,41 @@ def read_evaluation(path: Path | str) -> EvaluationRecord:
 
 
 def evaluation_file(path: Path | str) -> Path:
-    """The evaluation that a run's folder or a file name stands for."""
+    """The evaluation that a run's folder or a file name stands for.
+
+    In a folder that is `evaluation.json`, or the only other one (such as
+    `evaluation_test.json`); earlier results are not meant.
+
+    Raises:
+        DataError: there is none, or several without a plain one; the message names them.
+    """
     source = Path(path)
-    source = source / EVALUATION if source.is_dir() else source
-    if not source.is_file():
+    if source.is_file():
+        return source
+    found = sorted(
+        file.name for file in source.glob("evaluation*.json") if "_earlier" not in file.stem
+    )
+    if EVALUATION in found:
+        return source / EVALUATION
+    if len(found) == 1:
+        return source / found[0]
+    if found:
         raise DataError(
             explain(
                 source,
-                found="there is no such file",
-                expected="the evaluation of a run",
-                remedy="evaluate the checkpoint first: cgrseg evaluate CONFIG CHECKPOINT",
+                found=f"several evaluations ({', '.join(found)}) and no {EVALUATION}",
+                expected="one evaluation",
+                remedy=f"name the file: {source / found[0]}",
             )
         )
-    return source
+    raise DataError(
+        explain(
+            source,
+            found="no evaluation in this folder" if source.is_dir() else "there is no such file",
+            expected="a run's folder with evaluation.json in it, or such a file",
+            remedy="evaluate the checkpoint first: cgrseg evaluate [CONFIG] CHECKPOINT",
+        )
+    )
 
 
 def check_evaluation(value: Any, source: object) -> EvaluationRecord:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +18,13 @@ from cgrseg.reporting.page import Section, escape, facts, page, percent
 from cgrseg.reporting.records import (
     EvaluationRecord,
     ReportInput,
-    Sample,
     check_evaluation,
     plain,
 )
-from cgrseg.reporting.samples import choose_images, sample_cards
+from cgrseg.reporting.samples import sample_cards
 from cgrseg.reporting.tables import class_table, confusion_list, write_tables
 from cgrseg.visual.palette import as_palette, make_palette
 from cgrseg.visual.plots import curve_panels, series_of
-
-if TYPE_CHECKING:
-    from cgrseg.config import Config
-    from cgrseg.evaluation.result import EvaluationResult
-    from cgrseg.inference import Predictor
 
 _TILES = {
     "aAcc": "share of pixels that are right",
@@ -62,10 +55,21 @@ def write_report(path: Path | str, report: ReportInput) -> ReportFiles:
         report: what it shows.
 
     Raises:
-        DataError: the evaluation is incomplete or does not fit the palette.
+        DataError: the evaluation is incomplete or does not fit the palette, or the name is an
+            evaluation's.
         EnvironmentProblem: writing fails.
     """
     target = Path(path)
+    if target.with_suffix(".json").name.startswith("evaluation"):
+        raise DataError(
+            explain(
+                target,
+                found="a report of this name, whose numbers would replace the evaluation's "
+                f"({target.with_suffix('.json').name})",
+                expected="another name",
+                remedy="call it report.html",
+            )
+        )
     evaluation = check_evaluation(plain(report.evaluation), target)
     palette = _palette(report, target)
     stem = target.with_suffix("")
@@ -255,78 +259,3 @@ def software_versions() -> dict[str, str]:
         found["GPU"] = torch.cuda.get_device_name()
         found["CUDA"] = str(torch.version.cuda)
     return found
-
-
-def write_run_report(
-    run_dir: Path | str,
-    config: Config,
-    result: EvaluationResult,
-    predictor: Predictor | None = None,
-    *,
-    notes: Mapping[str, Any] | None = None,
-    name: str = "report",
-) -> Path:
-    """Report on a run's folder: curves, scores, and its worst, typical and best images.
-
-    Args:
-        run_dir: the run's folder; `metrics.csv` and `scores.csv` are taken from it where
-            present, and the report is written into it.
-        config: of the run.
-        result: what its evaluation found.
-        predictor: predicts the images to show; None: the report shows none.
-        notes: see :class:`ReportInput`.
-        name: file name without its suffix.
-
-    Returns:
-        The HTML file.
-
-    Raises:
-        DataError: an image that cannot be read.
-        EnvironmentProblem: writing fails.
-    """
-    from cgrseg.data.catalogue import resolve_spec
-
-    folder = Path(run_dir)
-    spec = resolve_spec(config.data)
-    evaluation: EvaluationRecord = plain(result.as_json())
-    samples = [] if predictor is None else _predicted_samples(config, result, predictor)
-    report = ReportInput(
-        title=config.name,
-        evaluation=evaluation,
-        palette=spec.palette,
-        history=_rows(folder / "metrics.csv"),
-        score_history=_rows(folder / "scores.csv"),
-        samples=samples,
-        notes=notes or {},
-        config=config.model_dump(mode="json"),
-        versions=software_versions(),
-        ignore_index=spec.ignore_index,
-    )
-    return write_report(folder / f"{name}.html", report).html
-
-
-def _predicted_samples(
-    config: Config, result: EvaluationResult, predictor: Predictor
-) -> list[Sample]:
-    """Predict the images that the report shows."""
-    from cgrseg.data.dataset import EvalDataset
-
-    split = result.settings.get("split")
-    dataset = EvalDataset.from_config(config, str(split) if split else None)
-    position = {pair.stem: k for k, pair in enumerate(dataset.pairs)}
-    records: list[Any] = result.per_image()
-    samples = []
-    for k, group in choose_images(records):
-        item = dataset[position[records[k]["image"]]]
-        scores = {name: records[k][name] for name in ("mIoU", "aAcc")}
-        labels = predictor(item["image"]).labels
-        samples.append(Sample(item["stem"], item["image"], item["label"], labels, group, scores))
-    return samples
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file by column; none when it is absent."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))

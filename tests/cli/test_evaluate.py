@@ -117,3 +117,37 @@ def test_missing_checkpoint_is_a_message(run: Run) -> None:
     result = run("evaluate", "nothing.pth")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: nothing.pth: ")
+
+
+def test_report_of_a_run_and_submission(
+    run: Run, trained: Path, scenes: Path, tmp_path: Path
+) -> None:
+    work = f"work_dir={tmp_path / 'out'}"
+    result = run("evaluate", trained / "best.pth", work, "--report", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    page = tmp_path / "out" / "report.html"
+    assert "Worst images" in page.read_text(encoding="utf-8")
+    assert {p.name for p in page.parent.glob("report*")} == {
+        "report.html",
+        "report.json",
+        "report_classes.csv",
+        "report_confusion.csv",
+        "report_images.csv",
+    }
+    refused = run("report", tmp_path / "out", "--data-root", scenes)
+    assert refused.exit_code == 2 and "it is there already" in refused.stderr
+    # No config lies in this folder: the shipped one looks for the data elsewhere.
+    again = run("report", tmp_path / "out", "--overwrite", "--device", "cpu")
+    assert again.exit_code == 0 and f"report: {page}" in again.stdout
+    assert "the report comes without pictures" in again.stderr
+    assert "Worst images" not in page.read_text(encoding="utf-8")
+    options = ("--overwrite", "--data-root", scenes, "--device", "cpu")
+    assert run("report", tmp_path / "out", *options).exit_code == 0
+    assert "Worst images" in page.read_text(encoding="utf-8")
+    written = run(
+        *("evaluate", trained / "best.pth", "--format-only", "--out", tmp_path / "files"),
+        *("--device", "cpu"),
+    )
+    assert written.exit_code == 0, written.output
+    assert len(list((tmp_path / "files").glob("*.png"))) == 2
+    assert "2 label files" in written.stdout

@@ -138,3 +138,10 @@ def test_reliability_columns_by_hand() -> None:
     assert 'height="100.0"' in markup  # half of the 200 units
     assert "confidence 75.0 %, right 50.0 %, 1,500 pixels" in markup
     assert reliability_chart([]) == ""
+
+
+def test_a_single_point_has_a_single_tick() -> None:
+    chart = line_chart("Score", {"mIoU": ([900.0], [0.5])}, percents=True)
+    below = [text for y, text in re.findall(r'<text x="[^"]*" y="([^"]*)"[^>]*>([^<]*)<', chart)]
+    assert below.count("900") == 1
+    assert not any("." in text for text in below if text.startswith("89") or text[:3] == "900")

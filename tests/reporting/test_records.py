@@ -12,7 +12,12 @@ import pytest
 
 from cgrseg.errors import DataError
 from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.reporting.records import check_evaluation, plain, read_evaluation
+from cgrseg.reporting.records import (
+    check_evaluation,
+    evaluation_file,
+    plain,
+    read_evaluation,
+)
 from cgrseg.reporting.samples import choose_images
 
 
@@ -90,3 +95,20 @@ def test_no_image_is_chosen_twice(count: int) -> None:
     chosen = choose_images(_records([0.1 * k for k in range(count)]), 4, 2, 4)
     positions = [k for k, _ in chosen]
     assert len(set(positions)) == len(positions) == min(count, 10)
+
+
+def test_which_evaluation_a_folder_stands_for(run_folder: Path) -> None:
+    plain_one = run_folder / "evaluation.json"
+    (run_folder / "evaluation_earlier1.json").write_text("{}")
+    (run_folder / "evaluation_test.json").write_bytes(plain_one.read_bytes())
+    assert evaluation_file(run_folder) == plain_one
+    plain_one.unlink()
+    assert evaluation_file(run_folder) == run_folder / "evaluation_test.json"
+    (run_folder / "evaluation_val.json").write_text("{}")
+    with pytest.raises(DataError, match=r"evaluation_test\.json, evaluation_val\.json"):
+        evaluation_file(run_folder)
+    with pytest.raises(DataError, match="there is no such file"):
+        evaluation_file(run_folder / "nothing")
+    (run_folder / "empty").mkdir()
+    with pytest.raises(DataError, match="no evaluation in this folder"):
+        evaluation_file(run_folder / "empty")

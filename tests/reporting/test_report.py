@@ -209,6 +209,16 @@ def test_short_palette_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_never_takes_the_name_of_an_evaluation(
+    tmp_path: Path, report_input: ReportInput
+) -> None:
+    (tmp_path / "evaluation_test.json").write_text("{}")
+    with pytest.raises(DataError, match="would replace the evaluation's"):
+        write_report(tmp_path / "evaluation_test.html", report_input)
+    assert (tmp_path / "evaluation_test.json").read_text() == "{}"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_flatten_and_percent() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == [
         ("a.b", 1),

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cgrseg.config import load_config
+from cgrseg.data.catalogue import get_spec
 from cgrseg.data.synthetic import SYNTHETIC_CLASSES, write_dataset
+from cgrseg.errors import DataError
 from cgrseg.evaluation import evaluate
-from cgrseg.inference import Predictor, TorchBackend
-from cgrseg.models import create_model
-from cgrseg.reporting import compare_runs, write_run_report
+from cgrseg.inference import Predictor, TorchBackend, segment
+from cgrseg.models import CGRSeg, create_model
+from cgrseg.reporting import compare_runs, report_on, write_run_report
+from cgrseg.reporting import report as report_module
+from cgrseg.reporting.records import Sample
+from cgrseg.reporting.samples import sample_cards
+from tests.golden_weights import set_golden_weights
 
 
 @pytest.mark.slow
@@ -52,3 +61,53 @@ def test_report_and_comparison_of_two_real_evaluations(tmp_path: Path) -> None:
     first = json.loads((folders[0] / "evaluation.json").read_text(encoding="utf-8"))
     expected_change = result.scores.mean_iou - first["scores"]["mIoU"]
     assert change.miou == pytest.approx(expected_change)
+
+
+def test_pictures_are_those_that_were_evaluated(
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = get_spec("camvid")
+    model = CGRSeg("cgrseg_t", 11, classes=spec.classes, palette=spec.palette)
+    set_golden_weights(model)
+    model.save_pretrained(tmp_path / "weights")
+    settings = {
+        "data.root": str(shared_data / "camvid"),
+        "data.workers": 0,
+        "work_dir": str(tmp_path / "run"),
+        "test.resize": "keep_ratio",
+        "test.scale": [64, 48],
+    }
+    config = load_config("cgrseg-t_camvid", settings)
+    evaluate(config, tmp_path / "weights", split="test", limit=2, device="cpu", progress=False)
+    (tmp_path / "run" / "config.json").write_text(
+        # What the run has says nothing of what the evaluation was asked for.
+        load_config("cgrseg-t_camvid", {**settings, "test.scale": [96, 96]}).model_dump_json()
+    )
+    shown: list[Sample] = []
+    original = sample_cards
+
+    def watch(samples: Sequence[Sample], *rest: Any) -> str:
+        shown.extend(samples)
+        return original(samples, *rest)
+
+    monkeypatch.setattr(report_module, "sample_cards", watch)
+    files = report_on(tmp_path / "run", device="cpu")
+    assert files.html == tmp_path / "run" / "report_test_first2.html"
+    assert len(shown) == 2
+    for sample in shown:
+        expected = segment(TorchBackend(model.eval()), sample.image, config.test).labels
+        assert np.array_equal(sample.prediction, expected)
+    written = files.html.read_bytes()
+    with pytest.raises(DataError, match="it is there already"):
+        report_on(tmp_path / "run", device="cpu")
+    # Another network would show pictures that the numbers do not belong to.
+    with torch.no_grad():
+        model.get_parameter("decode_head.conv_seg.bias").add_(torch.arange(11.0))
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(DataError, match="its weights are others"):
+        report_on(tmp_path / "run", checkpoint=tmp_path / "other", device="cpu", overwrite=True)
+    assert files.html.read_bytes() == written
+    # Without data or checkpoint the page comes without pictures, not without numbers.
+    (tmp_path / "weights").rename(tmp_path / "gone")
+    files = report_on(tmp_path / "run", device="cpu", overwrite=True)
+    assert 'alt="prediction"' not in files.html.read_text(encoding="utf-8")

@@ -1,0 +1,264 @@
+"""The report of a run's folder: its evaluation, curves, settings, and telling images."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgrseg.config import load_config
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.catalogue import resolve_spec
+from cgrseg.data.dataset import EvalDataset
+from cgrseg.errors import CGRSegError, DataError, explain
+from cgrseg.inference.backends import make_backend
+from cgrseg.inference.fast.artefacts import weights_digest
+from cgrseg.inference.modes import segment
+from cgrseg.models import load_model
+from cgrseg.reporting.records import (
+    EvaluationRecord,
+    ReportInput,
+    Sample,
+    evaluation_file,
+    plain,
+    read_evaluation,
+)
+from cgrseg.reporting.report import ReportFiles, software_versions, write_report
+from cgrseg.reporting.samples import choose_images
+
+if TYPE_CHECKING:
+    from cgrseg.config import Config
+    from cgrseg.evaluation.result import EvaluationResult
+    from cgrseg.inference import Predictor
+    from cgrseg.inference.backends import Backend
+
+_LOG = logging.getLogger("cgrseg.reporting")
+
+# Between an image's accuracy as evaluated and as predicted for the report: other hardware
+# and other precision move single pixels; another network moves far more.
+_TOLERANCE = 0.01
+
+
+def report_on(
+    run: Path | str,
+    *,
+    checkpoint: str | Path | None = None,
+    config: Config | None = None,
+    data_root: str | Path | None = None,
+    out: Path | str | None = None,
+    pictures: bool = True,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> ReportFiles:
+    """Report on an evaluated run: scores, classes, confusion, images, settings.
+
+    Args:
+        run: a run's folder, or one of its evaluation files.
+        checkpoint: predicts the images to show; None: the one that was evaluated.
+        config: of the run; None: the one in its folder, else the shipped one of its name.
+        data_root: folder of the dataset, where it is not the config's.
+        out: the page; None: beside the evaluation, `report.html` for `evaluation.json`,
+            `report_test.html` for `evaluation_test.json`.
+        pictures: predict and show images.  Where the run's config, data or checkpoint is
+            no longer there, the report comes without them and a warning says why.
+        device: predicts on it; None: a GPU where there is one.
+        overwrite: replace an older page.
+
+    Raises:
+        DataError: no evaluation, a page that is there already, or a checkpoint whose
+            predictions are not those that were evaluated.
+        EnvironmentProblem: writing fails, or no such device.
+    """
+    source = evaluation_file(run)
+    evaluation = read_evaluation(source)
+    stem = "report" + source.stem.removeprefix("evaluation")
+    target = Path(out) if out is not None else source.with_name(f"{stem}.html")
+    if target.exists() and not overwrite:
+        raise DataError(
+            explain(
+                target,
+                found="it is there already",
+                expected="a new file",
+                remedy="choose another name with --out, or replace it with --overwrite",
+            )
+        )
+    if config is None:
+        config = _config(source, evaluation, data_root)
+    backend = None
+    if pictures and config is not None:
+        backend = _backend(source, evaluation, checkpoint, device)
+    return _write(target, source.parent, config, evaluation, backend, {})
+
+
+def write_run_report(
+    run_dir: Path | str,
+    config: Config,
+    result: EvaluationResult,
+    predictor: Predictor | None = None,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    name: str = "report",
+) -> Path:
+    """Report on a run's folder from an evaluation in memory.
+
+    Args:
+        run_dir: the run's folder; `metrics.csv` and `scores.csv` are taken from it where
+            present, and the report is written into it.
+        config: of the run.
+        result: what its evaluation found.
+        predictor: its network predicts the images to show, with the settings that the
+            evaluation had; None: the report shows none.
+        notes: see :class:`ReportInput`.
+        name: file name without its suffix.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        DataError: an image that cannot be read, or a network that was not the evaluated one.
+        EnvironmentProblem: writing fails.
+    """
+    folder = Path(run_dir)
+    evaluation: EvaluationRecord = plain(result.as_json())
+    backend = None if predictor is None else predictor.backend
+    return _write(folder / f"{name}.html", folder, config, evaluation, backend, notes or {}).html
+
+
+def _write(
+    target: Path,
+    folder: Path,
+    config: Config | None,
+    evaluation: EvaluationRecord,
+    backend: Backend | None,
+    notes: Mapping[str, Any],
+) -> ReportFiles:
+    spec = None if config is None else resolve_spec(config.data)
+    samples: list[Sample] = []
+    if config is not None and backend is not None:
+        samples = _samples(config, evaluation, backend)
+    settings = evaluation.get("settings", {})
+    return write_report(
+        target,
+        ReportInput(
+            title=config.name if config is not None else str(settings.get("run", folder.name)),
+            evaluation=evaluation,
+            palette=None if spec is None else spec.palette,
+            history=_rows(folder / "metrics.csv"),
+            score_history=_rows(folder / "scores.csv"),
+            samples=samples,
+            notes=notes,
+            config={} if config is None else config.model_dump(mode="json"),
+            versions=software_versions(),
+            ignore_index=255 if spec is None else spec.ignore_index,
+        ),
+    )
+
+
+def _config(
+    source: Path, evaluation: EvaluationRecord, data_root: str | Path | None
+) -> Config | None:
+    """The run's config: the one in its folder, else the shipped one of its name."""
+    changes = {} if data_root is None else {"data.root": str(data_root)}
+    stored = source.parent / "config.json"
+    named = stored if stored.is_file() else str(evaluation.get("settings", {}).get("run"))
+    try:
+        return load_config(named, changes)
+    except CGRSegError as error:
+        _LOG.warning("the report comes without pictures: %s", error)
+        return None
+
+
+def _backend(
+    source: Path,
+    evaluation: EvaluationRecord,
+    checkpoint: str | Path | None,
+    device: str | None,
+) -> Backend | None:
+    """The network that was evaluated, at the precision that it was evaluated with."""
+    settings = evaluation.get("settings", {})
+    if checkpoint is not None:
+        model = load_model(checkpoint)
+    else:
+        named = str(settings.get("checkpoint"))
+        beside = source.parent / Path(named).name  # where the run's folder was moved
+        try:
+            model = load_model(beside if beside.is_file() else named)
+        except CGRSegError as error:
+            _LOG.warning("the report comes without pictures (--checkpoint names one): %s", error)
+            return None
+    if settings.get("weights") not in (None, weights_digest(model)):
+        raise _another_network(checkpoint or settings.get("checkpoint"), "its weights are others")
+    precision = settings.get("precision", "fp32")
+    return make_backend(model, device, precision)
+
+
+def _samples(config: Config, evaluation: EvaluationRecord, backend: Backend) -> list[Sample]:
+    """Predict the worst, some middling and the best images as the evaluation did."""
+    settings = evaluation.get("settings", {})
+    test = TestConfig(**settings["test"]) if settings.get("test") else config.test
+    split = settings.get("split")
+    try:
+        dataset = EvalDataset.from_config(config, str(split) if split else None)
+    except CGRSegError as error:
+        _LOG.warning("the report comes without pictures: %s", error)
+        return []
+    position = {pair.stem: k for k, pair in enumerate(dataset.pairs)}
+    records = evaluation.get("per_image", [])
+    samples = []
+    for k, group in choose_images(records):
+        record = records[k]
+        if record["image"] not in position:
+            raise DataError(
+                explain(
+                    config.data.root,
+                    found=f"no image {record['image']} in split {split}",
+                    expected="the images that were evaluated",
+                    remedy="name the folder of that data (--data-root), or leave the pictures "
+                    "out (--no-pictures)",
+                )
+            )
+        item = dataset[position[record["image"]]]
+        labels = segment(backend, item["image"], test).labels
+        judged = item["label"] != dataset.spec.ignore_index
+        accuracy = float((labels == item["label"])[judged].mean()) if judged.any() else None
+        expected = record.get("aAcc")
+        if accuracy is None or expected is None or abs(accuracy - expected) > _TOLERANCE:
+            raise _another_network(
+                record["image"],
+                f"{accuracy} of its pixels come out right, {expected} did in the evaluation",
+            )
+        scores = {name: record.get(name) for name in ("mIoU", "aAcc")}
+        samples.append(
+            Sample(
+                item["stem"],
+                item["image"],
+                item["label"],
+                np.asarray(labels),
+                group,
+                scores,  # type: ignore[arg-type]
+            )
+        )
+    return samples
+
+
+def _another_network(where: object, found: str) -> DataError:
+    return DataError(
+        explain(
+            where,
+            found=found,
+            expected="the network and the data that were evaluated",
+            remedy="name its checkpoint, evaluate again, or leave the pictures out (--no-pictures)",
+        )
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by column; none when it is absent."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
