@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cgrseg.data.catalogue import get_spec
 from cgrseg.evaluation.script import main
-from cgrseg.models import CGRSeg
+from cgrseg.models import CGRSeg, load_model
 from tests.golden_weights import set_golden_weights
 
 ADE20K_CONFIG = "local_configs/cgrseg/cgrseg-t_ade20k_160k.py"
@@ -34,7 +35,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(repository: Path, shared_data: Path, tmp_path: Path) -> Path:
     """A folder that looks like a checkout with ADE20K's samples in their place."""
-    for name in ("local_configs", "tools", "test.py", "dist_test.sh", "cgrseg"):
+    for name in ("local_configs", "tools", "test.py", "dist_test.sh", "run_cgrseg.py", "cgrseg"):
         (tmp_path / name).symlink_to(repository / name)
     (tmp_path / "data" / "ade").mkdir(parents=True)
     (tmp_path / "data" / "ade" / "ADEChallengeData2016").symlink_to(shared_data / "ade20k_samples")
@@ -166,6 +167,42 @@ def test_promised_commands_to_the_letter(
     assert result["images"] == 3 and result["settings"]["dataset"] == "ade20k"
     assert f"3 images, in percent: aAcc {100 * result['scores']['aAcc']:.2f}" in finished.stdout
     assert finished.stdout.count("3 images") == 1  # one process prints
+
+
+@pytest.fixture
+def latest(checkout: Path, checkpoints: Path) -> Path:
+    """Weights where a training of the default run leaves them."""
+    model = load_model(checkpoints / "ade")
+    path = checkout / "work_dirs" / "cgrseg-t_ade20k_160k" / "latest.pth"
+    path.parent.mkdir(parents=True)
+    # As published: nothing but names and numbers.
+    torch.save({"state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python run_cgrseg.py --mode eval "
+        "--checkpoint ./work_dirs/cgrseg-t_ade20k_160k/latest.pth --show-dir ./results",
+        "python -c \"from run_cgrseg import run_single_gpu; run_single_gpu('eval', "
+        "checkpoint='./work_dirs/cgrseg-t_ade20k_160k/latest.pth', show_dir='./results')\"",
+        "cgrseg evaluate cgrseg-t_ade20k_160k ./work_dirs/cgrseg-t_ade20k_160k/latest.pth "
+        "--show-dir ./results",
+        "python -m torch.distributed.run --standalone --nproc-per-node=2 -m cgrseg evaluate "
+        "cgrseg-t_ade20k_160k ./work_dirs/cgrseg-t_ade20k_160k/latest.pth --show-dir ./results",
+    ],
+)
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_promised_evaluations_of_a_run(
+    shell: str, command: str, checkout: Path, latest: Path
+) -> None:
+    finished = run(shell, "-c", command, cwd=checkout)
+    result = json.loads((latest.parent / "evaluation.json").read_text())
+    assert result["images"] == 3 and result["settings"]["dataset"] == "ade20k"
+    assert len(list((checkout / "results").glob("*.jpg"))) == 3
+    assert "Traceback" not in finished.stdout + finished.stderr
 
 
 def test_submission_files(checkout: Path, checkpoints: Path) -> None:

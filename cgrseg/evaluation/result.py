@@ -23,7 +23,7 @@ from cgrseg.errors import DataError, explain
 from cgrseg.evaluation.bootstrap import Interval, miou_interval
 from cgrseg.evaluation.calibration import Calibration
 from cgrseg.evaluation.metrics import Counts, Scores, SegmentationScores, mean_of_defined
-from cgrseg.files import atomic_write
+from cgrseg.files import atomic_write, writing_problem
 
 FORMAT = 1
 
@@ -193,7 +193,10 @@ def keep_earlier(files: Mapping[Path, bytes]) -> list[Path]:
     Raises:
         EnvironmentProblem: they cannot be written.
     """
-    old = {path: path.read_bytes() for path in files if path.is_file()}
+    try:
+        old = {path: path.read_bytes() for path in files if path.is_file()}
+    except OSError as error:
+        raise writing_problem(next(iter(files)), error) from error
     if all(content == files[path] for path, content in old.items()):
         return []
 
