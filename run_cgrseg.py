@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if (Path(__file__).resolve().parent / "cgrseg").is_dir():
-    # A checkout runs its own code, installed or not.
+if (Path(__file__).resolve().parent / "pyproject.toml").is_file():
+    # A checkout runs its own code, installed or not; installed, this file changes nothing.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cgrseg.training import single

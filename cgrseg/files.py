@@ -21,6 +21,10 @@ from cgrseg.errors import EnvironmentProblem, explain
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another folder"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another folder"),
+    errno.EFBIG: (
+        "the file would be larger than files may be here",
+        "raise that limit (ulimit -f), or choose another folder",
+    ),
     errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
     errno.EACCES: ("writing is not permitted", "choose a folder that can be written"),
     errno.EPERM: ("writing is not permitted", "choose a folder that can be written"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
+import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ import pytest
 from cgrseg.config.loading import load_config
 from cgrseg.errors import ConfigError
 from cgrseg.training import single
+from tests.training import processes
 from tests.training.small_run import write_dataset
 
 
@@ -133,105 +134,83 @@ def test_wrong_settings_are_explained(
 
 def test_train_then_evaluate_from_another_folder(repository: Path, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(repository / "run_cgrseg.py"), *arguments, *SMALL],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
+    def run(*arguments: str, status: int = 0) -> str:
+        log = tmp_path / "output.log"
+        log.unlink(missing_ok=True)
+        given = [*arguments, "--data-root", str(root), "--work-dir", "./runs/mine", *SMALL]
+        process = processes.start(
+            processes.run_script, repository / "run_cgrseg.py", tmp_path, *given, log=log
         )
+        return processes.finish(process, log, status)
 
     trained = run(
-        "--mode",
-        "train",
-        "--lr",
-        "0.0001",
-        "--batch-size",
-        "2",
-        "--max-iters",
-        "2",
-        "--eval-interval",
-        "2",
-        "--data-root",
-        str(root),
-        "--work-dir",
-        "./runs/mine",
-        "--seed",
-        "3",
-        "--deterministic",
+        *("--mode", "train", "--lr", "0.0001", "--batch-size", "2", "--max-iters", "2"),
+        *("--eval-interval", "2", "--seed", "3", "--deterministic", "--opacity", "0.5"),
     )
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    lines = trained.stdout.splitlines()
+    lines = trained.splitlines()
     assert lines[0].startswith("active settings")
-    begun = next(number for number, line in enumerate(lines) if line.startswith("training "))
+    begun = next(number for number, line in enumerate(lines) if not line.startswith("  "))
+    begun = next(n for n, line in enumerate(lines) if n > begun and not line.startswith("  "))
     shown = dict(line.split(None, 1) for line in lines[1:begun])
     assert shown["lr"] == "0.0001" and shown["max_iters"] == "2" and shown["seed"] == "3"
-    assert "Traceback" not in trained.stderr
+    assert "warning: opacity has no effect in mode train" in trained
+    assert "Traceback" not in trained
     latest = tmp_path / "runs" / "mine" / "latest.pth"
     assert latest.is_file()
 
     evaluated = run(
-        "--mode",
-        "eval",
-        "--checkpoint",
-        str(latest),
-        "--data-root",
-        str(root),
-        "--work-dir",
-        "./runs/mine",
-        "--show-dir",
-        "./results",
-        "--opacity",
-        "0.7",
-        "--compile",
-        "--threads",
-        "1",
-        "--precision",
-        "bf16",
+        *("--mode", "eval", "--checkpoint", str(latest), "--show-dir", "./results"),
+        *("--opacity", "0.7", "--lr", "0.1", "--precision", "bf16", "--threads", "1"),
     )
-    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert len(list((tmp_path / "results").iterdir())) == 2
-    written = json.loads((tmp_path / "runs" / "mine" / "evaluation.json").read_text())
-    assert written["settings"]["compile"] and written["settings"]["precision"] == "bf16"
+    (file,) = (tmp_path / "runs" / "mine").glob("evaluation*.json")
+    written = json.loads(file.read_text())
+    assert written["settings"]["precision"] == "bf16" and not written["settings"]["compile"]
+    assert "warning: lr has no effect in mode eval" in evaluated
+    assert "opacity has no effect" not in evaluated
 
-    again = run("--mode", "train", "--data-root", str(root), "--work-dir", "./runs/mine")
-    assert again.returncode == 1
-    assert "it is not overwritten" in again.stderr and "Traceback" not in again.stderr
+    again = run("--mode", "train", status=1)
+    assert "it is not overwritten" in again and "Traceback" not in again
+
+
+def test_installed_it_leaves_the_search_path_alone(repository: Path, tmp_path: Path) -> None:
+    """Beside a package it would put every other package before the standard library."""
+    for name, marker in (("installed", None), ("checkout", "pyproject.toml")):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(repository / "run_cgrseg.py", folder)
+        (folder / "cgrseg").symlink_to(repository / "cgrseg")
+        if marker is not None:
+            (folder / marker).touch()
+        before = list(sys.path)
+        try:
+            runpy.run_path(str(folder / "run_cgrseg.py"), run_name="run_cgrseg")
+            assert sys.path == ([str(folder)] if marker else []) + before
+        finally:
+            sys.path[:] = before
 
 
 def test_problems_are_messages_without_a_trace(repository: Path, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(repository / "run_cgrseg.py"),
-            "--mode",
-            "train",
-            "--data-root",
-            "./nowhere",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    folder, log = tmp_path / "folder", tmp_path / "output.log"
+    folder.mkdir()
+    given = ["--mode", "train", "--data-root", "./nowhere"]
+    process = processes.start(
+        processes.run_script, repository / "run_cgrseg.py", folder, *given, log=log
     )
-    assert result.returncode == 1
-    assert "nowhere" in result.stderr and "what to do" in result.stderr
-    assert "Traceback" not in result.stderr
+    said = processes.finish(process, log, status=1)
+    assert "error: nowhere" in said and "what to do" in said
+    assert "Traceback" not in said
     # nothing was made for a run that could not start
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_run_single_gpu_from_a_script_elsewhere(repository: Path, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     settings = dict(text.split("=", 1) for text in SMALL[:1])
     program = f"""
+import sys
+sys.path.insert(0, {str(repository)!r})
 from run_cgrseg import DEFAULT_HPARAMS, run_single_gpu
 small = {settings!r}
 small.update({{"data.workers": 0, "augment.scale": [64, 64], "augment.crop_size": [64, 64],
@@ -243,14 +222,11 @@ metrics = run_single_gpu("eval", checkpoint="./quick/latest.pth", work_dir="./qu
                          data_root={str(root)!r}, **small)
 print("miou", 0.0 <= metrics["mIoU"] <= 1.0)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
+    (tmp_path / "notebook.py").write_text(program)
+    said = processes.run(
+        processes.run_script,
+        tmp_path / "notebook.py",
+        tmp_path,
+        log=tmp_path / "output.log",
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "'mIoU'" in result.stdout and "miou True" in result.stdout
+    assert "'mIoU'" in said and "miou True" in said

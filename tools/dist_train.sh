@@ -22,6 +22,21 @@ case $processes in
         exit 2
         ;;
 esac
+case ${NNODES:-1} in
+    1 | 1:1) ;;
+    *)
+        # Each machine would wait for the others at its own address, until a timeout.
+        if [ -z "${MASTER_ADDR:-}" ]; then
+            echo "$0: NNODES=$NNODES needs MASTER_ADDR, a name or address of the machine with" \
+                "NODE_RANK=0 that all machines reach (and PORT, the same on all)" >&2
+            exit 2
+        fi
+        if [ -z "${NODE_RANK:-}" ]; then
+            echo "$0: NNODES=$NNODES needs NODE_RANK, from 0, another on each machine" >&2
+            exit 2
+        fi
+        ;;
+esac
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 python=${PYTHON:-}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from cgrseg.errors import CGRSegError
+from cgrseg.errors import CGRSegError, is_first_process, plain_warnings, report_problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,17 +67,11 @@ class Commands(TyperGroup):
             try:
                 return super().invoke(ctx)
             except CGRSegError as error:
-                if is_first_process():
-                    print(f"error: {error}", file=sys.stderr, flush=True)
+                report_problem(error)
                 raise typer.Exit(EXIT_PROBLEM) from None
             except KeyboardInterrupt:
                 print("\nstopped", file=sys.stderr, flush=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def is_first_process() -> bool:
-    """Whether this process prints; under `torchrun` or SLURM only the first one does."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
 def make_console() -> Console:
@@ -119,11 +111,6 @@ def with_changes(settings: Sequence[str] | None, **options: Any) -> dict[str, An
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Show warnings and log lines of ours as one plain line each, on standard error."""
-
-    def show(message: Warning | str, *_rest: Any, **_named: Any) -> None:
-        if is_first_process():
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-
     logger = logging.getLogger("cgrseg")
     if any(isinstance(handler.formatter, _Plain) for handler in logger.handlers):
         yield  # a group of commands inside another one: the outer one shows them
@@ -132,8 +119,7 @@ def _plain_warnings() -> Iterator[None]:
     handler.setFormatter(_Plain())
     logger.addHandler(handler)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show
+        with plain_warnings():
             yield
     finally:
         logger.removeHandler(handler)

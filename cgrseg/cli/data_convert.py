@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli.common import EXIT_PARTLY, Commands, is_first_process, make_console
+from cgrseg.cli.common import EXIT_PARTLY, Commands, make_console
+from cgrseg.errors import is_first_process
 
 if TYPE_CHECKING:
     from cgrseg.data.convert import ConversionReport

@@ -31,7 +31,8 @@ def load_config(
 
     Args:
         path_or_name: a `.py` file that exposes `config`, a `.json` file, a run's folder
-            (its `config.json`), or a name from :func:`list_presets`.
+            (its `config.json`, with that folder as `work_dir`), or a name from
+            :func:`list_presets`.
         overrides: `key=value` texts with dotted keys, or a table of the same keys (nested
             tables too) whose values are taken as they are.
 
@@ -49,7 +50,10 @@ def load_config(
 def _load(path_or_name: str | Path) -> Config:
     path = Path(path_or_name)
     if path.is_dir() and (path / "config.json").is_file():
-        path = path / "config.json"
+        config = _from_json(path / "config.json")
+        # The run lives there now, wherever it was trained from or has been moved to.
+        config.work_dir = str(path)
+        return config
     if path.suffix == ".py" and path.is_file():
         return _from_python(path)
     if path.suffix == ".json" and path.is_file():

@@ -333,6 +333,11 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of weights, order, augmentation.")
     deterministic: bool = Field(False, description="Only deterministic kernels.")
     log_interval: Positive = Field(50, description="Iterations between lines of the log.")
+    log_images: Annotated[int, Field(ge=0)] = Field(
+        4,
+        description="Images of the evaluation split whose label and prediction each evaluation "
+        "shows in TensorBoard.",
+    )
     wandb: bool = Field(False, description="Log to Weights & Biases too (extra `wandb`).")
 
 

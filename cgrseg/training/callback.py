@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from torch import nn
 
 from cgrseg.config.schema import Config
+from cgrseg.errors import explain
 from cgrseg.evaluation.metrics import SegmentationScores
-from cgrseg.training.failures import bad_loss
+from cgrseg.training.checkpointing import BEST, LATEST
+from cgrseg.training.exchange import Exchange
+from cgrseg.training.failures import BadNumbers, TrainingProblem, bad_numbers
 from cgrseg.training.journal import Journal
 from cgrseg.training.keeper import Keeper, device_memory_gib, restore_optimizer
 from cgrseg.training.module import TrainingModule
+from cgrseg.training.pictures import PictureTaker
+from cgrseg.training.sources import Source
 from cgrseg.training.stopping import StopNow, StopRequest
-
-#: Scores a network on the evaluation split: network, device, rank, world size.
-Evaluate = Callable[[nn.Module, torch.device, int, int], SegmentationScores]
 
 
 class RunCallback(lightning.Callback):
@@ -37,10 +37,12 @@ class RunCallback(lightning.Callback):
         run_dir: its folder.
         journal: where numbers go.
         keeper: where checkpoints go.
-        evaluate: scores the module's weights on the evaluation split, over all processes.
-        describe: image and label paths of dataset indices, for messages.
-        class_names: classes in id order, for the columns of scores.
+        source: evaluates, and knows the files of a batch.
         checkpoint: what to resume from, if anything.
+
+    Attributes:
+        stopped_by: the signal that ended the training early, if any.
+        scores: of the last evaluation.
     """
 
     def __init__(
@@ -49,32 +51,34 @@ class RunCallback(lightning.Callback):
         run_dir: Path,
         journal: Journal,
         keeper: Keeper,
-        evaluate: Evaluate,
-        describe: Callable[[list[int]], list[dict[str, Any]]],
-        class_names: tuple[str, ...],
+        source: Source,
         checkpoint: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.run_dir = run_dir
         self.journal = journal
         self.keeper = keeper
-        self.evaluate = evaluate
-        self.describe = describe
-        self.class_names = class_names
+        self.source = source
         self.checkpoint = checkpoint
-        self.stop = StopRequest()
+        self.exchange = Exchange()
+        self.stop = StopRequest(self.exchange)
         self.stopped_by: signal.Signals | None = None
         self.scores: SegmentationScores | None = None
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Restore the optimiser, then take over signals and show the progress."""
-        self.stop.install()
+        """Agree with the other processes, restore the optimiser, show the progress."""
+        if self.exchange.several:
+            self.stop.let_launcher_end_this()
+        self._agree_on_the_start(module.iteration)
+        self.stop.take_signals()
         if self.checkpoint is not None:
             restore_optimizer(trainer, self.checkpoint)
             self.checkpoint = None
         self.journal.open()
         evaluated = {iteration for iteration, _ in self.keeper.history}
-        if module.iteration and self._evaluates_at(module.iteration, evaluated):
+        due = module.iteration and self._evaluates_at(module.iteration, evaluated)
+        # The history is a file in the first process's folder.
+        if self.exchange.gather(due)[0]:
             trainer.should_stop = not self._evaluate(
                 module, module.device, trainer.global_rank, trainer.world_size
             )
@@ -105,36 +109,48 @@ class RunCallback(lightning.Callback):
         iteration = module.iteration
         last = iteration >= self.config.schedule.max_iters
         interval = self.config.train.checkpoint_interval or self.config.train.eval_interval
-        stopping = self.stop.agreed() and not last
+        asked = self.stop.agreed()
+        stopping = asked is not None and not last
         evaluates = self._evaluates_at(iteration, set())
         saves = last or stopping or evaluates or iteration % interval == 0
         if logged or saves:
-            self._refuse_bad_loss(module, rate)
+            self._refuse_bad_numbers(module, trainer.optimizers[0], rate, weights=saves)
         self.journal.tick(iteration, module.last_loss, rate)
         if logged:
             self._log(trainer, module, rate)
         if saves:
             self.keeper.save_latest(module, trainer)
-        if evaluates and not stopping:
-            stopping = not self._evaluate(
-                module, module.device, trainer.global_rank, trainer.world_size
-            )
         if stopping:
             trainer.should_stop = True
-            self.stopped_by = self.stop.received
+            self.stopped_by = asked
+        elif evaluates and not self._evaluate(
+            module, module.device, trainer.global_rank, trainer.world_size
+        ):
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Give back terminal and signals."""
-        self.close()
+        """Give back the terminal."""
+        self.journal.close()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Give back terminal and signals when training fails."""
-        self.close()
-
-    def close(self) -> None:
-        """Give back terminal and signals; harmless when repeated."""
+        """Give back the terminal when training fails."""
         self.journal.close()
-        self.stop.restore()
+
+    def _agree_on_the_start(self, iteration: int) -> None:
+        """Refuse to train when processes start at different iterations."""
+        starts = self.exchange.gather(iteration)
+        if len(set(starts)) == 1:
+            return
+        others = [f"{start} in process {rank}" for rank, start in enumerate(starts)]
+        raise TrainingProblem(
+            explain(
+                self.run_dir,
+                found=f"the processes start at different iterations ({', '.join(others)})",
+                expected="the same checkpoint everywhere",
+                remedy="put the run's folder on a file system that all machines share, or copy "
+                f"{LATEST} of the first machine into that folder on every one",
+            )
+        )
 
     def _evaluates_at(self, iteration: int, evaluated: set[int]) -> bool:
         due = (
@@ -148,19 +164,30 @@ class RunCallback(lightning.Callback):
     ) -> bool:
         """Evaluate, log and rank; false when training should end."""
         begun = time.monotonic()
+        taker = PictureTaker(self.config.train.log_images if rank == 0 else 0, self.source.spec)
+        self.exchange.share_buffers(module.evaluated_model)
         try:
             with self.stop.interruptible():
-                self.scores = self.evaluate(module.evaluated_model, device, rank, world_size)
+                self.scores = self.source.evaluate(
+                    module.evaluated_model,
+                    device,
+                    rank,
+                    world_size,
+                    sinks=[taker],
+                    ready=self.stop.settle,
+                )
         except StopNow:
             self.journal.say(f"evaluation at {module.iteration} given up: asked to stop")
+            self.stopped_by = self.stop.last_agreed
             return False
         # The row in scores.csv comes last: it says that this evaluation is over and done with.
         is_best = self.keeper.note_scores(module, self.scores.mean_iou)
-        values = flat_scores(self.scores, self.class_names)
+        values = flat_scores(self.scores, self.source.spec.classes)
+        self.journal.log_pictures(module.iteration, taker.pictures)
         self.journal.log_scores(module.iteration, values, time.monotonic() - begun)
         if is_best:
-            self.journal.say(f"best so far, kept as {self.run_dir / 'best.pth'}")
-        if self.keeper.out_of_patience:
+            self.journal.say(f"best so far, kept as {self.run_dir / BEST}")
+        if self.exchange.gather(self.keeper.out_of_patience)[0]:
             self.journal.say(
                 f"stopped early: {self.config.train.patience} evaluations without a better mIoU"
             )
@@ -177,20 +204,31 @@ class RunCallback(lightning.Callback):
             module.iteration, {**values, "rate": rate}, device_memory_gib(module.device)
         )
 
-    def _refuse_bad_loss(self, module: TrainingModule, rate: float) -> None:
+    def _refuse_bad_numbers(
+        self, module: TrainingModule, optimizer: Any, rate: float, *, weights: bool
+    ) -> None:
+        """Stop in all processes when one of them has a loss, or weights, that are no numbers."""
         bad = module.first_bad_iteration
-        if bad is None:
+        wrong = bad is not None or (weights and not module.is_finite(optimizer))
+        if not self.exchange.largest(int(wrong)):
             return
-        indices = [
-            index for iteration, batch in module.recent if iteration == bad for index in batch
-        ]
-        raise bad_loss(
+        seen = module.iteration - 1 if bad is None else bad
+        mine = BadNumbers(
+            module.global_rank, bad, self._files(module, seen), self._files(module, seen - 1)
+        )
+        raise bad_numbers(
             self.config,
             self.run_dir,
-            iteration=bad + 1,
-            files=self.describe(indices),
+            steps=module.iteration,
             rate=rate,
-            rank=module.global_rank,
+            reports=self.exchange.gather(mine),
+            write=module.global_rank == 0,
+        )
+
+    def _files(self, module: TrainingModule, iteration: int) -> list[dict[str, Any]]:
+        """Image and label of this process's share of an iteration."""
+        return self.source.describe(
+            [index for seen, batch in module.recent if seen == iteration for index in batch]
         )
 
 

@@ -18,6 +18,7 @@ Layout of a file:
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -29,12 +30,13 @@ from typing import Any
 import torch
 
 from cgrseg.errors import DataError, WeightsError, explain
-from cgrseg.files import atomic_write
+from cgrseg.files import atomic_write, writing_problem
 
 FORMAT = 1
 LATEST = "latest.pth"
 PREVIOUS = "previous.pth"
 BEST = "best.pth"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def write_checkpoint(
@@ -57,10 +59,14 @@ def write_checkpoint(
     torch.save(to_plain(checkpoint), buffer)
     with atomic_write(target) as stream:
         stream.write(buffer.getbuffer())
-        stream.flush()
-        os.fsync(stream.fileno())
-        if keep_previous and target.exists():
-            _keep(target, target.with_name(PREVIOUS))
+        try:
+            stream.flush()
+            # Before anything is renamed: some file systems say only here that they are full.
+            os.fsync(stream.fileno())
+            if keep_previous and target.exists():
+                _keep(target, target.with_name(PREVIOUS))
+        except OSError as error:
+            raise writing_problem(target, error) from error
 
 
 def _keep(current: Path, previous: Path) -> None:
@@ -70,7 +76,9 @@ def _keep(current: Path, previous: Path) -> None:
         second.unlink()
     try:
         os.link(current, second)
-    except OSError:
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
         # No hard links here (some network and exchange file systems): for the moment between
         # two renames only the previous name exists, and `find_latest` looks for it too.
         os.replace(current, previous)
@@ -154,8 +162,11 @@ def find_latest(run_dir: Path | str) -> Path | None:
 
 
 def remove_leftovers(run_dir: Path | str) -> None:
-    """Delete the half-written checkpoints that a killed process left in a run folder."""
-    for name in (LATEST, PREVIOUS, BEST):
+    """Delete the half-written files that a killed training left in its folder.
+
+    Only those of files that a training writes: an evaluation may be writing there right now.
+    """
+    for name in (LATEST, PREVIOUS, "best*.pth", "config.json", "*.csv", "bad_batch.json"):
         for partial in Path(run_dir).glob(f".{name}.*.partial"):
             with contextlib.suppress(OSError):
                 partial.unlink()

@@ -1,14 +1,18 @@
 """Turning what goes wrong during training into messages that help.
 
 Out of memory: which settings need how much, and which to turn down first.  A loss
-that is no number: which batch it was, its files saved beside the run, and the usual
-causes.  The checkpoint from before stays as it is.
+that is no number, or a gradient: which batch it was, its files saved beside the run, and the
+usual causes.  A full disk, shared memory without room, a process that has ended: said in
+words.  The checkpoint from before stays as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +20,52 @@ import torch
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
-from cgrseg.files import write_json
+from cgrseg.files import write_json, writing_problem
+from cgrseg.training.checkpointing import LATEST, PREVIOUS
 
 BAD_BATCH = "bad_batch.json"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ONE_VALUE = "Expected more than 1 value per channel"
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What PyTorch says of loader processes without room in /dev/shm, or killed from outside ...
+_LOADERS = ("shared memory", "unable to write to file </torch_", "dataloader worker (pid")
+# ... and of a process that waits for one that has ended.
+_FELLOWS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "remote process exited",
+    "timed out waiting",
+)
 
 
 class TrainingProblem(CGRSegError):
-    """A training that cannot go on, with its reason."""
+    """A training that cannot go on, with its reason, on which all processes agreed."""
+
+    in_all_processes = True
+
+
+class LostProcess(CGRSegError):
+    """Another process has ended, which says why itself."""
+
+    in_all_processes = True
+
+
+@dataclass(frozen=True)
+class BadNumbers:
+    """What one process knows of numbers that went wrong.
+
+    Attributes:
+        process: its rank.
+        iteration: its first one (from 0) whose loss was no number, if any.
+        batch: image and label of that iteration, or of the last one.
+        before: those of the iteration before, whose gradient may be the cause.
+    """
+
+    process: int
+    iteration: int | None = None
+    batch: list[dict[str, Any]] = field(default_factory=list)
+    before: list[dict[str, Any]] = field(default_factory=list)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -62,13 +103,12 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
     if device == "cpu":
         ideas.append("data.workers=0, and closing other programs")
     ideas.append("nothing else running on this device")
-    first = str(error).strip().splitlines()
     return EnvironmentProblem(
         explain(
             f"memory of {device}",
             found=f"out of memory while training {config.model.name} on batches of "
             f"{train.batch_size} images of {height}x{width} in {train.precision}"
-            + (f" ({first[0][:300]})" if first else ""),
+            + f" ({_first_line(error)})",
             expected="room for one batch with its gradients",
             remedy="the first of these that you can accept: " + "; ".join(ideas),
         )
@@ -101,60 +141,163 @@ def without_worker_trace(error: CGRSegError) -> CGRSegError:
     return type(error)(text.rpartition(name)[2].rstrip())
 
 
+def lost_process(error: BaseException) -> LostProcess:
+    """The message for a process whose fellow has ended."""
+    return LostProcess(
+        explain(
+            "another process of this training",
+            found=f"it has ended ({_first_line(error).partition('. This is')[0]})",
+            expected="all processes until the end",
+            remedy="its own message tells why (look above, or in the log of its machine); then "
+            "go on with --auto-resume",
+        )
+    )
+
+
+def lost_loader(config: Config, error: BaseException) -> EnvironmentProblem:
+    """The message for loader processes that found no room, or were ended from outside."""
+    return EnvironmentProblem(
+        explain(
+            "loader processes",
+            found=_last_line(error),
+            expected=f"room for the batches of data.workers={config.data.workers} processes in "
+            "shared memory (/dev/shm), and in the memory of the machine",
+            remedy="data.workers=0 needs no shared memory; in a container give more of it "
+            "(docker run --shm-size=8g); fewer data.workers need less of both",
+        )
+    )
+
+
 @contextlib.contextmanager
-def readable_failures(config: Config, device: str) -> Iterator[None]:
-    """Translate what settings can cause; everything else passes unchanged."""
+def readable_failures(config: Config, device: str, run_dir: Path) -> Iterator[None]:
+    """Translate what settings and machines can cause; everything else passes unchanged."""
     try:
-        yield
+        with quiet_threads():
+            yield
     except CGRSegError as error:
         raise without_worker_trace(error) from None
     except ValueError as error:
         if _ONE_VALUE in str(error):
             raise single_value(config) from error
         raise
+    except OSError as error:
+        earlier = _told_before(error)
+        if earlier is not None:
+            raise earlier from None
+        if error.errno in _NO_ROOM:
+            raise writing_problem(error.filename or run_dir, error) from error
+        raise
     except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if any(part in text for part in _LOADERS):
+            raise lost_loader(config, error) from error
         if is_out_of_memory(error):
             raise out_of_memory(config, device, error) from error
+        if any(part in text for part in _FELLOWS):
+            raise lost_process(error) from error
         raise
 
 
-def bad_loss(
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Keep threads from printing a stack when a file cannot be written.
+
+    TensorBoard writes in a thread of its own; the training meets the same error at its next
+    line, and says it in words.
+    """
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _told_before(error: BaseException) -> CGRSegError | None:
+    """The problem of ours while whose handling this error came up, if there is one."""
+    behind = error.__context__
+    while behind is not None and not isinstance(behind, CGRSegError):
+        behind = behind.__context__
+    return behind
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def bad_numbers(
     config: Config,
     run_dir: Path,
     *,
-    iteration: int,
-    files: Sequence[dict[str, Any]],
+    steps: int,
     rate: float,
-    rank: int,
+    reports: Sequence[BadNumbers],
+    write: bool,
 ) -> TrainingProblem:
-    """The message for a loss that is no number; saves which files the batch held.
+    """The message for a loss, or for weights, that are no numbers; saves what the batch held.
 
     Args:
         config: the run.
         run_dir: its folder; `bad_batch.json` is written there.
-        iteration: the one whose loss it was, from 1.
-        files: per image of the batch, its image and label path and its stream position.
-        rate: learning rate of the base group there.
-        rank: process.
+        steps: optimiser steps done.
+        rate: learning rate of the base group.
+        reports: of all processes.
+        write: whether this process writes the file.
     """
-    name = BAD_BATCH if rank == 0 else f"bad_batch_process{rank}.json"
-    target = run_dir / name
-    write_json(
-        target, {"iteration": iteration, "process": rank, "rate": rate, "batch": list(files)}
-    )
+    first = min((r.iteration for r in reports if r.iteration is not None), default=None)
+    guilty = [r for r in reports if r.iteration == first]
+    iteration = steps if first is None else first + 1
+    batch = [{**entry, "process": r.process} for r in guilty for entry in r.batch]
+    target = run_dir / BAD_BATCH
+    if write:
+        content = {
+            "iteration": iteration,
+            "found": "weights" if first is None else "loss",
+            "rate": rate,
+            "batch": batch,
+            "batch_before": [{**e, "process": r.process} for r in guilty for e in r.before],
+        }
+        write_json(target, content)
     ideas = [f"look at the images and labels listed in {target}"]
     if config.train.precision == "fp16":
         ideas.append("train.precision=bf16 or fp32 (fp16 overflows above 65504)")
     ideas.append(f"optimizer.lr={config.optimizer.lr / 2:g}")
     if config.optimizer.clip_norm is None:
         ideas.append("optimizer.clip_norm=1")
-    shown = ", ".join(str(entry["image"]) for entry in files[:4])
-    more = f" and {len(files) - 4} more" if len(files) > 4 else ""
+    shown = ", ".join(str(entry["image"]) for entry in batch[:4])
+    more = f" and {len(batch) - 4} more" if len(batch) > 4 else ""
+    processes = sorted({r.process for r in guilty})
+    of = f" of process {', '.join(map(str, processes))}" if len(reports) > 1 else ""
+    what = (
+        "the loss is finite, but its gradient left weights that are not"
+        if first is None
+        else "not a number"
+    )
     return TrainingProblem(
         explain(
-            f"loss at iteration {iteration}",
-            found=f"not a number, at rate {rate:.3g}, for the batch {shown}{more}",
-            expected="a finite loss; the weights since then are unusable and were not saved",
-            remedy="; ".join(ideas) + "; then continue with --auto-resume from the last checkpoint",
+            f"{'weights after' if first is None else 'loss at'} iteration {iteration}",
+            found=f"{what}, at rate {rate:.3g}, for the batch{of} {shown}{more}",
+            expected="finite numbers; nothing was saved since, so the checkpoints are usable",
+            remedy="; ".join(ideas) + _ways_on(run_dir),
         )
     )
+
+
+def _ways_on(run_dir: Path) -> str:
+    if not (run_dir / LATEST).is_file():
+        return "; then start again: there is no checkpoint yet"
+    text = f"; then go on from {run_dir / LATEST} with --auto-resume"
+    if (run_dir / PREVIOUS).is_file():
+        text += f", or from the one before with --resume-from {run_dir / PREVIOUS}"
+    return text

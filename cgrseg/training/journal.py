@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cgrseg.files import writing_problem
 from cgrseg.training.tables import METRICS, SCORES, RunTable
 
@@ -166,6 +169,18 @@ class Journal:
             f"mAcc {100 * values['mAcc']:.2f} %  aAcc {100 * values['aAcc']:.2f} %  "
             f"({format_seconds(seconds)})"
         )
+
+    def log_pictures(self, iteration: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Show pictures, RGB uint8 (H, W, 3) by name, in TensorBoard and the like."""
+        for logger in self.loggers:
+            show = getattr(logger, "log_image", None)
+            for name, picture in pictures.items():
+                if show is not None:  # Weights & Biases
+                    show(key=f"eval/{name}", images=[picture], step=iteration)
+                else:
+                    logger.experiment.add_image(
+                        f"eval/{name}", picture, iteration, dataformats="HWC"
+                    )
 
 
 class Pace:

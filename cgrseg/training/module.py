@@ -46,6 +46,16 @@ def step_seed(seed: int, iteration: int, micro_step: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
+def fused_optimizer(config: Config, device: str) -> bool:
+    """Whether all parameters are stepped in one operation, equal up to rounding.
+
+    Not in float64, which is for checks against PyTorch's plain loop; nor where gradients in
+    fp16 are clipped, because the fused step unscales them itself, after the clipping.
+    """
+    clipped = config.train.precision == "fp16" and config.optimizer.clip_norm is not None
+    return device in ("cpu", "cuda") and config.train.precision != "fp64" and not clipped
+
+
 class TrainingModule(lightning.LightningModule):
     """One network under training.
 
@@ -104,10 +114,13 @@ class TrainingModule(lightning.LightningModule):
         return self.model if self.averaged is None else self.averaged.module
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the published groups."""
+        """AdamW on the published groups, as one operation where PyTorch has it."""
         settings = self.config.optimizer
         return torch.optim.AdamW(
-            parameter_groups(self.model, settings), lr=settings.lr, betas=settings.betas
+            parameter_groups(self.model, settings),
+            lr=settings.lr,
+            betas=settings.betas,
+            fused=fused_optimizer(self.config, self.device.type),
         )
 
     def transfer_batch_to_device(
@@ -144,10 +157,15 @@ class TrainingModule(lightning.LightningModule):
             terms = self.loss(logits, label, initial)
         self._note(terms)
         if self.logs_next and self.micro_step == self.config.train.accumulate - 1:
-            with torch.no_grad():
-                accuracy = pixel_accuracy(logits.detach(), label, self.config.data.ignore_index)
-            self._sums["acc_seg"] = accuracy
+            self._sums["acc_seg"] = self._accuracy(logits.detach(), label)
         return terms["loss"]
+
+    def _accuracy(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Percent of right pixels; logits that are no numbers have none, and are told of later."""
+        if not bool(torch.isfinite(logits).all()):
+            return logits.new_full((), float("nan"))
+        with torch.no_grad():
+            return pixel_accuracy(logits, label, self.config.data.ignore_index)
 
     @property
     def completes_iteration(self) -> bool:
@@ -183,6 +201,17 @@ class TrainingModule(lightning.LightningModule):
         """The first iteration (from 0) of this process whose loss was no number, if any."""
         found = -1 if self._first_bad is None else int(self._first_bad)
         return found if found >= 0 else None
+
+    def is_finite(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether every weight, statistic and moment is a finite number.
+
+        A finite loss can have a gradient that is none; its step spoils them all.
+        """
+        values = [*self.model.parameters(), *self.model.buffers()]
+        values += [value for state in optimizer.state.values() for value in state.values()]
+        numbers = [v.detach() for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+        largest = nn.utils.get_total_norm(numbers, norm_type=float("inf"))
+        return bool(torch.isfinite(largest))
 
     def take_report(self) -> dict[str, Tensor]:
         """Mean of every loss term since the last call; `acc_seg` of the last batch (percent)."""

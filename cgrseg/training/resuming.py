@@ -14,7 +14,16 @@ from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_c
 from cgrseg.training.tables import SCORES, read_table
 
 # Settings that say where and how to look, not what is trained.
-_HARMLESS = {"name", "work_dir", "data.root", "data.workers", "data.check", "train.log_interval"}
+_HARMLESS = {
+    "name",
+    "work_dir",
+    "data.root",
+    "data.workers",
+    "data.check",
+    "train.log_interval",
+    "train.log_images",
+    "train.wandb",
+}
 
 
 @dataclass(frozen=True)

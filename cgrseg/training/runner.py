@@ -21,6 +21,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
@@ -42,6 +43,7 @@ from cgrseg.training.resuming import (
     refuse_occupied,
 )
 from cgrseg.training.sources import DatasetSource, Source
+from cgrseg.training.stopping import GiveUp
 from cgrseg.training.tables import SCORES, read_table
 
 CONFIG = "config.json"
@@ -96,6 +98,9 @@ def train(
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)
     refuse_occupied(run_dir, checkpoint)
+    if auto_resume and checkpoint is None and placement.rank == 0:
+        message = f"{run_dir} holds nothing to go on from: this run starts at its beginning"
+        print(message, flush=True)
     return train_on(DatasetSource(config, placement), config, placement, checkpoint)
 
 
@@ -125,6 +130,9 @@ def train_on(
         torch.manual_seed(config.train.seed)
         fresh = checkpoint is None
         model = build_model(config, source.spec, fresh=fresh, verbose=placement.rank == 0)
+    if config.train.precision == "fp64":
+        # Lightning would do it too, but only after the checkpoint's weights were cut to fit.
+        model = model.double()
     module = TrainingModule(model, config, source.spec.num_classes, start)
     if checkpoint is not None:
         restore_weights(module, checkpoint.state)
@@ -134,8 +142,11 @@ def train_on(
         make_folder(run_dir)
         remove_leftovers(run_dir)
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
-    with _quiet_lightning():
-        return _run(config, placement, options, run_dir, source, module, checkpoint)
+    try:
+        with _quiet_lightning(), readable_failures(config, placement.description, run_dir):
+            return _run(config, placement, options, run_dir, source, module, checkpoint)
+    except GiveUp:
+        raise KeyboardInterrupt from None
 
 
 def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool) -> CGRSeg:
@@ -203,47 +214,54 @@ def _run(
         run_dir,
         journal,
         keeper,
-        evaluate=source.evaluate,
-        describe=source.describe,
-        class_names=source.spec.classes,
+        source,
         checkpoint=None if checkpoint is None else checkpoint.state,
     )
-    _announce(config, placement, journal, source, checkpoint)
-    if start < end and not keeper.out_of_patience:
-        trainer = lightning.Trainer(
-            **options,
-            max_steps=end - start,
-            max_epochs=-1,
-            accumulate_grad_batches=config.train.accumulate,
-            gradient_clip_val=config.optimizer.clip_norm,
-            callbacks=[callback],
-            logger=loggers,
-            default_root_dir=run_dir,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        with readable_failures(config, placement.description):
-            trainer.fit(module, train_dataloaders=source.batches(start))
-    else:
-        callback.finish(module, placement.torch_device)
+    # Several processes listen from their first step on: before it, one that waits for others
+    # must not hold up the launcher that wants to end it.
+    with callback.stop.listening(at_once=placement.world_size == 1):
+        _announce(config, placement, journal, source, checkpoint)
+        if start < end and keeper.out_of_patience:
+            journal.say(
+                f"this run was stopped early: {keeper.evaluations_without_progress} evaluations "
+                "without a better mIoU; a larger train.patience, or null, trains on"
+            )
+        elif start < end:
+            trainer = lightning.Trainer(
+                **options,
+                max_steps=end - start,
+                max_epochs=-1,
+                accumulate_grad_batches=config.train.accumulate,
+                gradient_clip_val=config.optimizer.clip_norm,
+                callbacks=[callback],
+                logger=loggers,
+                default_root_dir=run_dir,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            try:
+                trainer.fit(module, train_dataloaders=source.batches(start))
+            except SIGTERMException:
+                # The signal came while Lightning's handler was in place, before the first step.
+                callback.stopped_by = callback.stopped_by or signal.SIGTERM
+        else:
+            callback.finish(module, placement.torch_device)
     stopped = callback.stopped_by
+    latest, best = run_dir / LATEST, run_dir / BEST
     if stopped is not None:
-        journal.say(
-            f"stopped by {stopped.name} after iteration {module.iteration}; {run_dir / LATEST} "
-            "has everything, go on with --auto-resume"
-        )
-    best = run_dir / BEST
+        kept = f"; {latest} has everything, go on with --auto-resume" if latest.is_file() else ""
+        journal.say(f"stopped by {stopped.name} after iteration {module.iteration}{kept}")
     return TrainResult(
         work_dir=run_dir,
         best=best if best.is_file() else None,
         scores=callback.scores,
         metrics=last_metrics(run_dir),
         iterations=module.iteration,
-        latest=run_dir / LATEST,
+        latest=latest,
         stopped_by=stopped,
     )
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
-from cgrseg.errors import CGRSegError, ConfigError
-from cgrseg.training.runner import TrainResult, train
+from cgrseg.errors import CGRSegError, plain_warnings, report_problem
+from cgrseg.training.runner import train
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,40 +82,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = arguments.device or "auto"
     if arguments.gpu_id is not None:
         device = f"cuda:{arguments.gpu_id}"
-    with plain_warnings():
-        try:
-            result = train(
-                load_config(arguments.config, overrides_of(arguments)),
-                device=device,
-                resume_from=arguments.resume_from,
-                auto_resume=arguments.auto_resume,
-            )
-        except CGRSegError as error:
-            report_problem(error)
-            return 1
-    return exit_status(result)
+    with explained() as ending:
+        result = train(
+            load_config(arguments.config, overrides_of(arguments)),
+            device=device,
+            resume_from=arguments.resume_from,
+            auto_resume=arguments.auto_resume,
+        )
+        ending.stopped_by(result.stopped_by)
+    return ending.status
 
 
-def exit_status(result: TrainResult) -> int:
-    """Status of the process: as the shell would give it after a signal."""
-    return 0 if result.stopped_by is None else 128 + int(result.stopped_by)
+@dataclass
+class Ending:
+    """How a script ends.
 
+    Attributes:
+        status: of the process.
+    """
 
-def report_problem(error: CGRSegError) -> None:
-    """Print a problem; one of the settings, which all processes have, only in the first."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    if rank == 0 or not isinstance(error, ConfigError):
-        where = f"[process {rank}] " if rank else ""
-        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+    status: int = 0
+
+    def stopped_by(self, number: signal.Signals | None) -> None:
+        """End as the shell would say it after a signal, if there was one."""
+        if number is not None:
+            self.status = 128 + int(number)
 
 
 @contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show warnings as one plain line, without file and line number, in this block."""
+def explained() -> Iterator[Ending]:
+    """Print what ends the work in this block, instead of raising it.
 
-    def show(message: Any, *rest: Any, **named: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr, flush=True)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
+    Problems become their message, Ctrl-C one word; a stack trace is for bugs only.
+    """
+    ending = Ending()
+    with plain_warnings():
+        try:
+            yield ending
+        except CGRSegError as error:
+            report_problem(error)
+            ending.status = 1
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr, flush=True)
+            ending.status = 128 + signal.SIGINT

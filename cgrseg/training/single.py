@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import signal
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import Config
-from cgrseg.errors import CGRSegError, ConfigError, explain
+from cgrseg.errors import ConfigError, explain
 from cgrseg.inference.backends import use_threads
 from cgrseg.training.checkpointing import BEST, LATEST
 
@@ -71,7 +72,16 @@ FLAGS: dict[str, dict[str, Any]] = {
 #: Keys that only an evaluation heeds, with what a training has in their place.
 EVAL_ONLY = {
     "precision": "train.precision, as in train.precision=bf16",
-    "compile": "nothing like it: compilation speeds up prediction only",
+    "compile": "train.compile, as in train.compile=true",
+}
+
+#: Keys that have no effect in a mode.
+IGNORED: dict[str, frozenset[str]] = {
+    "train": frozenset({"checkpoint", "show_dir", "opacity", *EVAL_ONLY}),
+    "eval": frozenset(
+        {"lr", "max_iters", "eval_interval", "no_validate", "resume_from", "auto_resume"}
+        | {"load_from", "seed", "deterministic"}
+    ),
 }
 
 
@@ -116,17 +126,13 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 after a problem, or 128 plus the number of the signal that ended it early.
     """
-    from cgrseg.training.script import plain_warnings, report_problem
+    from cgrseg.training.script import explained
 
     given = vars(build_parser(defaults).parse_intermixed_args(argv))
-    with plain_warnings():
-        try:
-            given.update(parse_overrides(given.pop("settings")))
-            outcome = run(defaults, given)
-        except CGRSegError as error:
-            report_problem(error)
-            return 1
-    return 0 if outcome.stopped_by is None else 128 + int(outcome.stopped_by)
+    with explained() as ending:
+        given.update(parse_overrides(given.pop("settings")))
+        ending.stopped_by(run(defaults, given).stopped_by)
+    return ending.status
 
 
 def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Outcome:
@@ -142,6 +148,12 @@ def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Outcome:
     """
     active, config = resolve(defaults, given)
     print(describe(active, config), flush=True)
+    # Those of the dictionary may stay there for the other mode; what was asked for now may not.
+    for key in sorted(IGNORED[active["mode"]] & given.keys()):
+        hint = ""
+        if key == "checkpoint":
+            hint = "; load_from starts from its weights, resume_from goes on with its run"
+        warnings.warn(f"{key} has no effect in mode {active['mode']}{hint}", stacklevel=2)
     use_threads(active["threads"])
     device = "auto" if active["gpu_id"] is None else f"cuda:{active['gpu_id']}"
     if active["mode"] == "train":
@@ -223,13 +235,8 @@ def look_up(config: Config, name: str) -> Any:
 
 def describe(active: Mapping[str, Any], config: Config) -> str:
     """The active settings as lines of text, those of the other mode left out."""
-    other = (
-        {"checkpoint", "show_dir", "opacity", *EVAL_ONLY}
-        if active["mode"] == "train"
-        else {"lr", "max_iters", "eval_interval", "no_validate", "resume_from", "auto_resume"}
-        | {"load_from", "seed"}
-    )
-    shown = {key: value for key, value in active.items() if key not in other}
+    ignored = IGNORED[active["mode"]]
+    shown = {key: value for key, value in active.items() if key not in ignored}
     width = max(len(key) for key in shown)
     lines = [f"  {key:<{width}}  {value}" for key, value in shown.items()]
     return "\n".join([f"active settings ({config.name})", *lines])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.sampling import StreamSampler
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.evaluation.loop import evaluate_model
+from cgrseg.evaluation.loop import Sink, evaluate_model
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.training.hardware import Placement
 
@@ -47,9 +48,26 @@ class Source(Protocol):
         """Files behind the indices of a batch, for messages."""
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, rank: int, world_size: int
+        self,
+        model: nn.Module,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        *,
+        sinks: Sequence[Sink] = (),
+        ready: Callable[[], None] | None = None,
     ) -> SegmentationScores:
-        """Scores of a network on the evaluation split, over all processes together."""
+        """Scores of a network on the evaluation split, over all processes together.
+
+        Args:
+            model: the network.
+            device: where to run.
+            rank: this process's number.
+            world_size: number of processes.
+            sinks: called with every image of this process and what was found in it.
+            ready: called once this process has done its images, before it waits for the
+                others; what it raises ends the evaluation.
+        """
 
 
 class DatasetSource:
@@ -115,7 +133,14 @@ class DatasetSource:
         return [{"image": str(pair.image), "label": str(pair.label)} for pair in pairs]
 
     def evaluate(
-        self, model: nn.Module, device: torch.device, rank: int, world_size: int
+        self,
+        model: nn.Module,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        *,
+        sinks: Sequence[Sink] = (),
+        ready: Callable[[], None] | None = None,
     ) -> SegmentationScores:
         """Scores on the evaluation split, every image exactly once over all processes.
 
@@ -136,6 +161,8 @@ class DatasetSource:
             rank=rank,
             world_size=world_size,
             workers=self.config.data.workers,
+            sinks=sinks,
+            ready=ready,
         ).scores
 
 

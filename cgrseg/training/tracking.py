@@ -8,6 +8,7 @@ from typing import Any
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.files import atomic_write_text
 
 
 def wandb_logger(config: Config, run_dir: Path) -> Any:
@@ -38,5 +39,5 @@ def wandb_logger(config: Config, run_dir: Path) -> Any:
         config=config.model_dump(mode="json"),
     )
     if known is None:
-        marker.write_text(str(logger.experiment.id), encoding="utf-8")
+        atomic_write_text(marker, str(logger.experiment.id))
     return logger

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,24 @@ def test_finished_run_is_not_overwritten_and_can_go_on(
     longer = run("train", trained, "--device", "cpu", "--resume", "schedule.max_iters=3")
     assert longer.exit_code == 0, longer.output
     assert torch.load(trained / "latest.pth", weights_only=True)["meta"]["iteration"] == 3
+
+
+def test_folder_of_a_run_goes_on_there_from_wherever_it_is_called(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
+    shutil.copytree(trained, moved)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "work_dir": None}))
+    before = torch.load(moved / "latest.pth", weights_only=True)["meta"]["iteration"]
+    longer = f"schedule.max_iters={before + 1}"
+    result = run("train", moved, "--device", "cpu", "--resume", longer, "train.evaluate=false")
+    assert result.exit_code == 0, result.output
+    after = torch.load(moved / "latest.pth", weights_only=True)["meta"]["iteration"]
+    assert after == before + 1
+    assert not list(elsewhere.iterdir())
 
 
 def test_settings_are_printed_and_nothing_runs(run: Run, tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def test_json_of_a_run_loads_as_it_was_saved(tmp_path: Path) -> None:
     config = preset("cgrseg_t", "camvid", data={"merge": {"thing": ["car", "pole"]}})
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
     assert load_config(tmp_path / "config.json") == config
-    assert load_config(tmp_path) == config
+    # the folder stands for the run in it: whoever goes on with it writes there
+    in_folder = load_config(tmp_path)
+    assert in_folder.run_dir == str(tmp_path)
+    assert in_folder == config.model_copy(update={"work_dir": str(tmp_path)})
+    assert load_config(tmp_path, ["work_dir=other"]).run_dir == "other"
 
 
 def test_overrides_as_a_table_are_taken_as_they_are() -> None:

@@ -1,17 +1,11 @@
-"""Run by test_distributed.py: a training in float64 with every norm at its statistics.
-
-Arguments: folder of the data, folder of the run, images per process, iterations.
-"""
+"""A training in float64 without random numbers, with every norm at its statistics."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cgrseg.models import create_model
 from cgrseg.training.hardware import find_placement
@@ -36,14 +30,14 @@ def freeze_all_norms(model: nn.Module) -> None:
             module.train()
 
 
-def main() -> None:
-    data, work_dir, batch_size, iterations = sys.argv[1:]
+def train_frozen(data: Path, work_dir: Path, batch_size: int, iterations: int) -> int:
+    """Train at the full rate from the first iteration on, alone or as one of several."""
     config = small_config(
-        Path(data),
-        Path(work_dir),
-        schedule__max_iters=int(iterations),
+        data,
+        work_dir,
+        schedule__max_iters=iterations,
         schedule__warmup_iters=0,
-        train__batch_size=int(batch_size),
+        train__batch_size=batch_size,
         train__precision="fp64",
     )
     torch.manual_seed(0)
@@ -51,7 +45,4 @@ def main() -> None:
     freeze_all_norms(model)
     placement = find_placement("cpu")
     train_on(DatasetSource(config, placement), config, placement, model=model)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

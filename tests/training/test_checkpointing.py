@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -146,7 +147,32 @@ def test_the_newest_checkpoint_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".latest.pth.abc.partial", ".previous.pth.12.partial", "latest.pth", ".other"):
+    leftovers = ["latest.pth", "previous.pth", "best.pth", "best_40.pth", "config.json"]
+    leftovers += ["metrics.csv", "scores.csv", "bad_batch.json"]
+    kept = [".evaluation.json.abc.partial", ".other", "best_40.pth", "latest.pth"]
+    for name in [*(f".{name}.abc.partial" for name in leftovers), *kept]:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".other", "latest.pth"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == kept
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_whatever_call_finds_the_disk_full_the_old_checkpoints_stay(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems say so at the very end, when the file is synced."""
+    path = tmp_path / "latest.pth"
+    for value in (1.0, 2.0):
+        write_checkpoint(path, checkpoint(value), keep_previous=True)
+
+    def refuse(*_given: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(EnvironmentProblem, match="what to do"):
+            write_checkpoint(path, checkpoint(3.0), keep_previous=True)
+    assert read_training_checkpoint(path)["meta"]["iteration"] == 2
+    assert read_training_checkpoint(tmp_path / "previous.pth")["meta"]["iteration"] == 1
+    assert len(list(tmp_path.iterdir())) == 2

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-import shutil
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,17 @@ import torch
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
-from cgrseg.training.failures import TrainingProblem, is_out_of_memory, out_of_memory
+from cgrseg.training.failures import (
+    LostProcess,
+    TrainingProblem,
+    is_out_of_memory,
+    out_of_memory,
+    readable_failures,
+)
 from cgrseg.training.module import step_seed
 from cgrseg.training.runner import train
+from cgrseg.training.script import main
+from tests.training import processes
 from tests.training.small_run import small_config, write_dataset
 
 
@@ -46,6 +52,7 @@ def test_a_loss_that_is_no_number_names_the_files_and_saves_nothing(
     # the last checkpoint is from before
     kept = torch.load(tmp_path / "run" / "latest.pth", weights_only=True)
     assert kept["meta"]["iteration"] == saved["iteration"] - 1
+    assert f"go on from {tmp_path / 'run' / 'latest.pth'} with --auto-resume" in str(caught.value)
 
 
 def test_out_of_memory_names_what_shrinks_it() -> None:
@@ -71,9 +78,10 @@ def test_other_errors_are_no_memory_errors() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-@pytest.mark.skipif(shutil.which("sh") is None, reason="limits memory with the shell's ulimit")
-def test_a_training_that_runs_out_of_memory(tmp_path: Path, repository: Path) -> None:
-    root = write_dataset(tmp_path / "data")
+def train_in_little_memory(root: Path, folder: Path) -> int:
+    """A training whose addresses end 2 GiB above those that its imports took."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), used + (2 << 30)))
     options = [
         "data.dataset=custom",
         f"data.root={root}",
@@ -83,32 +91,61 @@ def test_a_training_that_runs_out_of_memory(tmp_path: Path, repository: Path) ->
         "train.batch_size=6",
         "train.evaluate=false",
     ]
-    result = subprocess.run(
-        [
-            "sh",
-            "-c",
-            'ulimit -v 5000000 && exec "$0" "$@"',
-            sys.executable,
-            str(repository / "tools" / "train.py"),
-            "cgrseg-t_ade20k_160k",
-            "--device",
-            "cpu",
-            "--work-dir",
-            "run",
-            "--cfg-options",
-            *options,
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "out of memory while training cgrseg_t" in result.stderr
-    assert "train.batch_size=3 with train.accumulate=2" in result.stderr
-    assert "Traceback" not in result.stderr
+    arguments = ["cgrseg-t_ade20k_160k", "--device", "cpu", "--work-dir", str(folder)]
+    return main([*arguments, "--cfg-options", *options])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory on Linux")
+def test_a_training_that_runs_out_of_memory(tmp_path: Path) -> None:
+    root, log = write_dataset(tmp_path / "data"), tmp_path / "output.log"
+    process = processes.start(train_in_little_memory, root, tmp_path / "run", log=log)
+    said = processes.finish(process, log, status=1)
+    assert "out of memory while training cgrseg_t" in said
+    assert "train.batch_size=3 with train.accumulate=2" in said
+    assert "Traceback" not in said
+
+
+def test_loader_processes_and_lost_fellows_are_explained(tmp_path: Path) -> None:
+    """What PyTorch says of them, as it says it."""
+    cases = [
+        (
+            "DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that "
+            "dataloader's workers are out of shared memory.",
+            EnvironmentProblem,
+            "data.workers=0",
+        ),
+        (
+            "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+            "call last):\n  ...\nRuntimeError: unable to write to file </torch_32_1_0>: No space "
+            "left on device (28)",
+            EnvironmentProblem,
+            "loader processes: RuntimeError: unable to write to file",
+        ),
+        (
+            "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer "
+            "[127.0.0.1]:35741",
+            LostProcess,
+            "its own message tells why",
+        ),
+    ]
+    for text, kind, part in cases:
+        with pytest.raises(kind) as caught, readable_failures(Config(), "cpu", tmp_path):
+            raise RuntimeError(text)
+        assert part in str(caught.value) and "Traceback" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="a bug"), readable_failures(Config(), "cpu", tmp_path):
+        raise RuntimeError("a bug")
+
+
+def test_a_problem_is_not_hidden_by_the_ones_that_follow(tmp_path: Path) -> None:
+    """A full disk makes loggers fail again while the first failure is cleaned up."""
+    with (
+        pytest.raises(EnvironmentProblem, match="the first"),
+        readable_failures(Config(), "cpu", tmp_path),
+    ):
+        try:
+            raise EnvironmentProblem("the first")
+        finally:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_one_image_per_process_is_too_few_for_small_crops(tmp_path: Path) -> None:

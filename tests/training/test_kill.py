@@ -6,85 +6,107 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
-from cgrseg.training.checkpointing import read_training_checkpoint
+from cgrseg.training.tables import read_table
+from tests.training.processes import run, start, train_by_script
 from tests.training.small_run import differing, small_config, write_dataset
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
+def iterations_of(folder: Path) -> int:
+    """Iterations that a run has logged."""
+    rows = read_table(folder / "metrics.csv")
+    return int(rows[-1]["iteration"]) if rows else 0
+
+
+def saved_iteration(folder: Path) -> int:
+    """Iteration of the checkpoint that a run goes on from; 0 before the first."""
+    for name in ("latest.pth", "previous.pth"):
+        if (folder / name).is_file():
+            found = torch.load(folder / name, weights_only=True, mmap=True)
+            return int(found["meta"]["iteration"])
+    return 0
+
+
+def wait_for(what: Callable[[], bool], process: BaseProcess) -> None:
+    """Wait until something can be seen of a run, which must not end before."""
+    deadline = time.monotonic() + 300
+    while not what():
+        assert process.is_alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def half_written(folder: Path) -> set[str]:
+    """Checkpoints that are being written beside their target, or were when a run was killed."""
+    names = os.listdir(folder)
+    return {name for name in names if ".pth." in name and name.endswith(".partial")}
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_runs_end_like_the_one_left_alone(
-    kills: int, tmp_path: Path, repository: Path
-) -> None:
+def test_killed_runs_end_like_the_one_left_alone(kills: int, tmp_path: Path) -> None:
+    """Each kill waits for what the run has done, so that slow and fast machines see all.
+
+    Every second one comes while a checkpoint is written, the others a random part of an
+    iteration after one was finished, or at a random moment of the start.
+    """
+    if not SHARED_MEMORY.is_dir() or SHARED_MEMORY.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip(f"{SHARED_MEMORY} is no other file system than the runs' folder")
     root = write_dataset(tmp_path / "data")
-    # A checkpoint after every iteration, so that many kills come while one is written.
-    options = {
-        "schedule__max_iters": 4 + 3 * kills,
-        "train__checkpoint_interval": 1,
-        "data__workers": 1,
-    }
-    folders = {}
+    arguments = {}
     for name in ("alone", "killed"):
-        config = small_config(root, tmp_path / name, **options)
-        folders[name] = tmp_path / f"{name}.json"
-        folders[name].write_text(json.dumps(config.model_dump(mode="json")))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if SHARED_MEMORY.is_dir():
-        # Temporary files go to another file system than the run's folder.
-        environment["TMPDIR"] = str(SHARED_MEMORY)
-        assert SHARED_MEMORY.stat().st_dev != tmp_path.stat().st_dev
-
-    def start(name: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [
-                sys.executable,
-                str(repository / "tools" / "train.py"),
-                str(folders[name]),
-                "--auto-resume",
-                "--device",
-                "cpu",
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        config = small_config(
+            root,
+            tmp_path / name,
+            augment__crop_size=[32, 32],
+            data__workers=1,
+            # no kill lets a run get further than three iterations
+            schedule__max_iters=2 + 2 * kills,
+            train__checkpoint_interval=1,
         )
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(config.model_dump(mode="json")))
+        arguments[name] = (str(file), "--auto-resume", "--device", "cpu")
+    # Temporary files go to another file system than the run's folder.
+    elsewhere = {"TMPDIR": str(SHARED_MEMORY)}
+    begun = time.monotonic()
+    run(train_by_script, *arguments["alone"], log=tmp_path / "alone.log", **elsewhere)
+    one_iteration = (time.monotonic() - begun) / (2 + 2 * kills)
 
-    alone = start("alone")
-    text, _ = alone.communicate(timeout=900)
-    assert alone.returncode == 0, text
-
-    latest = tmp_path / "killed" / "latest.pth"
+    folder = tmp_path / "killed"
+    folder.mkdir()
     draw = random.Random(20)
     moments: list[tuple[int, str]] = []
-    while len(moments) < kills:
-        process = start("killed")
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("training "):
-                break
-        # Some die before their first iteration, most during the second or third.
-        time.sleep(draw.uniform(0.0, 6.0))
-        writing = bool(list((tmp_path / "killed").glob(".*.partial")))
-        process.send_signal(signal.SIGKILL)
-        code = process.wait(timeout=60)
-        process.stdout.close()
-        if code != -signal.SIGKILL:
-            break  # it was finished before the signal came
-        iteration = read_training_checkpoint(latest)["meta"]["iteration"] if latest.is_file() else 0
-        moments.append((iteration, "while writing" if writing else "between writes"))
-    print(f"killed at (last checkpoint, moment): {moments}")
-    assert len(moments) >= min(2, kills)
+    for number in range(kills):
+        before, leftovers = iterations_of(folder), half_written(folder)
+        process = start(
+            train_by_script, *arguments["killed"], log=tmp_path / "killed.log", **elsewhere
+        )
+        if number % 2 == 0:
+            wait_for(lambda: bool(half_written(folder) - leftovers), process)  # noqa: B023
+        elif draw.random() < 0.3:
+            time.sleep(draw.uniform(0.0, 2.0) * one_iteration)
+        else:
+            wait_for(lambda: iterations_of(folder) > before, process)  # noqa: B023
+            time.sleep(draw.uniform(0.0, 1.0) * one_iteration)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(timeout=60)
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "killed.log").read_text()
+        when = "while writing" if half_written(folder) - leftovers else "between writes"
+        moments.append((saved_iteration(folder), when))
+    print(f"killed at (iteration of the last checkpoint, moment): {moments}")
+    assert len(moments) == kills
+    assert any(when == "while writing" for _, when in moments)
 
-    last = start("killed")
-    text, _ = last.communicate(timeout=900)
-    assert last.returncode == 0, text
-    assert differing(latest, tmp_path / "alone" / "latest.pth") == []
-    assert not list((tmp_path / "killed").glob(".*.partial"))
+    run(train_by_script, *arguments["killed"], log=tmp_path / "killed.log", **elsewhere)
+    assert differing(folder / "latest.pth", tmp_path / "alone" / "latest.pth") == []
+    assert not list(folder.glob(".*.partial"))

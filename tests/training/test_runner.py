@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.models import load_model
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.runner import train
+from cgrseg.training.sources import DatasetSource
 from cgrseg.training.tables import read_table
 from tests.training.small_run import differing, small_config, weights_of, write_dataset
 
@@ -133,6 +137,87 @@ def test_sigterm_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
     )
     assert [row["iteration"] for row in whole] == [str(number) for number in range(1, 7)]
     assert resumed == whole
+
+
+def test_double_precision_resumes_exactly(dataset: Path, tmp_path: Path) -> None:
+    options = {"train__precision": "fp64", "train__ema_decay": 0.5, "augment__crop_size": [32, 32]}
+    train(small_config(dataset, tmp_path / "whole", **options), device="cpu")
+    config = small_config(dataset, tmp_path / "two", **options, train__checkpoint_interval=3)
+    train(config, device="cpu")
+    # as if it had been killed after the third iteration
+    (tmp_path / "two" / "previous.pth").replace(tmp_path / "two" / "latest.pth")
+    result = train(config, device="cpu", auto_resume=True)
+    assert weights_of(result.latest)["decode_head.conv_seg.weight"].dtype == torch.float64
+    assert differing(result.latest, tmp_path / "whole" / "latest.pth") == []
+
+
+def test_predictions_are_shown_in_tensorboard(dataset: Path, tmp_path: Path) -> None:
+    config = small_config(
+        dataset,
+        tmp_path / "run",
+        augment__crop_size=[32, 32],
+        schedule__max_iters=1,
+        train__evaluate=True,
+        train__log_images=1,
+    )
+    train(config, device="cpu")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (tag,) = events.Tags()["images"]  # one of the two images of the split
+    assert tag == "eval/0"
+    (shown,) = events.Images(tag)
+    assert shown.step == 1
+    picture = cv2.imdecode(np.frombuffer(shown.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None and picture.shape == (256, 3 * 256, 3)
+    original = cv2.imread(str(dataset / "images" / "val" / "0.png"))
+    assert original is not None
+    first = cv2.resize(picture[:, :256], (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.abs(first.astype(int) - original.astype(int)).mean() < 12
+    assert "eval/mIoU" in events.Tags()["scalars"]
+
+
+def test_a_run_that_was_stopped_early_says_so_and_goes_on_when_asked(
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first: list[Any] = []
+    evaluate = DatasetSource.evaluate
+
+    def never_better(source: DatasetSource, *given: Any, **named: Any) -> Any:
+        first.append(evaluate(source, *given, **named))
+        return first[0]
+
+    monkeypatch.setattr(DatasetSource, "evaluate", never_better)
+    config = small_config(
+        dataset,
+        tmp_path / "run",
+        augment__crop_size=[32, 32],
+        schedule__max_iters=5,
+        train__evaluate=True,
+        train__eval_interval=1,
+        train__patience=1,
+        train__log_images=0,
+    )
+    assert train(config, device="cpu").iterations == 2
+    assert "stopped early: 1 evaluations without a better mIoU" in capsys.readouterr().out
+    assert train(config, device="cpu", auto_resume=True).iterations == 2
+    assert "this run was stopped early" in capsys.readouterr().out
+    config.train.patience = None
+    assert train(config, device="cpu", auto_resume=True).iterations == 5
+
+
+def test_nothing_to_resume_is_said(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(
+        dataset, tmp_path / "run", augment__crop_size=[32, 32], schedule__max_iters=1
+    )
+    train(config, device="cpu", auto_resume=True)
+    assert f"{tmp_path / 'run'} holds nothing to go on from" in capsys.readouterr().out
 
 
 def test_averaged_weights_are_the_published_ones(finished: Path) -> None:
