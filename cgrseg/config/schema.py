@@ -65,6 +65,12 @@ class ModelConfig(Section):
     freeze_norm: bool = Field(
         False, description="Keep the backbone's batch norms at their stored statistics."
     )
+    attention_bias: Literal["published", "geometric"] = Field(
+        "published",
+        description="How attention follows the input's size. 'published': what published "
+        "checkpoints need. 'geometric': by true row and column offsets, from ImageNet's own "
+        "table; its checkpoints are not exchangeable with published ones.",
+    )
     sync_norm: bool = Field(
         True,
         description="Synchronise batch norms over processes when there is more than one on GPUs.",

@@ -10,11 +10,15 @@ inputs that mixes up rows, but published weights expect it.
 Doing so at every forward pass costs a fifth of a prediction on a CPU.  Here the
 result is kept per size while the network is in eval mode.
 
+The other form, `attention_bias="geometric"`, resizes the table itself, row offsets and
+column offsets apart: :mod:`cgrseg.models.geometric_bias`.
+
 Legend: A heads, R table cells per side, Q queries, K keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,8 +48,8 @@ def offset_index(cells: int, query_stride: int = 1) -> Tensor:
     return index.reshape(len(queries) ** 2, cells**2)
 
 
-class AttentionBias:
-    """Resized biases of one attention, kept per size in eval mode.
+class KeptBias:
+    """Biases of one attention, kept per size in eval mode.
 
     Not a module and no part of the state dict.  The key of the cache is the *value* of
     the table, compared at every use: a version counter misses writes through `.data`
@@ -66,10 +70,50 @@ class AttentionBias:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._kept = None
 
+    @staticmethod
+    def keeps(table: Tensor, queries: int, keys: int) -> bool:
+        """Whether biases of this size are small enough to be kept."""
+        return table.shape[0] * queries * keys * table.element_size() <= _MAX_CACHED_BYTES
+
     @property
     def cached_bytes(self) -> int:
         """Memory that the kept biases take."""
         return 0 if self._kept is None else sum(bias.nbytes for bias in self._kept[1].values())
+
+    def _of_size(
+        self,
+        table: nn.Parameter,
+        size: tuple[int, int],
+        compute: Callable[[Tensor], Tensor],
+        training: bool,
+    ) -> Tensor:
+        """`compute(table)`, or what it gave for this size and a table of the same values."""
+        if torch.compiler.is_compiling() or (
+            table.is_cuda and torch.cuda.is_current_stream_capturing()
+        ):
+            # Part of a graph: always computed from the table that is passed in.
+            return compute(table)
+        if training or (torch.is_grad_enabled() and table.requires_grad):
+            return compute(table)
+        kept = self._kept
+        if kept is None or not _same(kept[0], table):
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (table.detach().clone(), {})
+        bias = kept[1].get(size)
+        if bias is None:
+            # Outside inference mode, so that the kept tensor can be used in any mode later.
+            with torch.inference_mode(False), torch.no_grad():
+                bias = compute(kept[0])
+            others = kept[1]
+            if sum(other.nbytes for other in others.values()) + bias.nbytes > _MAX_CACHED_BYTES:
+                others = {}
+            if bias.nbytes <= _MAX_CACHED_BYTES:
+                self._kept = (kept[0], {**others, size: bias})
+        return bias
+
+
+class AttentionBias(KeptBias):
+    """The published form: the matrix of all pairs, resized as if it were a picture."""
 
     def __call__(
         self, table: nn.Parameter, index: Tensor, queries: int, keys: int, training: bool
@@ -86,29 +130,12 @@ class AttentionBias:
         Returns:
             (A, Q, K) in the table's dtype.
         """
-        if torch.compiler.is_compiling() or (
-            table.is_cuda and torch.cuda.is_current_stream_capturing()
-        ):
-            # Part of a graph: always computed from the table that is passed in.
-            return _resize(table[:, index], queries, keys)
-        if training or (torch.is_grad_enabled() and table.requires_grad):
-            return _resize(table[:, index], queries, keys)
-        kept = self._kept
-        if kept is None or not _same(kept[0], table):
-            with torch.inference_mode(False), torch.no_grad():
-                kept = (table.detach().clone(), {})
-        size = (queries, keys)
-        bias = kept[1].get(size)
-        if bias is None:
-            # Outside inference mode, so that the kept tensor can be used in any mode later.
-            with torch.inference_mode(False), torch.no_grad():
-                bias = _resize(kept[0][:, index], queries, keys)
-            others = kept[1]
-            if sum(other.nbytes for other in others.values()) + bias.nbytes > _MAX_CACHED_BYTES:
-                others = {}
-            if bias.nbytes <= _MAX_CACHED_BYTES:
-                self._kept = (kept[0], {**others, size: bias})
-        return bias
+        return self._of_size(
+            table,
+            (queries, keys),
+            lambda values: _resize(values[:, index], queries, keys),
+            training,
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

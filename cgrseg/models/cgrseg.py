@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
-from cgrseg.models.efficientformer_v2 import EfficientFormerV2
+from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
 from cgrseg.models.layers import ConvNormAct
 from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
@@ -118,13 +118,16 @@ class CGRSeg(
         dropout: chance that a channel is dropped before the classifier.
         drop_path: stochastic depth of the last backbone block; none: the variant's own.
         freeze_norm: the backbone's batch norms keep their stored statistics.
+        attention_bias: "published", which published weights need, or "geometric": true
+            offsets at every size, from ImageNet's table
+            (:mod:`cgrseg.models.geometric_bias`).
         classes: K class names, kept with saved weights.
         palette: K colours, RGB 0..255, kept with saved weights.
         preprocessing: how images become input at test time
             (:class:`cgrseg.config.schema.TestConfig` as a dictionary), kept likewise.
 
     Raises:
-        ValueError: unknown variant, or classes or colours that do not match K.
+        ValueError: unknown variant or form of bias, or classes or colours that do not match K.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class CGRSeg(
         dropout: float = 0.1,
         drop_path: float | None = None,
         freeze_norm: bool = False,
+        attention_bias: BiasForm = "published",
         classes: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         preprocessing: dict[str, Any] | None = None,
@@ -146,6 +150,11 @@ class CGRSeg(
             raise ValueError(
                 f"variant: got {variant!r}, expected one of {', '.join(VARIANTS)}; "
                 "cgrseg.list_models() lists them"
+            )
+        if attention_bias not in get_args(BiasForm):
+            raise ValueError(
+                f"attention_bias: got {attention_bias!r}, expected one of "
+                + ", ".join(get_args(BiasForm))
             )
         if num_classes < 1:
             raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
@@ -164,7 +173,9 @@ class CGRSeg(
             tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette is not None else None
         )
         self.preprocessing = preprocessing
-        self.backbone = EfficientFormerV2(table.backbone, table.drop_path, freeze_norm)
+        self.backbone = EfficientFormerV2(
+            table.backbone, table.drop_path, freeze_norm, attention_bias
+        )
         self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,6 +210,7 @@ class CGRSeg(
             "dropout": self.decode_head.dropout.p,
             "drop_path": self.drop_path_rate if self.drop_path_rate != table.drop_path else None,
             "freeze_norm": self.backbone.freeze_norm,
+            "attention_bias": self.backbone.attention_bias,
             "classes": list(self.classes) if self.classes is not None else None,
             "palette": [[int(v) for v in colour] for colour in self.palette]
             if self.palette is not None

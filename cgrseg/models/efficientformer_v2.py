@@ -5,7 +5,8 @@ ICCV 2023, arXiv 2212.08059.  Arithmetic and parameter names are those of the
 backbone that CGRSeg was published with
 (`mmseg/models/backbones/efficientformer_v2.py`), so its checkpoints load as they
 are.  What differs: attention biases are resized once per size in eval mode
-(:mod:`cgrseg.models.attention_bias`), the classifier is left out, any variant and
+(:mod:`cgrseg.models.attention_bias`) or, as an option, by true offsets from ImageNet's
+table (:mod:`cgrseg.models.geometric_bias`), the classifier is left out, any variant and
 any stochastic depth can be asked for, and batch norms train unless frozen.
 
 Legend: N images, C channels, H x W cells of the stage, A heads, D channels per
@@ -14,9 +15,9 @@ head of the values, E channels per head of queries and keys, Q queries, K keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,14 @@ from torch import Tensor, nn
 
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.attention_parts import in_parts, query_parts, resized_bias_parts
+from cgrseg.models.geometric_bias import GeometricBias
 from cgrseg.models.layers import conv_norm, drop_path
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of input per cell, for each of the four stages."""
+
+BiasForm = Literal["published", "geometric"]
+"""How attention biases follow the input's size; see `EfficientFormerV2`."""
 
 _TABLE_INPUT = 512  # pixels per side of the input that the learned bias tables belong to
 _IMAGENET_CELLS = 7  # cells per side of ImageNet's tables at stride 32 (224-pixel input)
@@ -117,7 +122,9 @@ class Attention(nn.Module):
     heads, key_channels, value_channels = 8, 32, 128  # A, E, D
     attention_biases_seg: nn.Parameter
 
-    def __init__(self, channels: int, cells: int, stride: int = 1) -> None:
+    def __init__(
+        self, channels: int, cells: int, stride: int = 1, form: BiasForm = "published"
+    ) -> None:
         super().__init__()
         keys = self.heads * self.key_channels
         values = self.heads * self.value_channels
@@ -132,7 +139,7 @@ class Attention(nn.Module):
         self.talking_head1 = nn.Conv2d(self.heads, self.heads, 1)
         self.talking_head2 = nn.Conv2d(self.heads, self.heads, 1)
         self.proj = nn.Sequential(nn.GELU(), *conv_norm(values, channels))
-        _add_bias_tables(self, self.heads, cells // stride, _IMAGENET_CELLS)
+        _add_bias_tables(self, form, cells // stride, _IMAGENET_CELLS)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
@@ -150,7 +157,7 @@ class Attention(nn.Module):
             weights = self.talking_head2(self.talking_head1(weights).softmax(dim=-1))
             return weights @ value
 
-        out = _attention(self, attend, query, key)  # (N, A, Q, D)
+        out = _attention(self, attend, query, key, (height, width))  # (N, A, Q, D)
         out = out.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
         out = out + self.v_local(value_map)  # (N, A * D, H, W)
         if self.stride > 1:
@@ -178,7 +185,9 @@ class AttentionDownsample(nn.Module):
 
     heads, key_channels, value_channels = 8, 16, 64  # A, E, D
 
-    def __init__(self, channels: int, out_channels: int, cells: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, cells: int, form: BiasForm = "published"
+    ) -> None:
         super().__init__()
         keys = self.heads * self.key_channels
         values = self.heads * self.value_channels
@@ -187,7 +196,7 @@ class AttentionDownsample(nn.Module):
         self.v = conv_norm(channels, values)
         self.v_local = conv_norm(values, values, 3, 2, groups=values)
         self.proj = nn.Sequential(nn.GELU(), *conv_norm(values, out_channels))
-        _add_bias_tables(self, self.heads, cells, 2 * _IMAGENET_CELLS, query_stride=2)
+        _add_bias_tables(self, form, cells, 2 * _IMAGENET_CELLS, query_stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, out_channels, H/2, W/2)."""
@@ -201,7 +210,8 @@ class AttentionDownsample(nn.Module):
             weights = queries @ key * self.key_channels**-0.5  # (N, A, Q, K)
             return (weights + bias).softmax(dim=-1) @ value
 
-        out = _attention(self, attend, query, key)  # (N, A, Q, D)
+        grid = x.shape[2], x.shape[3]
+        out = _attention(self, attend, query, key, grid)  # (N, A, Q, D)
         out = out.transpose(2, 3).flatten(1, 2)  # (N, A * D, Q)
         return self.proj(out.unflatten(2, query_map.shape[-2:]) + self.v_local(value_map))
 
@@ -224,10 +234,16 @@ class AttentionBlock(ConvBlock):
     """Residual attention, then residual MLP, each scaled per channel."""
 
     def __init__(
-        self, channels: int, expansion: int, drop_rate: float, cells: int, stride: int
+        self,
+        channels: int,
+        expansion: int,
+        drop_rate: float,
+        cells: int,
+        stride: int,
+        form: BiasForm = "published",
     ) -> None:
         super().__init__(channels, expansion, drop_rate)
-        self.token_mixer = Attention(channels, cells, stride)
+        self.token_mixer = Attention(channels, cells, stride, form)
         self.layer_scale_1 = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -252,9 +268,11 @@ class ConvDownsample(nn.Module):
 class DualPathDownsample(nn.Module):
     """Strided convolution plus strided attention between stages 3 and 4."""
 
-    def __init__(self, channels: int, out_channels: int, cells: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, cells: int, form: BiasForm = "published"
+    ) -> None:
         super().__init__()
-        self.attn = AttentionDownsample(channels, out_channels, cells)
+        self.attn = AttentionDownsample(channels, out_channels, cells, form)
         self.conv = nn.Conv2d(channels, out_channels, 3, 2, padding=1)
         self.bn = nn.BatchNorm2d(out_channels)
 
@@ -271,6 +289,8 @@ class EfficientFormerV2(nn.Module):
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at
             the first (0 for S0 and S1, 0.02 for S2, 0.1 for L as published).
         freeze_norm: keep batch norms at their stored statistics in training mode too.
+        attention_bias: "published": a table for 512-pixel inputs, expanded to all pairs and
+            resized as a picture; "geometric": ImageNet's table, resized by true offsets.
 
     Raises:
         KeyError: for a variant that does not exist.
@@ -279,10 +299,15 @@ class EfficientFormerV2(nn.Module):
     strides = STRIDES
 
     def __init__(
-        self, variant: str, drop_path_rate: float = 0.0, freeze_norm: bool = False
+        self,
+        variant: str,
+        drop_path_rate: float = 0.0,
+        freeze_norm: bool = False,
+        attention_bias: BiasForm = "published",
     ) -> None:
         super().__init__()
         table = BACKBONES[variant]
+        self.attention_bias = attention_bias
         self.variant = variant
         self.channels = table.channels
         self.freeze_norm = freeze_norm
@@ -301,7 +326,9 @@ class EfficientFormerV2(nn.Module):
         ):
             cells = _TABLE_INPUT // STRIDES[stage]
             if stage == 3:
-                layers.append(DualPathDownsample(table.channels[2], channels, 2 * cells))
+                layers.append(
+                    DualPathDownsample(table.channels[2], channels, 2 * cells, attention_bias)
+                )
             elif stage > 0:
                 layers.append(ConvDownsample(table.channels[stage - 1], channels))
             first_attention = len(expansions) - (table.attention_blocks if stage >= 2 else 0)
@@ -311,7 +338,9 @@ class EfficientFormerV2(nn.Module):
                 built += 1
                 if block >= first_attention:
                     stride = 2 if stage == 2 else 1
-                    blocks.append(AttentionBlock(channels, expansion, rate, cells, stride))
+                    blocks.append(
+                        AttentionBlock(channels, expansion, rate, cells, stride, attention_bias)
+                    )
                 else:
                     blocks.append(ConvBlock(channels, expansion, rate))
             layers.append(nn.Sequential(*blocks))
@@ -345,23 +374,35 @@ class EfficientFormerV2(nn.Module):
 
 
 def _add_bias_tables(
-    module: Any, heads: int, cells: int, imagenet_cells: int, query_stride: int = 1
+    module: Any, form: BiasForm, cells: int, imagenet_cells: int, query_stride: int = 1
 ) -> None:
-    """Register the learned table of a 512-pixel input beside ImageNet's, as published.
+    """Register the learned table of biases.
 
-    ImageNet's own table and index are unused in segmentation; they are kept because
-    published checkpoints hold them.
+    Published: that of a 512-pixel input, beside ImageNet's own table and index, which are
+    unused in segmentation and kept because published checkpoints hold them.  Geometric:
+    ImageNet's table, learned on.
     """
+    zeros = torch.zeros(module.heads, imagenet_cells**2)
     imagenet_index = (imagenet_cells // query_stride) ** 2, imagenet_cells**2
-    module.register_buffer("attention_biases", torch.zeros(heads, imagenet_cells**2))
+    if form == "geometric":
+        module.attention_biases = nn.Parameter(zeros)
+    else:
+        module.register_buffer("attention_biases", zeros)
     module.register_buffer("attention_bias_idxs", torch.ones(imagenet_index, dtype=torch.long))
-    module.attention_biases_seg = nn.Parameter(torch.zeros(heads, cells**2))
+    if form == "geometric":
+        module.bias = GeometricBias(query_stride)
+        return
+    module.attention_biases_seg = nn.Parameter(torch.zeros(module.heads, cells**2))
     module.register_buffer("attention_bias_idxs_seg", offset_index(cells, query_stride))
     module.bias = AttentionBias()
 
 
 def _attention(
-    module: Any, attend: Callable[[Tensor, Tensor], Tensor], query: Tensor, key: Tensor
+    module: Any,
+    attend: Callable[[Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    grid: tuple[int, int],
 ) -> Tensor:
     """Attention of all queries: at once, or part by part where their weights would be large.
 
@@ -370,18 +411,34 @@ def _attention(
         attend: from queries (N, A, q, E) and their biases (A, q, K) to (N, A, q, D).
         query: (N, A, Q, E).
         key: (N, A, E, K).
+        grid: rows and columns of the keys.
     """
-    table, index = module.attention_biases_seg, module.attention_bias_idxs_seg
     queries, keys = query.shape[2], key.shape[3]
+    geometric = isinstance(module.bias, GeometricBias)
+    table = module.attention_biases if geometric else module.attention_biases_seg
+
+    def all_biases() -> Tensor:
+        if geometric:
+            return cast(Tensor, module.bias(table, *grid, module.training))
+        index = module.attention_bias_idxs_seg
+        return cast(Tensor, module.bias(table, index, queries, keys, module.training))
+
+    parts = [(0, queries)]
     if in_parts(module.training):
         parts = query_parts(query.shape[0], query.shape[1], queries, keys)
-        if len(parts) > 1:
-            biases = resized_bias_parts(table[:, index], queries, keys, parts)
-            return torch.cat(
-                [
-                    attend(query[:, :, start:stop], bias)
-                    for (start, stop), bias in zip(parts, biases, strict=True)
-                ],
-                dim=2,
-            )
-    return attend(query, module.bias(table, index, queries, keys, module.training))
+    if len(parts) == 1:
+        return attend(query, all_biases())
+    biases: Iterable[Tensor]
+    if AttentionBias.keeps(table, queries, keys):
+        whole = all_biases()
+        biases = (whole[:, start:stop] for start, stop in parts)
+    elif geometric:
+        biases = (module.bias.some(table, *grid, part) for part in parts)
+    else:
+        matrix = table[:, module.attention_bias_idxs_seg]
+        biases = resized_bias_parts(matrix, queries, keys, parts)
+    done = [
+        attend(query[:, :, start:stop], bias)
+        for (start, stop), bias in zip(parts, biases, strict=True)
+    ]
+    return torch.cat(done, dim=2)

@@ -31,7 +31,7 @@ from cgrseg.models.checkpoint_files import (
     locate_pretrained,
     read_checkpoint,
 )
-from cgrseg.models.efficientformer_v2 import BACKBONES
+from cgrseg.models.efficientformer_v2 import BACKBONES, BiasForm
 from cgrseg.models.name_mapping import from_timm, is_imagenet_classifier, is_timm
 from cgrseg.models.variants import VARIANTS
 
@@ -190,6 +190,7 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
                 "context_blocks": max(numbers, default=-1) + 1,
                 "channels": classifier.shape[1],
                 "num_classes": classifier.shape[0],
+                "attention_bias": _bias_form(tensors),
             }
     raise WeightsError(
         explain(
@@ -200,6 +201,13 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
             remedy="build the network that it was trained with and use load_weights",
         )
     )
+
+
+def _bias_form(tensors: Mapping[str, Tensor]) -> BiasForm:
+    """Which attention biases a segmentation checkpoint was trained with."""
+    leaves = {name.rpartition(".")[2] for name in tensors}
+    only_imagenets = "attention_biases" in leaves and "attention_biases_seg" not in leaves
+    return "geometric" if only_imagenets else "published"
 
 
 def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
@@ -237,11 +245,14 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in accepted.values()):
         report.notes.append("stored in half precision, widened here")
     in_file = set(source)
+    learned = {name for name, _ in model.named_parameters()}
     for name in target:
         if name in in_file:
             continue
         leaf = name.rsplit(".", 1)[-1]
-        own = leaf in _CONSTANTS or (leaf == "attention_biases" and not imagenet)
+        own = leaf in _CONSTANTS or (
+            leaf == "attention_biases" and not imagenet and name not in learned
+        )
         own = own or (imagenet and leaf == "attention_biases_seg")
         (report.expected_missing if own else report.missing).append(name)
     report.loaded = sorted(accepted)
@@ -338,11 +349,16 @@ def _described(checkpoint: Checkpoint) -> str | None:
         options = _architecture(checkpoint)
     except WeightsError:
         return None
-    return f"{options['variant']} with {options['context_blocks']} context blocks"
+    return _in_words(options["variant"], options["context_blocks"], options["attention_bias"])
 
 
 def _described_model(model: CGRSeg) -> str:
-    return f"{model.variant} with {model.context_blocks} context blocks"
+    return _in_words(model.variant, model.context_blocks, model.backbone.attention_bias)
+
+
+def _in_words(variant: str, context_blocks: int, attention_bias: BiasForm) -> str:
+    bias = "" if attention_bias == "published" else f" and {attention_bias} attention biases"
+    return f"{variant} with {context_blocks} context blocks{bias}"
 
 
 def _foreign(checkpoint: Checkpoint) -> str:

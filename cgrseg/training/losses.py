@@ -7,6 +7,12 @@ average, class weights, label smoothing, hard pixels only (OHEM, Shrivastava et 
 2016), Dice (Milletari et al. 2016), and the same loss on the head's first
 prediction, from which the class centres are built.
 
+Cross-entropy, of either prediction, never makes the upsampled logits: at 512x512 and 150
+classes they take 157 MB per image, several times over (:mod:`cgrseg.ops.cross_entropy`,
+same value and gradient).  OHEM ranks pixels and Dice sums over them before either has a
+gradient, so these two options work on full-size logits.  So does float64, which is for
+checks: there every operation is PyTorch's own, and comparable to the last bit.
+
     N batch   K classes   h, w size of the logits   H, W size of the label
 """
 
@@ -18,6 +24,7 @@ from torch.nn import functional
 
 from cgrseg.config.schema import LossConfig
 from cgrseg.errors import ConfigError, explain
+from cgrseg.ops import upsample_accuracy, upsample_cross_entropy
 
 _DICE_SMOOTHING = 1.0
 
@@ -33,17 +40,14 @@ def pixel_accuracy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
     """Percent of the labelled pixels whose strongest class is the true one.
 
     Args:
-        logits: (N, K, h, w), upsampled here to the label's size.
+        logits: (N, K, h, w), compared at the label's size, which is never made in full.
         label: (N, H, W) integers.
         ignore_index: label value that does not count.
 
     Returns:
         A scalar in [0, 100]; 0 when nothing is labelled.
     """
-    predicted = upsample_logits(logits, (label.shape[-2], label.shape[-1])).argmax(dim=1)
-    labelled = label != ignore_index
-    right = ((predicted == label) & labelled).sum()
-    return 100.0 * right.float() / labelled.sum().clamp(min=1)
+    return upsample_accuracy(logits, label, ignore_index=ignore_index)
 
 
 class SegmentationLoss(nn.Module):
@@ -107,12 +111,34 @@ class SegmentationLoss(nn.Module):
             total = total + self.config.initial_weight * terms["loss_initial"]
         return {"loss": total, **terms}
 
+    @property
+    def needs_full_size(self) -> bool:
+        """Whether a term is chosen that works on upsampled logits."""
+        return self.config.ohem_threshold is not None or self.config.dice_weight > 0
+
     def _terms(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        if not self.needs_full_size and logits.dtype != torch.float64:
+            return {"loss_ce": self._fused_cross_entropy(logits, label)}
         logits = upsample_logits(logits, (label.shape[-2], label.shape[-1]))  # (N, K, H, W)
         terms = {"loss_ce": self._cross_entropy(logits, label)}
         if self.config.dice_weight > 0:
             terms["loss_dice"] = dice_loss(logits, label, self.ignore_index)
         return terms
+
+    def _fused_cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        # With class weights the operation's own "valid" divides by weights, as PyTorch does;
+        # this loss divides by pixels.
+        summed = upsample_cross_entropy(
+            logits,
+            label,
+            ignore_index=self.ignore_index,
+            weight=self.class_weights,
+            label_smoothing=self.config.label_smoothing,
+            average="sum",
+        )
+        if self.config.average == "valid":
+            return summed / (label != self.ignore_index).sum().clamp(min=1)
+        return summed / label.numel()
 
     def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
         weights = self.class_weights

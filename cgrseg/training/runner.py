@@ -167,6 +167,7 @@ def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool
         dropout=settings.dropout,
         drop_path=settings.drop_path,
         freeze_norm=settings.freeze_norm,
+        attention_bias=settings.attention_bias,
         classes=spec.classes,
         palette=spec.palette,
         preprocessing=config.test.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""timm's EfficientFormerV2 against ours: names, and features with ImageNet's own biases.
+"""timm's EfficientFormerV2 against ours: names, and features with geometry-true biases.
 
 The golden files and the draw rules are explained in `tests/golden/TIMM.md`.
 """
@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cgrseg.models import create_model, load_weights
-from cgrseg.models.attention_bias import offset_index
 from cgrseg.models.efficientformer_v2 import EfficientFormerV2
 from cgrseg.models.name_mapping import from_timm
 
@@ -30,19 +29,6 @@ SEGMENTATION_ONLY = {"attention_biases_seg", "attention_bias_idxs", "attention_b
 TOLERANCE = 1e-5
 
 Names = dict[str, dict[str, list[Any]]]
-
-
-class ImageNetBias:
-    """ImageNet's table at its own size, in the place of the resized 512-pixel one."""
-
-    def __init__(self, table: Tensor) -> None:
-        self.table = table  # (heads, R * R)
-
-    def __call__(
-        self, table: nn.Parameter, index: Tensor, queries: int, keys: int, training: bool
-    ) -> Tensor:
-        cells = round(self.table.shape[1] ** 0.5)
-        return self.table[:, offset_index(cells, 1 if queries == keys else 2)]
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +64,7 @@ def drawn(script: ModuleType, entries: dict[str, list[Any]]) -> dict[str, Tensor
 
 
 def features_of(backbone: EfficientFormerV2, script: ModuleType) -> list[Tensor]:
-    """Features of the golden input, with ImageNet's biases in every attention."""
-    attentions = [module for module in backbone.modules() if hasattr(module, "attention_biases")]
-    for module in attentions:
-        module.bias = ImageNetBias(module.attention_biases)  # type: ignore[assignment,arg-type]
+    """Features of the golden input."""
     image = script.generator(script.INPUT_NAME).standard_normal(script.INPUT_SHAPE)
     with torch.no_grad():
         features: list[Tensor] = backbone.eval()(torch.from_numpy(image.astype(np.float32)))
@@ -121,10 +104,11 @@ def test_every_name_of_timm_finds_its_place(variant: str, names: Names) -> None:
 def test_features_equal_timm(
     variant: str, names: Names, script: ModuleType, golden_dir: Path
 ) -> None:
-    backbone = EfficientFormerV2(variant)
+    backbone = EfficientFormerV2(variant, attention_bias="geometric")
     outcome = backbone.load_state_dict(from_timm(drawn(script, names[variant])), strict=False)
     assert outcome.unexpected_keys == []
-    assert {name.rpartition(".")[2] for name in outcome.missing_keys} == SEGMENTATION_ONLY
+    leaves = {name.rpartition(".")[2] for name in outcome.missing_keys}
+    assert leaves == {"attention_bias_idxs"}  # an unused constant
     assert_equals_timm(features_of(backbone, script), variant, golden_dir)
 
 
@@ -134,7 +118,7 @@ def test_load_weights_reads_a_file_of_timm(
     variant = "efficientformerv2_s1"
     path = tmp_path / "model.safetensors"
     save_file(drawn(script, names[variant]), path)
-    model = create_model("cgrseg_t")
+    model = create_model("cgrseg_t", attention_bias="geometric")
     report = load_weights(model, path, part="backbone")
     assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
     assert len(report.loaded) == len(names[variant]) - 9  # all but the classifier

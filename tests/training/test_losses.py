@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from cgrseg.config.schema import LossConfig
+from cgrseg.config.schema import Config, LossConfig
 from cgrseg.errors import ConfigError
+from cgrseg.training import losses
 from cgrseg.training.losses import SegmentationLoss, dice_loss, hard_pixels, pixel_accuracy
+from cgrseg.training.module import fused_optimizer
 
 LN2, LN3 = math.log(2.0), math.log(3.0)
 
@@ -143,3 +146,64 @@ def test_accuracy_is_percent_of_labelled_pixels() -> None:
     # the tie of the first pixel goes to class 0; the third is predicted as class 1
     assert float(pixel_accuracy(logits, label, 255)) == pytest.approx(200 / 3)
     assert float(pixel_accuracy(logits, torch.full((1, 2, 2), 255), 255)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"average": "valid"},
+        {"class_weights": [0.0, 1.0, 2.5, 0.5, 1.0], "average": "valid"},
+        {"class_weights": [0.3, 1.0, 2.5, 0.5, 1.0], "label_smoothing": 0.1},
+        {"initial_weight": 0.4, "label_smoothing": 0.2},
+    ],
+)
+def test_single_precision_equals_full_size_logits_in_double(options: dict[str, Any]) -> None:
+    """float64 takes the plain way: resize, then PyTorch's cross-entropy."""
+    generator = torch.Generator().manual_seed(4)
+    label = torch.randint(0, 5, (2, 40, 56), generator=generator)
+    label[torch.rand(label.shape, generator=generator) < 0.3] = 255
+    drawn = [3 * torch.randn(2, 5, 5, 7, generator=generator) for _ in range(2)]
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        logits, initial = (value.to(dtype, copy=True).requires_grad_() for value in drawn)
+        terms = SegmentationLoss(LossConfig(**options), 5)(logits, label, initial)
+        terms["loss"].backward()
+        assert terms["loss"].dtype == dtype
+        found[dtype] = (terms["loss"].detach(), logits.grad, initial.grad)
+    for ours, plain in zip(found[torch.float32], found[torch.float64], strict=True):
+        if plain is None:
+            assert ours is None and "initial_weight" not in options
+            continue
+        assert ours is not None
+        assert float((ours - plain).abs().max()) <= 1e-5 * float(plain.abs().max())
+
+
+def test_full_size_logits_are_made_only_where_an_option_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        raise AssertionError(f"logits of {size} were made")
+
+    monkeypatch.setattr(losses, "upsample_logits", refuse)
+    logits, label = two_pixels()
+    for options in ({}, {"average": "valid", "class_weights": [1.0, 2.0]}, {"initial_weight": 1.0}):
+        SegmentationLoss(LossConfig(**options), 2)(logits, label, logits)  # type: ignore[arg-type]
+    pixel_accuracy(logits, label, 255)
+    for needy in (LossConfig(ohem_threshold=0.5), LossConfig(dice_weight=1.0)):
+        with pytest.raises(AssertionError, match="were made"):
+            SegmentationLoss(needy, 2)(logits, label)
+
+
+def test_optimiser_is_fused_unless_checks_or_clipped_half_precision_forbid_it() -> None:
+    def config(precision: str, clip: float | None = None) -> Config:
+        return Config.model_validate(
+            {"train": {"precision": precision}, "optimizer": {"clip_norm": clip}}
+        )
+
+    assert fused_optimizer(config("fp32"), "cpu")
+    assert fused_optimizer(config("fp16"), "cuda")
+    assert fused_optimizer(config("bf16", 1.0), "cuda")
+    assert not fused_optimizer(config("fp16", 1.0), "cuda")
+    assert not fused_optimizer(config("fp64"), "cpu")
+    assert not fused_optimizer(config("fp32"), "mps")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cgrseg.inference.fast.folding import FoldedConv
 from cgrseg.models import efficientformer_v2 as published
 from cgrseg.models.attention_bias import AttentionBias, offset_index
+from cgrseg.models.geometric_bias import GeometricBias
 
 # As many sizes, and matrices as large, as the network itself keeps.
 _MAX_KEPT_SIZES = 8
@@ -35,44 +36,64 @@ class StoredBias(nn.Module):
         table: (A, R * R), the learned values.
         query_stride: distance of queries in cells.
         mix: (A, A) of a talking head to apply beforehand, or none.
+        geometric: the table is resized by true offsets.
     """
 
-    def __init__(self, table: Tensor, query_stride: int, mix: Tensor | None) -> None:
+    def __init__(
+        self, table: Tensor, query_stride: int, mix: Tensor | None, geometric: bool = False
+    ) -> None:
         super().__init__()
+        self.geometric = geometric
         # Plain attributes: they stay in float32 whatever the network is cast to.
         self.table = table.detach().float().cpu().clone()
         self.query_stride = query_stride
         self.mix = None if mix is None else mix.detach().double().cpu().clone()
 
-    def prepare(self, queries: int, keys: int, like: Tensor) -> None:
+    @classmethod
+    def of(cls, attention: nn.Module, query_stride: int, mix: Tensor | None = None) -> StoredBias:
+        """The biases of an attention, whichever form they have."""
+        geometric = isinstance(attention.bias, GeometricBias)
+        table = attention.attention_biases if geometric else attention.attention_biases_seg
+        return cls(cast(Tensor, table), query_stride, mix, geometric)
+
+    def prepare(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> None:
         """Keep the biases of a size, unless they are as large as what they are added to.
 
         Args:
             queries: Q.
             keys: K.
             like: a tensor of the type and device that the biases should have.
+            width: columns of the keys, which geometric biases depend on.
         """
-        name = f"bias_{queries}x{keys}"
+        name = self._name(queries, keys, width)
         if name in self._buffers or len(self.table) * queries * keys * 4 > _MAX_KEPT_BYTES:
             return
         if len(self._buffers) >= _MAX_KEPT_SIZES:
             del self._buffers[next(iter(self._buffers))]
         with torch.inference_mode(False), torch.no_grad():
-            self.register_buffer(name, self.compute(queries, keys, like), persistent=False)
+            bias = self.compute(queries, keys, like, width)
+            self.register_buffer(name, bias, persistent=False)
 
-    def compute(self, queries: int, keys: int, like: Tensor) -> Tensor:
+    def _name(self, queries: int, keys: int, width: int | None) -> str:
+        return f"bias_{queries}x{keys}" + (f"_{width}" if self.geometric else "")
+
+    def compute(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> Tensor:
         """Biases (A, Q, K) from the table."""
-        index = offset_index(round(self.table.shape[1] ** 0.5), self.query_stride)
         table = nn.Parameter(self.table, requires_grad=False)
-        bias = AttentionBias()(table, index, queries, keys, False)
+        if self.geometric:
+            assert width is not None  # every attention knows its map
+            bias = GeometricBias(self.query_stride)(table, keys // width, width, False)
+        else:
+            index = offset_index(round(self.table.shape[1] ** 0.5), self.query_stride)
+            bias = AttentionBias()(table, index, queries, keys, False)
         if self.mix is not None:
             bias = torch.einsum("ba,aqk->bqk", self.mix, bias.double())
         return bias.to(device=like.device, dtype=like.dtype)
 
-    def forward(self, queries: int, keys: int, like: Tensor) -> Tensor:
+    def forward(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> Tensor:
         """Biases (A, Q, K): the prepared ones where there are."""
-        kept = self._buffers.get(f"bias_{queries}x{keys}")
-        return kept if kept is not None else self.compute(queries, keys, like)
+        kept = self._buffers.get(self._name(queries, keys, width))
+        return kept if kept is not None else self.compute(queries, keys, like, width)
 
 
 class FastConvMlp(nn.Module):
@@ -116,14 +137,13 @@ class FastAttention(nn.Module):
         self.register_buffer("mix_after", second.weight.detach().flatten(1).clone())
         shift = cast(Tensor, second.bias)
         self.register_buffer("mix_after_bias", shift.detach().clone()[:, None])
-        self.bias = StoredBias(
-            cast(Tensor, source.attention_biases_seg), 1, first.weight.detach().flatten(1)
-        )
+        self.bias = StoredBias.of(source, 1, first.weight.detach().flatten(1))
 
     def prepare(self, height: int, width: int) -> None:
         """Store the biases for a map of H x W cells."""
-        cells = -(-height // self.stride) * -(-width // self.stride)
-        self.bias.prepare(cells, cells, self.project_in.weight)
+        columns = -(-width // self.stride)
+        cells = -(-height // self.stride) * columns
+        self.bias.prepare(cells, cells, self.project_in.weight, columns)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
@@ -140,7 +160,7 @@ class FastAttention(nn.Module):
 
         weights = (query @ key).reshape(images, self.heads, cells * cells)
         weights = (self.mix_before @ weights).view(images, self.heads, cells, cells)
-        weights = (weights + self.bias(cells, cells, weights)).softmax(dim=3)
+        weights = (weights + self.bias(cells, cells, weights, width)).softmax(dim=3)
         weights = self.mix_after @ weights.view(images, self.heads, cells * cells)
         weights = (weights + self.mix_after_bias).view(images, self.heads, cells, cells)
 
@@ -173,12 +193,12 @@ class FastDualPathDownsample(nn.Module):
         self.local = FoldedConv.of_pair(attention.v_local).module()
         self.project_out = FoldedConv.of_pair(attention.proj[1:]).module()
         self.conv = FoldedConv.of(source.conv, source.bn).module()
-        self.bias = StoredBias(cast(Tensor, attention.attention_biases_seg), 2, None)
+        self.bias = StoredBias.of(attention, 2)
 
     def prepare(self, height: int, width: int) -> None:
         """Store the biases for a map of H x W cells before downsampling."""
         queries = -(-height // 2) * -(-width // 2)
-        self.bias.prepare(queries, height * width, self.project_in.weight)
+        self.bias.prepare(queries, height * width, self.project_in.weight, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H/2, W/2)."""
@@ -192,7 +212,8 @@ class FastDualPathDownsample(nn.Module):
         value = value_map.reshape(images, self.heads, -1, keys).transpose(2, 3)  # (N, A, K, D)
 
         weights = query @ key
-        weights = (weights + self.bias(queries, keys, weights)).softmax(dim=3)
+        bias = self.bias(queries, keys, weights, x.shape[3])
+        weights = (weights + bias).softmax(dim=3)
         out = (weights @ value).transpose(2, 3).reshape(images, self.value_width, height, width)
         return self.project_out(F.gelu(out + self.local(value_map))) + self.conv(x)
 
