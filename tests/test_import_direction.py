@@ -19,7 +19,7 @@ LEVELS: list[set[str]] = [
     {"data", "models", "ops", "visual"},
     {"inference"},
     {"training", "evaluation"},
-    {"reporting"},
+    {"reporting", "deploy"},
     {"cli"},
 ]
 SAME_LEVEL = {("training", "evaluation")}

@@ -31,7 +31,8 @@ def bench(
         typer.Option(
             help="Ways of predicting, separated by commas; 'plain' is always among them. Others: "
             "eager, folded-fp32, folded-bf16, folded-fp16, compiled-fp32, compiled-bf16, "
-            "compiled-fp16, segformer-b0, segformer-b1."
+            "compiled-fp16, segformer-b0, segformer-b1; or exported files, e.g. best.onnx or "
+            "best.xml@bf16."
         ),
     ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
     size: Annotated[

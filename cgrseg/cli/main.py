@@ -17,10 +17,12 @@ from cgrseg.cli.bench import bench
 from cgrseg.cli.common import Commands
 from cgrseg.cli.demo import demo
 from cgrseg.cli.evaluate import evaluate
+from cgrseg.cli.export import export
 from cgrseg.cli.info import info
 from cgrseg.cli.predict import predict
 from cgrseg.cli.report import report
 from cgrseg.cli.train import train
+from cgrseg.cli.web import web
 
 app = typer.Typer(
     name="cgrseg",
@@ -55,9 +57,11 @@ def root(
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(export)
 app.command()(report)
 app.command()(info)
 app.command()(bench)
+app.command()(web)
 app.command()(demo)
 app.add_typer(data.app, name="data")
 

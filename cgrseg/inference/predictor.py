@@ -29,6 +29,8 @@ from cgrseg.data.catalogue import DatasetSpec, get_spec
 from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError, explain
 from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
+from cgrseg.inference.exported import ExportedBackend, is_exported, open_exported
+from cgrseg.inference.exported.predicting import segment_exported
 from cgrseg.inference.frames import Frame, frames_of, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.overlap import read_ahead
@@ -103,7 +105,8 @@ class Predictor:
         """Load a checkpoint; variant, classes, colours and test settings come from it.
 
         Args:
-            path_or_hub_id: a `.pth` file, a folder of `save_pretrained`, or a hub id.
+            path_or_hub_id: a `.pth` file, a folder of `save_pretrained`, a hub id, or a file
+                of `cgrseg export` (`.onnx`, `.xml` of OpenVINO, `.pt2`).
             device: where to run; None: a GPU where there is one, else the CPU.
             precision: "fp32", "bf16" or "fp16".
             test: other settings than the checkpoint's.
@@ -119,6 +122,8 @@ class Predictor:
             EnvironmentProblem: no such device.
         """
         use_threads(threads)
+        if is_exported(path_or_hub_id):
+            return cls._over_exported(open_exported(path_or_hub_id, device, precision), test)
         model = load_model(path_or_hub_id)
         backend = make_backend(
             model, device, precision, compile=compile, channels_last=channels_last
@@ -126,6 +131,13 @@ class Predictor:
         if test is None:
             test = _test_settings(model, path_or_hub_id)
         return cls(backend, test, model.classes, model.palette)
+
+    @classmethod
+    def _over_exported(cls, backend: ExportedBackend, test: TestConfig | None) -> Predictor:
+        about = backend.description
+        if test is None and about.test is not None:
+            test = TestConfig(**about.test)
+        return cls(backend, test, about.classes, about.palette)
 
     def __call__(self, source: Any, *, confidence: bool = False, batch_size: int = 1) -> Any:
         """Label an image, or several.
@@ -236,7 +248,8 @@ class Predictor:
         if isinstance(source, _Unreadable):
             raise source.error
         image = as_image(source)
-        ready = NetworkInput.of(image, self.test) if is_plain(self.test) else None
+        ours = not isinstance(self.backend, ExportedBackend) and is_plain(self.test)
+        ready = NetworkInput.of(image, self.test) if ours else None
         return _Opened(image, ready, time.perf_counter() - start)
 
     def _label(
@@ -292,6 +305,10 @@ class Predictor:
         confidence: bool,
         batch_size: int,
     ) -> list[Segmentation]:
+        if isinstance(self.backend, ExportedBackend):
+            return segment_exported(
+                self.backend, images, self.test, confidence=confidence, batch_size=batch_size
+            )
         return segment_batch(
             self.backend,
             images,

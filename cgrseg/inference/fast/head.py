@@ -152,6 +152,8 @@ class FastHead(nn.Module):
     def __init__(self, source: CGRSegHead) -> None:
         super().__init__()
         self.in_channels = list(source.in_channels)
+        # An attribute, so that an export can put another form of it here.
+        self.pool: Callable[[Sequence[Tensor]], Tensor] = pool_pyramid
         self.pyramid = nn.Sequential(
             *(
                 FastCalibration(cast(RectangularSelfCalibrationModule, block))
@@ -169,7 +171,7 @@ class FastHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(N, C_i, H / s, W / s) for strides s of 8, 16, 32 to logits (N, K, H / 8, W / 8)."""
-        context = self.pyramid(pool_pyramid(features)).split(self.in_channels, dim=1)
+        context = self.pyramid(self.pool(features)).split(self.in_channels, dim=1)
         fused: Tensor | None = None
         for scale in reversed(range(len(features))):
             local = features[scale]

@@ -1,0 +1,81 @@
+"""A place beside the target where a file is made, tried out and only then put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
+from cgrseg.files import make_folder, writing_problem
+
+# Below this much free space a failed write of a runtime is taken for a full disk.
+_FULL_BELOW = 1 << 20
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Nothing is overwritten unasked.
+
+    Raises:
+        ConfigError: there is something, and it may not be replaced.
+    """
+    for path in parts_of(target):
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise ConfigError(
+                explain(
+                    path,
+                    found="a folder of that name" if path.is_dir() else "a file is there already",
+                    expected="a new name",
+                    remedy="choose another name with --out"
+                    + ("" if path.is_dir() else ", or replace the file with --overwrite"),
+                )
+            )
+
+
+def parts_of(target: Path) -> Sequence[Path]:
+    """Files that an export consists of, in the order in which they are put in place."""
+    return (target.with_suffix(".bin"), target) if target.suffix == ".xml" else (target,)
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Give a path to write to; what is there replaces the target once the block has ended.
+
+    On any error nothing is left and the target stays as it was.
+
+    Raises:
+        EnvironmentProblem: full disk, read-only folder and the like.
+    """
+    make_folder(target.parent)
+    try:
+        folder = tempfile.mkdtemp(dir=target.parent, prefix=".exporting-")
+    except OSError as error:
+        raise writing_problem(target, error) from error
+    try:
+        draft = Path(folder) / target.name
+        yield draft
+        for part, place in zip(parts_of(draft), parts_of(target), strict=True):
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(part, place)
+    except CGRSegError:
+        raise
+    except OSError as error:
+        raise writing_problem(target, error) from error
+    except Exception as error:
+        # Runtimes that write by themselves report a full disk in words of their own.
+        if shutil.disk_usage(folder).free < _FULL_BELOW:
+            raise EnvironmentProblem(
+                explain(
+                    target,
+                    found="the disk is full",
+                    expected="a place that can be written",
+                    remedy="free some space, or choose another folder",
+                )
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""What all exported networks share: sizes, batches and kinds of input that a file takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgrseg.errors import ConfigError, explain
+from cgrseg.inference.exported.description import Description, Size
+
+Run = Callable[[NDArray[np.generic]], NDArray[np.generic]]
+"""The file in its runtime: one whole input to its output."""
+
+
+class ExportedBackend:
+    """A :class:`~cgrseg.inference.backends.Backend` over an exported file, on the CPU.
+
+    An input below a size that the file takes is padded with zeros at the right and the
+    bottom, as photos are, and the logits are cut back.  A batch that the file does not take
+    is run in parts.
+
+    Args:
+        description: what the file holds.
+        run: the file in its runtime.
+        source: its name, for messages.
+
+    Attributes:
+        num_classes: K.
+        sizes: heights and widths that the file takes; None: any multiples of 32.
+    """
+
+    def __init__(self, description: Description, run: Run, source: str) -> None:
+        self.description = description
+        self.device = torch.device("cpu")
+        self.num_classes = description.num_classes
+        self.sizes: list[Size] | None = description.sizes
+        self._run = run
+        self._source = source
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """See :class:`~cgrseg.inference.backends.Backend`.
+
+        Raises:
+            ConfigError: the file gives label maps, or takes no input as large.
+        """
+        if self.description.gives != "logits":
+            raise ConfigError(
+                explain(
+                    self._source,
+                    found="a file that gives label maps",
+                    expected="logits, which windows, several scales, mirroring and confidence need",
+                    remedy="export it again with --output logits",
+                )
+            )
+        height, width = batch.shape[2:]
+        return self._in_parts(self._padded(batch))[:, :, : height // 8, : width // 8]
+
+    def labels(self, batch: Tensor) -> Tensor:
+        """Label maps (N, H, W) of a normalised batch (N, 3, H, W), from a file that gives them."""
+        height, width = batch.shape[2:]
+        return self._in_parts(self._padded(batch))[:, :height, :width]
+
+    def _padded(self, batch: Tensor) -> Tensor:
+        height, width = batch.shape[2:]
+        if self.sizes is None or (height, width) in self.sizes:
+            return batch
+        fitting = [size for size in self.sizes if size[0] >= height and size[1] >= width]
+        if not fitting:
+            raise ConfigError(
+                explain(
+                    self._source,
+                    found=f"an input of {height}x{width} pixels",
+                    expected=f"at most {' or '.join(f'{h}x{w}' for h, w in self.sizes)}, the sizes "
+                    "that it was exported for",
+                    remedy="export it for this size (--size), or for any (--size any)",
+                )
+            )
+        goal = min(fitting, key=lambda size: size[0] * size[1])
+        return F.pad(batch, (0, goal[1] - width, 0, goal[0] - height))
+
+    def _in_parts(self, batch: Tensor) -> Tensor:
+        """Run a batch, in parts of the size that the file takes."""
+        array = self._as_input(batch.detach().cpu())
+        fixed = self.description.batch
+        if fixed is None or len(array) == fixed:
+            return torch.from_numpy(np.asarray(self._run(array)))
+        found = []
+        for start in range(0, len(array), fixed):
+            part = array[start : start + fixed]
+            missing = fixed - len(part)
+            whole = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            found.append(np.array(self._run(whole))[: len(part)])
+        return torch.from_numpy(np.concatenate(found))
+
+    def _as_input(self, batch: Tensor) -> NDArray[np.generic]:
+        if self.description.takes == "normalised":
+            return np.ascontiguousarray(batch.float().numpy())
+        # Back to the pixels that the batch was made of: exact but for padding, whose zeros
+        # become the whole number next to the mean.
+        mean = torch.tensor(self.description.mean).view(1, 3, 1, 1)
+        std = torch.tensor(self.description.std).view(1, 3, 1, 1)
+        pixels = (batch * std + mean).round_().clamp_(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

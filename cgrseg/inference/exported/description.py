@@ -1,0 +1,105 @@
+"""What an exported file says about itself, so that nothing has to be told again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cgrseg.errors import WeightsError, explain
+
+Size = tuple[int, int]
+Kind = Literal["onnx", "openvino", "pt2", "aoti"]
+InputKind = Literal["normalised", "pixels"]
+OutputKind = Literal["logits", "labels"]
+
+KEY = "cgrseg"
+"""Name under which the description lies in a file's metadata."""
+
+_FORMAT = 1
+
+
+class Description(BaseModel):
+    """Kept as JSON in the metadata of every exported file.
+
+    Attributes:
+        format: version of this description.
+        kind: which format the file has.
+        variant: of the network.
+        num_classes: K.
+        classes: names in id order; None: the checkpoint had none.
+        palette: RGB 0..255 per class; None likewise.
+        mean: of the normalisation, RGB, on values 0..255.
+        std: likewise.
+        test: test settings of the checkpoint; None: it had none.
+        sizes: heights and widths that the file takes; None: any multiples of 32.
+        batch: images at once; None: any number.
+        takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
+        gives: "logits" (N, K, H / 8, W / 8), or "labels" (N, H, W).
+        precision: of the weights in the file.
+        source: name of the checkpoint's file or folder.
+        source_digest: of its weights.
+        version: of this package.
+        weights_file_digest: of a second file that belongs to it; empty: there is none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = _FORMAT
+    kind: Kind
+    variant: str
+    num_classes: int = Field(ge=1)
+    classes: list[str] | None
+    palette: list[tuple[int, int, int]] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    test: dict[str, Any] | None
+    sizes: list[Size] | None
+    batch: int | None
+    takes: InputKind
+    gives: OutputKind
+    precision: Literal["fp32", "int8"]
+    source: str
+    source_digest: str
+    version: str
+    weights_file_digest: str = ""
+
+    @classmethod
+    def read(cls, text: str | None, path: Path) -> Description:
+        """From the JSON of a file's metadata.
+
+        Raises:
+            WeightsError: there is none, or it is not one of ours.
+        """
+        if not text:
+            raise WeightsError(
+                explain(
+                    path,
+                    found="a model without the description that cgrseg writes into its exports",
+                    expected="a file made by cgrseg export",
+                    remedy="export the checkpoint with cgrseg export; networks of other origin "
+                    "can be wrapped in a Backend (docs/inference.md)",
+                )
+            )
+        try:
+            found = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise WeightsError(
+                explain(
+                    path,
+                    found=f"a description that cannot be understood ({error.errors()[0]['msg']})",
+                    expected=f"format {_FORMAT}, as this version writes it",
+                    remedy="export the checkpoint again, or update cgrseg",
+                )
+            ) from error
+        if found.format != _FORMAT:
+            raise WeightsError(
+                explain(
+                    path,
+                    found=f"a description of format {found.format}",
+                    expected=f"format {_FORMAT}",
+                    remedy="export the checkpoint again with this version, or update cgrseg",
+                )
+            )
+        return found

@@ -1,0 +1,93 @@
+"""Which files are exported networks, and what runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError, explain
+from cgrseg.inference.backends import Precision
+from cgrseg.inference.exported.backend import ExportedBackend
+from cgrseg.inference.exported.description import Description
+
+_SUFFIXES = (".onnx", ".xml", ".pt2")
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path is one of the formats that `cgrseg export` writes, told by its ending."""
+    return Path(path).suffix.lower() in _SUFFIXES
+
+
+def open_exported(
+    path: str | Path, device: str | torch.device | None = None, precision: Precision = "fp32"
+) -> ExportedBackend:
+    """What runs an exported file.
+
+    Args:
+        path: ends in `.onnx`, `.xml` (OpenVINO) or `.pt2`.
+        device: None, "auto" or "cpu".
+        precision: "bf16" or "fp16" let OpenVINO compute in it; the other formats compute in
+            what the file holds.
+
+    Raises:
+        ConfigError: a precision that the format does not have.
+        EnvironmentProblem: its runtime is not installed, or another device was asked for.
+        WeightsError: no such file, a damaged one, or one of other origin.
+    """
+    file = _existing(Path(path))
+    if device is not None and str(device) not in ("auto", "cpu"):
+        raise EnvironmentProblem(
+            explain(
+                f"device {device}",
+                found=f"{file.name}, an exported file, which is run on the CPU",
+                expected="cpu",
+                remedy="leave the device out, or predict with the checkpoint itself",
+            )
+        )
+    suffix = file.suffix.lower()
+    if precision != "fp32" and suffix != ".xml":
+        raise ConfigError(
+            explain(
+                f"precision {precision}",
+                found=f"{file.name}, which computes in the precision that it was exported with",
+                expected="fp32",
+                remedy="leave --precision out; OpenVINO models take bf16 and fp16",
+            )
+        )
+    if suffix == ".onnx":
+        from cgrseg.inference.exported.onnx_file import open_onnx
+
+        description, run = open_onnx(file)
+    elif suffix == ".xml":
+        from cgrseg.inference.exported.openvino_file import open_openvino
+
+        description, run = open_openvino(file, precision)
+    else:
+        from cgrseg.inference.exported.program_file import open_program
+
+        description, run = open_program(file)
+    return ExportedBackend(description, run, file.name)
+
+
+def describe(path: str | Path) -> Description:
+    """What an exported file says about itself.
+
+    Raises:
+        EnvironmentProblem: its runtime is not installed.
+        WeightsError: no such file, a damaged one, or one of other origin.
+    """
+    return open_exported(path).description
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise WeightsError(
+            explain(
+                file,
+                found="no such file",
+                expected="a file written by cgrseg export",
+                remedy="check the path",
+            )
+        )
+    return file

@@ -1,0 +1,102 @@
+"""OpenVINO models (an `.xml` file with its `.bin`), run on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cgrseg.errors import ConfigError, WeightsError, explain
+from cgrseg.inference.backends import Precision
+from cgrseg.inference.exported.backend import Run
+from cgrseg.inference.exported.damage import damaged
+from cgrseg.inference.exported.description import KEY, Description
+from cgrseg.inference.exported.packages import need
+
+_MAX_SHAPES = 4
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def open_openvino(path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
+    """Description of a model, and the model as a function.
+
+    Every input shape is compiled once, when it first comes, with all free axes fixed: tables
+    that depend on the size are then computed once.
+
+    Args:
+        path: the `.xml` file.
+        precision: that the runtime may compute in; the file's weights stay as they are.
+
+    Raises:
+        ConfigError: unknown precision.
+        EnvironmentProblem: OpenVINO is not installed.
+        WeightsError: a damaged file, one without its `.bin`, or one of other origin.
+    """
+    if precision not in _HINTS:
+        raise ConfigError(
+            explain(
+                "precision",
+                found=repr(precision),
+                expected=", ".join(_HINTS),
+                remedy="choose one of these",
+            )
+        )
+    openvino = need("openvino", path)
+    weights = path.with_suffix(".bin")
+    core = openvino.Core()
+    if not weights.is_file():
+        raise WeightsError(
+            explain(
+                path,
+                found=f"no {weights.name} beside it",
+                expected="both files of the model in one folder, with the same name",
+                remedy="copy the .bin file too",
+            )
+        )
+    try:
+        model = core.read_model(path, weights)
+    except Exception as error:  # the runtime raises RuntimeError for everything
+        raise WeightsError(damaged(path, "an OpenVINO model", error)) from error
+    text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    description = Description.read(text, path)
+    if file_digest(weights) != description.weights_file_digest:
+        raise WeightsError(
+            damaged(weights, f"the weights that belong to {path.name}", "another content")
+        )
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        request = requests.get(array.shape)
+        if request is None:
+            fixed = model.clone()
+            if fixed.input(0).partial_shape.is_dynamic:
+                fixed.reshape(list(array.shape))
+            request = core.compile_model(fixed, "CPU", settings).create_infer_request()
+            requests[array.shape] = request
+            if len(requests) > _MAX_SHAPES:
+                requests.popitem(last=False)
+        requests.move_to_end(array.shape)
+        request.infer([array], share_inputs=True)
+        # The runtime writes its next result to the same memory.
+        return np.array(request.get_output_tensor(0).data)
+
+    return description, run
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""Photos of any size on files that take some sizes only, and on files that give label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.geometry import resize_label
+from cgrseg.data.test_transform import TestTransform
+from cgrseg.errors import ConfigError, explain
+from cgrseg.inference.decode import Segmentation
+from cgrseg.inference.exported.backend import ExportedBackend
+from cgrseg.inference.exported.description import Size
+from cgrseg.inference.modes import segment_batch
+from cgrseg.inference.views import Image, network_input, network_size
+
+
+def segment_exported(
+    backend: ExportedBackend,
+    images: Sequence[Image],
+    config: TestConfig,
+    *,
+    confidence: bool = False,
+    batch_size: int | None = None,
+) -> list[Segmentation]:
+    """Label images with an exported file.
+
+    A file for any size does what the checkpoint does.  For one that takes some sizes only,
+    every photo is resized, keeping its ratio, so that it fills one of them as well as it can.
+
+    Args:
+        backend: over the file.
+        images: uint8 RGB (H, W, 3), of any sizes.
+        config: scale, mode, ratios and flip.
+        confidence: also give the probability of the class that won.
+        batch_size: most images at a time; None: no limit.
+
+    Raises:
+        ConfigError: a mode that the file cannot do.
+    """
+    if backend.sizes is None and backend.description.gives == "logits":
+        return segment_batch(backend, images, config, confidence=confidence, batch_size=batch_size)
+    found = []
+    for image in images:  # each with settings of its own
+        fitted = fit(config, image, backend.sizes)
+        if backend.description.gives == "labels":
+            found.append(_from_labels(backend, image, fitted, confidence))
+        else:
+            found += segment_batch(backend, [image], fitted, confidence=confidence)
+    return found
+
+
+def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestConfig:
+    """Settings whose network input is one of the sizes.
+
+    Args:
+        config: what is wanted.
+        image: uint8 RGB (H, W, 3).
+        sizes: heights and widths; None: any, and the settings stay as they are.
+
+    Raises:
+        ConfigError: several scales or windows, which some sizes cannot serve.
+    """
+    if sizes is None:
+        return config
+    listed = " and ".join(f"{height}x{width}" for height, width in sizes)
+    if list(config.ratios) != [1.0]:
+        raise ConfigError(
+            explain(
+                "test.ratios",
+                found=f"{list(config.ratios)} with a file that takes {listed} only",
+                expected="a single scale",
+                remedy="export the checkpoint for any size (--size any)",
+            )
+        )
+    if config.mode == "slide":
+        if any(tuple(config.crop_size) == size for size in sizes):
+            return config
+        raise ConfigError(
+            explain(
+                "test.crop_size",
+                found=f"windows of {config.crop_size[0]}x{config.crop_size[1]} with a file that "
+                f"takes {listed} only",
+                expected="windows of a size that the file takes",
+                remedy=f"set test.crop_size=[{sizes[0][0]},{sizes[0][1]}], with test.stride at "
+                "most that",
+            )
+        )
+    if network_size(image, config) in sizes:
+        return config
+    height, width = image.shape[:2]
+    # The largest picture wins; of equal ones the smaller file size.
+    best = max(sizes, key=lambda size: (min(size[0] / height, size[1] / width), -size[0] * size[1]))
+    factor = min(best[0] / height, best[1] / width)
+    scale = tuple(max(1, int(side * factor + 0.5)) for side in sorted((height, width))[::-1])
+    return config.model_copy(update={"resize": "keep_ratio", "scale": scale, "divisor": 32})
+
+
+def _from_labels(
+    backend: ExportedBackend, image: Image, config: TestConfig, confidence: bool
+) -> Segmentation:
+    """One label map, cut to the photo and resized to its size by nearest neighbour."""
+    if confidence or config.mode == "slide" or list(config.ratios) != [1.0] or config.flip:
+        wanted = "confidence" if confidence else "windows, several scales or mirroring"
+        raise ConfigError(
+            explain(
+                "exported model",
+                found=f"{wanted} with a file that gives label maps",
+                expected="one plain look at the whole photo",
+                remedy="export the checkpoint with --output logits",
+            )
+        )
+    transform = TestTransform(config)
+    resized = transform.resize(image)
+    batch = network_input(transform.normalise(resized), network_size(image, config))
+    labels = backend.labels(batch)[0, : resized.shape[0], : resized.shape[1]].numpy()
+    whole = resize_label(np.ascontiguousarray(labels), (image.shape[0], image.shape[1]))
+    return Segmentation(whole if backend.num_classes <= 256 else whole.astype(np.int16))

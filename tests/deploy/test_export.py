@@ -1,0 +1,163 @@
+"""Exports prove themselves, predict like their checkpoint, and leave nothing half-done."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cgrseg
+from cgrseg.config.schema import TestConfig as Settings
+from cgrseg.deploy import Tolerance, export
+from cgrseg.deploy.staging import staged
+from cgrseg.deploy.verify import verify
+from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
+from cgrseg.inference import Predictor
+from cgrseg.inference.exported import describe, open_exported
+from cgrseg.models import CGRSeg
+from tests.inference.fixtures import photo
+
+
+@pytest.fixture(scope="module")
+def program(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "small.pt2"
+    result = export(checkpoint, "pt2", out, sizes=[(64, 96)])
+    assert result.path == out and len(result.checks) == 2
+    assert all(check.within(Tolerance()) for check in result.checks)
+    assert [path.name for path in out.parent.iterdir()] == ["small.pt2"]
+    return out
+
+
+def test_file_says_what_it_is(program: Path, checkpoint: Path) -> None:
+    about = describe(program)
+    assert about.kind == "pt2" and about.variant == "cgrseg_t"
+    assert about.classes == ["sky", "road", "tree", "car", "house"]
+    assert about.palette is not None and about.palette[1] == (128, 64, 128)
+    assert about.mean == (123.675, 116.28, 103.53) and about.std == (58.395, 57.12, 57.375)
+    assert about.sizes == [(64, 96)] and about.batch is None
+    assert about.source == checkpoint.name and about.version == cgrseg.__version__
+    assert about.test == {"scale": [96, 64]}
+    assert str(checkpoint.parent).encode() not in program.read_bytes()
+
+
+def test_prediction_is_the_checkpoints(program: Path, checkpoint: Path) -> None:
+    """A photo that becomes the file's own input, and one that is padded to it."""
+    exported, original = Predictor.from_pretrained(program), Predictor.from_pretrained(checkpoint)
+    picture = photo(128, 192)
+    found, wanted = exported(picture), original(picture)
+    assert found.classes == wanted.classes and found.palette == wanted.palette
+    assert len(np.unique(wanted.labels)) > 1
+    assert (found.labels == wanted.labels).mean() > 0.999
+    assert exported(photo(50, 40)).labels.shape == (50, 40)
+    several = exported([picture, photo(128, 192, seed=1), photo(90, 30)], batch_size=2)
+    assert (several[0].labels == found.labels).mean() > 0.999
+
+
+def test_what_one_size_cannot_do_is_said(program: Path) -> None:
+    predictor = Predictor.from_pretrained(program, test=Settings(ratios=[0.5, 1.0]))
+    with pytest.raises(ConfigError, match="64x96 only"):
+        predictor(photo(64, 96))
+    predictor.test = Settings(mode="slide", crop_size=(64, 64), stride=(40, 40))
+    with pytest.raises(ConfigError, match=r"test\.crop_size"):
+        predictor(photo(64, 96))
+    predictor.test = Settings(
+        mode="slide", crop_size=(64, 96), stride=(40, 60), resize="none", flip=True
+    )
+    assert predictor(photo(100, 150)).labels.shape == (100, 150)
+    with pytest.raises(EnvironmentProblem, match="run on the CPU"):
+        Predictor.from_pretrained(program, "cuda")
+    with pytest.raises(ConfigError, match="precision bf16"):
+        Predictor.from_pretrained(program, precision="bf16")
+
+
+def test_nothing_is_overwritten_unasked(program: Path, checkpoint: Path) -> None:
+    before = program.read_bytes()
+    with pytest.raises(ConfigError, match="--overwrite"):
+        export(checkpoint, "pt2", program, sizes=[(64, 96)])
+    assert program.read_bytes() == before
+
+
+def test_out_of_tolerance_leaves_no_file(program: Path, network: CGRSeg, tmp_path: Path) -> None:
+    target = tmp_path / "never.pt2"
+    with (
+        pytest.raises(WeightsError, match="no file was left"),
+        staged(target) as draft,
+    ):
+        draft.write_bytes(program.read_bytes())
+        verify(open_exported(draft), network, [(64, 96)], [1], Tolerance(logits=0.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_weights_are_noticed(program: Path, network: CGRSeg) -> None:
+    from copy import deepcopy
+
+    other = deepcopy(network)
+    other.decode_head.conv_seg.weight.data[0] += 0.05
+    with pytest.raises(WeightsError, match="logits differ by"):
+        verify(open_exported(program), other, [(64, 96)], [1], Tolerance())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "onnx", "sizes": [(64, 100)]}, "round up: 64x128"),
+        ({"kind": "aoti"}, "--size 512x512"),
+        ({"kind": "onnx", "out": "model.pt2"}, "ends in .onnx"),
+    ],
+)
+def test_settings_that_cannot_be(
+    network: CGRSeg, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export(network, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk(tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    with (
+        pytest.raises(EnvironmentProblem, match=r"model\.onnx: the disk is full"),
+        staged(target),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x" * 4096)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "model.xml"
+    target.write_text("old")
+    with pytest.raises(EnvironmentProblem), staged(target) as draft:
+        draft.write_text("new")
+        raise OSError(errno.ENOSPC, "no space")
+    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("model.onnx", "onnxruntime"), ("model.xml", "openvino")]
+)
+def test_missing_runtime(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(EnvironmentProblem, match=package) as caught:
+        open_exported(tmp_path / name)
+    assert 'pip install "cgrseg[export]"' in str(caught.value)
+
+
+def test_damaged_files(program: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.pt2"
+    cut.write_bytes(program.read_bytes()[:-2000])
+    with pytest.raises(WeightsError, match=r"cut\.pt2: a file of .* bytes that cannot be read"):
+        open_exported(cut)
+    with pytest.raises(WeightsError, match="no such file"):
+        open_exported(tmp_path / "absent.onnx")
+    foreign = tmp_path / "foreign.pt2"
+    torch.save({"a": torch.zeros(3)}, foreign)
+    with pytest.raises(WeightsError, match="without the description"):
+        open_exported(foreign)

@@ -1,0 +1,109 @@
+"""ONNX Runtime and OpenVINO against the float32 network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgrseg.deploy import Tolerance, export
+from cgrseg.deploy.verify import verify
+from cgrseg.deploy.writers import write_openvino
+from cgrseg.errors import WeightsError
+from cgrseg.inference import Predictor
+from cgrseg.inference.exported import describe, open_exported
+from cgrseg.models import CGRSeg, create_model
+from cgrseg.reporting.bench import spread_weights
+from tests.inference.fixtures import photo
+
+MISSING = "needs the extra [export]"
+onnx = pytest.importorskip("onnx", reason=MISSING)
+pytest.importorskip("onnxscript", reason=MISSING)
+pytest.importorskip("onnxruntime", reason=MISSING)
+openvino = pytest.importorskip("openvino", reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    return export(checkpoint, "onnx", out, sizes=[(64, 96)]).path
+
+
+@pytest.fixture(scope="module")
+def openvino_file(onnx_file: Path) -> Path:
+    out = onnx_file.with_suffix(".xml")
+    about = describe(onnx_file).model_copy(update={"kind": "openvino"})
+    write_openvino(openvino.Core().read_model(onnx_file), about, out)
+    return out
+
+
+def test_onnx_predicts_like_the_checkpoint(onnx_file: Path, checkpoint: Path) -> None:
+    picture = photo(128, 192)
+    found = Predictor.from_pretrained(onnx_file)(picture)
+    wanted = Predictor.from_pretrained(checkpoint)(picture)
+    assert found.classes == wanted.classes
+    assert (found.labels == wanted.labels).mean() > 0.999
+
+
+def test_onnx_file_is_tidy(onnx_file: Path) -> None:
+    model = onnx.load(onnx_file)
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param or axis.dim_value for axis in axes] == ["batch", 3, 64, 96]
+    assert model.graph.input[0].name == "image" and model.graph.output[0].name == "logits"
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(Path(__file__).parents[2]).encode() not in onnx_file.read_bytes()
+
+
+def test_openvino_agrees(openvino_file: Path, network: CGRSeg) -> None:
+    checks = verify(open_exported(openvino_file), network, [(64, 96)], [1, 3], Tolerance())
+    assert len(checks) == 2
+
+
+def test_damaged_models(onnx_file: Path, openvino_file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(onnx_file.read_bytes()[:-50_000])
+    with pytest.raises(WeightsError, match=r"cut\.onnx: a file of .* that cannot be read"):
+        open_exported(cut)
+    alone = tmp_path / "alone.xml"
+    alone.write_bytes(openvino_file.read_bytes())
+    with pytest.raises(WeightsError, match=r"no alone\.bin beside it"):
+        open_exported(alone)
+    weights = bytearray(openvino_file.with_suffix(".bin").read_bytes())
+    weights[1000] ^= 1
+    alone.with_suffix(".bin").write_bytes(weights)
+    with pytest.raises(WeightsError, match=r"alone\.bin"):
+        open_exported(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cgrseg_t", "cgrseg_b", "cgrseg_l"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "pt2"])
+def test_every_variant_and_format(variant: str, kind: str, tmp_path: Path) -> None:
+    """One file for two sizes, batches of 1 and 4, within 1e-3 and 99.9 %."""
+    model = spread_weights(create_model(variant, 150))
+    sizes = [(512, 512), (512, 704)]
+    suffix = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}[kind]
+    result = export(model, kind, tmp_path / f"model{suffix}", sizes=sizes)  # type: ignore[arg-type]
+    checks = verify(open_exported(result.path), model, sizes, [1, 4], Tolerance())
+    assert len(checks) == 4
+
+
+@pytest.mark.slow
+def test_label_maps_from_pixels(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.onnx"
+    export(checkpoint, "onnx", out, sizes=[(64, 96)], takes="pixels", gives="labels", batch=2)
+    picture = photo(64, 96)
+    found = Predictor.from_pretrained(out)(picture)
+    wanted = Predictor.from_pretrained(checkpoint)(picture)
+    assert (found.labels == wanted.labels).mean() > 0.999
+    assert found.labels.dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_compiled_package_with_two_sizes(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.pt2"
+    sizes = [(64, 64), (64, 96)]
+    result = export(checkpoint, "aoti", out, sizes=sizes)
+    assert {check.size for check in result.checks} == set(sizes)
+    assert describe(out).kind == "aoti"

@@ -1,0 +1,148 @@
+"""Sizes, batches and pixels that an exported file takes, without any runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cgrseg.config.schema import TestConfig as Settings
+from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.test_transform import TestTransform as Transform
+from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.inference import Predictor
+from cgrseg.inference.exported import Description, ExportedBackend
+from cgrseg.inference.exported.predicting import fit
+from tests.inference.fixtures import BlockBackend, photo
+
+BLOCKS = BlockBackend(num_classes=7)
+
+
+def description(**changes: Any) -> Description:
+    values: dict[str, Any] = {
+        "kind": "onnx",
+        "variant": "cgrseg_t",
+        "num_classes": 7,
+        "classes": list("abcdefg"),
+        "palette": [(k, k, k) for k in range(7)],
+        "mean": MEAN,
+        "std": STD,
+        "test": None,
+        "sizes": [(64, 96)],
+        "batch": None,
+        "takes": "normalised",
+        "gives": "logits",
+        "precision": "fp32",
+        "source": "x.pth",
+        "source_digest": "",
+        "version": "0",
+    }
+    return Description(**{**values, **changes})
+
+
+def backend(seen: list[tuple[int, ...]], **changes: Any) -> ExportedBackend:
+    """A file whose runtime is a function; it takes exactly what it was described to take."""
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        seen.append(array.shape)
+        found: NDArray[np.generic] = BLOCKS.logits(torch.from_numpy(array)).numpy()
+        return found
+
+    return ExportedBackend(description(**changes), run, "x.onnx")
+
+
+def test_smaller_inputs_are_padded_and_cut_back() -> None:
+    seen: list[tuple[int, ...]] = []
+    batch = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    found = backend(seen).logits(batch)
+    assert seen == [(2, 3, 64, 96)]
+    assert torch.equal(found, BLOCKS.logits(batch))
+
+
+def test_the_smallest_size_that_fits_is_taken() -> None:
+    seen: list[tuple[int, ...]] = []
+    taken = backend(seen, sizes=[(128, 128), (64, 96), (96, 64)])
+    taken.logits(torch.zeros(1, 3, 96, 64))
+    taken.logits(torch.zeros(1, 3, 64, 64))
+    taken.logits(torch.zeros(1, 3, 96, 96))
+    assert [shape[2:] for shape in seen] == [(96, 64), (64, 96), (128, 128)]
+    with pytest.raises(ConfigError, match="160x32 pixels"):
+        taken.logits(torch.zeros(1, 3, 160, 32))
+
+
+def test_a_fixed_batch_is_filled_and_cut() -> None:
+    seen: list[tuple[int, ...]] = []
+    batch = torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    found = backend(seen, batch=2).logits(batch)
+    assert seen == [(2, 3, 64, 96)] * 3
+    assert torch.equal(found, BLOCKS.logits(batch))
+
+
+def test_pixels_are_given_back_exactly() -> None:
+    """Every 8-bit value survives; padding becomes the whole number next to the mean."""
+    values = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    picture = np.repeat(np.repeat(values, 4, axis=0)[:, :, None], 3, axis=2)  # 32x32
+    got: list[NDArray[np.generic]] = []
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        got.append(array.copy())
+        return np.zeros((1, 7, 8, 12), np.float32)
+
+    taken = ExportedBackend(description(takes="pixels"), run, "x.onnx")
+    taken.logits(Transform(Settings(resize="none"))(picture).tensor[None])
+    assert got[0].dtype == np.uint8 and got[0].shape == (1, 64, 96, 3)
+    assert np.array_equal(got[0][0, :32, :32], picture)
+    assert got[0][0, 40, 40].tolist() == [124, 116, 104]
+
+
+def test_label_maps_are_cut_and_resized() -> None:
+    """A file of 64x96; a photo of twice that size gets each label four times."""
+    labels = np.random.default_rng(0).integers(0, 7, (1, 64, 96)).astype(np.uint8)
+    taken = ExportedBackend(description(gives="labels"), lambda array: labels, "x.onnx")
+    predictor = Predictor(taken, Settings(), list("abcdefg"))
+    found = predictor(photo(128, 192)).labels
+    assert np.array_equal(found, labels[0].repeat(2, axis=0).repeat(2, axis=1))
+    narrow = predictor(photo(128, 64)).labels  # resized to 64x32
+    assert np.array_equal(narrow, labels[0, :, :32].repeat(2, axis=0).repeat(2, axis=1))
+    with pytest.raises(ConfigError, match="--output logits"):
+        predictor(photo(64, 96), confidence=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        ((128, 192), (96, 64)),  # fills 64x96 exactly
+        ((480, 640), (96, 72)),  # 96x72 within 96x96: larger than 85x64 within 64x96
+        ((640, 480), (96, 72)),
+        ((30, 200), (96, 14)),
+    ],
+)
+def test_photos_fill_a_size_as_well_as_they_can(
+    shape: tuple[int, int], scale: tuple[int, int]
+) -> None:
+    picture = np.zeros((*shape, 3), np.uint8)
+    sizes = [(64, 96)] if shape in ((128, 192), (30, 200)) else [(64, 96), (96, 96)]
+    fitted = fit(Settings(scale=(2048, 512)), picture, sizes)
+    assert fitted.scale == scale and fitted.resize == "keep_ratio"
+
+
+def test_settings_that_fit_already_stay() -> None:
+    picture = np.zeros((60, 90, 3), np.uint8)
+    config = Settings(resize="none")
+    assert fit(config, picture, [(64, 96)]) is config
+    assert fit(config, picture, None) is config
+
+
+def test_descriptions_of_others_are_refused(tmp_path: Any) -> None:
+    for text, message in (
+        (None, "without the description"),
+        ("{}", "cannot be understood"),
+        (description(format=9).model_dump_json(), "of format 9"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            Description.read(text, tmp_path / "x.onnx")
+    again = Description.read(description().model_dump_json(), tmp_path / "x.onnx")
+    assert again == description()
