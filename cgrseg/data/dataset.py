@@ -6,6 +6,7 @@ stops the run with the file's name before it reaches a loss.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -221,8 +222,16 @@ def load_image(
 
 
 def initialise_worker(worker: int) -> None:
-    """Keep OpenCV to one thread in a loader worker: there is one worker per core already."""
+    """Prepare a loader process: one thread, and no ear for signals.
+
+    There is one worker per core already.  Ctrl-C, SIGTERM and SIGUSR1 reach every process of
+    a terminal or a batch job; the process that trains or evaluates answers them, by writing a
+    checkpoint for one, for which its loaders must live on.  They end when it does.
+    """
     cv2.setNumThreads(0)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def keep_as_they_are(batch: list[Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -261,13 +260,6 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _start_worker(worker: int) -> None:
-    """One thread, and no ear for signals: the evaluating process answers those."""
-    initialise_worker(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _batches(
     dataset: EvalItems, shard: ShardSampler, workers: int, batch_size: int
 ) -> Iterator[list[tuple[int, Mapping[str, Any]]]]:
@@ -277,7 +269,7 @@ def _batches(
         sampler=shard,
         num_workers=min(workers, len(shard)),
         collate_fn=_as_is,
-        worker_init_fn=_start_worker,
+        worker_init_fn=initialise_worker,
     )
     items = iter(loader)
     # Several batches are read at a time, so that images of equal size meet.

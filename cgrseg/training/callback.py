@@ -121,6 +121,9 @@ class RunCallback(lightning.Callback):
         if saves:
             self.keeper.save_latest(module, trainer)
         if stopping:
+            # Nobody leaves before the first process has written: many launchers end all
+            # processes soon after one has gone.
+            self.exchange.largest(0)
             trainer.should_stop = True
             self.stopped_by = asked
         elif evaluates and not self._evaluate(
@@ -148,7 +151,7 @@ class RunCallback(lightning.Callback):
                 found=f"the processes start at different iterations ({', '.join(others)})",
                 expected="the same checkpoint everywhere",
                 remedy="put the run's folder on a file system that all machines share, or copy "
-                f"{LATEST} of the first machine into that folder on every one",
+                f"that of the first machine ({LATEST} and its tables) to every one",
             )
         )
 

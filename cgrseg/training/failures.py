@@ -36,6 +36,9 @@ _FELLOWS = (
     "broken pipe",
     "remote process exited",
     "timed out waiting",
+    "timed out after",
+    "wait timeout",
+    "timeout caused pair closure",
 )
 
 
@@ -88,10 +91,11 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
     height, width = config.augment.crop_size
     ideas = []
     if train.batch_size > 1:
-        half = train.batch_size // 2
+        # The smallest number of parts of equal size, so that a step sees the same images.
+        parts = next(n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0)
         ideas.append(
-            f"train.batch_size={half} with train.accumulate={train.accumulate * 2} (the same "
-            "images per optimiser step)"
+            f"train.batch_size={train.batch_size // parts} with "
+            f"train.accumulate={train.accumulate * parts} (the same images per optimiser step)"
         )
     if train.precision in ("fp32", "fp64"):
         ideas.append("train.precision=bf16 (about half the memory for features)")

@@ -83,6 +83,15 @@ def find_placement(device: str = "auto") -> Placement:
                 remedy="leave it out to use a GPU when there is one",
             )
         )
+    if number and processes.get("world_size", 1) > 1:
+        raise ConfigError(
+            explain(
+                "device",
+                found=f"{device} for {processes['world_size']} processes",
+                expected="a GPU of its own for each process, which their launcher deals out",
+                remedy="leave it out; CUDA_VISIBLE_DEVICES chooses the GPUs of this machine",
+            )
+        )
     if kind == "auto":
         kind = _best_kind()
         if kind == "cpu":
@@ -162,6 +171,15 @@ def _missing(device: str, found: str) -> EnvironmentProblem:
     )
 
 
+def _slurm() -> Any:
+    """SLURM's places without Lightning's own requeueing, which answers SIGUSR1 in our stead."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    if "RANK" in os.environ or not SLURMEnvironment.detect():
+        return None
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
 def trainer_options(config: Config, placement: Placement) -> dict[str, Any]:
     """What Lightning's Trainer needs to know about devices, processes and precision.
 
@@ -191,6 +209,7 @@ def trainer_options(config: Config, placement: Placement) -> dict[str, Any]:
         "accelerator": {"cuda": "gpu"}.get(placement.kind, placement.kind),
         "devices": devices,
         "num_nodes": placement.world_size // placement.local_world_size,
+        "plugins": _slurm() if several else None,
         "strategy": DDPStrategy(process_group_backend=backend) if several else "auto",
         "sync_batchnorm": several and placement.kind == "cuda" and config.model.sync_norm,
         "precision": _PRECISION[precision],

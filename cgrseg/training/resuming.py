@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,8 +63,13 @@ def find_checkpoint(
         previous = run_dir / PREVIOUS
         if newest == previous or not previous.is_file():
             raise
+        state = read_training_checkpoint(previous)
+        # Aside, or the next save would put the damaged file in the place of the good one.
+        aside = newest.with_name(f"{newest.name}.damaged")
+        with contextlib.suppress(OSError):
+            os.replace(newest, aside)
         warnings.warn(f"{error}\n  going on from {previous} instead", stacklevel=2)
-        return Checkpoint(previous, read_training_checkpoint(previous))
+        return Checkpoint(previous, state)
 
 
 def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
@@ -81,8 +88,8 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
             run_dir,
             found=f"the folder of an earlier run ({present.name}); it is not overwritten",
             expected="a folder without a run, or leave to go on with this one",
-            remedy="go on with --auto-resume, choose another --work-dir, or move the old folder "
-            "away",
+            remedy=("go on with --auto-resume, " if find_latest(run_dir) is not None else "")
+            + "choose another --work-dir, or move the old folder away",
         )
     )
 

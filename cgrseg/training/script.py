@@ -39,8 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--deterministic", action="store_true", help="only deterministic kernels (slower)"
     )
-    parser.add_argument("--gpu-id", type=int, help="number of the GPU to use, from 0")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--gpu-id", type=int, help="number of the GPU to use, from 0")
+    place.add_argument("--device", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
     parser.add_argument(
         "--cfg-options",
         nargs="+",

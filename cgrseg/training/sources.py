@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -124,7 +123,7 @@ class DatasetSource:
             num_workers=workers,
             pin_memory=self.placement.kind == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=start_worker,
+            worker_init_fn=initialise_worker,
         )
 
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -183,15 +182,3 @@ def look_before_training(config: Config) -> None:
                 f"warning: {finding.file}: {finding.message}\n  what to do: {finding.remedy}",
                 file=sys.stderr,
             )
-
-
-def start_worker(worker: int) -> None:
-    """Prepare a loader process: one thread, and no ear for signals.
-
-    Ctrl-C and SIGTERM reach every process of a terminal or a batch job; the training
-    process answers them by writing a checkpoint, for which its loaders must live on.
-    They end when it does.
-    """
-    initialise_worker(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -99,6 +99,7 @@ class StopRequest:
         elif number == signal.SIGINT and now - self._when > _AGAIN:
             raise GiveUp
         if self._interruptible:
+            self._interruptible = False  # once: a second one would end the clean-up of the first
             raise StopNow
 
     @contextlib.contextmanager

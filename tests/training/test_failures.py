@@ -55,6 +55,18 @@ def test_a_loss_that_is_no_number_names_the_files_and_saves_nothing(
     assert f"go on from {tmp_path / 'run' / 'latest.pth'} with --auto-resume" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("batch", "idea"),
+    [
+        (3, "train.batch_size=1 with train.accumulate=3"),
+        (6, "batch_size=3 with train.accumulate=2"),
+    ],
+)
+def test_smaller_batches_keep_the_images_of_a_step(batch: int, idea: str) -> None:
+    config = Config.model_validate({"train": {"batch_size": batch}})
+    assert idea in str(out_of_memory(config, "cpu", torch.OutOfMemoryError("out of memory")))
+
+
 def test_out_of_memory_names_what_shrinks_it() -> None:
     config = Config.model_validate(
         {"model": {"name": "cgrseg_l"}, "train": {"batch_size": 16, "accumulate": 2}}

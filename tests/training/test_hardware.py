@@ -66,6 +66,16 @@ def test_more_processes_than_gpus_is_said_plainly(monkeypatch: pytest.MonkeyPatc
     assert "train.accumulate=2" in str(caught.value)
 
 
+def test_one_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 4)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match="cuda:2 for 2 processes"):
+        find_placement("cuda:2")
+    assert find_placement("cuda").local_rank == 1
+
+
 def test_processes_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(LAUNCHERS[:4], ("5", "8", "1", "4"), strict=True):
         monkeypatch.setenv(name, value)

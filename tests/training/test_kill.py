@@ -51,6 +51,18 @@ def half_written(folder: Path) -> set[str]:
     return {name for name in names if ".pth." in name and name.endswith(".partial")}
 
 
+def halt_while_writing(process: BaseProcess, folder: Path, leftovers: set[str]) -> None:
+    """Halt a run in the middle of writing a checkpoint: it cannot finish before it is killed."""
+    assert process.pid is not None
+    while True:
+        wait_for(lambda: bool(half_written(folder) - leftovers), process)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        if half_written(folder) - leftovers:
+            return
+        os.kill(process.pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_runs_end_like_the_one_left_alone(kills: int, tmp_path: Path) -> None:
     """Each kill waits for what the run has done, so that slow and fast machines see all.
@@ -68,8 +80,8 @@ def test_killed_runs_end_like_the_one_left_alone(kills: int, tmp_path: Path) -> 
             tmp_path / name,
             augment__crop_size=[32, 32],
             data__workers=1,
-            # no kill lets a run get further than three iterations
-            schedule__max_iters=2 + 2 * kills,
+            # no kill lets a run get further than two or three iterations
+            schedule__max_iters=4 + 2 * kills,
             train__checkpoint_interval=1,
         )
         file = tmp_path / f"{name}.json"
@@ -77,9 +89,13 @@ def test_killed_runs_end_like_the_one_left_alone(kills: int, tmp_path: Path) -> 
         arguments[name] = (str(file), "--auto-resume", "--device", "cpu")
     # Temporary files go to another file system than the run's folder.
     elsewhere = {"TMPDIR": str(SHARED_MEMORY)}
+    alone = start(train_by_script, *arguments["alone"], log=tmp_path / "alone.log", **elsewhere)
+    wait_for(lambda: iterations_of(tmp_path / "alone") >= 1, alone)
     begun = time.monotonic()
-    run(train_by_script, *arguments["alone"], log=tmp_path / "alone.log", **elsewhere)
-    one_iteration = (time.monotonic() - begun) / (2 + 2 * kills)
+    wait_for(lambda: iterations_of(tmp_path / "alone") >= 2 + 2 * kills, alone)
+    one_iteration = (time.monotonic() - begun) / (1 + 2 * kills)
+    alone.join(timeout=300)
+    assert alone.exitcode == 0, (tmp_path / "alone.log").read_text()
 
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -91,9 +107,9 @@ def test_killed_runs_end_like_the_one_left_alone(kills: int, tmp_path: Path) -> 
             train_by_script, *arguments["killed"], log=tmp_path / "killed.log", **elsewhere
         )
         if number % 2 == 0:
-            wait_for(lambda: bool(half_written(folder) - leftovers), process)  # noqa: B023
+            halt_while_writing(process, folder, leftovers)
         elif draw.random() < 0.3:
-            time.sleep(draw.uniform(0.0, 2.0) * one_iteration)
+            time.sleep(draw.uniform(0.0, 3.0) * one_iteration)
         else:
             wait_for(lambda: iterations_of(folder) > before, process)  # noqa: B023
             time.sleep(draw.uniform(0.0, 1.0) * one_iteration)

@@ -307,6 +307,10 @@ def test_a_damaged_latest_falls_back_to_the_one_before(dataset: Path, tmp_path: 
     assert result.iterations == 3
     again = weights_of(latest)
     assert all(torch.equal(again[name], kept[name]) for name in kept)
+    # the damaged file went aside, not into the place of the good one
+    good = torch.load(latest.with_name("previous.pth"), weights_only=True)
+    assert good["meta"]["iteration"] == 2
+    assert latest.with_name("latest.pth.damaged").stat().st_size == 100_000
 
 
 def test_random_backbones_are_said(

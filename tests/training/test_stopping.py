@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from cgrseg.training import stopping
 from cgrseg.training.exchange import Exchange
 from cgrseg.training.journal import Journal
 from cgrseg.training.runner import train
@@ -45,11 +43,13 @@ def test_signals_are_noted_and_handlers_given_back(number: signal.Signals) -> No
 def test_ctrl_c_twice_is_one_when_handed_on_and_two_when_meant(
     stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "_AGAIN", 0.2)
+    clock = [100.0]
+    monkeypatch.setattr("cgrseg.training.stopping.time.monotonic", lambda: clock[0])
     signal.raise_signal(signal.SIGINT)
+    clock[0] += 0.9
     signal.raise_signal(signal.SIGINT)
     assert stop.received is signal.SIGINT
-    time.sleep(0.25)
+    clock[0] += 0.2
     signal.raise_signal(signal.SIGTERM)  # asks politely, however often
     with pytest.raises(GiveUp):
         signal.raise_signal(signal.SIGINT)
