@@ -425,7 +425,7 @@ def _attention(
 
     parts = [(0, queries)]
     if in_parts(module.training):
-        parts = query_parts(query.shape[0], query.shape[1], queries, keys)
+        parts = query_parts(query.shape[0], query.shape[1], queries, keys, query.device.type)
     if len(parts) == 1:
         return attend(query, all_biases())
     biases: Iterable[Tensor]
