@@ -12,15 +12,22 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem, explain
 from cgrseg.inference.backends import resolve_device
 
 Launcher = Literal["auto", "none", "pytorch", "slurm"]
+
+# All must have started after so long; then they wait for the slowest, whose images may be the
+# largest ones or whose machine the slowest, and lose nothing by it.
+_STARTED_WITHIN = timedelta(minutes=30)
+_FINISHED_WITHIN = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def joined_processes(
     Raises:
         EnvironmentProblem: the launcher's variables are missing, or there are fewer GPUs
             than processes.
+        ConfigError: one GPU for several processes.
     """
     if launcher == "auto":
         launcher = started_by()
@@ -78,11 +86,19 @@ def joined_processes(
             )
         )
     mine = device_of_process(device)
-    dist.init_process_group("nccl" if mine.type == "cuda" else "gloo")
+    _join("nccl" if mine.type == "cuda" else "gloo")
     try:
         yield Place(dist.get_rank(), dist.get_world_size(), mine)
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=_STARTED_WITHIN))
+    store.set_timeout(_FINISHED_WITHIN)  # NCCL first asks it for something at the first exchange
+    dist.init_process_group(
+        backend, timeout=_FINISHED_WITHIN, store=store, rank=rank, world_size=world_size
+    )
 
 
 @contextlib.contextmanager
@@ -114,6 +130,20 @@ def gather_in_order(rows: dict[int, Any], world_size: int) -> list[Any]:
     return [rows[number] for number in sorted(rows)]
 
 
+def from_first(value: Any, world_size: int) -> Any:
+    """What the first process gives, in every process; none goes on before it has given it.
+
+    Raises:
+        EnvironmentProblem: another process is gone.
+    """
+    given = [value]
+    if world_size > 1:
+        with others_present():
+            dist.broadcast_object_list(given, src=0)
+            dist.barrier()
+    return given[0]
+
+
 def started_by() -> Launcher:
     """Who started this process and its siblings, told from the environment.
 
@@ -141,18 +171,33 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
     """Where one of several processes on a machine computes.
 
     Args:
-        device: a choice for all of them; None: each its own GPU, the CPU without any.
+        device: a choice for all of them; None: each its own GPU, the CPU without any;
+            "cuda": each its own GPU.
 
     Raises:
         EnvironmentProblem: fewer GPUs than processes, or a device that does not exist.
+        ConfigError: a GPU by number, for several processes of this machine.
     """
-    if device is not None or not torch.cuda.is_available():
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if str(device).startswith("cuda:") and several > 1:
+        raise ConfigError(
+            explain(
+                "--device",
+                found=f"{device} for {several} processes of this machine, which would all use it",
+                expected="a GPU for each of them",
+                remedy="leave --device out, or choose GPUs with CUDA_VISIBLE_DEVICES",
+            )
+        )
+    shared = device is None or str(device) == "auto"
+    if str(device) == "cuda":
+        shared = "LOCAL_RANK" in os.environ or _by_srun()
+    if not shared or not torch.cuda.is_available():
         return resolve_device(device)
     visible = torch.cuda.device_count()
     number = int(os.environ.get("LOCAL_RANK", "0"))
-    if "LOCAL_RANK" not in os.environ and started_by() == "slurm":
+    if "LOCAL_RANK" not in os.environ and _by_srun():
         number = int(os.environ.get("SLURM_LOCALID", "0"))
-    if visible == 1 and "SLURM_STEP_NUM_TASKS" in os.environ:
+    if visible == 1 and _by_srun():
         number = 0  # srun shows each task its own GPU only (--gpus-per-task)
     if number >= visible:
         raise EnvironmentProblem(
@@ -167,6 +212,17 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
     return torch.device("cuda", number)
 
 
+def _by_srun() -> bool:
+    """Whether `srun` itself started this process, not a torchrun in it; also once adopted."""
+    names = ("RANK", "WORLD_SIZE")
+    theirs = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    adopted = all(
+        mine in os.environ and os.environ[mine] == os.environ.get(its)
+        for mine, its in zip(names, theirs, strict=True)
+    )
+    return started_by() == "slurm" or adopted
+
+
 def _adopt_slurm() -> None:
     """Give SLURM's variables the names that PyTorch reads."""
     environment = os.environ
@@ -179,12 +235,15 @@ def _adopt_slurm() -> None:
         if theirs in environment:
             environment[ours] = environment[theirs]
     environment.setdefault("MASTER_PORT", environment.get("PORT", "29500"))
-    if "MASTER_ADDR" not in environment and "SLURM_NODELIST" in environment:
-        environment["MASTER_ADDR"] = _first_host(environment["SLURM_NODELIST"])
+    # Of this srun, which may use other machines than the first ones of its job.
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST")
+    if "MASTER_ADDR" not in environment and nodes:
+        environment["MASTER_ADDR"] = _first_host(nodes)
 
 
 def _first_host(nodes: str) -> str:
-    if int(os.environ.get("SLURM_NNODES", "1")) == 1:
+    count = os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or "1"
+    if int(count) == 1:
         return "127.0.0.1"
     try:
         names = subprocess.run(

@@ -6,8 +6,9 @@ all end here; the validation during training uses :func:`evaluate_model` below i
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from cgrseg.config import Config, load_config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
-from cgrseg.errors import ConfigError, explain, is_first_process
-from cgrseg.evaluation.distributed import Launcher, Place, joined_processes
+from cgrseg.errors import ConfigError, EnvironmentProblem, explain, is_first_process
+from cgrseg.evaluation.distributed import Launcher, Place, from_first, joined_processes
 from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
 from cgrseg.evaluation.outputs import (
     LabelWriter,
@@ -99,15 +100,18 @@ def evaluate(
         ConfigError: settings or classes that do not fit, or an unknown metric.
         DataError: an image or label that cannot be used.
         WeightsError: a checkpoint that cannot be used.
-        EnvironmentProblem: a missing device, or results that cannot be written.
+        EnvironmentProblem: a missing device, or results that cannot be written (raised in
+            all processes).
     """
     check_metrics(metrics)
     if not isinstance(config, Config):
         config = load_config(config)
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
-    sinks = _sinks(config, spec, out, show_dir, opacity, format_only, work_dir)
+    _refuse_kind(out, format_only)
     pairs = find_pairs(spec, config.data.root, split)
+    stems = [pair.stem for pair in pairs[:limit]]
+    sinks = _sinks(config, spec, stems, out, show_dir, opacity, format_only, work_dir)
     for sink in sinks:
         refuse_own_data(sink.folder, pairs, config.data.root)
     dataset = _dataset(spec, pairs, format_only)
@@ -150,10 +154,10 @@ def evaluate(
             "test": test.model_dump(mode="json"),
         }
         result = replace(result, settings=settings)
-        if place.rank == 0 and not format_only:
-            name = result_name(config, split, aug_test, limit, precision)
-            _write(result, Path(work_dir or config.run_dir), name, out)
-        _wait(place)
+        with _first_writes(place):
+            if place.rank == 0 and not format_only:
+                name = result_name(config, split, aug_test, limit, precision)
+                _write(result, Path(work_dir or config.run_dir), name, out)
     return result
 
 
@@ -200,17 +204,8 @@ def _dataset(spec: DatasetSpec, pairs: Sequence[Pair], format_only: bool) -> Eva
     return dataset
 
 
-def _sinks(
-    config: Config,
-    spec: DatasetSpec,
-    out: str | Path | None,
-    show_dir: str | Path | None,
-    opacity: float,
-    format_only: bool,
-    work_dir: str | Path | None,
-) -> list[LabelWriter | OverlayWriter | SubmissionWriter]:
-    """Writers for each predicted image; also refuses kinds of `out` that there are not."""
-    sinks: list[LabelWriter | OverlayWriter | SubmissionWriter] = []
+def _refuse_kind(out: str | Path | None, format_only: bool) -> None:
+    """Refuse kinds of `out` that there are not."""
     suffix = Path(out).suffix.lower() if out is not None else ""
     if suffix in (".pkl", ".pickle"):
         raise ConfigError(
@@ -221,18 +216,33 @@ def _sinks(
                 remedy="name a folder, or end the file in .npz",
             )
         )
+    if format_only and suffix in (".json", ".npz"):
+        raise ConfigError(
+            explain(
+                "out",
+                found=f"{out} together with format_only",
+                expected="a folder for the files of the submission",
+                remedy="name a folder",
+            )
+        )
+
+
+def _sinks(
+    config: Config,
+    spec: DatasetSpec,
+    stems: Sequence[str],
+    out: str | Path | None,
+    show_dir: str | Path | None,
+    opacity: float,
+    format_only: bool,
+    work_dir: str | Path | None,
+) -> list[LabelWriter | OverlayWriter | SubmissionWriter]:
+    """Writers for each predicted image."""
+    sinks: list[LabelWriter | OverlayWriter | SubmissionWriter] = []
+    suffix = Path(out).suffix.lower() if out is not None else ""
     if format_only:
         folder = Path(out) if out is not None else Path(work_dir or config.run_dir) / "submission"
-        if suffix in (".json", ".npz"):
-            raise ConfigError(
-                explain(
-                    "out",
-                    found=f"{out} together with format_only",
-                    expected="a folder for the files of the submission",
-                    remedy="name a folder",
-                )
-            )
-        sinks.append(SubmissionWriter(folder, spec))
+        sinks.append(SubmissionWriter(folder, spec, stems))
     elif out is not None and suffix not in (".json", ".npz"):
         sinks.append(LabelWriter(out, spec))
     if show_dir is not None:
@@ -303,9 +313,25 @@ def _write(result: EvaluationResult, folder: Path, name: str, out: str | Path | 
         _LOG.warning("an earlier result is kept as %s", path)
 
 
-def _wait(place: Place) -> None:
-    """Nobody leaves before the results are written."""
-    if place.world_size > 1:
-        import torch.distributed as dist
+@contextlib.contextmanager
+def _first_writes(place: Place) -> Iterator[None]:
+    """Around what the first process writes: nobody leaves before, and all hear how it went.
 
-        dist.barrier()
+    Raises:
+        EnvironmentProblem: in the other processes, when the first one could not write.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    told = None if problem is None else str(problem)
+    try:
+        told = from_first(told, place.world_size)
+    except EnvironmentProblem:
+        if problem is None:
+            raise
+    if problem is not None:
+        raise problem
+    if told is not None:
+        raise EnvironmentProblem(f"the first process could not write the results: {told}")

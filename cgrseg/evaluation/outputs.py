@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cgrseg.data.catalogue import DatasetSpec
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.spec import Pair
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError, DataError, explain
 from cgrseg.inference.modes import Segmentation
 from cgrseg.visual.overlay import overlay, with_legend
 
@@ -66,10 +66,33 @@ class SubmissionWriter:
     ADE20K: `<name>.png` with ids 1..150.  Cityscapes: `<name>.png` with the label ids of
     the benchmark.  Other datasets: ids as in their own label files.  Names are those of
     the images, without folders.
+
+    Args:
+        folder: where the files go.
+        spec: the dataset.
+        stems: of all images to come.
+
+    Raises:
+        DataError: two images of the same name in different folders.
+        ConfigError: see :func:`submission_ids`.
     """
 
-    def __init__(self, folder: Path | str, spec: DatasetSpec) -> None:
+    def __init__(self, folder: Path | str, spec: DatasetSpec, stems: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
+        seen: dict[str, str] = {}
+        for stem in stems:
+            other = seen.setdefault(Path(stem).name, stem)
+            if other != stem:
+                raise DataError(
+                    explain(
+                        self.folder,
+                        found=f"{other} and {stem}, whose label files would have the same name",
+                        expected="a name of its own for each image, as servers expect files "
+                        "without folders",
+                        remedy="rename one of them, or write label maps with --out instead, "
+                        "which keeps folders",
+                    )
+                )
         self._ids = submission_ids(spec)
         colours = np.zeros((256, 3), dtype=np.uint8)
         colours[self._ids] = np.array(spec.palette, dtype=np.uint8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +231,7 @@ def read_counts(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...], Cou
             counts: NDArray[np.int64] = found["counts"].astype(np.int64)
             stems = tuple(str(stem) for stem in found["stems"])
             return stems, tuple(str(name) for name in found["classes"]), counts
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             explain(
                 path,

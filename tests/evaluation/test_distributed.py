@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +17,19 @@ import torch
 from cgrseg.config import load_config
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.image_io import read_label, write_label_png
-from cgrseg.errors import EnvironmentProblem
-from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
+from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.evaluation.distributed import (
+    _adopt_slurm,
+    device_of_process,
+    joined_processes,
+    own_share,
+    started_by,
+)
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
 from tests.training.small_run import write_dataset
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 PROGRAM = """
@@ -102,6 +110,15 @@ def test_the_environment_tells_who_does_what(
         ({"SLURM_PROCID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"}, 4, "cuda:3"),
         # srun --gpus-per-task shows each task one GPU, its own.
         ({"SLURM_PROCID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"}, 1, "cuda:0"),
+        # The same once PyTorch has its variables.
+        (
+            {
+                **{"SLURM_PROCID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"},
+                **{"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3"},
+            },
+            1,
+            "cuda:0",
+        ),
     ],
 )
 def test_each_process_has_a_gpu_of_its_own(
@@ -114,6 +131,8 @@ def test_each_process_has_a_gpu_of_its_own(
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert str(device_of_process()) == expected
     assert chosen == [int(expected[-1])]
+    if len(values) > 2:
+        assert str(device_of_process("cuda")) == expected
     assert str(device_of_process("cpu")) == "cpu"
 
 
@@ -123,6 +142,59 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EnvironmentProblem, match="process 2 of this machine, which has 2 GPUs"):
         device_of_process()
+    # torchrun inside of srun: that the job has several tasks does not make one GPU enough.
+    values = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "4"}
+    set_environment(monkeypatch, RANK="1", LOCAL_RANK="1", **values)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(EnvironmentProblem, match="process 1 of this machine, which has 1 GPUs"):
+        device_of_process()
+
+
+def test_one_gpu_by_number_is_no_choice_for_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_environment(monkeypatch, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2")
+    with pytest.raises(ConfigError, match="cuda:0 for 2 processes of this machine"):
+        device_of_process("cuda:0")
+
+
+def test_processes_wait_for_the_slowest_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    set_environment(
+        monkeypatch, RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+    )
+    with joined_processes("pytorch", "cpu"):
+        group: Any = torch.distributed.group.WORLD
+        waits = group._get_backend(torch.device("cpu")).options._timeout
+        torch.distributed.barrier()
+    assert waits.days >= 1
+
+
+@pytest.mark.parametrize(
+    ("machines", "expected"), [("1", "127.0.0.1"), ("2", "node7")], ids=["one", "two"]
+)
+def test_the_first_machine_is_that_of_the_step_and_not_of_the_job(
+    machines: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SLURM cannot run here: a program of the same name answers for the list that is asked for.
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\n[ "$3" = "node[7-8]" ] && echo node7 && echo node8\n')
+    program.chmod(0o755)
+    set_environment(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="4", SLURM_STEP_NUM_TASKS="2")
+    for name, value in {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_NODELIST": "node[1-8]",
+        "SLURM_NNODES": "8",
+        "SLURM_STEP_NODELIST": "node[7-8]",
+        "SLURM_STEP_NUM_NODES": machines,
+    }.items():
+        monkeypatch.setenv(name, value)
+    environment = dict(os.environ)
+    monkeypatch.setattr(os, "environ", environment)
+    _adopt_slurm()
+    assert environment["MASTER_ADDR"] == expected and environment["WORLD_SIZE"] == "2"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -154,8 +226,12 @@ def test_one_two_and_three_processes_and_one_that_fails(repository: Path, tmp_pa
         ]
 
     jobs = [(count, command(root, str(count))) for count in (1, 2, 3)]
+    (tmp_path / "file").write_text("where the folder of results should be")
     finished = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([*jobs, (2, command(broken, "broken"))])],
+        [
+            *(sys.executable, "-c", PROGRAM),
+            json.dumps([*jobs, (2, command(broken, "broken")), (2, command(root, "file"))]),
+        ],
         cwd=repository,
         env={**{k: v for k, v in os.environ.items() if k not in VARIABLES}, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -178,3 +254,6 @@ def test_one_two_and_three_processes_and_one_that_fails(repository: Path, tmp_pa
     assert "another process of this evaluation ended" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "broken" / "evaluation.json").exists()
+    # Results that cannot be written end both, and neither waits for the other.
+    assert statuses[4] == "statuses [1, 1]"
+    assert "the first process could not write the results: " in finished.stderr

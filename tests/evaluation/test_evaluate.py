@@ -15,7 +15,7 @@ from cgrseg.data.catalogue import get_spec
 from cgrseg.data.label_rules import LabelRule
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation import evaluate
-from cgrseg.evaluation.outputs import submission_ids
+from cgrseg.evaluation.outputs import SubmissionWriter, submission_ids
 from cgrseg.inference import TorchBackend, segment
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
@@ -128,6 +128,13 @@ def test_submission_of_images_without_labels(
         )
         expected = segment(TorchBackend(model), photo, config.test).labels.astype(int) + 1
         assert np.array_equal(written, expected)
+
+
+def test_a_submission_with_one_name_twice_is_refused(tmp_path: Path) -> None:
+    spec = get_spec("camvid")
+    SubmissionWriter(tmp_path, spec, ["a/1", "a/2"])
+    with pytest.raises(DataError, match="a/1 and b/1, whose label files would have the same name"):
+        SubmissionWriter(tmp_path, spec, ["a/1", "a/2", "b/1"])
 
 
 def test_submission_ids() -> None:

@@ -197,6 +197,13 @@ def test_paired_difference_sees_what_separate_intervals_hide() -> None:
     assert same.interval.value == 0 and same.p_value == 1.0
 
 
+@pytest.mark.parametrize(("images", "least"), [(2, 0.5), (5, 2 / 2**5)])
+def test_few_images_are_no_strong_evidence(images: int, least: float) -> None:
+    counts = np.array([_image(5, 10, 10)] * images)
+    better = np.array([_image(10, 10, 10)] * images)
+    assert paired_difference(counts, better).p_value == pytest.approx(least)
+
+
 def test_an_absent_class_has_no_difference() -> None:
     counts = np.array([_image(2, 3, 3)] * 4)
     found = paired_difference(counts, counts, draws=20)
