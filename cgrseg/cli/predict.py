@@ -74,7 +74,8 @@ def predict(
 
     Writes OUT/labels/NAME.png (class ids, shown in the dataset's colours) and
     OUT/overlays/NAME.jpg. A file that cannot be read is named and the rest is
-    done; the exit status is then 1. Started again, it goes on where it stopped.
+    done; the exit status is then 1 (0 under torchrun, which would end the other
+    processes). Started again, it goes on where it stopped.
 
     Of a video it writes the same with the labels painted over (.mp4, .mov, .mkv,
     .avi; .webm for browsers), without its sound.
@@ -86,12 +87,13 @@ def predict(
 
       cgrseg predict best.pth drive.mp4 --out painted.mp4 --compile
     """
-    from cgrseg.evaluation.distributed import device_of_process, own_share
+    from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
 
     console = make_console()
     rank, world_size = own_share()
+    others = world_size > 1 and started_by() == "pytorch"
     where = str(device_of_process(device))
     clips = _clips(images, out)
     predictor = Predictor.from_pretrained(
@@ -100,8 +102,8 @@ def predict(
     predictor.test = _test_settings(predictor, setting or [], multi_scale)
     if clips:
         mine = clips[rank::world_size]
-        if not _paint_clips(predictor, mine, opacity, overwrite, batch_size):
-            raise typer.Exit(EXIT_PARTLY)
+        if not _paint_clips(predictor, mine, opacity, overwrite, batch_size, others):
+            _end_partly(others)
         return
     with shown_progress("predicting", is_first_process()) as progress:
         report = predict_folder(
@@ -130,7 +132,18 @@ def predict(
     if report.done:
         console.print(f"network: {report.speed}", markup=False)
     if report.failed:
+        _end_partly(others)
+
+
+def _end_partly(others: bool) -> None:
+    """End with the status that says so, unless torchrun would then kill the other processes."""
+    if not others:
         raise typer.Exit(EXIT_PARTLY)
+    print(
+        "failures are reported in this text only: the exit status is 0, since torchrun ends the "
+        "other processes where one has another",
+        file=sys.stderr,
+    )
 
 
 def _clips(inputs: list[str], out: Path) -> list[tuple[Path, Path]]:
@@ -184,6 +197,7 @@ def _paint_clips(
     opacity: float,
     overwrite: bool,
     batch_size: int,
+    others: bool,
 ) -> bool:
     """Paint videos one after another; whether all of them were whole."""
     from cgrseg.errors import DataError
@@ -205,7 +219,7 @@ def _paint_clips(
                     progress=progress,
                 )
         except DataError as error:
-            if len(clips) == 1:
+            if len(clips) == 1 and not others:
                 raise
             problems.append(error)
             continue

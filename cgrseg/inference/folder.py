@@ -5,8 +5,9 @@ every file is written whole or not at all; an image that cannot be read is repor
 the rest is done.
 
 What made the maps (weights, precision, settings) stands in `prediction.json`, and a digest
-of it in every label file: a restart never takes the map of another network for its own,
-not even after an `overwrite` that was stopped half way.
+of it in every label file, with one of the photo: a restart never takes the map of another
+network or of another photo for its own, not even after an `overwrite` that was stopped half
+way (`overwriting` in `prediction.json` is when that began).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,9 @@ from cgrseg.data.image_io import label_note
 from cgrseg.errors import CGRSegError, DataError, explain
 from cgrseg.files import write_json
 from cgrseg.inference.backends import TorchBackend
+from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
+from cgrseg.inference.frames import is_video
 from cgrseg.inference.overlap import Behind
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
@@ -32,6 +36,7 @@ from cgrseg.inference.sources import FoundImage, find_images
 RECORD = "prediction.json"
 PARTS = ("labels", "overlays")
 """Folders of results below the one that is asked for."""
+_UNREAD = "-"  # in place of the digest of a photo that could not be read
 _WRITERS = 4  # threads that encode and write results
 
 
@@ -87,14 +92,17 @@ def predict_folder(
         progress: called with images finished and images in all, of this process.
 
     Raises:
-        DataError: no images, or `out` holds results of other weights, of another precision
-            or of other settings and `overwrite` is not set.
+        DataError: no images, or a video among them; or `out` holds results of other
+            weights, of another precision, of other settings or of other photos, and
+            `overwrite` is not set.
         EnvironmentProblem: results cannot be written.
     """
     folder = Path(out)
-    mine = find_images(inputs, leave_out=[folder / part for part in PARTS])[rank::world_size]
+    images = find_images(inputs, leave_out=[folder / part for part in PARTS])
+    _refuse_videos(images)
+    mine = images[rank::world_size]
     painted = {"opacity": opacity, "legend": legend} if overlays else None
-    maps = _record(predictor, folder, checkpoint, painted, overwrite)
+    now, maps, begun = _record(predictor, folder, checkpoint, painted, overwrite)
     look = "-" if painted is None else _digest(painted)
     report = FolderReport()
 
@@ -105,7 +113,8 @@ def predict_folder(
     for image in mine:
         labels, picture = targets(image)
         finished = labels.is_file() and (picture.is_file() or not overlays)
-        if finished and not overwrite and _is_of(labels, maps, look):
+        known = not overwrite and labels.is_file() and _is_of(labels, maps, look, image.path, begun)
+        if finished and known:
             report.kept.append(image.path)
         else:
             todo.append(image)
@@ -118,7 +127,7 @@ def predict_folder(
         # The labels come last: their presence says that this image is finished.
         if overlays:
             found.save_overlay(picture, opacity, legend=legend)
-        found.save_labels(labels, note=f"{maps} {look}")
+        found.save_labels(labels, note=f"{maps} {look} {_photo(image.path)}")
 
     with Behind(threads=min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
         for image, (_, found) in zip(todo, predictions, strict=True):
@@ -130,7 +139,24 @@ def predict_folder(
                 report.failed.append((image.path, found))
             if progress is not None:
                 progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
+    # Of several processes none knows when the others are through.
+    if begun is not None and world_size == 1 and not report.failed:
+        write_json(folder / RECORD, now)
     return report
+
+
+def _refuse_videos(images: Iterable[FoundImage]) -> None:
+    for image in images:
+        if is_video(image.path):
+            raise DataError(
+                explain(
+                    image.path,
+                    found="a video",
+                    expected="photos, each with a label map of its own",
+                    remedy="use cgrseg.inference.predict_video, or `cgrseg predict` with videos "
+                    "only",
+                )
+            )
 
 
 def _record(
@@ -139,15 +165,22 @@ def _record(
     checkpoint: str | Path | None,
     painted: dict[str, Any] | None,
     overwrite: bool,
-) -> str:
-    """Note what makes the results, and give the digest of it; refuse to mix them with others."""
+) -> tuple[dict[str, Any], str, float | None]:
+    """Note what makes the results; refuse to mix them with others.
+
+    Returns:
+        What stands in the record once all is done, the digest of what makes the maps, and
+        when the overwriting began that is under way.
+    """
     made_by: dict[str, Any] = {
         "weights": _weights(predictor, checkpoint),
         "precision": str(getattr(predictor.backend, "precision", "fp32")),
+        "compile": isinstance(predictor.backend, CompiledBackend),
         "classes": list(predictor.classes),
         "test": predictor.test.model_dump(mode="json"),
     }
-    digest = _digest(made_by)
+    # As it was before there was this field, so that older results are still known.
+    digest = _digest({key: value for key, value in made_by.items() if key != "compile" or value})
     name = None if checkpoint is None else str(checkpoint)
     now = {"checkpoint": name, **made_by, "overlays": painted}
     path = folder / RECORD
@@ -162,8 +195,11 @@ def _record(
                 remedy="choose another folder; --overwrite replaces files of the same names",
             )
         )
+    begun = time.time() if overwrite and strangers else None
     if path.is_file() and not overwrite:
-        before = _read(path)
+        before = {"compile": False, **_read(path)}
+        since = before.get("overwriting")
+        begun = float(since) if isinstance(since, (int, float)) else None
         others = [key for key, value in made_by.items() if before.get(key) != value]
         # Pictures can be added to maps; two looks of them are not mixed.
         if painted is not None and before.get("overlays") not in (None, painted):
@@ -178,31 +214,58 @@ def _record(
                 )
             )
         if painted is None or before.get("overlays") == painted:
-            return digest
-    write_json(path, now)
-    return digest
+            return now | {"overlays": before.get("overlays")}, digest, begun
+    write_json(path, now if begun is None else now | {"overwriting": begun})
+    return now, digest, begun
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _is_of(labels: Path, maps: str, look: str) -> bool:
+def _is_of(labels: Path, maps: str, look: str, photo: Path, begun: float | None) -> bool:
     """Whether a label file is what this network makes, with pictures of this look if asked for.
 
-    A file without a note counts as ours: somebody may have retouched it.
+    A file without a note counts as ours: somebody may have retouched it; but what is older
+    than an overwriting under way is still to be replaced by that.
+
+    Raises:
+        DataError: it is the map of another photo.
     """
     note = label_note(labels)
+    old = begun is not None and labels.stat().st_mtime < begun
     if note is None:
-        return True
-    made_by, _, pictures = note.partition(" ")
+        return not old
+    made_by, pictures, of = [*note.split(" "), "", ""][:3]
+    # Notes of earlier versions do not tell the photo.
+    if of not in ("", _UNREAD) and _photo(photo) not in (of, _UNREAD):
+        if old:
+            return False
+        raise DataError(
+            explain(
+                labels,
+                found=f"the map of another photo than {photo}, under the same name",
+                expected="results of the same photos to go on with",
+                remedy="choose another folder with --out, or overwrite these results (--overwrite)",
+            )
+        )
     return made_by == maps and look in ("-", pictures)
+
+
+def _photo(path: Path) -> str:
+    """Digest of a photo's file."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return _UNREAD
 
 
 def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
     """Digest of the network, or of the file that it comes from; else that file's name."""
     if isinstance(predictor.backend, TorchBackend):
         return weights_digest(predictor.backend.model)
+    if isinstance(predictor.backend, CompiledBackend):
+        return predictor.backend.weights
     if checkpoint is None:
         return None
     files = sorted(p for p in [Path(checkpoint), *Path(checkpoint).rglob("*")] if p.is_file())

@@ -109,6 +109,26 @@ def test_bad_file_is_named_and_the_rest_is_done(
     assert not list(out.rglob("*broken*"))
 
 
+def test_under_torchrun_a_bad_file_does_not_end_the_other_processes(
+    run: Run, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    (photos / "lost.mp4").write_bytes(b"no video")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    spoken = ""
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = run("predict", trained / "best.pth", photos, "-o", tmp_path, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        spoken += result.stderr
+    assert spoken.count("broken.jpg") == 1
+    assert spoken.count("the exit status is 0, since torchrun ends the other") == 1
+    assert len(list((tmp_path / "labels").rglob("*.png"))) == 4
+    monkeypatch.setenv("RANK", "0")
+    clips = run("predict", trained / "best.pth", photos / "lost.mp4", "--device", "cpu")
+    assert clips.exit_code == 0 and "lost.mp4" in clips.stderr
+
+
 def test_files_and_patterns_without_overlays(
     run: Run, trained: Path, photos: Path, tmp_path: Path
 ) -> None:

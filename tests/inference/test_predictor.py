@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from cgrseg.config.schema import TestConfig
+from cgrseg.data.image_io import label_note, write_label_png
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem, WeightsError
 from cgrseg.inference import Prediction, Predictor, TorchBackend, predict_folder, segment
+from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
@@ -331,6 +333,66 @@ def test_an_overwrite_that_was_stopped_leaves_no_mixture(tmp_path: Path) -> None
     # What somebody has retouched carries no note, and is kept.
     save(out / "labels" / "a.png", photo(40, 60))
     assert len(run(5.0).kept) == 3
+
+
+def test_a_stopped_overwrite_replaces_foreign_maps_too(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("a", "b"):
+        save(tmp_path / "in" / f"{name}.png", photo(40, 60, ord(name)))
+        save(out / "labels" / f"{name}.png", photo(40, 60))  # by somebody else
+
+    def run(**options: Any) -> Any:
+        return predict_folder(predictor(), tmp_path / "in", out, overlays=False, **options)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(overwrite=True, progress=stop)
+    assert "overwriting" in json.loads((out / "prediction.json").read_text())
+    again = run()
+    assert [path.stem for path in again.kept] == ["a"]
+    assert [path.stem for path in again.done] == ["b"]
+    assert "overwriting" not in json.loads((out / "prediction.json").read_text())
+
+
+def test_a_map_of_another_photo_of_the_same_name_is_not_taken(tmp_path: Path) -> None:
+    for day, seed in (("monday", 1), ("tuesday", 2)):
+        save(tmp_path / day / "1.png", photo(40, 60, seed))
+    out = tmp_path / "out"
+    predict_folder(predictor(), tmp_path / "monday", out)
+    written = out / "labels" / "1.png"
+    before = written.read_bytes()
+    save(tmp_path / "tuesday" / "0.png", photo(40, 60))
+    with pytest.raises(DataError, match=r"(?s)labels/1\.png.*another photo than .*tuesday/1\.png"):
+        predict_folder(predictor(), tmp_path / "tuesday", out)
+    assert written.read_bytes() == before and not (out / "labels" / "0.png").exists()
+    assert len(predict_folder(predictor(), tmp_path / "monday", out).kept) == 1
+    assert len(predict_folder(predictor(), tmp_path / "tuesday", out, overwrite=True).done) == 2
+    # A note of an earlier version says nothing of the photo, and counts as before.
+    note = str(label_note(written))
+    labels = np.array(Image.open(written))
+    write_label_png(written, labels, PALETTE, note=note.rpartition(" ")[0])
+    assert len(predict_folder(predictor(), tmp_path / "tuesday", out).kept) == 2
+
+
+def test_a_video_among_photos_is_refused(tmp_path: Path) -> None:
+    files = [save(tmp_path / "a.png", photo(8, 8)), tmp_path / "clip.mp4"]
+    files[1].write_bytes(b"")
+    with pytest.raises(DataError, match="predict_video"):
+        predict_folder(predictor(), files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_compiled_and_plain_results_are_told_apart(tmp_path: Path) -> None:
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    network, test = small_network(), TestConfig(resize="none")
+    plain = Predictor(TorchBackend(network, "cpu"), test, CLASSES, PALETTE)
+    compiled = Predictor(CompiledBackend(network, "cpu"), test, CLASSES, PALETTE)
+    predict_folder(plain, picture, tmp_path / "out")
+    # The weights are the same: only how they are computed differs.
+    with pytest.raises(DataError, match=r"results of other compile \("):
+        predict_folder(compiled, picture, tmp_path / "out")
 
 
 def test_a_failed_image_in_a_stream_is_named_and_the_others_are_done() -> None:

@@ -99,7 +99,7 @@ class CompiledBackend:
         self.seconds_preparing = 0.0
         self.folder = Path(folder) if folder is not None else artefacts.default_folder()
         self._network: FastNetwork = fast_form(model, precision=precision).to(self.device)
-        self._weights = artefacts.weights_digest(model) if self.device.type == "cpu" else ""
+        self._weights = artefacts.weights_digest(model)
         self._runners: OrderedDict[Shape, Callable[[Tensor], Tensor]] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         self._refused: dict[Shape, str] = {}
@@ -109,6 +109,11 @@ class CompiledBackend:
             _LOG.warning(warning)
         if keep_memory and self.device.type == "cpu":
             keep_freed_memory()
+
+    @property
+    def weights(self) -> str:
+        """Digest of the network as it was given, before it was folded."""
+        return self._weights
 
     def prepare(
         self, height: int, width: int, batch: int = 1, *, warm_up: bool = True
