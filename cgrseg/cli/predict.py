@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ from cgrseg.errors import is_first_process
 if TYPE_CHECKING:
     from cgrseg.config.schema import TestConfig
     from cgrseg.inference import Predictor
+
+_FILE_ENDING = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
 
 
 def predict(
@@ -42,7 +45,10 @@ def predict(
         ),
     ] = Path("predictions"),
     overlays: Annotated[bool, typer.Option(help="Also paint the labels over the photos.")] = True,
-    legend: Annotated[bool, typer.Option(help="Class names and shares beside them.")] = True,
+    legend: Annotated[
+        bool | None,
+        typer.Option(help="Class names and shares beside photos, unless refused."),
+    ] = None,
     opacity: Annotated[float, typer.Option(help="Of the labels in overlays.", min=0, max=1)] = 0.5,
     overwrite: Annotated[
         bool,
@@ -78,7 +84,8 @@ def predict(
     processes). Started again, it goes on where it stopped.
 
     Of a video it writes the same with the labels painted over (.mp4, .mov, .mkv,
-    .avi; .webm for browsers), without its sound.
+    .avi; .webm for browsers), without its sound. Clips that are in the folder OUT
+    already are kept.
 
     Examples:
       cgrseg predict best.pth street.jpg holiday/ --out painted
@@ -95,14 +102,14 @@ def predict(
     rank, world_size = own_share()
     others = world_size > 1 and started_by() == "pytorch"
     where = str(device_of_process(device))
-    clips = _clips(images, out)
+    clips = _clips(images, out, overlays, legend)
     predictor = Predictor.from_pretrained(
         checkpoint, where, checked_precision(precision), compile=compile, threads=threads
     )
     predictor.test = _test_settings(predictor, setting or [], multi_scale)
     if clips:
         mine = clips[rank::world_size]
-        if not _paint_clips(predictor, mine, opacity, overwrite, batch_size, others):
+        if not _paint_clips(predictor, mine, out, opacity, overwrite, batch_size, others):
             _end_partly(others)
         return
     with shown_progress("predicting", is_first_process()) as progress:
@@ -111,7 +118,7 @@ def predict(
             images,
             out,
             overlays=overlays,
-            legend=legend,
+            legend=legend is not False,
             opacity=opacity,
             overwrite=overwrite,
             batch_size=batch_size,
@@ -146,14 +153,18 @@ def _end_partly(others: bool) -> None:
     )
 
 
-def _clips(inputs: list[str], out: Path) -> list[tuple[Path, Path]]:
+def _clips(
+    inputs: list[str], out: Path, overlays: bool, legend: bool | None
+) -> list[tuple[Path, Path]]:
     """Videos among the inputs, each with the file that it is painted into.
 
     Raises:
-        ConfigError: videos and photos together, or several videos and one file.
+        ConfigError: videos and photos together, several videos and one file, an ending that
+            cannot be written, or options that mean nothing for videos.
     """
     from cgrseg.errors import ConfigError, explain
     from cgrseg.inference.frames import is_video
+    from cgrseg.inference.video import WRITTEN_SUFFIXES
 
     clips = [Path(name) for name in inputs if is_video(name)]
     if not clips:
@@ -167,7 +178,27 @@ def _clips(inputs: list[str], out: Path) -> list[tuple[Path, Path]]:
                 remedy="run the command once for each",
             )
         )
-    if is_video(out):
+    if legend or not overlays:
+        raise ConfigError(
+            explain(
+                "--legend" if legend else "--no-overlays",
+                found="an option for photos, with videos",
+                expected="videos only ever painted, without a legend",
+                remedy="leave it out, or give photos",
+            )
+        )
+    # The ending of a file has letters; a folder may be called "v2" or "run.7".
+    if _FILE_ENDING.fullmatch(out.suffix) and not out.is_dir():
+        if out.suffix.lower() not in WRITTEN_SUFFIXES:
+            raise ConfigError(
+                explain(
+                    "--out",
+                    found=f"the ending {out.suffix} in {out}",
+                    expected=f"one of {', '.join(WRITTEN_SUFFIXES)}, or a folder",
+                    remedy="choose .mp4, or .webm for a clip that browsers show; a folder of "
+                    "such a name must be there already",
+                )
+            )
         if len(clips) > 1:
             raise ConfigError(
                 explain(
@@ -194,12 +225,16 @@ def _clips(inputs: list[str], out: Path) -> list[tuple[Path, Path]]:
 def _paint_clips(
     predictor: Predictor,
     clips: list[tuple[Path, Path]],
+    out: Path,
     opacity: float,
     overwrite: bool,
     batch_size: int,
     others: bool,
 ) -> bool:
-    """Paint videos one after another; whether all of them were whole."""
+    """Paint videos one after another; whether all of them were whole.
+
+    In a folder those that are there are kept; a single file is refused if it is there.
+    """
     from cgrseg.errors import DataError
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import predict_video
@@ -207,6 +242,14 @@ def _paint_clips(
     console = make_console()
     problems: list[DataError] = []
     for clip, target in clips:
+        there = target.is_file() and not (clip.exists() and target.samefile(clip))
+        if there and target != out and not overwrite:
+            console.print(
+                f"was there already (--overwrite does it again): {target}",
+                markup=False,
+                soft_wrap=True,
+            )
+            continue
         try:
             with shown_progress(f"painting {clip.name}", is_first_process()) as progress:
                 report = predict_video(
@@ -225,6 +268,8 @@ def _paint_clips(
             continue
         console.print(f"{report.frames} frames painted: {target}", markup=False, soft_wrap=True)
         console.print(f"network: {report.speed}", markup=False)
+        if report.note:
+            print(f"warning: {clip}: {report.note}, as the file counts them", file=sys.stderr)
         if report.problem is not None:
             problems.append(report.problem)
     for problem in problems:

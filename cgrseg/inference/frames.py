@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,14 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"),
     *(".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
 )
-# Containers count frames loosely: so many may be missing before a clip counts as damaged.
-_LOOSE_FRAMES = 2
-_LOOSE_SHARE = 0.01
+_LOG = logging.getLogger("cgrseg.inference")
+
+#: Rate of a clip that does not say its own.
+USUAL_RATE = 25.0
+# What a container says is a hint: edit lists hide frames, and a sound track may be longer than
+# the pictures.  Only where more is missing than both of these was the clip cut off.
+_LOOSE_SHARE = 0.1
+_LOOSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,10 @@ class Frame:
 
 
 def is_video(source: object) -> bool:
-    """Whether a path ends like a video."""
-    return isinstance(source, (str, Path)) and Path(source).suffix.lower() in VIDEO_SUFFIXES
+    """Whether a path ends like a video, and is no folder."""
+    if not isinstance(source, (str, Path)):
+        return False
+    return Path(source).suffix.lower() in VIDEO_SUFFIXES and not Path(source).is_dir()
 
 
 class Clip:
@@ -50,11 +59,13 @@ class Clip:
         path: the file.
 
     Attributes:
-        length: frames, as the container says; 0 where it does not.
+        length: frames, as the container says, which may be too many; 0 where it does not.
         rate: frames per second; may be 0 or NaN where the container does not say.
+        shortfall: once all was read, what is said of frames that could not be; else empty.
+        cut_off: whether so many are missing that the clip must be damaged.
 
     Raises:
-        DataError: the file is missing, or no video; while iterating: it ends too early.
+        DataError: the file is missing, or no video; while iterating: no frame can be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,6 +80,8 @@ class Clip:
             raise self._damaged("it cannot be opened as a video")
         self.length = max(0, round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self.rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.shortfall = ""
+        self.cut_off = False
 
     def __iter__(self) -> Iterator[Frame]:
         number = 0
@@ -81,9 +94,13 @@ class Clip:
             )
             yield Frame(image, number, self.path)
             number += 1
-        if number < self.length - max(_LOOSE_FRAMES, _LOOSE_SHARE * self.length) or not number:
-            of = f" of {self.length}" if self.length else ""
-            raise self._damaged(f"only {number}{of} frames can be read")
+        if not number:
+            raise self._damaged("no frame can be read")
+        missing = self.length - number
+        if missing > 0:
+            rate = self.rate if math.isfinite(self.rate) and self.rate > 0 else USUAL_RATE
+            self.cut_off = missing > max(_LOOSE_SHARE * self.length, _LOOSE_SECONDS * rate)
+            self.shortfall = f"only {number} of {self.length} frames can be read"
 
     def close(self) -> None:
         """Let go of the file."""
@@ -100,6 +117,10 @@ class Clip:
     ) -> None:
         self.close()
 
+    def problem(self) -> DataError | None:
+        """What is wrong with a clip that was read and is cut off; None if it is not."""
+        return self._damaged(self.shortfall) if self.cut_off else None
+
     def _damaged(self, found: str) -> DataError:
         return DataError(
             explain(
@@ -115,8 +136,12 @@ class Clip:
 def frames_of(path: str | Path) -> Iterator[Frame]:
     """The frames of a clip; the file is closed in the end.
 
+    Fewer frames than the container promised are told in the log.
+
     Raises:
         DataError: see :class:`Clip`.
     """
     with Clip(path) as clip:
         yield from clip
+        if clip.shortfall:
+            _LOG.warning("%s: %s, as the file counts them", path, clip.shortfall)

@@ -23,8 +23,9 @@ class Timing:
     Attributes:
         read: reading and resizing the image, in a thread beside the network.
         predict: the network and its labels; of a batch, this image's share.
-        warm: False where `predict` includes work that is done once per image size: the first
-            image of a size, and those that waited for a compilation.
+        warm: False where `predict` includes work that is done once per size of the network's
+            input: the first images of a size (all that went together), and those that waited
+            for a compilation.
     """
 
     read: float

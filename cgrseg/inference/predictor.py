@@ -30,13 +30,13 @@ from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError, exp
 from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import ExportedBackend, is_exported, open_exported
-from cgrseg.inference.exported.predicting import segment_exported
+from cgrseg.inference.exported.predicting import fit, segment_exported
 from cgrseg.inference.frames import Frame, frames_of, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.overlap import read_ahead
 from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.sources import as_image, find_images
-from cgrseg.inference.views import NetworkInput
+from cgrseg.inference.views import NetworkInput, network_size
 from cgrseg.models import load_model
 from cgrseg.visual.palette import make_palette
 
@@ -234,7 +234,7 @@ class Predictor:
             for images_at_once, rows, columns in asked.shapes:
                 prepare(rows, columns, 1 if on_cpu else images_at_once)
         self._segment(images, [None] * batch_size, False, batch_size)
-        self._seen_sizes.add((height, width))
+        self._seen_sizes.add(self._network_size(images[0]))
         return time.perf_counter() - start
 
     def _submit(
@@ -255,48 +255,74 @@ class Predictor:
     def _label(
         self, opened: list[tuple[Any, _Opened | CGRSegError]], confidence: bool, batch_size: int
     ) -> Iterator[tuple[Any, Prediction | CGRSegError]]:
-        fine = [one for _, one in opened if isinstance(one, _Opened)]
-        start, once = time.perf_counter(), getattr(self.backend, "seconds_preparing", 0.0)
-        results: Iterator[Segmentation | None]
-        try:
-            results = iter(
-                self._segment(
-                    [one.image for one in fine], [one.ready for one in fine], confidence, batch_size
-                )
-            )
-        except DataError:
-            # One of them is to blame; alone, each tells.
-            results = itertools.repeat(None)
-        share = (time.perf_counter() - start) / max(1, len(fine))
-        waited = getattr(self.backend, "seconds_preparing", 0.0) > once
-        for source, one in opened:
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, (_, one) in enumerate(opened):
+            if isinstance(one, _Opened):
+                groups.setdefault(self._network_size(one.image), []).append(number)
+        # What is not one plain view of the image is computed image by image.
+        together = batch_size if is_plain(self.test) else 1
+        labelled: dict[int, tuple[Segmentation | DataError, Timing]] = {}
+        for size, numbers in groups.items():
+            for start in range(0, len(numbers), together):
+                chosen = numbers[start : start + together]
+                members = [opened[n][1] for n in chosen]
+                images = [one for one in members if isinstance(one, _Opened)]
+                found = self._label_equal(images, size, confidence)
+                labelled.update(zip(chosen, found, strict=True))
+        for number, (source, one) in enumerate(opened):
             if isinstance(one, CGRSegError):
                 yield source, one
                 continue
-            found = next(results)
-            if found is None:
-                try:
-                    (found,) = self._segment([one.image], [one.ready], confidence, 1)
-                except DataError as error:
-                    yield source, DataError(f"{_name_of(source)}: {error}")
-                    continue
-            size = (one.image.shape[0], one.image.shape[1])
-            warm = size in self._seen_sizes and not waited
-            self._seen_sizes.add(size)
+            result, timing = labelled.pop(number)
+            if isinstance(result, DataError):
+                yield source, DataError(f"{_name_of(source)}: {result}")
+                continue
             origin = _origin(source)
             yield (
                 source,
                 Prediction(
-                    labels=found.labels,
+                    labels=result.labels,
                     classes=self.classes,
                     palette=self.palette,
                     image=one.image,
-                    confidence=found.confidence,
+                    confidence=result.confidence,
                     source=Path(origin) if isinstance(origin, (str, Path)) else None,
-                    timing=Timing(one.seconds, share, warm),
+                    timing=timing,
                     frame=source.number if isinstance(source, Frame) else None,
                 ),
             )
+
+    def _label_equal(
+        self, images: list[_Opened], size: tuple[int, int], confidence: bool
+    ) -> list[tuple[Segmentation | DataError, Timing]]:
+        """Label images of equal network inputs together; each gets an equal share of the time."""
+        start, once = time.perf_counter(), getattr(self.backend, "seconds_preparing", 0.0)
+        found: Sequence[Segmentation | DataError]
+        try:
+            found = self._segment(
+                [one.image for one in images],
+                [one.ready for one in images],
+                confidence,
+                len(images),
+            )
+        except DataError as error:
+            if len(images) > 1:  # one of them is to blame; alone, each tells
+                return [self._label_equal([one], size, confidence)[0] for one in images]
+            found = [error]
+        share = (time.perf_counter() - start) / len(images)
+        waited = getattr(self.backend, "seconds_preparing", 0.0) > once
+        warm = size in self._seen_sizes and not waited
+        self._seen_sizes.add(size)
+        return [
+            (result, Timing(one.seconds, share, warm))
+            for one, result in zip(images, found, strict=True)
+        ]
+
+    def _network_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        """Height and width that the network gets for an image, by which work done once goes."""
+        if isinstance(self.backend, ExportedBackend):
+            return network_size(image, fit(self.test, image, self.backend.sizes))
+        return network_size(image, self.test)
 
     def _segment(
         self,

@@ -23,14 +23,18 @@ from numpy.typing import NDArray
 
 from cgrseg.errors import DataError, EnvironmentProblem, explain
 from cgrseg.files import atomic_path
-from cgrseg.inference.frames import Clip
-from cgrseg.inference.overlap import Behind
+from cgrseg.inference.frames import USUAL_RATE, Clip
+from cgrseg.inference.overlap import Behind, read_ahead
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
 
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v"}
 _CODECS |= {".webm": "VP80", ".avi": "MJPG"}
-_USUAL_RATE = 25.0
+#: Endings that can be written.
+WRITTEN_SUFFIXES = tuple(_CODECS)
+_HIGHEST_RATE = 1000.0
+# OpenCV makes a decimal fraction of a rate; MPEG-4 part 2 has 16 bits for its numerator.
+_HIGHEST_NUMERATOR = 65535
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class VideoReport:
         target: the painted one.
         frames: that were painted and written.
         speed: of the network.
-        problem: what was wrong with the clip after these frames; None if nothing was.
+        problem: set if the clip is cut off after these frames: it promised many more.
+        note: what else is said of frames that the clip promised and has not; else empty.
     """
 
     source: Path
@@ -50,6 +55,18 @@ class VideoReport:
     frames: int
     speed: Speed
     problem: DataError | None = None
+    note: str = ""
+
+
+def writable_rate(rate: float) -> float:
+    """The closest rate to a clip's that every format can hold; 25 for one that cannot be."""
+    if not math.isfinite(rate) or not 0 < rate <= _HIGHEST_RATE:
+        return USUAL_RATE
+    for digits in (3, 2, 1):
+        rounded = round(rate, digits)
+        if rounded * 10**digits <= _HIGHEST_NUMERATOR:
+            return rounded or USUAL_RATE
+    return float(round(rate))
 
 
 class VideoWriter:
@@ -57,7 +74,7 @@ class VideoWriter:
 
     Args:
         path: target; its ending chooses the format.
-        rate: frames per second.
+        rate: frames per second; see :func:`writable_rate`.
 
     Raises:
         DataError: an ending that cannot be written.
@@ -67,7 +84,7 @@ class VideoWriter:
     def __init__(self, path: Path | str, rate: float) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._rate = rate
+        self._rate = writable_rate(rate)
         self._writer: cv2.VideoWriter | None = None
         self._exit = contextlib.ExitStack()
         self._partial = self.path
@@ -95,7 +112,11 @@ class VideoWriter:
             code = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix.lower()])
             self._writer = cv2.VideoWriter(str(self._partial), code, self._rate, (width, height))
             if not self._writer.isOpened():
-                raise self._not_written("the encoder could not be started")
+                raise self._not_written(
+                    f"the encoder could not be started for {width}x{height} at {self._rate:g} "
+                    "frames per second",
+                    "see whether OpenCV said more above; choose another ending",
+                )
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         self.frames += 1
 
@@ -122,16 +143,18 @@ class VideoWriter:
         written.release()
         # WebM tells its length in milliseconds only.
         if there < self.frames - 1 - self.frames // 100 or not there:
-            raise self._not_written(f"{there} of {self.frames} frames are in the file")
+            raise self._not_written(
+                f"{there} of {self.frames} frames are in the file",
+                "free space on the disk, or choose another ending",
+            )
 
-    def _not_written(self, found: str) -> EnvironmentProblem:
+    def _not_written(self, found: str, remedy: str) -> EnvironmentProblem:
         return EnvironmentProblem(
             explain(
                 self.path,
                 found=found,
                 expected="a video with every frame",
-                remedy="free space on the disk, or choose another ending "
-                f"({', '.join(sorted(set(_CODECS)))})",
+                remedy=f"{remedy} ({', '.join(sorted(_CODECS))})",
             )
         )
 
@@ -149,8 +172,8 @@ def predict_video(
     """Paint the labels over every frame of a clip.
 
     Frames are read, labelled and written at the same time.  The rate is the clip's average
-    one; sound is not carried over.  Of a clip that is damaged on the way, the frames before
-    are written, and the report says so.
+    one; sound is not carried over.  Of a clip that can be read in part only, the frames until
+    there are written, and the report says so; any other problem leaves the target as it was.
 
     Args:
         predictor: labels the frames.
@@ -162,36 +185,34 @@ def predict_video(
         progress: called with frames done and frames in all (as the clip says).
 
     Raises:
-        DataError: a clip that cannot be read at all, or a target that is there already.
+        DataError: a clip that cannot be read at all, a target that is there already, or a
+            frame of which the network makes NaN or infinite values.
         EnvironmentProblem: the target cannot be written.
     """
     source, out = Path(source), Path(out)
     _check_target(source, out, overwrite)
-    with Clip(source) as clip:
-        length, rate = clip.length, clip.rate
     painted = 0
     speed = Speed()
-    problem: DataError | None = None
     with (
-        VideoWriter(out, rate if math.isfinite(rate) and rate > 0 else _USUAL_RATE) as writer,
+        Clip(source) as clip,
+        contextlib.closing(read_ahead(clip, 4 * batch_size)) as frames,
+        VideoWriter(out, clip.rate) as writer,
         Behind(threads=1, waiting=4 * batch_size) as encoding,
     ):
 
         def paint(found: Prediction) -> None:
             writer.add(found.overlay(opacity))
 
-        for _, found in predictor.stream([source], batch_size=batch_size, on_error="yield"):
+        for _, found in predictor.stream(frames, batch_size=batch_size):
             if not isinstance(found, Prediction):
-                if not painted or not isinstance(found, DataError):
-                    raise found
-                problem = found
-                break
+                raise found
             encoding.add(paint, found)
             speed.add(found.timing)
             painted += 1
             if progress is not None:
-                progress(painted, max(painted, length))
-    return VideoReport(source, out, painted, speed, problem)
+                progress(painted, max(painted, clip.length))
+    note = "" if clip.cut_off else clip.shortfall
+    return VideoReport(source, out, painted, speed, clip.problem(), note)
 
 
 def _check_target(source: Path, out: Path, overwrite: bool) -> None:

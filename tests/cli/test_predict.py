@@ -231,6 +231,31 @@ def test_videos_into_a_folder_and_one_that_is_broken(
     one = tmp_path / "one.mp4"
     both = run("predict", trained / "best.pth", bad, good, "--out", one, "--device", "cpu")
     assert both.exit_code == 2 and "one.mp4, for 2 videos" in both.stderr
+    # Started again with both whole, it does the one that is missing.
+    bad.write_bytes(clip(tmp_path / "other.avi").read_bytes())
+    before = (out / "good.mp4").stat().st_mtime_ns
+    again = run("predict", trained / "best.pth", bad, good, "--out", out, "--device", "cpu")
+    assert again.exit_code == 0, again.output
+    assert "was there already" in again.stdout and (out / "bad.mp4").is_file()
+    assert (out / "good.mp4").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--out", "painted.gif"), ".webm"),
+        (("--no-overlays",), "--no-overlays"),
+        (("--legend",), "--legend"),
+    ],
+)
+def test_options_that_videos_do_not_have_are_refused(
+    run: Run, trained: Path, tmp_path: Path, arguments: tuple[str, ...], part: str
+) -> None:
+    video = clip(tmp_path / "drive.avi")
+    arguments = tuple(str(tmp_path / one) if "painted" in one else one for one in arguments)
+    result = run("predict", trained / "best.pth", video, *arguments, "--device", "cpu")
+    assert result.exit_code == 2 and part in result.stderr
+    assert [path.name for path in tmp_path.iterdir() if "painted" in path.name] == []
 
 
 def test_compiled_option_and_speed_of_photos(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.errors import ConfigError
-from cgrseg.inference import Predictor, Speed
+from cgrseg.errors import ConfigError, DataError
+from cgrseg.inference import Prediction, Predictor, Speed
 from cgrseg.models import CGRSeg
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -74,6 +75,42 @@ def test_an_image_that_waited_for_a_compilation_is_not_warm() -> None:
     ours = Predictor(Compiling(3), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
     found = [one.timing for one in ours([photo(60, 80, n) for n in range(5)])]
     assert [one.warm for one in found] == [False, True, False, True, True]
+
+
+class Clocked(BlockBackend):
+    """A backend whose time is told: seconds per batch, by a clock that nothing else moves."""
+
+    now = 0.0
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(3)
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr("cgrseg.inference.predictor.time", clock)
+
+    def logits(self, batch: torch.Tensor) -> torch.Tensor:
+        wide = batch.shape[3] > batch.shape[2]
+        self.now += (10.0 if wide else 1.0) * len(batch)
+        dark = batch.amax((1, 2, 3))[:, None, None, None] <= 0
+        return torch.where(dark, torch.nan, super().logits(batch))
+
+
+def test_images_are_timed_with_those_of_their_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Predictor(Clocked(monkeypatch), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+    images = [photo(60, 80), photo(80, 60), photo(60, 80, 1), photo(80, 60, 1)]
+    found = [one.timing for one in ours(images, batch_size=2)]
+    assert [one.predict for one in found] == [10, 1, 10, 1]
+    assert not any(one.warm for one in found)
+    # Other sizes with the same network input of 64x96.
+    assert all(one.timing.warm for one in ours([photo(61, 81), photo(120, 160)], batch_size=2))
+
+
+def test_images_computed_again_are_timed_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Predictor(Clocked(monkeypatch), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+    images = [photo(60, 80), photo(60, 80) * 0, photo(60, 80, 1)]
+    found = [one for _, one in ours.stream(images, batch_size=3, on_error="yield")]
+    assert isinstance(found[1], DataError)
+    for one in (found[0], found[2]):
+        assert isinstance(one, Prediction) and one.timing and one.timing.predict == 10
 
 
 def test_threads_are_set(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.errors import DataError, EnvironmentProblem
 from cgrseg.inference import Predictor, predict_video
 from cgrseg.inference.frames import Clip, frames_of, is_video
-from cgrseg.inference.video import VideoWriter
+from cgrseg.inference.video import VideoWriter, writable_rate
 from tests.inference.fixtures import BlockBackend, photo
 
 CLASSES = ("sky", "road", "car")
@@ -47,6 +49,9 @@ def test_frames_come_in_order_and_in_rgb(clip: Path) -> None:
         difference = frame.image.astype(int) - photo(64, 96, frame.number)
         assert np.abs(difference).mean() < 4
     assert is_video("a/b.MP4") and not is_video("a.png") and not is_video(frames[0].image)
+    folder = clip.parent / "drive.mp4"
+    folder.mkdir()
+    assert not is_video(folder)
 
 
 def test_frames_are_labelled_like_photos(clip: Path) -> None:
@@ -77,7 +82,7 @@ def test_painted_clip_has_every_frame_in_its_place(clip: Path, tmp_path: Path, e
         distances = [np.abs(picture.astype(int) - other).mean() for other in expected]
         assert int(np.argmin(distances)) == number and distances[number] < 15
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    assert report.speed.images == 11 and report.speed.once > 0
+    assert report.speed.images == 10 and report.speed.once > 0  # the first two went together
 
 
 def test_odd_sizes_lose_a_line_at_most(tmp_path: Path) -> None:
@@ -103,6 +108,54 @@ def test_damaged_clip_gives_what_could_be_read(tmp_path: Path) -> None:
     assert "broken.avi" in text and "frames can be read" in text and "ffmpeg" in text
     assert 20 < report.frames < 60
     assert len(list(frames_of(tmp_path / "out.mp4"))) == report.frames
+
+
+def promise(clip: Path, seconds: float) -> None:
+    """Let a Matroska file say that it is longer than its pictures."""
+    content = bytearray(clip.read_bytes())
+    at = content.index(b"\x44\x89\x88") + 3  # Duration, 8 bytes, in milliseconds
+    struct.pack_into(">d", content, at, seconds * 1000)
+    clip.write_bytes(content)
+
+
+def test_number_of_frames_in_the_container_is_a_hint(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    promise(clip, 1.9)
+    with caplog.at_level(logging.WARNING, "cgrseg.inference"):
+        assert len(predictor()(clip)) == 12
+    assert "only 12 of 19 frames" in caplog.text and "clip.mkv" in caplog.text
+    report = predict_video(predictor(), clip, tmp_path / "short.mp4")
+    assert (report.frames, report.problem) == (12, None) and "12 of 19" in report.note
+    promise(clip, 6)
+    cut = predict_video(predictor(), clip, tmp_path / "cut.mp4")
+    assert cut.frames == 12 and cut.note == "" and "12 of 60" in str(cut.problem)
+    assert len(predictor()(clip)) == 12
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (120.0013, 120.0),
+        (119.88012, 119.88),
+        (29.97003, 29.97),
+        (23.976024, 23.976),
+        (999.97, 1000.0),
+        (90000.0, 25.0),
+        (0.0, 25.0),
+        (1e-5, 25.0),
+        (float("nan"), 25.0),
+        (float("inf"), 25.0),
+    ],
+)
+def test_every_rate_can_be_written(tmp_path: Path, rate: float, expected: float) -> None:
+    assert writable_rate(rate) == pytest.approx(expected)
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, rate) as writer:
+        for number in range(3):
+            writer.add(photo(32, 48, number))
+    with Clip(path) as written:
+        assert written.rate == pytest.approx(expected) and len(list(written)) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
@@ -148,6 +201,30 @@ def test_an_error_on_the_way_leaves_the_old_file(clip: Path, tmp_path: Path) -> 
         predict_video(failing, clip, out, overwrite=True)
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mkv", "out.mp4"]
+
+
+def test_a_frame_that_the_network_fails_at_is_no_damage(clip: Path, tmp_path: Path) -> None:
+    class Overflowing(BlockBackend):
+        def logits(self, batch: Tensor) -> Tensor:
+            found = super().logits(batch)
+            return found * float("nan") if len(self.seen) == 5 else found
+
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"old and whole")
+    failing = Predictor(Overflowing(3), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+    with pytest.raises(DataError, match=r"clip\.mkv, frame 4"):
+        predict_video(failing, clip, out, overwrite=True)
+    assert out.read_bytes() == b"old and whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mkv", "out.mp4"]
+
+
+def test_an_encoder_that_does_not_start_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EnvironmentProblem, match=r"(?s)encoder.*1x1 at 5.*another ending"),
+        VideoWriter(tmp_path / "out.mp4", 5.0) as writer,
+    ):
+        writer.add(photo(1, 1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_frames_that_did_not_reach_the_disk_are_noticed(
