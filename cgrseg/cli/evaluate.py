@@ -108,6 +108,14 @@ def evaluate(
     config, checkpoint, settings = split_arguments(arguments)
     chosen = checked_precision(precision)
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
+    folder = Path(resolved.run_dir)
+    name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
+    page = folder / f"report{name.removeprefix('evaluation')}.html"
+    if report:  # refused before any work
+        from cgrseg.reporting import report_on
+        from cgrseg.reporting.targets import TABLES, check_targets
+
+        check_targets(page, TABLES, own=resolved.name)
     result = run_evaluation(
         resolved,
         checkpoint,
@@ -125,24 +133,20 @@ def evaluate(
         threads=threads,
         batch_size=batch_size,
     )
-    folder = Path(resolved.run_dir)
     if format_only:
         target = out or folder / "submission"
         console.print(f"{len(result.stems)} label files: {target}", markup=False, soft_wrap=True)
         return
     print_scores(console, result)
-    name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
     written = folder / f"{name}.json"
     for path in (written, out, show_dir):
         if path is not None:
             console.print(f"written: {path}", markup=False, soft_wrap=True)
     if report and is_first_process():
-        from cgrseg.reporting import report_on
-
-        page = report_on(
-            written, checkpoint=checkpoint, config=resolved, device=device, overwrite=True
+        report_on(
+            written, checkpoint=checkpoint, config=resolved, out=page, device=device, overwrite=True
         )
-        console.print(f"report: {page.html.resolve()}", markup=False, soft_wrap=True)
+        console.print(f"report: {page.resolve()}", markup=False, soft_wrap=True)
 
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, str, list[str]]:

@@ -56,8 +56,8 @@ def report(
 
       cgrseg report work_dirs/first work_dirs/second --out comparison.html
     """
-    from cgrseg.errors import DataError, explain
     from cgrseg.reporting import compare_runs, report_on, write_comparison
+    from cgrseg.reporting.targets import COMPARISON_TABLES, check_targets
 
     if len(runs) == 1:
         files = report_on(
@@ -72,14 +72,6 @@ def report(
         make_console().print(f"report: {files.html.resolve()}", markup=False, soft_wrap=True)
         return
     target = out or Path("comparison.html")
-    if target.exists() and not overwrite:
-        raise DataError(
-            explain(
-                target,
-                found="it is there already",
-                expected="a new file",
-                remedy="choose another name with --out, or replace it with --overwrite",
-            )
-        )
-    files = write_comparison(target, compare_runs(runs))
+    check_targets(target, COMPARISON_TABLES, overwrite=overwrite)  # before the comparison's work
+    files = write_comparison(target, compare_runs(runs), overwrite=overwrite)
     make_console().print(f"comparison: {files.html.resolve()}", markup=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from cgrseg.reporting.page import Section, escape, facts, flatten, page, percent
 from cgrseg.reporting.records import plain
 from cgrseg.reporting.report import ReportFiles, subtitle
 from cgrseg.reporting.tables import sortable, swatch, write_csv
+from cgrseg.reporting.targets import COMPARISON_TABLES, check_targets
 from cgrseg.visual.palette import as_palette, make_palette
 
 Cell = tuple[float | str | None, str]
@@ -25,16 +26,28 @@ _SCORES = ("mIoU", "aAcc", "mAcc", "mDice", "mFscore", "fwIoU", "mBoundaryIoU", 
 
 
 def write_comparison(
-    path: Path | str, comparison: Comparison, *, title: str = "Comparison of runs"
+    path: Path | str,
+    comparison: Comparison,
+    *,
+    title: str = "Comparison of runs",
+    overwrite: bool = False,
 ) -> ReportFiles:
     """Write a comparison as `path` (.html), with `.json` and `_classes.csv` beside it.
 
     Every file is replaced whole or not at all; the page comes last.
 
+    Args:
+        path: the HTML file.
+        comparison: what it shows.
+        title: of the page.
+        overwrite: replace an older page and its numbers.
+
     Raises:
+        DataError: one of the files is there already, or the name is that of a run's file.
         EnvironmentProblem: writing fails.
     """
     target = Path(path)
+    check_targets(target, COMPARISON_TABLES, overwrite=overwrite)
     stem = target.with_suffix("")
     table = stem.with_name(f"{stem.name}_classes.csv")
     write_csv(table, *_csv(comparison))

@@ -114,6 +114,7 @@ class ReportInput:
         history: rows of `metrics.csv` by column (text or numbers).
         score_history: rows of `scores.csv` likewise.
         samples: images to show.
+        missing: why images are not shown, a sentence each.
         notes: further facts for the summary, by name. Numbers in 0..1 whose name speaks of
             mIoU are shown beside the run's own, as something to compare with.
         config: the run's settings as nested plain values.
@@ -127,6 +128,7 @@ class ReportInput:
     history: Sequence[Mapping[str, Any]] = ()
     score_history: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Sample] = ()
+    missing: Sequence[str] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from cgrseg.reporting.records import (
 )
 from cgrseg.reporting.samples import sample_cards
 from cgrseg.reporting.tables import class_table, confusion_list, write_tables
+from cgrseg.reporting.targets import TABLES, check_targets
 from cgrseg.visual.palette import as_palette, make_palette
 from cgrseg.visual.plots import curve_panels, series_of
 
@@ -56,20 +57,11 @@ def write_report(path: Path | str, report: ReportInput) -> ReportFiles:
 
     Raises:
         DataError: the evaluation is incomplete or does not fit the palette, or the name is an
-            evaluation's.
+            evaluation's or that of another file of runs.
         EnvironmentProblem: writing fails.
     """
     target = Path(path)
-    if target.with_suffix(".json").name.startswith("evaluation"):
-        raise DataError(
-            explain(
-                target,
-                found="a report of this name, whose numbers would replace the evaluation's "
-                f"({target.with_suffix('.json').name})",
-                expected="another name",
-                remedy="call it report.html",
-            )
-        )
+    check_targets(target, TABLES, overwrite=True)
     evaluation = check_evaluation(plain(report.evaluation), target)
     palette = _palette(report, target)
     stem = target.with_suffix("")
@@ -101,7 +93,8 @@ def report_page(
         Section(
             "images",
             "Images",
-            sample_cards(report.samples, report.classes, palette, report.ignore_index),
+            sample_cards(report.samples, report.classes, palette, report.ignore_index)
+            + "".join(f"<p>{escape(reason)}</p>" for reason in report.missing),
         ),
         Section("settings", "Settings and versions", _settings(report, evaluation)),
     ]

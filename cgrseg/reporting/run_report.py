@@ -15,7 +15,8 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.errors import CGRSegError, DataError, explain
-from cgrseg.inference.backends import make_backend
+from cgrseg.inference.backends import TorchBackend, make_backend
+from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import segment
 from cgrseg.models import load_model
@@ -29,6 +30,7 @@ from cgrseg.reporting.records import (
 )
 from cgrseg.reporting.report import ReportFiles, software_versions, write_report
 from cgrseg.reporting.samples import choose_images
+from cgrseg.reporting.targets import TABLES, check_targets
 
 if TYPE_CHECKING:
     from cgrseg.config import Config
@@ -41,6 +43,7 @@ _LOG = logging.getLogger("cgrseg.reporting")
 # Between an image's accuracy as evaluated and as predicted for the report: other hardware
 # and other precision move single pixels; another network moves far more.
 _TOLERANCE = 0.01
+_FEW_PIXELS = 3  # where so many are more than that share
 
 
 def report_on(
@@ -64,34 +67,29 @@ def report_on(
         out: the page; None: beside the evaluation, `report.html` for `evaluation.json`,
             `report_test.html` for `evaluation_test.json`.
         pictures: predict and show images.  Where the run's config, data or checkpoint is
-            no longer there, the report comes without them and a warning says why.
+            no longer there, the report comes without them, and says why.
         device: predicts on it; None: a GPU where there is one.
-        overwrite: replace an older page.
+        overwrite: replace an older page, its numbers and its tables.
 
     Raises:
-        DataError: no evaluation, a page that is there already, or a checkpoint whose
-            predictions are not those that were evaluated.
+        DataError: no evaluation, a page or a file beside it that is there already, or a
+            checkpoint whose predictions are not those that were evaluated.
         EnvironmentProblem: writing fails, or no such device.
     """
     source = evaluation_file(run)
     evaluation = read_evaluation(source)
     stem = "report" + source.stem.removeprefix("evaluation")
     target = Path(out) if out is not None else source.with_name(f"{stem}.html")
-    if target.exists() and not overwrite:
-        raise DataError(
-            explain(
-                target,
-                found="it is there already",
-                expected="a new file",
-                remedy="choose another name with --out, or replace it with --overwrite",
-            )
-        )
+    check_targets(target, TABLES, overwrite=overwrite)
+    missing: list[str] = []
     if config is None:
-        config = _config(source, evaluation, data_root)
+        config = _config(source, evaluation, data_root, missing)
     backend = None
-    if pictures and config is not None:
-        backend = _backend(source, evaluation, checkpoint, device)
-    return _write(target, source.parent, config, evaluation, backend, {})
+    if not pictures:
+        missing = ["Images were left out, as was asked for."]
+    elif config is not None:
+        backend = _backend(source, evaluation, checkpoint, device, missing)
+    return _write(target, source.parent, config, evaluation, backend, {}, missing)
 
 
 def write_run_report(
@@ -125,7 +123,8 @@ def write_run_report(
     folder = Path(run_dir)
     evaluation: EvaluationRecord = plain(result.as_json())
     backend = None if predictor is None else predictor.backend
-    return _write(folder / f"{name}.html", folder, config, evaluation, backend, notes or {}).html
+    page = folder / f"{name}.html"
+    return _write(page, folder, config, evaluation, backend, notes or {}, []).html
 
 
 def _write(
@@ -135,11 +134,12 @@ def _write(
     evaluation: EvaluationRecord,
     backend: Backend | None,
     notes: Mapping[str, Any],
+    missing: list[str],
 ) -> ReportFiles:
     spec = None if config is None else resolve_spec(config.data)
     samples: list[Sample] = []
     if config is not None and backend is not None:
-        samples = _samples(config, evaluation, backend)
+        samples = _samples(config, evaluation, backend, missing)
     settings = evaluation.get("settings", {})
     return write_report(
         target,
@@ -150,6 +150,7 @@ def _write(
             history=_rows(folder / "metrics.csv"),
             score_history=_rows(folder / "scores.csv"),
             samples=samples,
+            missing=missing,
             notes=notes,
             config={} if config is None else config.model_dump(mode="json"),
             versions=software_versions(),
@@ -159,7 +160,10 @@ def _write(
 
 
 def _config(
-    source: Path, evaluation: EvaluationRecord, data_root: str | Path | None
+    source: Path,
+    evaluation: EvaluationRecord,
+    data_root: str | Path | None,
+    missing: list[str],
 ) -> Config | None:
     """The run's config: the one in its folder, else the shipped one of its name."""
     changes = {} if data_root is None else {"data.root": str(data_root)}
@@ -168,7 +172,7 @@ def _config(
     try:
         return load_config(named, changes)
     except CGRSegError as error:
-        _LOG.warning("the report comes without pictures: %s", error)
+        _tell(missing, f"the report comes without pictures: {error}")
         return None
 
 
@@ -177,34 +181,59 @@ def _backend(
     evaluation: EvaluationRecord,
     checkpoint: str | Path | None,
     device: str | None,
+    missing: list[str],
 ) -> Backend | None:
     """The network that was evaluated, at the precision that it was evaluated with."""
     settings = evaluation.get("settings", {})
+    evaluated = settings.get("weights")
+    places: list[str | Path]
     if checkpoint is not None:
-        model = load_model(checkpoint)
+        places = [checkpoint]
     else:
         named = str(settings.get("checkpoint"))
-        beside = source.parent / Path(named).name  # where the run's folder was moved
+        beside = source.parent / Path(named).name  # where the run's folder was moved or copied
+        places = [named, beside] if beside.exists() else [named]
+    problem: CGRSegError | None = None
+    other = False
+    for place in places:
         try:
-            model = load_model(beside if beside.is_file() else named)
+            model = load_model(place)
         except CGRSegError as error:
-            _LOG.warning("the report comes without pictures (--checkpoint names one): %s", error)
-            return None
-    if settings.get("weights") not in (None, weights_digest(model)):
-        raise _another_network(checkpoint or settings.get("checkpoint"), "its weights are others")
-    precision = settings.get("precision", "fp32")
-    return make_backend(model, device, precision)
+            problem = problem or error
+            continue
+        if evaluated in (None, weights_digest(model)):
+            return make_backend(model, device, settings.get("precision", "fp32"))
+        other = True
+    if other:
+        raise _another_network(places[0], "its weights are others")
+    assert problem is not None
+    if checkpoint is not None:
+        raise problem
+    _tell(missing, f"the report comes without pictures (--checkpoint names one): {problem}")
+    return None
 
 
-def _samples(config: Config, evaluation: EvaluationRecord, backend: Backend) -> list[Sample]:
+def _is_evaluated(backend: Backend, evaluation: EvaluationRecord) -> bool:
+    """Whether the weights are known to be those that were evaluated."""
+    evaluated = evaluation.get("settings", {}).get("weights")
+    if evaluated is None or not isinstance(backend, (TorchBackend, CompiledBackend)):
+        return False
+    ours = weights_digest(backend.model) if isinstance(backend, TorchBackend) else backend.weights
+    return bool(ours == evaluated)
+
+
+def _samples(
+    config: Config, evaluation: EvaluationRecord, backend: Backend, missing: list[str]
+) -> list[Sample]:
     """Predict the worst, some middling and the best images as the evaluation did."""
     settings = evaluation.get("settings", {})
+    same = _is_evaluated(backend, evaluation)
     test = TestConfig(**settings["test"]) if settings.get("test") else config.test
     split = settings.get("split")
     try:
         dataset = EvalDataset.from_config(config, str(split) if split else None)
     except CGRSegError as error:
-        _LOG.warning("the report comes without pictures: %s", error)
+        _tell(missing, f"the report comes without pictures: {error}")
         return []
     position = {pair.stem: k for k, pair in enumerate(dataset.pairs)}
     records = evaluation.get("per_image", [])
@@ -226,11 +255,13 @@ def _samples(config: Config, evaluation: EvaluationRecord, backend: Backend) -> 
         judged = item["label"] != dataset.spec.ignore_index
         accuracy = float((labels == item["label"])[judged].mean()) if judged.any() else None
         expected = record.get("aAcc")
-        if accuracy is None or expected is None or abs(accuracy - expected) > _TOLERANCE:
-            raise _another_network(
-                record["image"],
-                f"{accuracy} of its pixels come out right, {expected} did in the evaluation",
-            )
+        allowed = max(_TOLERANCE, _FEW_PIXELS / max(1, int(judged.sum())))
+        if accuracy is None or expected is None or abs(accuracy - expected) > allowed:
+            found = f"{accuracy} of its pixels come out right, {expected} did in the evaluation"
+            if not same:
+                raise _another_network(record["image"], found)
+            _tell(missing, f"{record['image']} is not shown: {found}, with the same weights")
+            continue
         scores = {name: record.get(name) for name in ("mIoU", "aAcc")}
         samples.append(
             Sample(
@@ -243,6 +274,12 @@ def _samples(config: Config, evaluation: EvaluationRecord, backend: Backend) -> 
             )
         )
     return samples
+
+
+def _tell(missing: list[str], reason: str) -> None:
+    """Say why pictures are not there, now and on the page."""
+    _LOG.warning("%s", reason)
+    missing.append(reason)
 
 
 def _another_network(where: object, found: str) -> DataError:

@@ -123,9 +123,16 @@ def test_report_of_a_run_and_submission(
     run: Run, trained: Path, scenes: Path, tmp_path: Path
 ) -> None:
     work = f"work_dir={tmp_path / 'out'}"
+    page = tmp_path / "out" / "report.html"
+    # What somebody else has written is not replaced, and that is said before the work.
+    page.parent.mkdir()
+    page.write_text("mine")
+    result = run("evaluate", trained / "best.pth", work, "--report", "--device", "cpu")
+    assert result.exit_code == 2 and "it is there already" in result.stderr
+    assert [file.name for file in page.parent.iterdir()] == ["report.html"]
+    page.unlink()
     result = run("evaluate", trained / "best.pth", work, "--report", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    page = tmp_path / "out" / "report.html"
     assert "Worst images" in page.read_text(encoding="utf-8")
     assert {p.name for p in page.parent.glob("report*")} == {
         "report.html",

@@ -162,6 +162,21 @@ def test_run_names_are_short_and_differ(tmp_path: Path) -> None:
     assert len(set(found)) == 2 and found[1].endswith("(2)")
 
 
+@pytest.mark.parametrize("name", ["compare.html", "compare.json", "compare_classes.csv"])
+def test_no_file_of_another_is_replaced(tmp_path: Path, hits: np.ndarray, name: str) -> None:
+    comparison = compare_runs([_run(tmp_path, "a", hits), _run(tmp_path, "b", hits + 30)])
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=f"{name}: it is there already"):
+        write_comparison(tmp_path / "compare.html", comparison)
+    assert (tmp_path / name).read_text() == "mine"
+    assert len(list(tmp_path.glob("compare*"))) == 1
+    write_comparison(tmp_path / "compare.html", comparison, overwrite=True)
+    assert len(list(tmp_path.glob("compare*"))) == 3
+    for kept in ("evaluation", "evaluation_test", "config", "metrics", "scores"):
+        with pytest.raises(DataError, match="a run's own files"):
+            write_comparison(tmp_path / f"{kept}.html", comparison, overwrite=True)
+
+
 def test_comparison_is_written_with_json_and_csv(tmp_path: Path, hits: np.ndarray) -> None:
     paths = [
         _run(tmp_path, "a", hits, dataset="x", precision="fp32"),

@@ -213,7 +213,7 @@ def test_a_page_never_takes_the_name_of_an_evaluation(
     tmp_path: Path, report_input: ReportInput
 ) -> None:
     (tmp_path / "evaluation_test.json").write_text("{}")
-    with pytest.raises(DataError, match="would replace the evaluation's"):
+    with pytest.raises(DataError, match="could replace a run's own files"):
         write_report(tmp_path / "evaluation_test.html", report_input)
     assert (tmp_path / "evaluation_test.json").read_text() == "{}"
     assert len(list(tmp_path.iterdir())) == 1

@@ -23,6 +23,7 @@ from cgrseg.reporting import compare_runs, report_on, write_run_report
 from cgrseg.reporting import report as report_module
 from cgrseg.reporting.records import Sample
 from cgrseg.reporting.samples import sample_cards
+from cgrseg.reporting.targets import TABLES, check_targets
 from tests.golden_weights import set_golden_weights
 
 
@@ -107,7 +108,37 @@ def test_pictures_are_those_that_were_evaluated(
     with pytest.raises(DataError, match="its weights are others"):
         report_on(tmp_path / "run", checkpoint=tmp_path / "other", device="cpu", overwrite=True)
     assert files.html.read_bytes() == written
-    # Without data or checkpoint the page comes without pictures, not without numbers.
-    (tmp_path / "weights").rename(tmp_path / "gone")
+    # Of the file that is named and the one beside the evaluation, that of the same weights counts.
+    (tmp_path / "weights").rename(tmp_path / "run" / "weights")
+    (tmp_path / "other").rename(tmp_path / "weights")
+    shown.clear()
+    report_on(tmp_path / "run", device="cpu", overwrite=True)
+    assert len(shown) == 2
+    # With the same weights a picture that comes out otherwise is left out, not the page.
+    source = tmp_path / "run" / "evaluation_test_first2.json"
+    evaluation = json.loads(source.read_text(encoding="utf-8"))
+    true = evaluation["per_image"][0]["aAcc"]
+    evaluation["per_image"][0]["aAcc"] = true + 0.2
+    source.write_text(json.dumps(evaluation), encoding="utf-8")
+    shown.clear()
     files = report_on(tmp_path / "run", device="cpu", overwrite=True)
-    assert 'alt="prediction"' not in files.html.read_text(encoding="utf-8")
+    assert [sample.stem for sample in shown] == [evaluation["per_image"][1]["image"]]
+    page = files.html.read_text(encoding="utf-8")
+    assert f"{evaluation['per_image'][0]['image']} is not shown: " in page
+    del evaluation["settings"]["weights"]
+    source.write_text(json.dumps(evaluation), encoding="utf-8")
+    with pytest.raises(DataError, match="did in the evaluation"):
+        best = tmp_path / "run" / "weights"
+        report_on(tmp_path / "run", checkpoint=best, device="cpu", overwrite=True)
+    # Without data or checkpoint the page comes without pictures, not without numbers.
+    (tmp_path / "weights").rename(tmp_path / "other")
+    (tmp_path / "run" / "weights").rename(tmp_path / "gone")
+    files = report_on(tmp_path / "run", device="cpu", overwrite=True)
+    page = files.html.read_text(encoding="utf-8")
+    assert 'alt="prediction"' not in page
+    assert "the report comes without pictures (--checkpoint names one)" in page
+    # Its own report may be replaced unasked, no other file.
+    check_targets(files.html, TABLES, own=config.name)
+    files.json.write_text("mine")
+    with pytest.raises(DataError, match="it is there already"):
+        check_targets(files.html, TABLES, own=config.name)
