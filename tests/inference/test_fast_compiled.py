@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,17 @@ def picture(images: int = 1, height: int = 64, width: int = 64) -> torch.Tensor:
     bool(missing_compiler(torch.device("cpu"))), reason="there is no C++ compiler here"
 )
 def test_compiles_once_and_is_found_again(
-    model: CGRSeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: CGRSeg,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     x, several = picture(), picture(3)
     with torch.inference_mode():
         expected, of_several = model(x), model(several)
+    built = tmp_path_factory.mktemp("inductor")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(built))
     first = CompiledBackend(model, folder=tmp_path)
     assert first.prepare(64, 64).how == "compiled"
     assert first.prepare(64, 64).how == "ready"
@@ -60,6 +67,7 @@ def test_compiles_once_and_is_found_again(
     assert relative(first.logits(several), of_several) < 1e-5  # one after another
     kept = list(tmp_path.iterdir())
     assert len(kept) == 1 and kept[0].suffix == ".pt2"
+    assert not any(path.is_file() for path in built.rglob("*"))  # nothing left of the build
 
     again = CompiledBackend(model, folder=tmp_path)
     assert relative(again.logits(x), expected) < 1e-5  # used from the first image
@@ -212,6 +220,33 @@ def test_slow_precisions_are_told_without_onednn_too(
     with caplog.at_level(logging.WARNING, "cgrseg.inference"):
         CompiledBackend(model, precision="fp16", folder=tmp_path)
     assert "this CPU has no fp16 arithmetic" in caplog.text
+
+
+def test_only_damaged_files_are_removed(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.pt2", tmp_path / "broken.pt2"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("data", b"of another kind" * 100)
+    content = bytearray(whole.read_bytes())
+    content[100] ^= 1
+    broken.write_bytes(content)
+    for path in (whole, broken):
+        with pytest.raises(RuntimeError, match="not a usable compiled network"):
+            artefacts.load(path)
+    assert whole.exists() and not broken.exists()
+
+
+def test_a_batch_on_a_gpu_is_not_taken_apart(
+    model: CGRSeg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = CompiledBackend(model, folder=tmp_path)
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(backend, "_runner", asked.append)  # which gives None
+    backend.logits(picture(2))
+    assert asked == [(2, 64, 64), (1, 64, 64)]
+    monkeypatch.setattr(backend, "device", torch.device("meta"))
+    monkeypatch.setattr(backend, "_network", torch.nn.Identity())
+    backend.logits(picture(2))
+    assert asked[2:] == [(2, 64, 64)]
 
 
 @pytest.mark.skipif(

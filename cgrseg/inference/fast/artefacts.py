@@ -12,7 +12,10 @@ import os
 import platform
 import shutil
 import tempfile
+import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ _MOST_BYTES = 4 << 30
 # Folder of a compilation under way; one that is a day old was abandoned.
 _UNFINISHED = ".compiling-"
 _ABANDONED_AFTER = 24 * 3600.0
+# One compilation at a time: where PyTorch builds is a setting of the whole process.
+_COMPILING = threading.Lock()
 
 
 def default_folder() -> Path:
@@ -98,16 +103,25 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
     Raises:
         EnvironmentProblem: the folder cannot be written.
     """
+    from torch._inductor.utils import fresh_inductor_cache  # slow to import
+
     make_folder(target.parent)
     _remove_abandoned(target.parent)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder:
+        with (
+            _COMPILING,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder,
+        ):
             partial = Path(folder) / target.name
-            with torch.no_grad():
+            # What PyTorch builds on the way would stay for ever in the system's folder for
+            # temporary files, hundreds of MB for every size.
+            with fresh_inductor_cache(dir=folder, delete=False), torch.no_grad():
                 exported = torch.export.export(network, (example,), strict=False)
                 torch._inductor.aoti_compile_and_package(
                     exported, package_path=str(partial), inductor_configs={"freezing": True}
                 )
+            with partial.open("rb+") as stream:
+                os.fsync(stream.fileno())
             os.replace(partial, target)
         prune(target.parent, keep=target)
     except OSError as error:
@@ -125,14 +139,16 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     """The compiled network of a file, as a function.
 
     Raises:
-        RuntimeError: a file that cannot be loaded; it is removed, so that the next attempt
-            compiles anew.
+        RuntimeError: a file that cannot be loaded.  A damaged one is removed, so that the next
+            attempt compiles anew; one that is whole stays (memory or the disk for temporary
+            files may have been short).
     """
     try:
         runner: Any = torch._inductor.aoti_load_package(str(path))
     except Exception as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if _is_damaged(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise RuntimeError(f"{path}: not a usable compiled network ({error})") from error
     with contextlib.suppress(OSError):
         os.utime(path)  # pruning goes by when it was last used
@@ -171,6 +187,17 @@ def prune(
                 removed.append(path)
                 held -= size
     return removed
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether the archive itself is incomplete or changed; not if it cannot be read now."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, EOFError, zlib.error):
+        return True
+    except OSError:
+        return False
 
 
 def _remove_abandoned(folder: Path) -> None:

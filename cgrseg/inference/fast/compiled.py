@@ -164,10 +164,11 @@ class CompiledBackend:
             runner = self._runner((images, height, width))
             if runner is not None:
                 return runner(batch)
-            single = self._runner((1, height, width)) if images > 1 else None
-            if single is not None and self.device.type == "cpu":
+            if images > 1 and self.device.type == "cpu":
                 # On a CPU a batch is no faster than its images one after another.
-                return torch.cat([single(image) for image in batch.split(1)])
+                single = self._runner((1, height, width))
+                if single is not None:
+                    return torch.cat([single(image) for image in batch.split(1)])
             return self._network(batch)
 
     def _runner(self, shape: Shape) -> Callable[[Tensor], Tensor] | None:
