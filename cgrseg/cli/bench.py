@@ -85,14 +85,11 @@ def bench(
 
       cgrseg bench work_dirs/demo/best.pth --subjects compiled-bf16
     """
-    import torch
-
     from cgrseg.files import write_json
-    from cgrseg.inference.backends import resolve_device
+    from cgrseg.inference.backends import resolve_device, use_threads
     from cgrseg.reporting.bench import CLOCKS, WORKS, as_markdown, run_bench
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     _check_size(size)
     networks, weights = _networks(models or ["cgrseg_t"], num_classes)
     where = resolve_device(device)

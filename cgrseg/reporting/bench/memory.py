@@ -136,9 +136,10 @@ def _highest() -> int:
 
 
 def _child(job: dict[str, object]) -> Memory:
+    from cgrseg.inference.backends import use_threads
     from cgrseg.reporting.bench.subjects import Setting, make_subject
 
-    torch.set_num_threads(int(str(job["threads"])))
+    use_threads(int(str(job["threads"])))
     stored = torch.load(str(job["weights"]), weights_only=True)
     model = CGRSeg(
         stored["variant"],
