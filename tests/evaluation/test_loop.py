@@ -183,9 +183,11 @@ def test_files_hold_what_was_found(tmp_path: Path) -> None:
     stems, classes, counts = read_counts(written.with_suffix(".npz"))
     assert stems == result.stems and classes == result.classes
     assert np.array_equal(counts, result.counts)
-    (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"bad\.npz"):
-        read_counts(tmp_path / "bad.npz")
+    whole = written.with_suffix(".npz").read_bytes()
+    for damaged in (b"nothing", b"", whole[: len(whole) // 2]):  # the last one is no archive
+        (tmp_path / "bad.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"bad\.npz"):
+            read_counts(tmp_path / "bad.npz")
 
 
 def test_an_earlier_result_is_never_lost(tmp_path: Path) -> None:
