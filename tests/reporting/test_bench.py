@@ -6,20 +6,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cgrseg.cli.bench import bench
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
 from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
-from cgrseg.reporting.bench.memory import Memory, measure_memory
+from cgrseg.reporting.bench.memory import Memory, _child, measure_memory
 from cgrseg.reporting.bench.profile import summarise
 from cgrseg.reporting.bench.report import profile_markdown, table
 from cgrseg.reporting.bench.run import as_input, sample_photos
@@ -199,6 +202,20 @@ def test_memory_of_the_fused_decoding_is_a_part_of_the_plain_path_s() -> None:
 def test_memory_of_a_failing_subject_is_explained(model: CGRSeg) -> None:
     with pytest.raises(EnvironmentProblem, match="magic"):
         measure_memory("magic", model, (64, 64), device=CPU, folder=None)
+
+
+def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        with pytest.raises(ConfigError, match="--size"):  # which is looked at afterwards
+            bench(threads=3, size=(33, 64))
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
+        with pytest.raises(FileNotFoundError):
+            _child({"threads": 2, "weights": tmp_path / "missing.pt"})
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def test_machine_names_itself() -> None:
