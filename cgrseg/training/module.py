@@ -49,10 +49,12 @@ def step_seed(seed: int, iteration: int, micro_step: int, rank: int) -> int:
 def fused_optimizer(config: Config, device: str) -> bool:
     """Whether all parameters are stepped in one operation, equal up to rounding.
 
-    Not in float64, which is for checks against PyTorch's plain loop; nor where gradients in
-    fp16 are clipped, because the fused step unscales them itself, after the clipping.
+    Not in float64, which is for checks against PyTorch's plain loop; nor where gradients of
+    mixed precision are clipped, because the fused step unscales them itself, after the
+    clipping, and Lightning refuses the two together.
     """
-    clipped = config.train.precision == "fp16" and config.optimizer.clip_norm is not None
+    mixed = config.train.precision in ("fp16", "bf16")
+    clipped = mixed and config.optimizer.clip_norm is not None
     return device in ("cpu", "cuda") and config.train.precision != "fp64" and not clipped
 
 

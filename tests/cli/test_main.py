@@ -17,7 +17,10 @@ from cgrseg.errors import DataError, explain
 
 from .conftest import Run
 
-COMMANDS = ["train", "evaluate", "predict", "info", "bench", "report", "data", "demo"]
+COMMANDS = [
+    *("train", "evaluate", "predict", "export", "web"),
+    *("info", "bench", "report", "data", "demo"),
+]
 
 
 def test_help_lists_every_command(run: Run) -> None:

@@ -30,14 +30,18 @@ def test_run_leaves_what_is_promised(trained: Path) -> None:
 def test_finished_run_is_not_overwritten_and_can_go_on(
     run: Run, trained: Path, tmp_path: Path
 ) -> None:
-    before = (trained / "latest.pth").read_bytes()
-    refused = run("train", trained, "--device", "cpu")
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "work_dir": str(folder)}))
+    before = (folder / "latest.pth").read_bytes()
+    refused = run("train", folder, "--device", "cpu")
     assert refused.exit_code == 2
     assert "resume" in refused.stderr
-    assert (trained / "latest.pth").read_bytes() == before
-    longer = run("train", trained, "--device", "cpu", "--resume", "schedule.max_iters=3")
+    assert (folder / "latest.pth").read_bytes() == before
+    longer = run("train", folder, "--device", "cpu", "--resume", "schedule.max_iters=3")
     assert longer.exit_code == 0, longer.output
-    assert torch.load(trained / "latest.pth", weights_only=True)["meta"]["iteration"] == 3
+    assert torch.load(folder / "latest.pth", weights_only=True)["meta"]["iteration"] == 3
 
 
 def test_folder_of_a_run_goes_on_there_from_wherever_it_is_called(

@@ -115,9 +115,14 @@ def test_ctrl_c_before_the_first_step_is_no_trace(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("cgrseg.training.sources.look_before_training", be_interrupted)
+    # Tests that a shell started in the background are born with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["data.dataset=custom", f"data.root={root}"]
     arguments = ["cgrseg-t_custom", "--device", "cpu", "--work-dir", str(tmp_path / "run")]
-    assert main([*arguments, "--cfg-options", *options]) == 130
+    try:
+        assert main([*arguments, "--cfg-options", *options]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "stopped" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
