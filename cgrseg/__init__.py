@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cgrseg.config import Config, load_config
-    from cgrseg.evaluation import evaluate
+    from cgrseg.evaluation.evaluate import evaluate
     from cgrseg.inference import Predictor
     from cgrseg.models import create_model, list_models
     from cgrseg.models.weights import load_model, load_weights
