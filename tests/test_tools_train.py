@@ -227,6 +227,19 @@ def processes_of(parent: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+def wait_until_it_listens(process: int) -> None:
+    """Until a training answers signals itself: SIGUSR1 is one that nobody else takes."""
+    bit = 1 << (signal.SIGUSR1 - 1)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) & bit:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {process} never answered signals itself")
+
+
 def run_until_stopped(command: list[str], folder: Path, workers: bool = False) -> str:
     """Run a command to the letter; SIGTERM once it trains: its first step is its last."""
     with subprocess.Popen(
@@ -245,7 +258,7 @@ def run_until_stopped(command: list[str], folder: Path, workers: bool = False) -
                 break
         # The launcher gives its processes 30 seconds to end, so one of those is asked instead.
         asked = processes_of(process.pid)[0] if workers else process.pid
-        time.sleep(1)
+        wait_until_it_listens(asked)
         os.kill(asked, signal.SIGTERM)
         said += process.stdout.read()
     assert process.returncode == (1 if workers else 128 + signal.SIGTERM), said

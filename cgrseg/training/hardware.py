@@ -173,7 +173,7 @@ def _missing(device: str, found: str) -> EnvironmentProblem:
 
 def _slurm() -> Any:
     """SLURM's places without Lightning's own requeueing, which answers SIGUSR1 in our stead."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     if "RANK" in os.environ or not SLURMEnvironment.detect():
         return None
