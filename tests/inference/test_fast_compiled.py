@@ -328,7 +328,10 @@ def test_freed_memory_is_kept() -> None:
         return int(done.stdout)
 
     # 10 rounds of 80 MiB are 200,000 pages of 4 kB when all of them are fetched anew.
-    assert faults("keep") < 0.05 * faults("leave")
+    left = faults("leave")
+    if left == 0:
+        pytest.skip("this system counts no page faults")
+    assert faults("keep") < 0.05 * left
 
 
 @pytest.mark.usefixtures("without_compiler")
