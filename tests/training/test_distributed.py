@@ -101,7 +101,7 @@ def test_processes_that_start_at_different_iterations_refuse(tmp_path: Path) -> 
     train(small_config(root, tmp_path / "run0", schedule__max_iters=2), device="cpu")
     for said in run_group(2, resume_in_own_folder, root, tmp_path, folder=tmp_path, status=1):
         assert "different iterations (2 in process 0, 0 in process 1)" in said
-        assert "copy latest.pth of the first machine" in said and "Traceback" not in said
+        assert "copy that of the first machine" in said and "Traceback" not in said
 
 
 def one_with_a_damaged_image(root: Path, work_dir: Path) -> int:
