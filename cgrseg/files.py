@@ -44,6 +44,15 @@ def writing_problem(path: Path | str, error: OSError) -> EnvironmentProblem:
     )
 
 
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn a failed step of writing `target` into its message."""
+    try:
+        yield
+    except OSError as error:
+        raise writing_problem(target, error) from error
+
+
 def make_folder(path: Path | str) -> Path:
     """Create a folder with its parents.
 
@@ -51,10 +60,8 @@ def make_folder(path: Path | str) -> Path:
         EnvironmentProblem: when it cannot be created; the message names the reason.
     """
     folder = Path(path)
-    try:
+    with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_problem(folder, error) from error
     return folder
 
 
@@ -76,6 +83,33 @@ class _ReportingStream:
 
 
 @contextlib.contextmanager
+def _replacing(target: Path, prefix: str, suffix: str) -> Iterator[tuple[int, Path]]:
+    """An empty file beside `target` that replaces it once the block ends without an error.
+
+    Args:
+        target: the file; its folder is created if need be.
+        prefix: how the name of the partial file begins.
+        suffix: how it ends.
+
+    Yields:
+        Its descriptor, which the block closes once all is written and synced, and its path.
+    """
+    make_folder(target.parent)
+    with _explained(target):
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
+    partial = Path(name)
+    try:
+        yield descriptor, partial
+        with _explained(target):
+            os.chmod(partial, 0o666 & ~_UMASK)
+            os.replace(partial, target)
+        _sync_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # gone already once it has replaced the target
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` once the block ends without an error.
 
@@ -86,30 +120,17 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     target = Path(path)
-    make_folder(target.parent)
-    try:
-        descriptor, partial = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
-        )
-    except OSError as error:
-        raise writing_problem(target, error) from error
-    stream = os.fdopen(descriptor, "wb")
-    try:
-        yield cast(IO[bytes], _ReportingStream(stream, target))
+    with _replacing(target, f".{target.name}.", ".partial") as (descriptor, _):
+        stream = os.fdopen(descriptor, "wb")
         try:
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
-            os.chmod(partial, 0o666 & ~_UMASK)
-            os.replace(partial, target)
-        except OSError as error:
-            raise writing_problem(target, error) from error
-        _sync_folder(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            stream.close()
-        with contextlib.suppress(OSError):
-            os.unlink(partial)  # gone already once it has replaced the target
+            yield cast(IO[bytes], _ReportingStream(stream, target))
+            with _explained(target):
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.close()
+        finally:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 @contextlib.contextmanager
@@ -123,28 +144,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     target = Path(path)
-    make_folder(target.parent)
-    try:
-        descriptor, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem}.partial", suffix=target.suffix
-        )
-    except OSError as error:
-        raise writing_problem(target, error) from error
-    os.close(descriptor)
-    partial = Path(name)
-    try:
+    with _replacing(target, f".{target.stem}.partial", target.suffix) as (descriptor, partial):
+        os.close(descriptor)
         yield partial
-        try:
-            with partial.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            os.chmod(partial, 0o666 & ~_UMASK)
-            os.replace(partial, target)
-        except OSError as error:
-            raise writing_problem(target, error) from error
-        _sync_folder(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()  # gone already once it has replaced the target
+        with _explained(target), partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
