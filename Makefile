@@ -27,7 +27,7 @@ $(CORE): pyproject.toml constraints.txt
 	@touch $@
 
 $(TOOLS): $(CORE)
-	$(PIP) --editable ".[dev,convert]"
+	$(PIP) --editable ".[dev,convert,export,web]"
 	@touch $@
 
 install: $(TOOLS) ## Make .venv and install cgrseg with its developers' tools

@@ -30,7 +30,7 @@ resolve() { # PYTHON_VERSION LABEL UV_ARGUMENTS...
 }
 
 for version in "$@"; do
-    resolve "$version" "pinned" --extra dev --extra convert --constraint constraints.txt
+    resolve "$version" "pinned" --all-extras --constraint constraints.txt
     resolve "$version" "newest, every extra" --all-extras
     resolve "$version" "lowest" --resolution lowest-direct
 done
