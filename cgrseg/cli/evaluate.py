@@ -101,12 +101,13 @@ def evaluate(
     from cgrseg.errors import is_first_process
     from cgrseg.evaluation import evaluate as run_evaluation
     from cgrseg.evaluation.evaluate import result_name
+    from cgrseg.inference.precision import check_precision
 
     console = make_console()
     if format_only and (report or metric):
         raise typer.BadParameter("--format-only measures nothing: leave --report and --metric out")
     config, checkpoint, settings = split_arguments(arguments)
-    chosen = checked_precision(precision)
+    chosen = check_precision(precision, "--precision")
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
     folder = Path(resolved.run_dir)
     name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
@@ -197,26 +198,6 @@ def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> C
             )
         )
     return build(merge(build(stored, checkpoint).model_dump(), changes))
-
-
-def checked_precision(name: str) -> Any:
-    """`name` if it is a precision that networks run in.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    from cgrseg.errors import ConfigError, explain
-
-    if name not in ("fp32", "bf16", "fp16"):
-        raise ConfigError(
-            explain(
-                "--precision",
-                found=repr(name),
-                expected="fp32, bf16 or fp16",
-                remedy="leave it out for fp32",
-            )
-        )
-    return name
 
 
 def print_scores(console: Console, result: EvaluationResult) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cgrseg.cli.common import EXIT_PARTLY, Compile, Device, Precision, Threads, make_console
-from cgrseg.cli.evaluate import checked_precision
 from cgrseg.errors import is_first_process
 
 if TYPE_CHECKING:
@@ -97,6 +96,7 @@ def predict(
     from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
+    from cgrseg.inference.precision import check_precision
 
     console = make_console()
     rank, world_size = own_share()
@@ -104,7 +104,11 @@ def predict(
     where = str(device_of_process(device))
     clips = _clips(images, out, overlays, legend)
     predictor = Predictor.from_pretrained(
-        checkpoint, where, checked_precision(precision), compile=compile, threads=threads
+        checkpoint,
+        where,
+        check_precision(precision, "--precision"),
+        compile=compile,
+        threads=threads,
     )
     predictor.test = _test_settings(predictor, setting or [], multi_scale)
     if clips:

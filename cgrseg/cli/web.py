@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from cgrseg.cli.common import Device, make_console
-from cgrseg.cli.evaluate import checked_precision
 
 
 def web(
@@ -47,6 +46,7 @@ def web(
     from cgrseg.deploy.web.server import LOOPBACK
     from cgrseg.inference import Predictor
     from cgrseg.inference.exported.packages import need
+    from cgrseg.inference.precision import check_precision
 
     need("gradio", "cgrseg web", "web")
     limits = Limits(
@@ -57,7 +57,7 @@ def web(
     )
     models = {
         _name(checkpoint, checkpoints): Predictor.from_pretrained(
-            checkpoint, device, checked_precision(precision)
+            checkpoint, device, check_precision(precision, "--precision")
         )
         for checkpoint in checkpoints
     }

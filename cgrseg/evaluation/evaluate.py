@@ -28,9 +28,10 @@ from cgrseg.evaluation.outputs import (
 )
 from cgrseg.evaluation.progress import shown_progress
 from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
+from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import augmented
+from cgrseg.inference.precision import Precision
 from cgrseg.models import CGRSeg, load_model
 
 __all__ = ["evaluate", "evaluate_model"]

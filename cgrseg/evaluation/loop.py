@@ -21,8 +21,9 @@ from cgrseg.evaluation.calibration import Calibration, CalibrationError
 from cgrseg.evaluation.distributed import gather_in_order, others_present
 from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.inference.backends import Backend, Precision, TorchBackend
+from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.modes import Segmentation, segment_batch
+from cgrseg.inference.precision import Precision
 
 #: Metrics by name; all that follow from the confusion matrix are always computed.
 COUNTED = ("mIoU", "mDice", "mFscore")

@@ -8,23 +8,20 @@ networks implement the same three members.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import cv2
 import torch
 from torch import Tensor, nn
 
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.inference.precision import DTYPES, Precision, check_precision
 
 if TYPE_CHECKING:
     from cgrseg.models import CGRSeg
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
 #: Sides of the network's input are multiples of this: its largest stride.
 NETWORK_STRIDE = 32
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @runtime_checkable
@@ -69,19 +66,10 @@ class TorchBackend:
         precision: Precision = "fp32",
         channels_last: bool = False,
     ) -> None:
-        if precision not in _DTYPES:
-            raise ConfigError(
-                explain(
-                    "precision",
-                    found=repr(precision),
-                    expected="fp32, bf16 or fp16",
-                    remedy="choose one of these",
-                )
-            )
         self.device = (
             resolve_device(device) if device is not None else next(model.parameters()).device
         )
-        self.precision = precision
+        self.precision = check_precision(precision)
         self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(self.device).eval()
@@ -97,7 +85,7 @@ class TorchBackend:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
 
 def make_backend(

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import DatasetSpec, get_spec
 from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError, explain
-from cgrseg.inference.backends import Backend, Precision, make_backend, use_threads
+from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import ExportedBackend, is_exported, open_exported
 from cgrseg.inference.exported.predicting import fit, segment_exported
 from cgrseg.inference.frames import Frame, frames_of, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.overlap import read_ahead
+from cgrseg.inference.precision import Precision
 from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.inference.views import NetworkInput, network_size

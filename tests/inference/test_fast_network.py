@@ -137,7 +137,7 @@ def test_sizes_in_turn_do_not_disturb_each_other(small: CGRSeg) -> None:
 
 
 def test_unknown_precision_is_explained(small: CGRSeg) -> None:
-    with pytest.raises(ConfigError, match="fp32, bf16, fp16"):
+    with pytest.raises(ConfigError, match="fp32, bf16 or fp16"):
         fast_form(small, precision="int8")  # type: ignore[arg-type]
 
 

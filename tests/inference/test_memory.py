@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig
+from cgrseg.data.test_transform import TestTransform
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.modes import augmented, segment
 from cgrseg.models import attention_parts, create_model
@@ -117,10 +119,22 @@ def test_every_scale_equals_the_plain_computation(
         TestConfig(resize="none", mode=mode, crop_size=(96, 96), stride=(64, 64))  # type: ignore[arg-type]
     )
     image = photo(160, 224)
+    let_classes_meet(backend, image)
     with torch.inference_mode():
         expected = plain(backend, image, config)
     # As on a large image: attention goes through its queries in many parts.
     monkeypatch.setitem(attention_parts.PART_BYTES, "cpu", 1 << 12)
     found = segment(backend, image, config).labels
-    assert len(np.unique(found)) > 3
-    assert (found == expected.argmax(dim=0).numpy()).mean() > 0.999
+    best = expected.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-4 * best[0]).numpy()
+    labels = expected.argmax(dim=0).numpy()
+    assert clear.mean() > 0.99 and len(np.unique(labels)) > 3
+    assert np.array_equal(found[clear], labels[clear])
+
+
+def let_classes_meet(backend: TorchBackend, image: NDArray[np.uint8]) -> None:
+    """Take from each class what it has on the average over an image, so that many of them win."""
+    tensor = TestTransform(TestConfig(resize="none")).normalise(image)[None]
+    mean = backend.logits(tensor).mean(dim=(0, 2, 3))
+    with torch.no_grad():
+        backend.model.get_parameter("decode_head.conv_seg.bias").sub_(mean)

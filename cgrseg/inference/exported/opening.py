@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError, explain
-from cgrseg.inference.backends import Precision
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Description
+from cgrseg.inference.precision import Precision
 
 _SUFFIXES = (".onnx", ".xml", ".pt2")
 

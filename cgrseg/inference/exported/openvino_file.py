@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from cgrseg.errors import ConfigError, WeightsError, explain
-from cgrseg.inference.backends import Precision
+from cgrseg.errors import WeightsError, explain
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
 from cgrseg.inference.exported.packages import need
+from cgrseg.inference.precision import Precision, check_precision
 
 _MAX_SHAPES = 4
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -38,15 +38,7 @@ def open_openvino(path: Path, precision: Precision = "fp32") -> tuple[Descriptio
         EnvironmentProblem: OpenVINO is not installed.
         WeightsError: a damaged file, one without its `.bin`, or one of other origin.
     """
-    if precision not in _HINTS:
-        raise ConfigError(
-            explain(
-                "precision",
-                found=repr(precision),
-                expected=", ".join(_HINTS),
-                remedy="choose one of these",
-            )
-        )
+    check_precision(precision)
     openvino = need("openvino", path)
     weights = path.with_suffix(".bin")
     core = openvino.Core()

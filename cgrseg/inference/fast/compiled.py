@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from cgrseg.errors import CGRSegError
-from cgrseg.inference.backends import Precision, resolve_device
+from cgrseg.inference.backends import resolve_device
 from cgrseg.inference.fast import artefacts
 from cgrseg.inference.fast.allocator import keep_freed_memory
 from cgrseg.inference.fast.compilers import missing_compiler, slow_precision
 from cgrseg.inference.fast.network import FastNetwork, fast_form
+from cgrseg.inference.precision import Precision
 from cgrseg.models import CGRSeg
 
 _LOG = logging.getLogger("cgrseg.inference")

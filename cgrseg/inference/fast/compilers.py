@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from cgrseg.inference.backends import Precision
+from cgrseg.inference.precision import Precision
 
 
 def missing_compiler(device: torch.device) -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cgrseg.errors import ConfigError, explain
-from cgrseg.inference.backends import Precision
 from cgrseg.inference.fast.backbone import FastBackbone
 from cgrseg.inference.fast.head import FastHead
+from cgrseg.inference.precision import DTYPES, Precision, check_precision
 from cgrseg.models import CGRSeg
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FastNetwork(nn.Module):
@@ -63,17 +60,9 @@ def fast_form(model: CGRSeg, *, precision: Precision = "fp32") -> FastNetwork:
     Raises:
         ConfigError: unknown precision.
     """
-    if precision not in DTYPES:
-        raise ConfigError(
-            explain(
-                "precision",
-                found=repr(precision),
-                expected=", ".join(DTYPES),
-                remedy="choose one of these",
-            )
-        )
+    chosen = check_precision(precision)
     network = FastNetwork(model).eval().requires_grad_(False)
-    network.precision = precision
-    network.to(dtype=DTYPES[precision])
+    network.precision = chosen
+    network.to(dtype=DTYPES[chosen])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -21,8 +21,8 @@ import torch
 from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
-from cgrseg.inference.backends import Precision
 from cgrseg.inference.fast import fast_form
+from cgrseg.inference.precision import Precision
 from cgrseg.models import CGRSeg
 from cgrseg.reporting.bench.machine import Peaks
 

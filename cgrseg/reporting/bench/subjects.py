@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
-from cgrseg.inference.backends import Backend, Precision, TorchBackend
+from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported import is_exported, open_exported
 from cgrseg.inference.fast import CompiledBackend, fast_form
+from cgrseg.inference.precision import DTYPES, Precision
 from cgrseg.models import CGRSeg
 from cgrseg.models.attention_bias import AttentionBias
 from cgrseg.ops import upsample_argmax
@@ -242,7 +243,7 @@ def _compiled(precision: Precision) -> Factory:
     return make
 
 
-for _precision in ("fp32", "bf16", "fp16"):
+for _precision in DTYPES:
     register(f"folded-{_precision}")(_folded(_precision))
     register(f"compiled-{_precision}")(_compiled(_precision))
 
