@@ -6,8 +6,9 @@ makes those logits (`cgrseg.ops`), the fused AdamW and, as asked for, channels-l
 bfloat16 and `torch.compile`.  All train the same network on the same synthetic batch (random
 pixels, a tenth ignored; loading is measured by `benchmarks/data.py`).
 
-Time: the contestants take turns, and every stage ends with the device done.  Memory: each in
-a process of its own, how far the peak of a step lies above network, optimiser and batch.
+Time: the contestants take turns, each step ending with the device done; the stages in further
+rounds, each stage ending so.  Memory: each in a process of its own, how far the peak of a step
+lies above network, optimiser and batch.
 
     python benchmarks/training.py                                     # T, 512x512, batch 4
     python benchmarks/training.py --device cuda --models cgrseg_t cgrseg_b cgrseg_l \
@@ -50,6 +51,7 @@ from cgrseg.training.losses import SegmentationLoss
 from cgrseg.training.schedule import rate_factor
 
 STAGES = ("forward", "loss", "backward", "optimizer")
+STAGE_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,35 @@ class Step:
             parameter_groups(self.model, rates),
             lr=rates.lr,
             betas=rates.betas,
-            fused=contestant.fused,
+            fused=contestant.fused or None,  # None: PyTorch's own choice
         )
 
-    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Take a step; the loss, and the seconds of each stage."""
-        marks = [self._now()]
+    def timed(self, image: Tensor, label: Tensor) -> float:
+        """Seconds of a step, its stages following each other as they do in training."""
+        begun = self._now()
+        self(image, label)
+        return self._now() - begun
+
+    def __call__(
+        self, image: Tensor, label: Tensor, stages: bool = False
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Take a step; the loss, and the seconds of each stage if they are asked for."""
+        now = self._now if stages else time.perf_counter
+        marks = [now()]
         if self.how.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         half = self.how.precision == "bf16"
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
         with autocast if half else contextlib.nullcontext():
             logits = self.network(image)
-        marks.append(self._now())
+        marks.append(now())
         loss = self.loss(logits, label)["loss"] if self.how.fused else plain_loss(logits, label)
-        marks.append(self._now())
+        marks.append(now())
         loss.backward()
-        marks.append(self._now())
+        marks.append(now())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        marks.append(self._now())
+        marks.append(now())
         took = [end - begin for begin, end in itertools.pairwise(marks)]
         return loss.detach(), dict(zip(STAGES, took, strict=True))
 
@@ -182,19 +193,22 @@ def peak_elsewhere(name: str, model: str, options: argparse.Namespace) -> int:
     return int(json.loads(found.stdout.strip().splitlines()[-1]))
 
 
-def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure all contestants with one network, print a table as it grows."""
+def compare(model: str, peaks: dict[str, int], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time all contestants with one network, print a table as it grows."""
     names = options.contestants
-    peaks = {n: peak_elsewhere(n, model, options) for n in names} if options.memory else {}
     device = torch.device(options.device)
     batch = make_batch(options.batch, options.size, options.classes, device)
     steps = {name: Step(CONTESTANTS[name], model, options.classes, device) for name in names}
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for name in names:  # kernels chosen, networks compiled, moments there
         steps[name](*batch)
     for _ in range(options.rounds):
         for name in names:
-            times[name].append(steps[name](*batch)[1])
+            times[name].append(steps[name].timed(*batch))
+    for _ in range(STAGE_ROUNDS):
+        for name in names:
+            parts[name].append(steps[name](*batch, stages=True)[1])
     say(
         f"\n{model}, {options.size}x{options.size}, batch {options.batch}, "
         f"{options.classes} classes, {options.device}\n"
@@ -207,13 +221,11 @@ def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     say("|---|---|---|---|" + "---|" * len(STAGES))
     rows = []
     for name in names:
-        totals = [sum(row.values()) for row in times[name]]
-        ratios = [
-            sum(base.values()) / total for base, total in zip(times[names[0]], totals, strict=True)
-        ]
+        totals = times[name]
+        ratios = [base / total for base, total in zip(times[names[0]], totals, strict=True)]
         low, ratio, high = spread(ratios)
         stages = {
-            stage: 1000 * statistics.median(row[stage] for row in times[name]) for stage in STAGES
+            stage: 1000 * statistics.median(row[stage] for row in parts[name]) for stage in STAGES
         }
         row = {
             "model": model,
@@ -273,7 +285,7 @@ def loss_curves(options: argparse.Namespace) -> None:
         distance = statistics.mean(
             abs(one - other) for one, other in zip(values, losses["plain"], strict=True)
         )
-        say(f"| {name} | {statistics.mean(values[-20:]):.4f} | {distance:.4f} |")
+        say(f"| {name} | {statistics.mean(values[-20:]):.6f} | {distance:.6f} |")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["iteration", *losses])
@@ -302,6 +314,10 @@ def main() -> None:
         name, model = options.peak_of
         print_peak(name, model, options)
         return
+    if options.clock != "wall":
+        raise SystemExit("--clock: a step is timed by the clock on the wall alone")
+    if options.curve and options.json:
+        raise SystemExit("--json keeps times; the curves go to the file of --curve alone")
     if options.contestants[0] != "plain":
         raise SystemExit("--contestants begins with plain, which the others are compared with")
     about = machine(options)
@@ -311,7 +327,12 @@ def main() -> None:
     if options.curve:
         loss_curves(options)
         return
-    rows = [row for model in options.models for row in compare(model, options)]
+    # Memory first, while this process is small: a child's peak starts from its parent's.
+    peaks: dict[str, dict[str, int]] = {model: {} for model in options.models}
+    if options.memory:
+        for model, name in itertools.product(options.models, options.contestants):
+            peaks[model][name] = peak_elsewhere(name, model, options)
+    rows = [row for model in options.models for row in compare(model, peaks[model], options)]
     keep(
         {"machine": about, "batch": options.batch, "size": options.size, "rows": rows}, options.json
     )

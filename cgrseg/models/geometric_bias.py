@@ -77,15 +77,16 @@ def resized_offsets(table: Tensor, height: int, width: int) -> Tensor:
         (A, H, W): of offset (|dy|, |dx|), for both from 0.
     """
     cells = round(table.shape[1] ** 0.5)
-    step = (cells - 1) / max(1, min(height, width) - 1)
+    steps = max(1, min(height, width) - 1)
     values = table.unflatten(1, (cells, cells))
     for axis, length in ((1, height), (2, width)):
-        place = (torch.arange(length, dtype=torch.float64) * step).clamp(max=cells - 1)
-        low = place.floor().long()
+        # Whole numbers, made where the table is: moving them there would make the processor wait.
+        place = torch.arange(length, device=table.device) * (cells - 1)
+        place = place.clamp(max=(cells - 1) * steps)  # in `steps`-ths of a cell
+        low = place // steps
         high = (low + 1).clamp(max=cells - 1)
-        share = (place - low).to(table)
+        share = (place - low * steps).to(table) / steps
         share = share[:, None] if axis == 1 else share
-        low, high = low.to(table.device), high.to(table.device)
         # No matrix product: automatic mixed precision would round it.
         values = torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share)
     return values

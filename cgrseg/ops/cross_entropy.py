@@ -51,7 +51,7 @@ def upsample_cross_entropy_reference(
         label_smoothing=label_smoothing,
         reduction="none",
     )
-    return losses.sum() / _divisor(target, ignore_index, weight, average).to(losses.dtype)
+    return losses.sum() / _divisor(target, ignore_index, weight, average, losses.dtype)
 
 
 def upsample_cross_entropy(
@@ -95,7 +95,7 @@ def upsample_cross_entropy(
     values, weight = _promote(logits, weight)
     wanted = torch.is_grad_enabled() and logits.requires_grad
     loss, _ = _fused(values, target, weight, ignore_index, label_smoothing, wanted)
-    return loss / _divisor(target, ignore_index, weight, average).to(loss.dtype)
+    return loss / _divisor(target, ignore_index, weight, average, loss.dtype)
 
 
 @torch.library.custom_op("cgrseg::upsample_cross_entropy_sum", mutates_args=())
@@ -130,7 +130,8 @@ def _sum_and_gradient(
     windows = Windows(logits, rows, columns)
     cells = windows.all_cells()
     labels = target.reshape(-1)
-    total = logits.new_zeros((), dtype=torch.float64)
+    wide = _widest(logits)
+    total = logits.new_zeros((), dtype=wide)
     gradient = torch.zeros_like(windows.positions) if gradient_wanted else None
     spread = None  # smoothing's part of q, per class
     if label_smoothing > 0.0:
@@ -151,9 +152,9 @@ def _sum_and_gradient(
         here, index = cells[part], label[part][..., None]
         logarithms = torch.log_softmax(windows.interpolate_all(here), dim=3)  # (m, R, S, K)
         chosen = logarithms.gather(3, index).squeeze(3)
-        total -= (sharp[part] * chosen).sum(dtype=torch.float64)
+        total -= (sharp[part] * chosen).sum(dtype=wide)
         if spread is not None:
-            total -= ((logarithms * spread).sum(dim=3) * counted[part]).sum(dtype=torch.float64)
+            total -= ((logarithms * spread).sum(dim=3) * counted[part]).sum(dtype=wide)
         if gradient is not None:
             sent = logarithms.exp_()
             sent.scatter_add_(3, index, -(sharp[part] * share[part])[..., None])
@@ -163,10 +164,16 @@ def _sum_and_gradient(
     if gradient is None:
         return total.to(logits.dtype), logits.new_empty(0)
     batch, _, height, width = logits.shape
-    return (
-        total.to(logits.dtype),
-        gradient.view(batch, height, width, classes).permute(0, 3, 1, 2).contiguous(),
-    )
+    gradient = gradient.view(batch, height, width, classes).permute(0, 3, 1, 2)
+    return total.to(logits.dtype), gradient.contiguous(memory_format=_layout(logits))
+
+
+def _layout(logits: Tensor) -> torch.memory_format:
+    """Of the gradient: that of the logits, so that the way back need not convert it."""
+    channels_last = logits.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not logits.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 @_fused.register_fake
@@ -178,8 +185,9 @@ def _(
     label_smoothing: float,
     gradient_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    gradient = logits.new_empty(logits.shape if gradient_wanted else (0,))
-    return logits.new_empty(()), gradient
+    if not gradient_wanted:
+        return logits.new_empty(()), logits.new_empty(0)
+    return logits.new_empty(()), torch.empty_like(logits, memory_format=_layout(logits))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -225,18 +233,30 @@ def _promote(logits: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | No
     return values, None if weight is None else weight.detach().to(values)
 
 
-def _divisor(target: Tensor, ignore_index: int, weight: Tensor | None, average: Average) -> Tensor:
-    """What the summed loss is divided by: float64 scalar, infinite where nothing counts."""
+def _divisor(
+    target: Tensor, ignore_index: int, weight: Tensor | None, average: Average, dtype: torch.dtype
+) -> Tensor | int:
+    """What the summed loss is divided by: a number, or a scalar, infinite where nothing counts.
+
+    Where it is known beforehand it stays a number: moved to a GPU it would make the processor
+    wait for all that is under way there.
+    """
     if average == "all":
-        return torch.tensor(float(target.numel()), dtype=torch.float64, device=target.device)
+        return target.numel()
     if average == "sum":
-        return torch.ones((), dtype=torch.float64, device=target.device)
+        return 1
     labelled = target != ignore_index
     if weight is None:
-        divisor = labelled.sum(dtype=torch.float64)
+        divisor = labelled.sum()
     else:
-        divisor = (weight.double()[torch.where(labelled, target, 0)] * labelled).sum()
-    return torch.where(divisor > 0, divisor, torch.inf)
+        chosen = weight[torch.where(labelled, target, 0)] * labelled
+        divisor = chosen.sum(dtype=_widest(chosen))
+    return torch.where(divisor > 0, divisor.to(dtype), torch.inf)
+
+
+def _widest(values: Tensor) -> torch.dtype:
+    """What long sums are kept in: float64, which Apple's GPUs do not have."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _check(
@@ -277,6 +297,12 @@ def _check(
     if average not in ("all", "valid", "sum"):
         raise refuse(f"average = {average!r}", "'all', 'valid' or 'sum'", "correct average")
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        if weight is not None and bool((weight < 0).any()):
+            raise refuse(
+                f"a class weight of {float(weight.min()):g}",
+                "weights of at least 0",
+                "correct the weights; 0 leaves a class out",
+            )
         wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
         if bool(wrong.any()):
             ids = sorted(set(target[wrong].tolist()))

@@ -37,7 +37,8 @@ class AxisPlan:
     Attributes:
         length: number of outputs, P.
         taps: int64 (P, T) input position of each tap; unused taps repeat a used one.
-        weights: float64 (P, T) weight of each tap, >= 0, summing to 1; unused taps have 0.
+        weights: float64 (P, T) weight of each tap, >= 0, summing to 1; unused taps have 0
+            (float32 on Apple GPUs, here and below).
         group_taps: int64 (G, T) inputs that the group's outputs look at, padded likewise.
         group_outputs: int64 (G, R) outputs of each group; short groups repeat their last one.
         group_weights: float64 (G, R, T) weights of those outputs, in the order of
@@ -57,7 +58,7 @@ class AxisPlan:
 
     def matrix(self, inputs: int) -> Tensor:
         """The same map as a dense float64 matrix (P, inputs)."""
-        dense = torch.zeros(self.length, inputs, dtype=torch.float64, device=self.taps.device)
+        dense = self.weights.new_zeros(self.length, inputs)
         return dense.scatter_add_(1, self.taps, self.weights)
 
 
@@ -177,7 +178,10 @@ def _assemble(
     def to_tensor(array: np.ndarray) -> Tensor:
         # The cache outlives an inference-mode block, so its tensors must not be bound to one.
         with torch.inference_mode(mode=False):
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            if tensor.is_floating_point() and torch.device(device).type == "mps":
+                tensor = tensor.float()  # Apple's GPUs have no float64
+            return tensor.to(device)
 
     return AxisPlan(
         length=len(indices),

@@ -67,7 +67,7 @@ class Keeper:
             training["scaler"] = scaler.state_dict()
         if module.averaged is not None:
             training["state_dict"] = module.model.state_dict()
-            training["averaged_steps"] = module.averaged.n_averaged
+            training["averaged_steps"] = module.averaged.updates
         write_checkpoint(
             self.run_dir / LATEST,
             {**self._weights(module), "training": training},
@@ -165,7 +165,7 @@ def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
     if module.averaged is not None:
         module.averaged.module.load_state_dict(checkpoint["state_dict"])
         if "averaged_steps" in training:
-            module.averaged.n_averaged.copy_(training["averaged_steps"])
+            module.averaged.updates = int(training["averaged_steps"])
 
 
 def refuse_other_groups(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
@@ -195,13 +195,18 @@ def restore_optimizer(trainer: Any, checkpoint: dict[str, Any]) -> None:
     """
     optimizer = trainer.optimizers[0]
     saved = checkpoint["training"]["optimizer"]
-    present = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
+    # Before loading, because PyTorch decides by them on which device the counts of steps go.
+    groups = [
+        {**group, "params": old["params"]}
+        for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict(saved)
-    for group, settings in zip(optimizer.param_groups, present, strict=True):
-        group.update(settings)
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            # The fused step goes through memory as it lies: moments that were saved in another
+            # layout (train.channels_last) would meet the wrong weights.
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = checkpoint["training"].get("scaler")
     if scaler is not None and scale:

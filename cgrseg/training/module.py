@@ -21,10 +21,10 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cgrseg.config.schema import Config
 from cgrseg.models import CGRSeg
+from cgrseg.training.averaging import AveragedWeights
 from cgrseg.training.groups import parameter_groups
 from cgrseg.training.losses import SegmentationLoss, pixel_accuracy
 from cgrseg.training.schedule import rate_factor
@@ -92,23 +92,12 @@ class TrainingModule(lightning.LightningModule):
         # Kept on the device, so that looking for it does not make the device wait at every
         # step; no buffer, because those are overwritten by the first process's.
         self._first_bad: Tensor | None = None
-        self._averaged: list[AveragedModel] = []
-        if config.train.ema_decay is not None:
-            average = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay), use_buffers=False
-            )
-            # In a list, so that it is no child of this module: it is neither trained,
-            # nor synchronised, nor converted.
-            self._averaged.append(average.requires_grad_(False))
+        decay = config.train.ema_decay
+        self.averaged = None if decay is None else AveragedWeights(model, decay)
         forward: Callable[..., Any] = (
             model.forward_with_initial if config.loss.initial_weight > 0 else model.forward
         )
         self._network = torch.compile(forward) if config.train.compile else forward
-
-    @property
-    def averaged(self) -> AveragedModel | None:
-        """Averaged weights, when the run keeps them."""
-        return self._averaged[0] if self._averaged else None
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -122,7 +111,8 @@ class TrainingModule(lightning.LightningModule):
             parameter_groups(self.model, settings),
             lr=settings.lr,
             betas=settings.betas,
-            fused=fused_optimizer(self.config, self.device.type),
+            # None, not False: that would also switch off PyTorch's choice of the next best.
+            fused=fused_optimizer(self.config, self.device.type) or None,
         )
 
     def transfer_batch_to_device(
@@ -137,7 +127,7 @@ class TrainingModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Put what Lightning does not know of onto the device."""
         if self.averaged is not None:
-            self.averaged.to(self.device, next(self.model.parameters()).dtype)
+            self.averaged.module.to(self.device, next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Set the rate of this iteration and seed its randomness."""
@@ -184,8 +174,7 @@ class TrainingModule(lightning.LightningModule):
         """Count the optimiser step that was just taken, and average the weights."""
         self.iteration += 1
         if self.averaged is not None:
-            # Running statistics are averages already: `use_buffers=False` takes them as they are.
-            self.averaged.update_parameters(self.model)
+            self.averaged.update(self.model)
 
     def _note(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():

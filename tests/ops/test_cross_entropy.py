@@ -308,6 +308,7 @@ def test_accuracy_by_hand():
         ({"target": torch.zeros(1, 1, 2, 2, dtype=torch.int64)}, r"shape \(1, 1, 2, 2\)"),
         ({"logits": torch.zeros(5, 2, 2)}, "leading dimension"),
         ({"weight": torch.ones(4)}, r"class weights of shape \(4,\)"),
+        ({"weight": torch.tensor([1.0, -1.0, 1.0, 0.0, 2.0])}, "a class weight of -1"),
         ({"label_smoothing": 1.5}, "label_smoothing = 1.5"),
         ({"average": "mean"}, "average = 'mean'"),
     ],
