@@ -3,8 +3,8 @@
 Every contestant trains from random weights on the 367 training images at half size (240x180,
 crops of 160x160, 8 images a step) for the same number of iterations with the same optimiser,
 through the package's own trainer, once per seed, and is scored on test at the labels' own size.
-A budget for two cores: after 120 iterations no network is done learning.  What is compared is how
-far each gets, not how far it could get.
+A budget for two cores: after 120 iterations, or 480, no network is done learning.  What is compared
+is how far each gets, not how far it could get.
 
 Averaging the weights does not touch the training: every run keeps both, and both are scored.
 
@@ -24,10 +24,12 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +68,40 @@ PROTOCOL = (
 )
 """What differs from the preset for every contestant."""
 
-METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "plain": ("CGRSeg-T, plain recipe", ()),
-    "initial": ("+ loss on the first prediction, 0.4", ("loss.initial_weight=0.4",)),
-    "rare_crops": (
-        "+ half of the crops around a class drawn evenly",
-        ("augment.rare_class_crops=0.5",),
+
+@dataclass(frozen=True)
+class Method:
+    """A contestant.
+
+    Attributes:
+        title: in the table.
+        settings: what differs from the protocol.
+        base: the method that it differs from by one change; none: it is one.
+    """
+
+    title: str
+    settings: tuple[str, ...] = ()
+    base: str | None = "plain"
+
+
+LONG = ("schedule.max_iters=480", "schedule.warmup_iters=48")
+INITIAL = ("loss.initial_weight=0.4",)
+RARE_CROPS = ("augment.rare_class_crops=0.5",)
+METHODS = {
+    "plain": Method("CGRSeg-T, plain recipe", base=None),
+    "initial": Method("+ loss on the first prediction, 0.4", INITIAL),
+    "rare_crops": Method("+ half of the crops around a class drawn evenly", RARE_CROPS),
+    "geometric": Method("+ geometry-true attention bias", ("model.attention_bias=geometric",)),
+    "segformer_b0": Method("SegFormer-B0 (Hugging Face), same settings"),
+    "longer": Method(
+        "+ twice the iterations", ("schedule.max_iters=240", "schedule.warmup_iters=24")
     ),
-    "geometric": ("+ geometry-true attention bias", ("model.attention_bias=geometric",)),
-    "segformer_b0": ("SegFormer-B0 (Hugging Face), same settings", ()),
-    "longer": (
-        "+ twice the iterations",
-        ("schedule.max_iters=240", "schedule.warmup_iters=24"),
+    "valid": Method("+ loss averaged over labelled pixels", ("loss.average=valid",)),
+    "plain_480": Method("CGRSeg-T, plain recipe, 480 iterations", LONG),
+    "initial_480": Method("+ loss on the first prediction, 0.4", LONG + INITIAL, "plain_480"),
+    "rare_crops_480": Method(
+        "+ half of the crops around a class drawn evenly", LONG + RARE_CROPS, "plain_480"
     ),
-    "valid": ("+ loss averaged over labelled pixels", ("loss.average=valid",)),
 }
 RUN_COLUMNS = (
     "method",
@@ -124,7 +146,7 @@ def settings_of(method: str, seed: int, data_root: str, work_dir: str) -> list[s
         f"work_dir={work_dir}",
         f"train.seed={seed}",
         *PROTOCOL,
-        *METHODS[method][1],
+        *METHODS[method].settings,
     ]
 
 
@@ -186,6 +208,8 @@ def run_all(methods: list[str], seeds: list[int], data_root: str, runs: Path) ->
                 print("segformer_b0 left out: transformers is not installed", flush=True)
                 continue
             print(f"{method}, seed {seed}", flush=True)
+            if folder.exists():  # of a run that was stopped: its log would go on
+                shutil.rmtree(folder)
             command = [sys.executable, __file__, "--data-root", data_root, "--runs", str(runs)]
             subprocess.run([*command, "--one", method, str(seed)], check=True)
             found = json.loads((folder / "result.json").read_text())
@@ -221,20 +245,21 @@ def write_table(runs: Path, path: Path) -> None:
         "| contestant | seeds | mIoU | minus plain | mIoU, averaged weights | minus not averaged |",
         "|---|---|---|---|---|---|",
     ]
-    for method, (title, _) in METHODS.items():
+    for method, about in METHODS.items():
         seeds = [seed for name, seed in results if name == method]
         if not seeds:
             continue
         last = {seed: _score(results[method, seed], "last") for seed in seeds}
         averaged = {seed: _score(results[method, seed], "averaged") for seed in seeds}
-        shared = [seed for seed in seeds if ("plain", seed) in results and method != "plain"]
+        base = about.base
+        shared = [seed for seed in seeds if base is not None and (base, seed) in results]
         columns = [
             list(last.values()),
-            [last[seed] - _score(results["plain", seed], "last") for seed in shared],
+            [last[seed] - _score(results[str(base), seed], "last") for seed in shared],
             list(averaged.values()),
             [averaged[seed] - last[seed] for seed in seeds],
         ]
-        cells = [title, " ".join(map(str, seeds)), *map(_mean_and_spread, columns)]
+        cells = [about.title, " ".join(map(str, seeds)), *map(_mean_and_spread, columns)]
         lines.append("| " + " | ".join(cells) + " |")
     atomic_write_text(path, "\n".join(lines) + "\n")
     rows, curves = io.StringIO(), io.StringIO()
@@ -251,7 +276,7 @@ def write_table(runs: Path, path: Path) -> None:
                 *(f"{_score(result, kind):.2f}" for kind in ("last", "averaged")),
                 *(f"{100 * averaged[name]:.2f}" for name in ("mAcc", "aAcc")),
                 *(f"{result[n]:.0f}" for n in ("train_seconds", "train_processor_seconds")),
-                " ".join((*PROTOCOL, *METHODS[method][1])),
+                " ".join((*PROTOCOL, *METHODS[method].settings)),
             ]
         )
         folder = runs / f"{method}_seed{seed}"
