@@ -24,7 +24,8 @@ def predict(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A .pth file, a folder of save_pretrained, or a hub id.",
+            help="A .pth file, a folder of save_pretrained, a hub id, or a file of cgrseg export "
+            "(.onnx, .xml, .pt2).",
             show_default=False,
         ),
     ],
@@ -86,22 +87,28 @@ def predict(
     .avi; .webm for browsers), without its sound. Clips that are in the folder OUT
     already are kept.
 
+    Files of `cgrseg export` are used like their checkpoint; they run on the CPU.
+
     Examples:
       cgrseg predict best.pth street.jpg holiday/ --out painted
 
       cgrseg predict best.pth 'photos/**/*.jpg' --no-overlays
 
       cgrseg predict best.pth drive.mp4 --out painted.mp4 --compile
+
+      cgrseg predict best.onnx street.jpg
     """
     from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
+    from cgrseg.inference.exported import is_exported
     from cgrseg.inference.precision import check_precision
 
     console = make_console()
     rank, world_size = own_share()
     others = world_size > 1 and started_by() == "pytorch"
-    where = str(device_of_process(device))
+    # Exported files have a runtime of their own, on the CPU, whatever GPU there is.
+    where = device if is_exported(checkpoint) else str(device_of_process(device))
     clips = _clips(images, out, overlays, legend)
     predictor = Predictor.from_pretrained(
         checkpoint,

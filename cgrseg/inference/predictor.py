@@ -9,42 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.catalogue import DatasetSpec, get_spec
-from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError, explain
+from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import ExportedBackend, is_exported, open_exported
 from cgrseg.inference.exported.predicting import fit, segment_exported
-from cgrseg.inference.frames import Frame, frames_of, is_video
+from cgrseg.inference.frames import Frame, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
-from cgrseg.inference.overlap import read_ahead
+from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
 from cgrseg.inference.precision import Precision
 from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.sources import as_image, find_images
+from cgrseg.inference.stored import stored_test_settings, told_by_count
 from cgrseg.inference.views import NetworkInput, network_size
 from cgrseg.models import load_model
 from cgrseg.visual.palette import make_palette
-
-_LOG = logging.getLogger("cgrseg.inference")
-
-# Published checkpoints do not always carry their class names; their count tells them.
-_BY_COUNT = {150: "ade20k", 171: "coco_stuff10k", 59: "pascal_context59"}
 
 
 class Predictor:
@@ -70,7 +62,7 @@ class Predictor:
         self.backend = backend
         self.test = test if test is not None else TestConfig()
         count = backend.num_classes
-        spec = _spec_of(count) if classes is None else None
+        spec = told_by_count(count) if classes is None else None
         if classes is None:
             classes = spec.classes if spec is not None else [f"class {k}" for k in range(count)]
         if palette is None and spec is not None:
@@ -119,25 +111,34 @@ class Predictor:
             threads: of the CPU, in the whole process; None: all cores.
 
         Raises:
+            ConfigError: a setting that an exported file does not have.
             WeightsError: a checkpoint that cannot be used.
             EnvironmentProblem: no such device.
         """
-        use_threads(threads)
         if is_exported(path_or_hub_id):
-            return cls._over_exported(open_exported(path_or_hub_id, device, precision), test)
+            for name, given in (("compile", compile), ("channels_last", channels_last)):
+                if given:
+                    raise ConfigError(_not_for_exported(name, path_or_hub_id))
+            use_threads(threads)
+            return cls._over_exported(
+                open_exported(path_or_hub_id, device, precision), test, path_or_hub_id
+            )
+        use_threads(threads)
         model = load_model(path_or_hub_id)
         backend = make_backend(
             model, device, precision, compile=compile, channels_last=channels_last
         )
         if test is None:
-            test = _test_settings(model, path_or_hub_id)
+            test = stored_test_settings(model.preprocessing, path_or_hub_id)
         return cls(backend, test, model.classes, model.palette)
 
     @classmethod
-    def _over_exported(cls, backend: ExportedBackend, test: TestConfig | None) -> Predictor:
+    def _over_exported(
+        cls, backend: ExportedBackend, test: TestConfig | None, source: str | Path
+    ) -> Predictor:
         about = backend.description
-        if test is None and about.test is not None:
-            test = TestConfig(**about.test)
+        if test is None:
+            test = stored_test_settings(about.test, source)
         return cls(backend, test, about.classes, about.palette)
 
     def __call__(self, source: Any, *, confidence: bool = False, batch_size: int = 1) -> Any:
@@ -191,7 +192,7 @@ class Predictor:
         readers = 1 if self.backend.device.type == "cpu" else min(8, os.cpu_count() or 1)
         # Several batches are read at a time, so that images of equal size meet.
         together = batch_size if batch_size == 1 else 4 * batch_size
-        pending = _with_frames(sources, together)
+        pending = with_frames(sources, together)
         with (
             contextlib.closing(pending),
             ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read-ahead") as pool,
@@ -199,14 +200,14 @@ class Predictor:
             ahead = self._submit(pool, pending, together)
             while ahead:
                 batch, ahead = ahead, self._submit(pool, pending, together)
-                opened: list[tuple[Any, _Opened | CGRSegError]] = []
+                opened: list[tuple[Any, Opened | CGRSegError]] = []
                 for source, future in batch:
                     try:
                         opened.append((source, future.result()))
                     except CGRSegError as error:
                         if on_error == "raise":
                             raise
-                        opened.append((_origin(source), error))
+                        opened.append((origin_of(source), error))
                 for source, found in self._label(opened, confidence, batch_size):
                     if on_error == "raise" and isinstance(found, CGRSegError):
                         raise found
@@ -240,25 +241,25 @@ class Predictor:
 
     def _submit(
         self, pool: ThreadPoolExecutor, pending: Iterator[Any], count: int
-    ) -> list[tuple[Any, Future[_Opened]]]:
+    ) -> list[tuple[Any, Future[Opened]]]:
         return [(one, pool.submit(self._open, one)) for one in itertools.islice(pending, count)]
 
-    def _open(self, source: Any) -> _Opened:
+    def _open(self, source: Any) -> Opened:
         """Read an image and make it the network's input, in a thread beside the network."""
         start = time.perf_counter()
-        if isinstance(source, _Unreadable):
+        if isinstance(source, Unreadable):
             raise source.error
         image = as_image(source)
         ours = not isinstance(self.backend, ExportedBackend) and is_plain(self.test)
         ready = NetworkInput.of(image, self.test) if ours else None
-        return _Opened(image, ready, time.perf_counter() - start)
+        return Opened(image, ready, time.perf_counter() - start)
 
     def _label(
-        self, opened: list[tuple[Any, _Opened | CGRSegError]], confidence: bool, batch_size: int
+        self, opened: list[tuple[Any, Opened | CGRSegError]], confidence: bool, batch_size: int
     ) -> Iterator[tuple[Any, Prediction | CGRSegError]]:
         groups: dict[tuple[int, int], list[int]] = {}
         for number, (_, one) in enumerate(opened):
-            if isinstance(one, _Opened):
+            if isinstance(one, Opened):
                 groups.setdefault(self._network_size(one.image), []).append(number)
         # What is not one plain view of the image is computed image by image.
         together = batch_size if is_plain(self.test) else 1
@@ -267,7 +268,7 @@ class Predictor:
             for start in range(0, len(numbers), together):
                 chosen = numbers[start : start + together]
                 members = [opened[n][1] for n in chosen]
-                images = [one for one in members if isinstance(one, _Opened)]
+                images = [one for one in members if isinstance(one, Opened)]
                 found = self._label_equal(images, size, confidence)
                 labelled.update(zip(chosen, found, strict=True))
         for number, (source, one) in enumerate(opened):
@@ -276,9 +277,9 @@ class Predictor:
                 continue
             result, timing = labelled.pop(number)
             if isinstance(result, DataError):
-                yield source, DataError(f"{_name_of(source)}: {result}")
+                yield source, DataError(f"{name_of(source)}: {result}")
                 continue
-            origin = _origin(source)
+            origin = origin_of(source)
             yield (
                 source,
                 Prediction(
@@ -294,7 +295,7 @@ class Predictor:
             )
 
     def _label_equal(
-        self, images: list[_Opened], size: tuple[int, int], confidence: bool
+        self, images: list[Opened], size: tuple[int, int], confidence: bool
     ) -> list[tuple[Segmentation | DataError, Timing]]:
         """Label images of equal network inputs together; each gets an equal share of the time."""
         start, once = time.perf_counter(), getattr(self.backend, "seconds_preparing", 0.0)
@@ -346,23 +347,6 @@ class Predictor:
         )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """An image that was read."""
-
-    image: NDArray[np.uint8]
-    ready: NetworkInput | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """Stands in the place of what could not be read of a clip."""
-
-    source: Any
-    error: CGRSegError
-
-
 class _Asked:
     """A backend that notes which shapes it is asked for, and computes nothing."""
 
@@ -376,62 +360,10 @@ class _Asked:
         return torch.zeros(images, self.num_classes, height // 8, width // 8, device=self.device)
 
 
-def _with_frames(sources: Iterable[Any], depth: int) -> Generator[Any, None, None]:
-    """Videos replaced by their frames, which are read ahead."""
-    for source in sources:
-        if not is_video(source):
-            yield source
-            continue
-        frames = read_ahead(frames_of(source), depth)
-        try:
-            yield from frames
-        except CGRSegError as error:
-            yield _Unreadable(source, error)
-        finally:
-            frames.close()
-
-
-def _origin(source: Any) -> Any:
-    """What the caller gave: of a frame, the clip's path."""
-    return source.source if isinstance(source, (Frame, _Unreadable)) else source
-
-
-def _name_of(source: Any) -> str:
-    if isinstance(source, Frame):
-        return f"{source.source}, frame {source.number}"
-    return str(source) if isinstance(source, (str, Path)) else "an image in memory"
-
-
-def _spec_of(count: int) -> DatasetSpec | None:
-    name = _BY_COUNT.get(count)
-    if name is None:
-        _LOG.warning("the checkpoint has no class names; they are numbered 'class 0' and on")
-        return None
-    spec = get_spec(name)
-    _LOG.warning(
-        "the checkpoint has no class names; %d classes are taken for those of %s",
-        count,
-        spec.title,
+def _not_for_exported(name: str, path: str | Path) -> str:
+    return explain(
+        name,
+        found=f"given for {path}, an exported file, which is optimised and laid out already",
+        expected=f"{name} for checkpoints only",
+        remedy="leave it out, or predict with the checkpoint itself",
     )
-    return spec
-
-
-def _test_settings(model: nn.Module, source: str | Path) -> TestConfig:
-    settings = getattr(model, "preprocessing", None)
-    if settings is None:
-        _LOG.warning(
-            "%s holds no test settings; the published ones of ADE20K are used (short side 512)",
-            source,
-        )
-        return TestConfig()
-    try:
-        return TestConfig(**settings)
-    except (ValidationError, ConfigError, TypeError) as error:
-        raise WeightsError(
-            explain(
-                source,
-                found=f"test settings that cannot be used ({error})",
-                expected="those of a run, as this version writes them",
-                remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
-            )
-        ) from error

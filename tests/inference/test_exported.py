@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,56 @@ def test_the_smallest_size_that_fits_is_taken() -> None:
     assert [shape[2:] for shape in seen] == [(96, 64), (64, 96), (128, 128)]
     with pytest.raises(ConfigError, match="160x32 pixels"):
         taken.logits(torch.zeros(1, 3, 160, 32))
+
+
+def test_any_size_has_bounds_if_the_file_says_so() -> None:
+    """Below them inputs are padded and cut back, above them refused."""
+    seen: list[tuple[int, ...]] = []
+    taken = backend(seen, sizes=None, smallest=96, largest=128)
+    batch = torch.randn(1, 3, 32, 128, generator=torch.Generator().manual_seed(0))
+    found = taken.logits(batch)
+    assert seen == [(1, 3, 96, 128)] and found.shape == (1, 7, 4, 16)
+    assert torch.equal(found, BLOCKS.logits(batch))
+    with pytest.raises(ConfigError, match=r"96x160 pixels\s+expected: sides of at most 128"):
+        taken.logits(torch.zeros(1, 3, 96, 160))
+    free = backend(seen, sizes=None)
+    free.logits(torch.zeros(1, 3, 32, 4096))
+    assert seen[-1] == (1, 3, 32, 4096)
+
+
+def test_a_runtime_that_fails_is_a_message() -> None:
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        raise AssertionError("Guard failed: side != 1\nmore")
+
+    taken = ExportedBackend(description(), run, "x.pt2")
+    with pytest.raises(WeightsError) as caught:
+        taken.logits(torch.zeros(2, 3, 64, 96))
+    assert "x.pt2: its runtime failed on an input of 2x3x64x96 (Guard failed: side != 1)" in str(
+        caught.value
+    )
+
+
+def test_what_a_file_for_pixels_sees() -> None:
+    """Padding is the whole number next to the mean there, not the mean."""
+    batch = torch.zeros(1, 3, 32, 32)
+    taken = ExportedBackend(description(takes="pixels"), lambda array: array, "x.onnx")
+    wanted = [
+        (whole - mean) / std for whole, mean, std in zip((124, 116, 104), MEAN, STD, strict=True)
+    ]
+    found = taken.seen(batch)
+    assert found.shape == (1, 3, 64, 96)
+    assert torch.allclose(found, torch.tensor(wanted).view(1, 3, 1, 1).expand(1, 3, 64, 96))
+    plain = ExportedBackend(description(), lambda array: array, "x.onnx")
+    assert torch.equal(plain.seen(batch), torch.zeros(1, 3, 64, 96))
+
+
+def test_test_settings_of_a_newer_version_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = backend([], test={"scale": [96, 64], "from_the_future": 1})
+    monkeypatch.setattr("cgrseg.inference.predictor.open_exported", lambda *_rest: newer)
+    with pytest.raises(WeightsError, match=r"new\.onnx: test settings that cannot be used"):
+        Predictor.from_pretrained(tmp_path / "new.onnx")
 
 
 def test_a_fixed_batch_is_filled_and_cut() -> None:

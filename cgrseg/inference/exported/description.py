@@ -33,7 +33,10 @@ class Description(BaseModel):
         mean: of the normalisation, RGB, on values 0..255.
         std: likewise.
         test: test settings of the checkpoint; None: it had none.
-        sizes: heights and widths that the file takes; None: any multiples of 32.
+        sizes: heights and widths that the file takes; None: any multiples of 32 between
+            `smallest` and `largest`.
+        smallest: side in pixels.
+        largest: likewise; None: no limit.
         batch: images at once; None: any number.
         takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" (N, K, H / 8, W / 8), or "labels" (N, H, W).
@@ -56,6 +59,8 @@ class Description(BaseModel):
     std: tuple[float, float, float]
     test: dict[str, Any] | None
     sizes: list[Size] | None
+    smallest: int = 32
+    largest: int | None = None
     batch: int | None
     takes: InputKind
     gives: OutputKind

@@ -23,7 +23,9 @@ _MAX_SHAPES = 4
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def open_openvino(path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
+def open_openvino(
+    path: Path, precision: Precision = "fp32", *, resize_tables: bool = True
+) -> tuple[Description, Run]:
     """Description of a model, and the model as a function.
 
     Every input shape is compiled once, when it first comes, with all free axes fixed: tables
@@ -32,6 +34,8 @@ def open_openvino(path: Path, precision: Precision = "fp32") -> tuple[Descriptio
     Args:
         path: the `.xml` file.
         precision: that the runtime may compute in; the file's weights stay as they are.
+        resize_tables: resize the tables of a model for any size here, which is far faster;
+            False: leave them to OpenVINO, as other programs do.
 
     Raises:
         ConfigError: unknown precision.
@@ -74,7 +78,8 @@ def open_openvino(path: Path, precision: Precision = "fp32") -> tuple[Descriptio
             fixed = model.clone()
             if fixed.input(0).partial_shape.is_dynamic:
                 fixed.reshape(list(array.shape))
-                _resize_stored_tables(fixed, openvino)
+                if resize_tables:
+                    _resize_stored_tables(fixed, openvino)
             request = core.compile_model(fixed, "CPU", settings).create_infer_request()
             requests[array.shape] = request
             if len(requests) > _MAX_SHAPES:

@@ -1,0 +1,63 @@
+"""What a checkpoint or an exported file says beside its weights, and what stands in for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.catalogue import DatasetSpec, get_spec
+from cgrseg.errors import ConfigError, WeightsError, explain
+
+_LOG = logging.getLogger("cgrseg.inference")
+
+# Published checkpoints do not always carry their class names; their count tells them.
+_BY_COUNT = {150: "ade20k", 171: "coco_stuff10k", 59: "pascal_context59"}
+
+
+def told_by_count(count: int) -> DatasetSpec | None:
+    """The dataset of that many classes; None where no dataset is known by its count."""
+    name = _BY_COUNT.get(count)
+    if name is None:
+        _LOG.warning("the checkpoint has no class names; they are numbered 'class 0' and on")
+        return None
+    spec = get_spec(name)
+    _LOG.warning(
+        "the checkpoint has no class names; %d classes are taken for those of %s",
+        count,
+        spec.title,
+    )
+    return spec
+
+
+def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path) -> TestConfig:
+    """Test settings as a file holds them.
+
+    Args:
+        settings: by name; None: it holds none, and the published ones of ADE20K are taken.
+        source: the file, for messages.
+
+    Raises:
+        WeightsError: settings that this version does not have.
+    """
+    if settings is None:
+        _LOG.warning(
+            "%s holds no test settings; the published ones of ADE20K are used (short side 512)",
+            source,
+        )
+        return TestConfig()
+    try:
+        return TestConfig(**settings)
+    except (ValidationError, ConfigError, TypeError) as error:
+        raise WeightsError(
+            explain(
+                source,
+                found=f"test settings that cannot be used ({error})",
+                expected="those of a run, as this version writes them",
+                remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
+            )
+        ) from error
