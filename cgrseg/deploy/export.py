@@ -20,17 +20,26 @@ from cgrseg.deploy.writers import (
     write_program,
 )
 from cgrseg.errors import ConfigError, explain
-from cgrseg.inference.exported import Description, InputKind, OutputKind, Size, open_exported
+from cgrseg.inference.exported import (
+    Description,
+    ExportedBackend,
+    InputKind,
+    OutputKind,
+    Size,
+    open_exported,
+)
 from cgrseg.inference.exported.description import Kind
+from cgrseg.inference.exported.openvino_file import open_openvino
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, load_model
 
 SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
 """Formats, with the ending of their files."""
 
-# Sizes on which a file for any size is tried out: square, wide, and one whose smallest map
-# has odd sides.
-_TRIED = ((512, 512), (512, 704), (96, 160))
+# Sizes on which a file for any size is tried out: square, wide, one whose smallest map has odd
+# sides, and the smallest ones, whose maps have sides of 1 (a special case for exporters).
+_SMALL = (96, 160)
+_TRIED = ((512, 512), (512, 704), _SMALL, (32, 32), (64, 32), (32, 96))
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def export(
     batch: int | None = None,
     takes: InputKind = "normalised",
     gives: OutputKind = "logits",
-    opset: int = 18,
+    opset: int | None = None,
     tolerance: Tolerance | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda text: None,
@@ -79,7 +88,7 @@ def export(
         batch: images at once; None: any number (aoti: 1).
         takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" at an eighth of the size, or "labels" at the input's.
-        opset: of ONNX.
+        opset: of ONNX; None: 18.
         tolerance: None: the usual one.
         overwrite: replace a file of that name.
         tell: gets a line per step.
@@ -91,22 +100,31 @@ def export(
     """
     began = time.perf_counter()
     sizes = checked_sizes(kind, sizes)
+    if opset is not None and kind != "onnx":
+        raise ConfigError(
+            explain(
+                "--opset",
+                found=f"{opset}, with the format {kind}",
+                expected="a version of ONNX's operators for the format onnx only",
+                remedy="leave it out, or export with --format onnx",
+            )
+        )
     if kind == "aoti" and batch is None:
         batch = 1
-    model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint, verbose=False)
-    model = model.cpu().eval()
     target = target_path(checkpoint, kind, out)
     refuse_existing(target, overwrite)
+    model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint, verbose=False)
+    model = model.cpu().eval()
     description = describe_export(model, checkpoint, kind, sizes, batch, takes, gives)
 
     def form(size: Size | None) -> ExportForm:
         return ExportForm(model, size, takes, gives)
 
-    with staged(target) as draft:
+    with staged(target, overwrite) as draft:
         tell(f"writing {target.name}")
         one = sizes[0] if sizes is not None and len(sizes) == 1 else None
         if kind == "onnx":
-            write_onnx(form(one), one, description, draft, opset)
+            write_onnx(form(one), one, description, draft, opset or 18)
         elif kind == "openvino":
             write_openvino(openvino_model(form(one), one, description), description, draft)
         elif kind == "pt2":
@@ -114,14 +132,13 @@ def export(
         else:
             write_compiled(form, sizes or [], description, draft)
         tell("comparing it with the float32 network")
-        checks = verify(
-            open_exported(draft),
-            model,
-            sizes or _TRIED,
-            [batch] if batch is not None else [1, 2],
-            tolerance or Tolerance(),
-            tell,
-        )
+        batches, allowed = [batch] if batch is not None else [1, 2], tolerance or Tolerance()
+        checks = verify(open_exported(draft), model, sizes or _TRIED, batches, allowed, tell)
+        if kind == "openvino" and sizes is None:
+            tell("  and with tables that OpenVINO resizes, as in other programs:")
+            told, run = open_openvino(draft, resize_tables=False)
+            plain = ExportedBackend(told, run, draft.name)
+            checks += verify(plain, model, [_SMALL], batches, allowed, tell)
         megabytes = sum(part.stat().st_size for part in parts_of(draft)) / 1e6
     return ExportResult(target, megabytes, checks, time.perf_counter() - began)
 
@@ -163,17 +180,21 @@ def target_path(
     """Where the file goes.
 
     Raises:
-        ConfigError: a name whose ending is not the format's.
+        ConfigError: a name whose ending is not the format's, to the letter: files are
+            recognised by it.
     """
     suffix = SUFFIXES[kind]
     if out is not None:
-        if Path(out).suffix.lower() != suffix:
+        if Path(out).suffix != suffix:
+            named = (
+                Path(out).with_suffix(suffix) if Path(out).name else Path(out) / f"model{suffix}"
+            )
             raise ConfigError(
                 explain(
                     "--out",
                     found=str(out),
                     expected=f"a name that ends in {suffix}, as files of the format {kind} do",
-                    remedy=f"for example {Path(out).with_suffix(suffix)}",
+                    remedy=f"for example {named}",
                 )
             )
         return Path(out)

@@ -36,22 +36,13 @@ class ResizedBias(nn.Module):
     The mix of a talking head is linear over heads, so it is applied to the table beforehand.
 
     Args:
-        source: the biases of one attention.
+        source: the biases of one attention, not resized by true offsets.
     """
 
     table: Tensor
 
     def __init__(self, source: StoredBias) -> None:
         super().__init__()
-        if source.geometric:
-            raise ConfigError(
-                explain(
-                    "export for any input size",
-                    found="a network with model.attention_bias=geometric",
-                    expected="a fixed input size, for which its biases are stored numbers",
-                    remedy="name the height and width of the input",
-                )
-            )
         cells = round(source.table.shape[1] ** 0.5)
         queries = (-(-cells // source.query_stride)) ** 2
         table = source.compute(queries, cells**2, source.table)
@@ -176,7 +167,7 @@ def _make_resizable(network: FastNetwork) -> None:
 def _refuse_geometric(network: FastNetwork) -> None:
     """Biases by true offsets depend on the map's shape: resolved for known sizes only."""
     biases = [module for module in network.modules() if isinstance(module, StoredBias)]
-    if any(getattr(bias, "geometric", False) for bias in biases):
+    if any(bias.geometric for bias in biases):
         raise ConfigError(
             explain(
                 "--size",

@@ -41,12 +41,18 @@ def parts_of(target: Path) -> Sequence[Path]:
 
 
 @contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a path to write to; what is there replaces the target once the block has ended.
 
-    On any error nothing is left and the target stays as it was.
+    On any error nothing is left and the target, both of its files if it has two, stays as it
+    was.
+
+    Args:
+        target: the file.
+        overwrite: replace a file of that name.
 
     Raises:
+        ConfigError: something of that name appeared meanwhile, and may not be replaced.
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     make_folder(target.parent)
@@ -57,10 +63,11 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         draft = Path(folder) / target.name
         yield draft
-        for part, place in zip(parts_of(draft), parts_of(target), strict=True):
+        for part in parts_of(draft):
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
-            os.replace(part, place)
+        refuse_existing(target, overwrite)
+        _put_in_place(draft, target)
     except CGRSegError:
         raise
     except OSError as error:
@@ -79,3 +86,30 @@ def staged(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(draft: Path, target: Path) -> None:
+    """Rename the parts; if one of them fails, those before it become what they were."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for part, place in zip(parts_of(draft), parts_of(target), strict=True):
+            old = None
+            if part != draft and place.exists():  # the last one needs no way back
+                old = draft.with_name(f"old-{place.name}")
+                _keep(place, old)
+            os.replace(part, place)
+            done.append((place, old))
+    except OSError:
+        for place, old in reversed(done):
+            if old is None:
+                place.unlink()
+            else:
+                os.replace(old, place)
+        raise
+
+
+def _keep(file: Path, copy: Path) -> None:
+    try:
+        os.link(file, copy)
+    except OSError:  # file systems without hard links
+        shutil.copy2(file, copy)

@@ -118,8 +118,16 @@ def openvino_model(form: ExportForm, size: Size | None, description: Description
 def write_program(
     form: ExportForm, size: Size | None, description: Description, path: Path
 ) -> None:
-    """Write a portable program of `torch.export`."""
+    """Write a portable program of `torch.export`.
+
+    Exporting for any size settles some of what depends on it: the program says itself which
+    sides it takes, and checks them.
+    """
     program = export_program(form, size, description.batch)
+    if size is None:
+        smallest, largest = _sides(program, 1 if form.takes == "pixels" else 2)
+        sides = {"smallest": smallest, "largest": largest}
+        description = description.model_copy(update=sides)
     content = io.BytesIO()
     torch.export.save(
         program, content, extra_files={DESCRIPTION_FILE: description.model_dump_json()}
@@ -186,6 +194,19 @@ def export_program(form: ExportForm, size: Size | None, batch: int | None) -> Ex
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
+
+
+def _sides(program: ExportedProgram, first: int) -> Size:
+    """The smallest and the largest side in pixels that a program for any size takes."""
+    name = program.graph_signature.user_inputs[0]
+    image = next(node for node in program.graph.nodes if node.name == name)
+    symbols = [
+        symbol
+        for side in image.meta["val"].shape[first : first + 2]
+        for symbol in side.node.expr.free_symbols
+    ]
+    ranges = [program.range_constraints[symbol] for symbol in symbols]
+    return 32 * max(int(r.lower) for r in ranges), 32 * min(int(r.upper) for r in ranges)
 
 
 def example_input(form: ExportForm, size: Size, batch: int) -> Tensor:

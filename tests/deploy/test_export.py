@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 import cgrseg
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy import Tolerance, export
-from cgrseg.deploy.staging import staged
+from cgrseg.deploy.staging import parts_of, staged
 from cgrseg.deploy.verify import verify
 from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
 from cgrseg.inference import Predictor
@@ -26,7 +27,8 @@ from tests.inference.fixtures import photo
 def program(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "small.pt2"
     result = export(checkpoint, "pt2", out, sizes=[(64, 96)])
-    assert result.path == out and len(result.checks) == 2
+    assert result.path == out
+    assert [(check.batch, check.pictures) for check in result.checks] == [(1, 3), (2, 4)]
     assert all(check.within(Tolerance()) for check in result.checks)
     assert [path.name for path in out.parent.iterdir()] == ["small.pt2"]
     return out
@@ -70,8 +72,29 @@ def test_what_one_size_cannot_do_is_said(program: Path) -> None:
     assert predictor(photo(100, 150)).labels.shape == (100, 150)
     with pytest.raises(EnvironmentProblem, match="run on the CPU"):
         Predictor.from_pretrained(program, "cuda")
+    for name in ("compile", "channels_last"):
+        with pytest.raises(ConfigError, match=f"{name}: given for .* an exported file"):
+            Predictor.from_pretrained(program, **{name: True})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="precision bf16"):
         Predictor.from_pretrained(program, precision="bf16")
+
+
+@pytest.mark.slow
+def test_any_size_means_the_smallest_too(checkpoint: Path, tmp_path: Path) -> None:
+    """Below what the program takes, inputs are padded; above it they are refused."""
+    result = export(checkpoint, "pt2", tmp_path / "any.pt2")
+    assert {(32, 32), (64, 32), (32, 96), (512, 704)} <= {check.size for check in result.checks}
+    exported, original = (
+        Predictor.from_pretrained(path, test=Settings(resize="none"))
+        for path in (result.path, checkpoint)
+    )
+    about = exported.backend.description  # type: ignore[attr-defined]
+    assert 32 <= about.smallest <= 96 and about.largest == 8192
+    assert exported(photo(20, 300)).labels.shape == (20, 300)
+    picture = photo(90, 128)
+    assert (exported(picture).labels == original(picture).labels).mean() > 0.999
+    with pytest.raises(ConfigError, match="sides of at most 8192"):
+        exported.backend.logits(torch.zeros(1, 3, 32, 8224))
 
 
 def test_nothing_is_overwritten_unasked(program: Path, checkpoint: Path) -> None:
@@ -107,6 +130,9 @@ def test_other_weights_are_noticed(program: Path, network: CGRSeg) -> None:
         ({"kind": "onnx", "sizes": [(64, 100)]}, "round up: 64x128"),
         ({"kind": "aoti"}, "--size 512x512"),
         ({"kind": "onnx", "out": "model.pt2"}, "ends in .onnx"),
+        ({"kind": "onnx", "out": "."}, r"for example model\.onnx"),
+        ({"kind": "openvino", "out": "model.XML"}, r"for example model\.xml"),
+        ({"kind": "pt2", "opset": 20}, "--opset: 20, with the format pt2"),
     ],
 )
 def test_settings_that_cannot_be(
@@ -114,6 +140,11 @@ def test_settings_that_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         export(network, **settings)  # type: ignore[arg-type]
+
+
+def test_a_wrong_ending_is_said_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match=r"for example best\.onnx"):
+        export("/no/such/checkpoint.pth", "onnx", "best.ONNX")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -135,6 +166,44 @@ def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
         draft.write_text("new")
         raise OSError(errno.ENOSPC, "no space")
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    with pytest.raises(ConfigError, match="--overwrite"), staged(target) as draft:
+        draft.write_text("mine")
+        target.write_text("another's")
+    assert target.read_text() == "another's" and len(list(tmp_path.iterdir())) == 1
+    with staged(target, overwrite=True) as draft:
+        draft.write_text("mine")
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_pair_is_replaced_whole_or_not_at_all(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.xml"
+    places = (target, target.with_suffix(".bin"))
+    if old:
+        for place in places:
+            place.write_text("old")
+    replace = os.replace
+
+    def failing(source: Path, place: Path) -> None:
+        if place == target:
+            raise OSError(errno.EACCES, "no")
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with (
+        pytest.raises(EnvironmentProblem, match="writing is not permitted"),
+        staged(target, overwrite=True) as draft,
+    ):
+        for part in parts_of(draft):
+            part.write_text("new")
+    assert sorted(tmp_path.iterdir()) == (sorted(places) if old else [])
+    assert all(place.read_text() == "old" for place in places if old)
 
 
 @pytest.mark.parametrize(

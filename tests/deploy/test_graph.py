@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cgrseg.deploy.graph import ExportForm, averaging_matrix
 from cgrseg.deploy.verify import normalised, sample_pictures
-from cgrseg.models import CGRSeg
+from cgrseg.errors import ConfigError
+from cgrseg.models import CGRSeg, create_model
 from cgrseg.ops import upsample_argmax
 
 
@@ -43,6 +44,12 @@ def test_form_for_any_size(network: CGRSeg) -> None:
     for size in ((64, 64), (96, 160), (160, 96)):
         batch = normalised(sample_pictures(1, size))
         assert relative(form(batch), network(batch)) < 1e-5, size
+
+
+def test_biases_by_true_offsets_need_a_size() -> None:
+    model = create_model("cgrseg_t", 3, context_blocks=1, attention_bias="geometric")
+    with pytest.raises(ConfigError, match="--size 512x512"):
+        ExportForm(model, None)
 
 
 def test_pixels_are_normalised_inside(network: CGRSeg) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cgrseg.deploy import Tolerance, export
-from cgrseg.deploy.verify import verify
+from cgrseg.deploy.verify import normalised, sample_pictures, verify
 from cgrseg.deploy.writers import write_openvino
 from cgrseg.errors import WeightsError
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported import describe, open_exported
+from cgrseg.inference.exported.openvino_file import open_openvino
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import spread_weights
 from tests.inference.fixtures import photo
@@ -87,6 +88,21 @@ def test_every_variant_and_format(variant: str, kind: str, tmp_path: Path) -> No
     result = export(model, kind, tmp_path / f"model{suffix}", sizes=sizes)  # type: ignore[arg-type]
     checks = verify(open_exported(result.path), model, sizes, [1, 4], Tolerance())
     assert len(checks) == 4
+
+
+@pytest.mark.slow
+def test_openvino_of_any_size(checkpoint: Path, network: CGRSeg, tmp_path: Path) -> None:
+    """The tables are also left to OpenVINO once, as other programs do."""
+    told: list[str] = []
+    out = tmp_path / "any.xml"
+    result = export(checkpoint, "openvino", out, tell=told.append)
+    sizes = [check.size for check in result.checks]
+    assert sizes.count((96, 160)) == 4 and sizes.count((32, 32)) == 2 and len(sizes) == 14
+    assert "tables that OpenVINO resizes" in told[-3]
+    _, plain = open_openvino(out, resize_tables=False)
+    _, ours = open_openvino(out)
+    batch = normalised(sample_pictures(1, (64, 128))).numpy()
+    assert 0 < np.abs(plain(batch) - ours(batch)).max() < 1e-3 * np.abs(ours(batch)).max()
 
 
 @pytest.mark.slow
