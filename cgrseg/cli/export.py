@@ -63,7 +63,10 @@ def export(
             "--output", help="logits at an eighth of the size, or labels at the input's size."
         ),
     ] = "logits",
-    opset: Annotated[int, typer.Option(help="Of ONNX.", min=18, max=23)] = 18,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="Of ONNX. Default: 18.", min=18, max=23, show_default=False),
+    ] = None,
     int8: Annotated[
         bool,
         typer.Option("--int8", help="Quantise (onnx and openvino), and measure what it costs."),
@@ -76,7 +79,12 @@ def export(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Of them, at most so many.", min=1)] = 128,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            help="Of them, at most so many, evenly spread. Default: 128.", min=1, show_default=False
+        ),
+    ] = None,
     data_root: Annotated[
         str | None,
         typer.Option(
@@ -96,8 +104,13 @@ def export(
         typer.Option(help="Measure on the first so many images only.", min=1, show_default=False),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="Of mIoU in points; more, and no file is left.", min=0)
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Of mIoU in points; more, and no file is left. Default: 1.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file of that name.")
     ] = False,
@@ -128,7 +141,16 @@ def export(
     sizes = _sizes(size or [])
     console = make_console()
     if not int8:
-        _refuse_without_int8(calibrate, data_root, split, limit)
+        _refuse_without_int8(
+            {
+                "--calibrate": calibrate,
+                "--images": images,
+                "--data-root": data_root,
+                "--split": split,
+                "--limit": limit,
+                "--max-drop": max_drop,
+            }
+        )
         result = run_export(checkpoint, kind, out, sizes=sizes, opset=opset, **settings)
     else:
         from cgrseg.deploy.quantise import export_int8
@@ -139,11 +161,12 @@ def export(
             out,
             sizes=sizes,
             calibrate=calibrate,
-            images=images,
+            images=images if images is not None else 128,
             data_root=data_root,
             split=split,
             limit=limit,
             max_drop=max_drop,
+            opset=opset,
             **settings,
         )
         console.print(_about(quantised), markup=False, soft_wrap=True)
@@ -172,16 +195,17 @@ def _about(quantised: Quantisation) -> str:
     return "\n".join(lines)
 
 
-def _refuse_without_int8(*given: object) -> None:
+def _refuse_without_int8(options: dict[str, object]) -> None:
     from cgrseg.errors import ConfigError, explain
 
-    if any(value is not None and value != [] for value in given):
+    given = [name for name, value in options.items() if value is not None and value != []]
+    if given:
         raise ConfigError(
             explain(
-                "--calibrate, --data-root, --split, --limit",
+                ", ".join(given),
                 found="given without --int8",
-                expected="these only where something is quantised",
-                remedy="add --int8, or leave them out",
+                expected="only where something is quantised",
+                remedy="add --int8, or leave it out",
             )
         )
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.errors import EnvironmentProblem, explain
 from cgrseg.inference.exported.packages import need
 
 Inputs = Sequence[NDArray[np.generic]]
@@ -41,7 +42,7 @@ def quantise_openvino(
         progress: called with inputs done and inputs in all.
 
     Raises:
-        EnvironmentProblem: NNCF is not installed.
+        EnvironmentProblem: NNCF is not installed, or a pattern has no node.
     """
     nncf = _nncf()
 
@@ -51,8 +52,7 @@ def quantise_openvino(
             if progress is not None:
                 progress(number + 1, len(inputs))
 
-    names = [node.get_friendly_name() for node in model.get_ops()]
-    ignored = sorted(n for n in names if any(re.fullmatch(p, n) for p in kept))
+    ignored = matching([node.get_friendly_name() for node in model.get_ops()], kept)
     return nncf.quantize(
         model,
         nncf.Dataset(_Once(watched)),
@@ -62,6 +62,29 @@ def quantise_openvino(
         fast_bias_correction=True,
         ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
     )
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Names of nodes that belong to one of the groups.
+
+    Raises:
+        EnvironmentProblem: a group is empty, which the network's never are.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        group = {name for name in names if re.fullmatch(pattern, name)}
+        if not group:
+            raise EnvironmentProblem(
+                explain(
+                    "quantisation",
+                    found=f"no node of the exported graph is called like {pattern}",
+                    expected="the nodes that stay in float32 under their modules' names",
+                    remedy="install the versions of torch and onnxscript that cgrseg was tried "
+                    "with (constraints.txt)",
+                )
+            )
+        found |= group
+    return sorted(found)
 
 
 class _Once:
@@ -86,18 +109,19 @@ def quantise_onnx(
         progress: called with inputs done and inputs in all.
 
     Raises:
-        EnvironmentProblem: ONNX Runtime is not installed.
+        EnvironmentProblem: ONNX Runtime is not installed, or a pattern has no node.
     """
     onnx = need("onnx", "quantisation for onnx")
     quantization = need("onnxruntime.quantization", "quantisation for onnx")
     name = model.graph.input[0].name
 
     reader = _Reader(name, inputs, progress)
-    ignored = [n.name for n in model.graph.node if any(re.fullmatch(p, n.name) for p in kept)]
     with tempfile.TemporaryDirectory() as folder, _no_remarks():
         source, ready, target = (Path(folder) / f"{n}.onnx" for n in ("float", "ready", "int8"))
         onnx.save(model, source)
         quantization.quant_pre_process(source, ready, skip_symbolic_shape=True)
+        # Only now: preparing merges nodes and gives them other names.
+        ignored = matching([node.name for node in onnx.load(ready).graph.node], kept)
         quantization.quantize_static(
             ready,
             target,

@@ -1,0 +1,243 @@
+"""Eight bits: what is kept back, what is measured, and what leaves no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cgrseg.config import load_config
+from cgrseg.config.schema import TestConfig as Settings
+from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.synthetic import SYNTHETIC_CLASSES, write_dataset
+from cgrseg.deploy import calibration, quantise
+from cgrseg.deploy.calibration import CalibrationInputs
+from cgrseg.deploy.export import describe_export
+from cgrseg.deploy.int8 import ATTENTION, CLASSIFIER, matching
+from cgrseg.deploy.measuring import find_labelled, float_backend, mean_iou
+from cgrseg.deploy.quantise import Quantisation, export_int8
+from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem, WeightsError
+from cgrseg.evaluation import evaluate_model
+from cgrseg.inference import Predictor, TorchBackend
+from cgrseg.inference.exported import describe
+from cgrseg.models import create_model
+from cgrseg.reporting.bench import spread_weights
+from tests.inference.fixtures import photo
+
+MISSING = "needs the extra [export]"
+onnx = pytest.importorskip("onnx", reason=MISSING)
+pytest.importorskip("onnxscript", reason=MISSING)
+pytest.importorskip("onnxruntime", reason=MISSING)
+openvino = pytest.importorskip("openvino", reason=MISSING)
+pytest.importorskip("nncf", reason=MISSING)
+
+Save = Callable[[Path, dict[str, Any] | None], Path]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scenes to calibrate with and three to measure on, one of them upright."""
+    root = write_dataset(
+        tmp_path_factory.mktemp("scenes") / "data", train=6, val=3, size=(64, 96), workers=1
+    )
+    image = min(root.glob("images/validation/*"))
+    label = min(root.glob("annotations/validation/*"))
+    for file, pixels in ((image, read_image(image)[:, :, ::-1]), (label, read_label(label))):
+        assert cv2.imwrite(str(file), cv2.copyMakeBorder(pixels, 0, 60, 0, 0, cv2.BORDER_WRAP))
+    return root
+
+
+@pytest.fixture(scope="module")
+def save(scenes: Path) -> Save:
+    model = spread_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
+
+    def write(path: Path, config: dict[str, Any] | None) -> Path:
+        meta = {
+            "format": 1,
+            "variant": model.variant,
+            "context_blocks": model.context_blocks,
+            "classes": list(SYNTHETIC_CLASSES),
+            "preprocessing": {"scale": [96, 64]},
+            **({"config": config} if config else {}),
+        }
+        torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(save: Save, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = load_config("cgrseg-t_synthetic", {"data.root": str(scenes)})
+    return save(tmp_path_factory.mktemp("run") / "small.pth", config.model_dump(mode="json"))
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Path) -> Callable[[str], Quantisation]:
+    """Each format's file, made once."""
+    kept: dict[str, Quantisation] = {}
+
+    def make(kind: Any) -> Quantisation:
+        if kind not in kept:
+            # Weights drawn at random have near ties everywhere, which 8 bits decide otherwise.
+            kept[kind] = export_int8(checkpoint, kind, images=4, max_drop=100.0)
+        return kept[kind]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_file_is_measured_and_predicts(
+    made: Callable[[str], Quantisation], kind: str, checkpoint: Path
+) -> None:
+    """One of the three images would make an upright input; it is fitted, and measured too."""
+    found = made(kind)
+    assert found.images == 4 and found.kept_back == ("classifier", "attention products")
+    assert found.unmeasured == "" and found.measured_on.startswith("3 images of ")
+    assert found.before is not None and found.after is not None and 0 < found.before < 1
+    about = describe(found.result.path)
+    assert about.precision == "int8" and about.sizes == [(64, 96)]
+    assert found.result.megabytes < 0.6 * checkpoint.stat().st_size / 1e6
+    predicted = Predictor.from_pretrained(found.result.path)(photo(64, 96)).labels
+    wanted = Predictor.from_pretrained(checkpoint)(photo(64, 96)).labels
+    assert 0.3 < (predicted == wanted).mean() < 1 and 0.5 < found.agreement < 1
+
+
+def test_onnx_keeps_back_what_it_should(made: Callable[[str], Quantisation]) -> None:
+    graph = onnx.load(made("onnx").result.path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def is_quantised(node: Any) -> bool:
+        # All of what it multiplies; a tensor that others read in 8 bits may come to it so too.
+        before = [makers[name].op_type if name in makers else "" for name in node.input[:2]]
+        return set(before) == {"DequantizeLinear"}
+
+    kept = set(matching([node.name for node in graph.node], [CLASSIFIER, ATTENTION]))
+    computing = [node for node in graph.node if node.op_type in ("Conv", "MatMul")]
+    assert not [node.name for node in computing if node.name in kept and is_quantised(node)]
+    assert sum(is_quantised(node) for node in computing if node.name not in kept) > 50
+
+
+@pytest.mark.slow
+def test_openvino_keeps_back_what_it_should(made: Callable[[str], Quantisation]) -> None:
+    model = openvino.Core().read_model(made("openvino").result.path)
+
+    def is_quantised(node: Any) -> bool:
+        before = [node.input_value(place).get_node() for place in (0, 1)]
+        return {one.get_type_name() for one in before} == {"FakeQuantize"}
+
+    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
+    kept = matching(list(nodes), [CLASSIFIER, ATTENTION])
+    computing = ("Convolution", "GroupConvolution", "MatMul")
+    inside = [name for name in kept if nodes[name].get_type_name() in computing]
+    assert len(inside) > 10 and not [name for name in inside if is_quantised(nodes[name])]
+    others = [node for name, node in nodes.items() if name not in kept]
+    assert sum(is_quantised(n) for n in others if n.get_type_name() in computing) > 50
+
+
+def test_a_pattern_without_nodes_is_no_silence() -> None:
+    names = ["network.head.guide/MatMul_3", "network.head/Conv_4", "network.backbone/MatMul_5"]
+    assert matching(names, [CLASSIFIER]) == names[:1]
+    assert matching(names, [CLASSIFIER, ATTENTION]) == [names[2], names[0]]
+    with pytest.raises(EnvironmentProblem, match="no node of the exported graph is called like"):
+        matching(["Conv_1", "MatMul_2"], [CLASSIFIER])
+
+
+@pytest.mark.slow
+def test_too_large_a_drop_leaves_no_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drop that none can keep; in one step only, since each calibrates anew."""
+    monkeypatch.setattr(quantise, "_STEPS", quantise._STEPS[:2])
+    with pytest.raises(WeightsError, match="no file was left"):
+        export_int8(checkpoint, "onnx", tmp_path / "x.onnx", images=1, max_drop=-100.0, limit=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_without_labels_agreement_decides_and_the_reason_is_given(
+    save: Save, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(tmp_path / "bare.pth", None)
+    with pytest.raises(ConfigError, match="does not say which dataset"):
+        export_int8(checkpoint, "onnx")
+    monkeypatch.setattr(quantise, "_LEAST_AGREEMENT", 0.3)
+    photos = [str(scenes / "images" / "training")]
+    found = export_int8(checkpoint, "onnx", calibrate=photos, images=2, sizes=[(64, 64)])
+    assert found.before is None and found.after is None and found.images == 2
+    assert "does not say which dataset" in found.unmeasured
+
+
+@pytest.mark.parametrize("asked", [{"data_root": "nowhere"}, {"limit": 2}, {"max_drop": 2.0}])
+def test_a_measurement_that_was_asked_for_is_made_or_refused(
+    asked: dict[str, Any], save: Save, scenes: Path, tmp_path: Path
+) -> None:
+    config = load_config("cgrseg-t_synthetic", {"data.root": str(tmp_path / "nowhere")})
+    checkpoint = save(tmp_path / "moved.pth", config.model_dump(mode="json"))
+    photos = [str(scenes / "images" / "training")]
+    with pytest.raises(CGRSegError, match="nowhere"):
+        export_int8(checkpoint, "onnx", calibrate=photos, **asked)
+    bare = save(tmp_path / "bare.pth", None)
+    with pytest.raises(ConfigError, match=r"--max-drop: given, but the checkpoint does not say"):
+        export_int8(bare, "onnx", calibrate=photos, **asked)
+
+
+def test_newer_test_settings_are_said(save: Save, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "new.pth", None)
+    content = torch.load(checkpoint, weights_only=True)
+    content["meta"]["preprocessing"]["from_the_future"] = 1
+    torch.save(content, checkpoint)
+    with pytest.raises(WeightsError, match="test settings that cannot be used"):
+        export_int8(checkpoint, "onnx", calibrate=[str(tmp_path)])
+
+
+def test_a_damaged_photo_is_named(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no image")
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        export_int8(checkpoint, "onnx", calibrate=[str(broken)])
+    assert not list(checkpoint.parent.glob("*.exporting-*"))
+
+
+def test_photos_are_read_one_at_a_time(
+    checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(calibration, "read_image", counted)
+    photos = sorted((scenes / "images" / "training").iterdir())
+    model = spread_weights(create_model("cgrseg_t", 3, context_blocks=1))
+    about = describe_export(model, model, "onnx", [(64, 96)], None, "pixels", "logits")
+    inputs = CalibrationInputs(photos, Settings(scale=(96, 64)), about, (64, 96))
+    assert len(inputs) == 6 and read == []
+    assert inputs[2].shape == (1, 64, 96, 3) and inputs[2].dtype == np.uint8
+    assert read == [photos[2]] * 2
+    assert np.array_equal(inputs[2:4][0], inputs[2])
+
+
+def test_float_network_behind_a_file_is_the_float_network(scenes: Path) -> None:
+    """On images that need no fitting the measurement is the evaluation's, pixels in or not."""
+    model = spread_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
+    config = load_config("cgrseg-t_synthetic", {"data.root": str(scenes)})
+    labelled, reason = find_labelled(config, "", config.data.train_split, 2, True)
+    assert labelled is not None and reason == "" and labelled.images == 2
+    test = Settings(scale=(96, 64))
+    wanted = evaluate_model(
+        TorchBackend(model),
+        labelled.dataset,  # type: ignore[arg-type]
+        test,
+        limit=2,
+    ).scores.mean_iou
+    about_file = describe_export(model, model, "onnx", [(64, 96)], 3, "normalised", "logits")
+    for takes in ("normalised", "pixels"):
+        about = about_file.model_copy(update={"takes": takes})
+        assert mean_iou(float_backend(model, about), labelled, test) == pytest.approx(wanted)
