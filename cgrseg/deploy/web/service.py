@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgrseg.data.image_io import read_image
+from cgrseg.deploy.web.headers import decoded_size
 from cgrseg.errors import CGRSegError, DataError, explain
 from cgrseg.inference import Prediction, Predictor
 from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.views import Image, network_size
-
-# What is looked for in an upload; nothing else reaches a decoder.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,19 @@ class Limits:
     seconds: float = 60.0
     waiting: int = 16
     network_pixels: int = 2_000_000
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of all uploads that lie on the disk or are arriving, which count as both."""
+        return max(16, 2 * self.waiting) * self.upload_bytes
+
+
+_NO_PHOTO = explain(
+    "upload",
+    found="a file that is no photo, or a damaged one",
+    expected="JPEG, PNG, WebP, BMP or TIFF",
+    remedy="choose another file, or save the photo again as JPEG",
+)
 
 
 class BusyError(CGRSegError):
@@ -81,7 +92,7 @@ class Service:
                     remedy="choose from these",
                 )
             )
-        self.check(photo)
+        size = self.check(photo)
         with self._lock:
             if self._pending >= self.limits.waiting:
                 raise BusyError(
@@ -93,7 +104,7 @@ class Service:
                     )
                 )
             self._pending += 1
-        work = self._worker.submit(self._label, photo, self.models[model])
+        work = self._worker.submit(self._label, photo, size, self.models[model])
         work.add_done_callback(self._finished)
         try:
             return work.result(timeout=self.limits.seconds)
@@ -108,8 +119,11 @@ class Service:
                 )
             ) from error
 
-    def check(self, photo: Path) -> None:
+    def check(self, photo: Path) -> tuple[int, int]:
         """Refuse what is no photo, or too large a one, by its header alone.
+
+        Returns:
+            Width and height.
 
         Raises:
             DataError: saying which.
@@ -118,25 +132,18 @@ class Service:
 
         size = photo.stat().st_size
         if size > self.limits.upload_bytes:
-            raise DataError(too_many_bytes(size, self.limits))
+            raise DataError(too_many_bytes(f"{size / 1e6:.1f} MB", self.limits))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-                with Pillow.open(photo, formats=_FORMATS) as picture:
-                    width, height = picture.size
+                width, height, room = decoded_size(photo)
         except Pillow.DecompressionBombError as error:
             raise DataError(self._too_many_pixels("more pixels than any photo has")) from error
         except Exception as error:  # damaged headers fail in many ways
-            raise DataError(
-                explain(
-                    "upload",
-                    found="a file that is no photo, or a damaged one",
-                    expected="JPEG, PNG, WebP, BMP or TIFF",
-                    remedy="choose another file, or save the photo again as JPEG",
-                )
-            ) from error
-        if width * height > self.limits.pixels:
+            raise DataError(_NO_PHOTO) from error
+        if room > self.limits.pixels:
             raise DataError(self._too_many_pixels(f"{width}x{height} pixels"))
+        return width, height
 
     def close(self) -> None:
         """Take no more requests."""
@@ -150,12 +157,14 @@ class Service:
             remedy="make the photo smaller",
         )
 
-    def _label(self, photo: Path, predictor: Predictor) -> Prediction:
+    def _label(self, photo: Path, size: tuple[int, int], predictor: Predictor) -> Prediction:
         try:
             image = read_image(photo)
         except DataError as error:
             # The visitor knows the file by another name than the server's.
             raise DataError(str(error).replace(str(photo), "upload")) from error
+        if sorted(image.shape[:2]) != sorted(size):  # a header that was understood wrongly
+            raise DataError(_NO_PHOTO)
         found: Prediction = self._bounded(predictor, image)(image)
         return found
 
@@ -175,11 +184,11 @@ class Service:
             self._pending -= 1
 
 
-def too_many_bytes(found: int, limits: Limits) -> str:
+def too_many_bytes(found: str, limits: Limits) -> str:
     """The message for a file that is too large."""
     return explain(
         "upload",
-        found=f"{found / 1e6:.1f} MB",
+        found=found,
         expected=f"at most {limits.upload_bytes / 1e6:.1f} MB",
         remedy="make the photo smaller, or save it as JPEG",
     )

@@ -1,0 +1,99 @@
+"""How large a photo is for the decoder, told from its bytes before anything is decoded.
+
+OpenCV decodes, and Pillow alone cannot say what will be decoded: of two widths in a TIFF,
+or two headers in a PNG, Pillow takes the last, libtiff and OpenCV the first.  Here these
+headers are followed as the decoder follows them, and what can be read in two ways is damage.
+Of JPEG, libjpeg refuses a second header itself; WebP is read by the same library in both;
+BMP has one header at a fixed place.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is looked for in an upload, by Pillow's names; nothing else reaches a decoder."""
+
+# Photos have some hundreds of parts; a file of empty ones would only take time.
+_MOST_PARTS = 100_000
+_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # tags of TIFF
+_INTEGERS = {3: "H", 4: "I", 16: "Q"}  # types of TIFF that a size can have
+
+
+def decoded_size(path: Path) -> tuple[int, int, int]:
+    """Width, height, and the pixels that the decoder makes room for (at least their product).
+
+    Raises:
+        Exception: of many classes, for a damaged or ambiguous header, and for no photo.
+    """
+    with Image.open(path, formats=FORMATS) as picture:
+        kind, (width, height) = picture.format, picture.size
+    data = path.read_bytes()
+    room = width * height
+    if kind == "PNG":
+        _agree((width, height), _png(data))
+    elif kind == "TIFF":
+        across, down, *tile = _tiff(data)
+        # Pillow turns the picture as the file says.
+        _agree(sorted((width, height)), sorted((across, down)))
+        room = max(across, tile[0]) * max(down, tile[1])
+    return width, height, room
+
+
+def _agree(checked: object, decoded: object) -> None:
+    if checked != decoded:
+        raise ValueError(f"two sizes: {checked} and {decoded}")
+
+
+def _png(data: bytes) -> tuple[int, int]:
+    """The first chunk, which must be the only one of its kind; no chunk is longer than the file.
+
+    OpenCV makes room for a chunk before it reads it.
+    """
+    place = 8
+    for _ in range(_MOST_PARTS):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+        if (kind == b"IHDR") != (place == 8 + 12 + 13) or place > len(data):
+            raise ValueError("a header that is not the first chunk, or a chunk without end")
+        if kind == b"IEND":
+            width, height = struct.unpack_from(">II", data, 16)
+            return width, height
+    raise ValueError("too many chunks")
+
+
+def _tiff(data: bytes) -> tuple[int, int, int, int]:
+    """Width, length, and those of a tile (0 without), each given at most once."""
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    found: dict[int, int] = {}
+    for tag, value in _entries(data, order):
+        if tag in found:
+            raise ValueError(f"tag {tag} is given twice")
+        found[tag] = value
+    tile = found.get(_TILE_WIDTH, 0), found.get(_TILE_LENGTH, 0)
+    return found[_WIDTH], found[_LENGTH], *tile
+
+
+def _entries(data: bytes, order: str) -> Iterator[tuple[int, int]]:
+    """The tags of the first directory that say a size."""
+    (version,) = struct.unpack_from(f"{order}H", data, 2)
+    offset, count, entry = {42: ("I", "H", "HHI"), 43: ("Q", "Q", "HHQ")}[version]
+    place: int
+    (place,) = struct.unpack_from(f"{order}{offset}", data, 4 if version == 42 else 8)
+    (entries,) = struct.unpack_from(f"{order}{count}", data, place)
+    place += struct.calcsize(f"{order}{count}")
+    if entries > _MOST_PARTS:
+        raise ValueError("too many tags")
+    for _ in range(entries):
+        tag, kind, values = struct.unpack_from(f"{order}{entry}", data, place)
+        place += struct.calcsize(f"{order}{entry}")
+        if tag in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH):
+            if values != 1:
+                raise ValueError(f"tag {tag} has {values} values")
+            (value,) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", data, place)
+            yield tag, value
+        place += struct.calcsize(f"{order}{offset}")
