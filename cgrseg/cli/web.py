@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,12 +44,14 @@ def web(
       cgrseg web small.pth large.onnx --port 8000
     """
     from cgrseg.deploy.web import Limits, Service, serve
-    from cgrseg.deploy.web.server import LOOPBACK
+    from cgrseg.deploy.web.guard import LOOPBACK
     from cgrseg.inference import Predictor
     from cgrseg.inference.exported.packages import need
     from cgrseg.inference.precision import check_precision
 
-    need("gradio", "cgrseg web", "web")
+    # Imported when its temporary folder is known: it looks for one at once.
+    if importlib.util.find_spec("gradio") is None:
+        need("gradio", "cgrseg web", "web")
     limits = Limits(
         upload_bytes=int(upload_mb * (1 << 20)),
         pixels=int(megapixels * 1e6),

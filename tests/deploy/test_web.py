@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,10 +18,11 @@ from PIL import Image
 
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web import Limits, Service
+from cgrseg.deploy.web.page import answer
 from cgrseg.deploy.web.result import as_html, label_png
-from cgrseg.deploy.web.server import Guard, temporary_home
+from cgrseg.deploy.web.server import temporary_home
 from cgrseg.deploy.web.service import BusyError
-from cgrseg.errors import DataError
+from cgrseg.errors import DataError, EnvironmentProblem
 from cgrseg.inference import Predictor
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -145,8 +145,6 @@ def test_the_page_shows_pictures_names_and_shares() -> None:
 
 
 def test_only_one_folder_is_written_to() -> None:
-    import tempfile
-
     before = tempfile.gettempdir()
     with temporary_home() as folder:
         assert tempfile.gettempdir() == str(folder)
@@ -154,65 +152,15 @@ def test_only_one_folder_is_written_to() -> None:
     assert not folder.exists() and tempfile.gettempdir() == before
 
 
-def ask(headers: list[tuple[bytes, bytes]], body: list[bytes]) -> tuple[int, dict[bytes, bytes]]:
-    """A request to a guarded application that reads its body and says how long it was."""
-    sent: list[dict[str, Any]] = []
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        seen, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            seen += len(message["body"])
-            more = message["more_body"]
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": str(seen).encode()})
-
-    async def main() -> None:
-        parts = [
-            {"type": "http.request", "body": part, "more_body": number < len(body) - 1}
-            for number, part in enumerate(body)
-        ]
-
-        async def receive() -> Any:
-            return parts.pop(0)
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await Guard(application, 100_000, "127.0.0.1")(
-            {"type": "http", "headers": headers}, receive, send
-        )
-
-    asyncio.run(main())
-    return (sent[0]["status"], dict(sent[0]["headers"])) if sent else (0, {})
-
-
-HOME = (b"Host", b"127.0.0.1:7860")
-
-
-def test_guard() -> None:
-    status, headers = ask([HOME], [b"abc"])
-    assert status == 200
-    assert b"default-src 'self'" in headers[b"content-security-policy"]
-    assert b"http" not in headers[b"content-security-policy"]
-    assert ask([(b"host", b"[::1]:7860")], [b""])[0] == 200
-    assert ask([(b"host", b"evil.example")], [b""])[0] == 421
-    assert ask([], [b""])[0] == 421
-    assert ask([HOME, (b"content-length", b"999999")], [b""])[0] == 413
-    assert ask([HOME], [b"x" * 60_000] * 4)[0] == 0  # a body longer than it said
-
-
 def test_api(service: Service, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="needs the extra [web]")
     import fastapi
     from starlette.testclient import TestClient
 
-    from cgrseg.deploy.web.server import _add_api
+    from cgrseg.deploy.web.api import add_api
 
     application = fastapi.FastAPI()
-    _add_api(fastapi, application, service)
+    add_api(application, service)
     client = TestClient(application)
     picture = photo(80, 120)
     content = written(tmp_path / "a.png", picture).read_bytes()
@@ -231,3 +179,41 @@ def test_api(service: Service, tmp_path: Path) -> None:
     ):
         refused = client.post(address, content=body)
         assert refused.status_code == 400 and "expected" in refused.json()["error"]
+    long = written(tmp_path / "long.png", np.zeros((1, 70_000, 3), np.uint8)).read_bytes()
+    service.limits = Limits(pixels=100_000)
+    refused = client.post("/api/predict?result=overlay", content=long)
+    assert refused.status_code == 400
+    assert re.search("overlay: 70000x1 pixels\n.*at most 65500", refused.json()["error"])
+    assert client.post("/api/predict", content=long).status_code == 200
+
+
+def test_a_full_disk_is_said(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of more than a few bytes cannot be written, as on a disk that is nearly full."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX systems")
+    path = written(tmp_path / "a.png", photo(80, 120))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+        shown, said = answer(service, tmp_path, {"path": str(path)}, "blocks")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not shown and "larger than files may be here" in said
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(EnvironmentProblem, match="gone: writing failed"):
+        label_png(predictor()(photo(80, 120)))
+    shown, said = answer(service, tmp_path, {"path": str(path)}, "blocks")
+    assert not shown and "cgrseg-refusal" in said and "gone" in said
+    monkeypatch.undo()
+    shown, said = answer(service, tmp_path, {"path": str(path), "orig_name": "a.png"}, "blocks")
+    assert "a_labels.png" in shown and said.startswith("blocks, ")
+
+
+def test_only_uploads_are_read(service: Service, tmp_path: Path) -> None:
+    mine = written(tmp_path / "a.png", photo(80, 120))
+    (tmp_path / "uploads").mkdir()
+    for asked in ({"path": str(mine)}, {"path": str(tmp_path / "uploads/../a.png")}):
+        shown, said = answer(service, tmp_path / "uploads", asked, "blocks")
+        assert not shown and "not uploaded here" in said
+    assert answer(service, tmp_path, None, "blocks") == ("", "Drop a photo first, or take one.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from cgrseg.deploy.web.result import as_html
 from cgrseg.deploy.web.service import Service
+from cgrseg.deploy.web.uploads import KEPT_SECONDS
 from cgrseg.errors import CGRSegError
 
 _HERE = Path(__file__).parent
@@ -34,21 +35,10 @@ def make_page(gradio: Any, service: Service, uploads: Path, address: str) -> Any
     names = list(service.models)
 
     def label(upload: dict[str, Any] | None, model: str) -> tuple[str, str]:
-        if not upload or not upload.get("path"):
-            return "", "Drop a photo first, or take one."
-        photo = Path(upload["path"]).resolve()
-        if not photo.is_relative_to(uploads.resolve()) or not photo.is_file():
-            return "", "This file was not uploaded here."
-        began = time.perf_counter()
-        try:
-            found = service.predict(photo, model)
-        except CGRSegError as error:
-            return "", _refusal(error)
-        taken = time.perf_counter() - began
-        shown = as_html(found, str(upload.get("orig_name") or "photo"))
-        return shown, f"{model}, {taken:.2f} s. Point at the picture to read a class."
+        return answer(service, uploads, upload, model)
 
-    with gradio.Blocks(title="CGRSeg", analytics_enabled=False, delete_cache=(60, 600)) as page:
+    cache = (60, KEPT_SECONDS)
+    with gradio.Blocks(title="CGRSeg", analytics_enabled=False, delete_cache=cache) as page:
         gradio.Markdown(
             "# CGRSeg\nEvery pixel of a photo gets a class. Nothing leaves this machine."
         )
@@ -81,7 +71,8 @@ def make_page(gradio: Any, service: Service, uploads: Path, address: str) -> Any
             "api_visibility": "private",
         }
         start.click(**work)
-        photo.input(**work)
+        # What came while another was under way is done after it, not forgotten.
+        photo.input(**work, trigger_mode="always_last")
         opacity.input(
             None,
             opacity,
@@ -91,6 +82,33 @@ def make_page(gradio: Any, service: Service, uploads: Path, address: str) -> Any
         )
     page.queue(max_size=4 * service.limits.waiting)
     return page
+
+
+def answer(
+    service: Service, uploads: Path, upload: dict[str, Any] | None, model: str
+) -> tuple[str, str]:
+    """The result as HTML and what is said about it as Markdown; a refusal has no result.
+
+    Args:
+        service: labels the photo.
+        uploads: folder below which every uploaded file lies.
+        upload: what the page knows of the photo: `path` and `orig_name`.
+        model: one of the service's.
+    """
+    if not upload or not upload.get("path"):
+        return "", "Drop a photo first, or take one."
+    photo = Path(upload["path"]).resolve()
+    if not photo.is_relative_to(uploads.resolve()) or not photo.is_file():
+        return "", "This file was not uploaded here, or too long ago: drop it again."
+    began = time.perf_counter()
+    try:
+        found = service.predict(photo, model)
+        taken = time.perf_counter() - began
+        shown = as_html(found, str(upload.get("orig_name") or "photo"))
+    except CGRSegError as error:
+        return "", _refusal(error)
+    said = f"{html.escape(model)}, {taken:.2f} s. Point at the picture to read a class."
+    return shown, said
 
 
 def look(gradio: Any) -> dict[str, Any]:

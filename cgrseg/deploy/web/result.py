@@ -13,22 +13,43 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.errors import DataError, explain
+from cgrseg.files import writing_problem
 from cgrseg.inference import Prediction
 
 _SHOWN = 1280
 """Longest side in pixels of the pictures in the page; the download has the photo's own size."""
+_JPEG_SIDE = 65_500
+"""The encoder's limit, a little below the format's."""
 
 
 def label_png(prediction: Prediction) -> bytes:
     """The label map as an indexed PNG, as `cgrseg predict` writes it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "labels.png"
-        prediction.save_labels(path)
-        return path.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "labels.png"
+            prediction.save_labels(path)
+            return path.read_bytes()
+    except OSError as error:
+        raise writing_problem(tempfile.gettempdir(), error) from error
 
 
 def overlay_jpeg(prediction: Prediction, opacity: float) -> bytes:
-    """The photo with the labels over it."""
+    """The photo with the labels over it.
+
+    Raises:
+        DataError: a side is longer than any JPEG's.
+    """
+    height, width = prediction.labels.shape
+    if max(height, width) > _JPEG_SIDE:
+        raise DataError(
+            explain(
+                "overlay",
+                found=f"{width}x{height} pixels",
+                expected=f"at most {_JPEG_SIDE} in width and height, as JPEG has",
+                remedy="ask for labels or shares, or make the photo smaller",
+            )
+        )
     return _encoded(".jpg", prediction.overlay(opacity)[:, :, ::-1])
 
 

@@ -1,36 +1,30 @@
-"""The server: the page at `/`, an API at `/api/predict`, and what keeps both at home."""
+"""The server: the page at `/`, an API at `/api/predict`, and an end that leaves nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import shutil
+import signal
+import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cgrseg.deploy.web.api import add_api
+from cgrseg.deploy.web.guard import Guard
 from cgrseg.deploy.web.page import look, make_page
-from cgrseg.deploy.web.result import as_json, label_png, overlay_jpeg
-from cgrseg.deploy.web.service import BusyError, Service
-from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.deploy.web.service import Service
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.files import writing_problem
 from cgrseg.inference.exported.packages import need
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-# A browser asks nobody but this server, whatever a page or a library of it says.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; "
-    "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
-)
-# A multipart upload is a little longer than its file.
-_ENVELOPE = 64 << 10
+_GRACE = 5  # seconds for answers under way when the server ends
+_CONNECTIONS = 128  # at least; one open page has several
 
 
 def serve(service: Service, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -46,61 +40,117 @@ def serve(service: Service, host: str, port: int, ready: Callable[[str], None]) 
         EnvironmentProblem: packages are missing, or the port is taken.
     """
     uvicorn = need("uvicorn", "cgrseg web", "web")
+
+    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                await asyncio.to_thread(ready, address)  # it may ask the page
+
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/"
-    with temporary_home() as folder:
-        application = make_application(service, folder, address, host)
-        settings = uvicorn.Config(
-            application,
-            host=host,
-            port=port,
-            log_level="warning",
-            limit_concurrency=8 * service.limits.waiting,
-            timeout_keep_alive=10,
-        )
-        server = uvicorn.Server(settings)
-        listening = _listen(settings, host, port)
-        try:
-            ready(address)
-            server.run(sockets=[listening])
-        finally:
-            listening.close()
-            service.close()
-
-
-def _listen(settings: Any, host: str, port: int) -> Any:
-    """A socket, made here so that a taken port is a message of ours."""
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening = _listen(host, port)
     try:
-        listening.bind((host, port))
-    except OSError as error:
+        with ended_by_signals(), temporary_home() as folder:
+            settings = uvicorn.Config(
+                make_application(service, folder, address, host),
+                log_level="warning",
+                ws="none",
+                limit_concurrency=max(_CONNECTIONS, 8 * service.limits.waiting),
+                timeout_keep_alive=10,
+                timeout_graceful_shutdown=_GRACE,
+            )
+            Server(settings).run(sockets=[listening])
+    finally:
         listening.close()
+        service.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket, made here so that a taken port is a message of ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen()  # before that another server could still take the port
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            free = 7860 if error.errno == errno.EACCES else port - 1 if port == 65535 else port + 1
+            remedy = f"choose another port, for example --port {free}"
+        else:
+            remedy = "choose an address of this machine, for example --host 127.0.0.1"
         raise EnvironmentProblem(
             explain(
                 f"{host}:{port}",
                 found=f"the server cannot listen there ({error.strerror or error})",
                 expected="an address of this machine and a free port",
-                remedy=f"choose another port, for example --port {port + 1}",
+                remedy=remedy,
             )
         ) from error
     return listening
 
 
 @contextlib.contextmanager
-def temporary_home() -> Iterator[Path]:
-    """The one folder that is written to while the server runs; it is gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="cgrseg-web-"))
-    before = tempfile.tempdir
-    tempfile.tempdir = str(folder)  # spooled uploads of the web framework too
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+def ended_by_signals() -> Iterator[None]:
+    """Let a signal that ends this process leave the block in order first.
+
+    The server stops on SIGTERM, then raises it again for whoever had it before; by itself it
+    would end the process there, before anything is tidied up.  A closed terminal is the same.
+    """
+    caught = False
+
+    def leave(number: int, _frame: object) -> None:
+        nonlocal caught
+        if not caught:  # one more must not break off the tidying
+            caught = True
+            raise SystemExit(128 + number)
+
+    def hang_up(_number: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, leave)
+        # One that is ignored, as under nohup, stays ignored; Windows has none.
+        if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGTERM)) is signal.SIG_DFL:
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
+        yield
+    except SystemExit:
+        if not caught:
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if caught:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """The one folder that is written to while the server runs; it is gone afterwards.
+
+    Raises:
+        EnvironmentProblem: it cannot be made.
+    """
+    before = tempfile.tempdir
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="cgrseg-web-"))
+    except OSError as error:
+        raise writing_problem(tempfile.gettempdir(), error) from error
+    try:
+        tempfile.tempdir = str(folder)  # spooled uploads of the web framework too
+        (folder / "gradio").mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
         yield folder
     finally:
         tempfile.tempdir = before
+        os.environ.pop("GRADIO_TEMP_DIR", None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -121,7 +171,7 @@ def make_application(service: Service, folder: Path, address: str, host: str) ->
     gradio = need("gradio", "cgrseg web", "web")
     fastapi = need("fastapi", "cgrseg web", "web")
     application = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _add_api(fastapi, application, service)
+    add_api(application, service)
     page = make_page(gradio, service, folder / "gradio", address)
     gradio.mount_gradio_app(
         application,
@@ -135,110 +185,4 @@ def make_application(service: Service, folder: Path, address: str, host: str) ->
         enable_monitoring=False,
         **look(gradio),
     )
-    return Guard(application, service.limits.upload_bytes, host)
-
-
-def _add_api(fastapi: Any, application: Any, service: Service) -> None:
-    from starlette.concurrency import run_in_threadpool
-    from starlette.responses import JSONResponse, Response
-
-    def answer(content: bytes, model: str, result: str) -> Any:
-        with tempfile.NamedTemporaryFile(suffix=".upload") as upload:
-            upload.write(content)
-            upload.flush()
-            found = service.predict(Path(upload.name), model)
-        if result == "shares":
-            return JSONResponse(as_json(found))
-        if result == "overlay":
-            return Response(overlay_jpeg(found, 0.5), media_type="image/jpeg")
-        return Response(label_png(found), media_type="image/png")
-
-    async def predict(request: Any) -> Any:
-        model = request.query_params.get("model", next(iter(service.models)))
-        result = request.query_params.get("result", "labels")
-        try:
-            if result not in ("labels", "overlay", "shares"):
-                raise ConfigError(
-                    explain(
-                        "result",
-                        found=repr(result)[:80],
-                        expected="labels, overlay or shares",
-                        remedy="choose from these",
-                    )
-                )
-            return await run_in_threadpool(answer, await request.body(), model, result)
-        except BusyError as error:
-            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "30"})
-        except Exception as error:
-            from cgrseg.errors import CGRSegError
-
-            if not isinstance(error, CGRSegError):
-                raise
-            return JSONResponse({"error": str(error)}, 400)
-
-    application.add_route("/api/predict", predict, methods=["POST"])
-
-
-class Guard:
-    """Bodies within the limit, requests meant for this server, and answers that stay here.
-
-    Args:
-        application: what is guarded.
-        upload_bytes: of one file.
-        host: that the server listens on.  On a loopback address only requests that name it
-            are answered: a page of another site cannot reach it under a name of its own.
-    """
-
-    def __init__(self, application: Any, upload_bytes: int, host: str) -> None:
-        self._application = application
-        self._most = upload_bytes + _ENVELOPE
-        self._names = LOOPBACK if host in LOOPBACK else None
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request; see ASGI."""
-        if scope["type"] != "http":
-            await self._application(scope, receive, send)
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        named = _without_port(headers.get(b"host", b"").decode("latin-1"))
-        if self._names is not None and named not in self._names:
-            await _refuse(send, 421, f"this server is for {' and '.join(self._names)} only")
-            return
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most:
-            await _refuse(send, 413, "the file is too large")
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
-                return {"type": "http.disconnect"}  # whoever lies about a length is left
-            return message
-
-        async def homely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"content-security-policy", _POLICY.encode()),
-                    (b"referrer-policy", b"no-referrer"),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-            await send(message)
-
-        await self._application(scope, counted, homely)
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
-
-
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = reason.encode()
-    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return Guard(application, service.limits, folder, host)
