@@ -32,6 +32,7 @@
     tip.textContent = JSON.parse(view.dataset.classes)[red + 256 * green] ?? "";
     tip.style.left = `${event.clientX - box.left}px`;
     tip.style.top = `${event.clientY - box.top}px`;
+    tip.classList.toggle("left", event.clientX - box.left > box.width / 2);
     tip.classList.add("shown");
   });
 })();
