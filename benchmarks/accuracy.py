@@ -3,7 +3,7 @@
 Every contestant trains from random weights on the 367 training images at half size (240x180,
 crops of 160x160, 8 images a step) for the same number of iterations with the same optimiser,
 through the package's own trainer, once per seed, and is scored on test at the labels' own size.
-A budget for two cores: after 120 iterations, or 480, no network is done learning.  What is compared
+A budget for two cores: after 120 iterations, or 240, no network is done learning.  What is compared
 is how far each gets, not how far it could get.
 
 Averaging the weights does not touch the training: every run keeps both, and both are scored.
@@ -12,7 +12,8 @@ Averaging the weights does not touch the training: every run keeps both, and bot
     python benchmarks/accuracy.py --runs RUNS --table benchmarks/results/accuracy_runs.md
 
 The first runs what has no result yet (in child processes, seed by seed, so that a table can be
-made at any time); the second writes the table, a CSV of all runs, their curves and their logs.
+made at any time); the second writes the table, a CSV of all runs, their curves (also as a picture)
+and their logs.
 SegFormer-B0 needs `transformers`, and is left out where that is missing.
 """
 
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cgrseg.config import load_config
@@ -50,6 +52,7 @@ from cgrseg.training.journal import LOG
 from cgrseg.training.runner import build_model, train_on
 from cgrseg.training.sources import DatasetSource
 from cgrseg.training.tables import METRICS, read_table
+from cgrseg.visual.plots import save_figure, training_curves
 
 PRESET = "cgrseg-t_camvid"
 PROTOCOL = (
@@ -84,7 +87,7 @@ class Method:
     base: str | None = "plain"
 
 
-LONG = ("schedule.max_iters=480", "schedule.warmup_iters=48")
+LONGER = ("schedule.max_iters=240", "schedule.warmup_iters=24")
 INITIAL = ("loss.initial_weight=0.4",)
 RARE_CROPS = ("augment.rare_class_crops=0.5",)
 METHODS = {
@@ -93,14 +96,15 @@ METHODS = {
     "rare_crops": Method("+ half of the crops around a class drawn evenly", RARE_CROPS),
     "geometric": Method("+ geometry-true attention bias", ("model.attention_bias=geometric",)),
     "segformer_b0": Method("SegFormer-B0 (Hugging Face), same settings"),
-    "longer": Method(
-        "+ twice the iterations", ("schedule.max_iters=240", "schedule.warmup_iters=24")
-    ),
     "valid": Method("+ loss averaged over labelled pixels", ("loss.average=valid",)),
-    "plain_480": Method("CGRSeg-T, plain recipe, 480 iterations", LONG),
-    "initial_480": Method("+ loss on the first prediction, 0.4", LONG + INITIAL, "plain_480"),
-    "rare_crops_480": Method(
-        "+ half of the crops around a class drawn evenly", LONG + RARE_CROPS, "plain_480"
+    "longer": Method("+ twice the iterations: 240", LONGER),
+    "longer_rare_crops": Method(
+        "240 iterations + half of the crops around a class drawn evenly",
+        LONGER + RARE_CROPS,
+        "longer",
+    ),
+    "longer_initial": Method(
+        "240 iterations + loss on the first prediction, 0.4", LONGER + INITIAL, "longer"
     ),
 }
 RUN_COLUMNS = (
@@ -238,11 +242,12 @@ def finished(runs: Path) -> dict[tuple[str, int], dict[str, Any]]:
 def write_table(runs: Path, path: Path) -> None:
     """Write means and spread beside `path` as CSVs of runs and curves, with every log.
 
-    Differences are taken seed by seed: a change counts where its mean is larger than its spread.
+    The base of a contestant is what it differs from by one change: the plain recipe, or that with
+    twice the iterations.  Differences are taken seed by seed: a change counts where its mean is larger than its spread.
     """
     results = finished(runs)
     lines = [
-        "| contestant | seeds | mIoU | minus plain | mIoU, averaged weights | minus not averaged |",
+        "| contestant | seeds | mIoU | minus its base | mIoU, averaged weights | minus not averaged |",
         "|---|---|---|---|---|---|",
     ]
     for method, about in METHODS.items():
@@ -286,8 +291,23 @@ def write_table(runs: Path, path: Path) -> None:
         logs = path.with_suffix("") / f"{method}_seed{seed}.log"
         logs.parent.mkdir(exist_ok=True)
         atomic_write_text(logs, log)
+    save_figure(_mean_curves(runs, list(results)), path.with_name(f"{path.stem}_curves.png"))
     atomic_write_text(path.with_suffix(".csv"), rows.getvalue())
     atomic_write_text(path.with_name(f"{path.stem}_curves.csv"), curves.getvalue())
+
+
+def _mean_curves(runs: Path, done: list[tuple[str, int]]) -> Figure:
+    """Loss of every method over its iterations, mean of its seeds."""
+    losses: dict[int, dict[str, list[float]]] = {}
+    for method, seed in done:
+        for row in read_table(runs / f"{method}_seed{seed}" / METRICS):
+            at = losses.setdefault(int(row["iteration"]), {})
+            at.setdefault(f"{method}: loss", []).append(float(row["loss_ce"]))
+    rows = [
+        {"iteration": iteration, **{name: statistics.mean(of) for name, of in at.items()}}
+        for iteration, at in sorted(losses.items())
+    ]
+    return training_curves(rows, title="Cross-entropy on CamVid, mean of the seeds")
 
 
 def _score(result: dict[str, Any], kind: str) -> float:
