@@ -243,11 +243,12 @@ def write_table(runs: Path, path: Path) -> None:
     """Write means and spread beside `path` as CSVs of runs and curves, with every log.
 
     The base of a contestant is what it differs from by one change: the plain recipe, or that with
-    twice the iterations.  Differences are taken seed by seed: a change counts where its mean is larger than its spread.
+    twice the iterations.  Differences are taken seed by seed: a change counts where its mean is
+    larger than its spread.
     """
     results = finished(runs)
     lines = [
-        "| contestant | seeds | mIoU | minus its base | mIoU, averaged weights | minus not averaged |",
+        "| contestant | seeds | mIoU | minus its base | mIoU, averaged weights | minus the last |",
         "|---|---|---|---|---|---|",
     ]
     for method, about in METHODS.items():
