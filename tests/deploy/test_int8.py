@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cgrseg.cli.main import app
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.data.image_io import read_image, read_label
@@ -138,6 +140,18 @@ def test_openvino_keeps_back_what_it_should(made: Callable[[str], Quantisation])
     assert len(inside) > 10 and not [name for name in inside if is_quantised(nodes[name])]
     others = [node for name, node in nodes.items() if name not in kept]
     assert sum(is_quantised(n) for n in others if n.get_type_name() in computing) > 50
+
+
+@pytest.mark.slow
+def test_command_reports_what_was_measured(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    options = ["--int8", "--images", "2", "--limit", "1", "--max-drop", "100", "--out", str(out)]
+    runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
+    result = runner.invoke(app, ["export", str(checkpoint), *options])
+    assert result.exit_code == 0, result.output
+    assert "calibrated on 2 images; kept in float32: classifier, attention" in result.stdout
+    assert "points) on 1 images of " in result.stdout and "mIoU" in result.stdout
+    assert f"written: {out}" in result.stdout and describe(out).precision == "int8"
 
 
 def test_a_pattern_without_nodes_is_no_silence() -> None:
