@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
 
+from cgrseg.data.image_io import read_image
 from cgrseg.models import create_model
 from tests.training.small_run import write_dataset
 
@@ -35,8 +37,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_dataset(folder / "data" / "mine")
     (folder / "photos").mkdir()
     for number, path in enumerate(sorted((data / "images" / "val").glob("*.png"))):
-        cv2.imwrite(str(folder / "photos" / f"{number}.jpg"), cv2.imread(str(path)))
-    cv2.imwrite(str(folder / "photo.jpg"), cv2.imread(str(folder / "photos" / "0.jpg")))
+        picture = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(folder / "photos" / f"{number}.jpg"), picture)
+    shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
     torch.save(create_model("cgrseg_t", num_classes=150).state_dict(), folder / "checkpoint.pth")
     return folder
 
