@@ -80,6 +80,7 @@ def open_openvino(
                 fixed.reshape(list(array.shape))
                 if resize_tables:
                     _resize_stored_tables(fixed, openvino)
+            fixed = _with_classes_last(fixed, openvino)
             request = core.compile_model(fixed, "CPU", settings).create_infer_request()
             requests[array.shape] = request
             if len(requests) > _MAX_SHAPES:
@@ -87,9 +88,21 @@ def open_openvino(
         requests.move_to_end(array.shape)
         request.infer([array], share_inputs=True)
         # The runtime writes its next result to the same memory.
-        return np.array(request.get_output_tensor(0).data)
+        found = np.array(request.get_output_tensor(0).data)
+        return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
     return description, run
+
+
+def _with_classes_last(model: Any, openvino: Any) -> Any:
+    """The model with logits as (N, h, w, K), as it computes them and as decoding reads them."""
+    logits = model.output(0)
+    if logits.partial_shape.rank.get_length() != 4:
+        return model  # label maps
+    steps = openvino.preprocess.PrePostProcessor(model)
+    steps.output().model().set_layout(openvino.Layout("NCHW"))
+    steps.output().tensor().set_layout(openvino.Layout("NHWC"))
+    return steps.build()
 
 
 def _resize_stored_tables(model: Any, openvino: Any) -> None:
