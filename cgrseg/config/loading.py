@@ -92,7 +92,7 @@ def _from_python(path: Path) -> Config:
             )
         )
     # A copy of a shipped file is a run of its own, and must not write into the other's folder.
-    if value.name in list_presets():
+    if named_preset(value.name) is not None:
         value.name = path.stem
     return value
 

@@ -73,6 +73,20 @@ def test_published_runs_differ_only_where_the_dataset_does() -> None:
     }
 
 
+def test_the_recipe_plus_doubles_the_iterations_and_nothing_else() -> None:
+    usual, plus = (load_config(f"cgrseg-t_camvid{end}") for end in ("", "_plus"))
+    assert plus.schedule.max_iters == 2 * usual.schedule.max_iters
+    assert plus.schedule.warmup_iters == 2 * usual.schedule.warmup_iters
+    assert plus.run_dir == "work_dirs/cgrseg-t_camvid_plus"
+    same = {"name": usual.name, "schedule": usual.schedule}
+    assert plus.model_copy(update=same) == usual
+    assert preset("cgrseg_t", "camvid", recipe="plus") == plus
+    own = load_config("cgrseg-t_camvid_plus", ["schedule.max_iters=10"])
+    assert own.schedule.max_iters == 10 and own.schedule.warmup_iters == plus.schedule.warmup_iters
+    with pytest.raises(ConfigError, match="one of published, plus"):
+        preset("cgrseg_t", "camvid", recipe="best")
+
+
 def test_changes_are_laid_over_the_recipe_not_in_its_place() -> None:
     config = preset("cgrseg_t", "custom", name="mine", data={"root": "here"})
     assert (config.name, config.data.root, config.data.dataset) == ("mine", "here", "custom")
