@@ -298,9 +298,14 @@ def write_table(runs: Path, path: Path) -> None:
 
 
 def _mean_curves(runs: Path, done: list[tuple[str, int]]) -> Figure:
-    """Loss of every method over its iterations, mean of its seeds."""
+    """Loss of every method over its iterations, mean of its seeds.
+
+    Without the one whose loss is averaged in another way, and therefore not comparable.
+    """
     losses: dict[int, dict[str, list[float]]] = {}
     for method, seed in done:
+        if method == "valid":
+            continue
         for row in read_table(runs / f"{method}_seed{seed}" / METRICS):
             at = losses.setdefault(int(row["iteration"]), {})
             at.setdefault(f"{method}: loss", []).append(float(row["loss_ce"]))
