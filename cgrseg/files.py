@@ -45,8 +45,15 @@ def writing_problem(path: Path | str, error: OSError) -> EnvironmentProblem:
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Turn a failed step of writing `target` into its message."""
+def explained(target: Path | str) -> Iterator[None]:
+    """Turn a failed step of writing into its message.
+
+    Args:
+        target: what is written, or the folder that it is written to.
+
+    Raises:
+        EnvironmentProblem: in place of an `OSError` of the block.
+    """
     try:
         yield
     except OSError as error:
@@ -60,7 +67,7 @@ def make_folder(path: Path | str) -> Path:
         EnvironmentProblem: when it cannot be created; the message names the reason.
     """
     folder = Path(path)
-    with _explained(folder):
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -95,12 +102,12 @@ def _replacing(target: Path, prefix: str, suffix: str) -> Iterator[tuple[int, Pa
         Its descriptor, which the block closes once all is written and synced, and its path.
     """
     make_folder(target.parent)
-    with _explained(target):
+    with explained(target):
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
     partial = Path(name)
     try:
         yield descriptor, partial
-        with _explained(target):
+        with explained(target):
             os.chmod(partial, 0o666 & ~_UMASK)
             os.replace(partial, target)
         _sync_folder(target.parent)
@@ -124,7 +131,7 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
         stream = os.fdopen(descriptor, "wb")
         try:
             yield cast(IO[bytes], _ReportingStream(stream, target))
-            with _explained(target):
+            with explained(target):
                 stream.flush()
                 os.fsync(stream.fileno())
                 stream.close()
@@ -147,7 +154,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     with _replacing(target, f".{target.stem}.partial", target.suffix) as (descriptor, partial):
         os.close(descriptor)
         yield partial
-        with _explained(target), partial.open("rb+") as stream:
+        with explained(target), partial.open("rb+") as stream:
             os.fsync(stream.fileno())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
-from cgrseg.files import make_folder, writing_problem
+from cgrseg.files import explained, make_folder, writing_problem
 
 # Below this much free space a failed write of a runtime is taken for a full disk.
 _FULL_BELOW = 1 << 20
@@ -56,10 +56,8 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     make_folder(target.parent)
-    try:
+    with explained(target):
         folder = tempfile.mkdtemp(dir=target.parent, prefix=".exporting-")
-    except OSError as error:
-        raise writing_problem(target, error) from error
     try:
         draft = Path(folder) / target.name
         yield draft

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from cgrseg.errors import DataError, WeightsError, explain
-from cgrseg.files import atomic_write, writing_problem
+from cgrseg.files import atomic_write, explained
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -59,14 +59,12 @@ def write_checkpoint(
     torch.save(to_plain(checkpoint), buffer)
     with atomic_write(target) as stream:
         stream.write(buffer.getbuffer())
-        try:
+        with explained(target):
             stream.flush()
             # Before anything is renamed: some file systems say only here that they are full.
             os.fsync(stream.fileno())
             if keep_previous and target.exists():
                 _keep(target, target.with_name(PREVIOUS))
-        except OSError as error:
-            raise writing_problem(target, error) from error
 
 
 def _keep(current: Path, previous: Path) -> None:

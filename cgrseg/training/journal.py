@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.files import writing_problem
+from cgrseg.files import explained
 from cgrseg.training.tables import METRICS, SCORES, RunTable
 
 LOG = "train.log"
@@ -96,11 +96,8 @@ class Journal:
         if not self.active:
             return
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            with self._log.open("a", encoding="utf-8") as stream:
-                stream.write(f"{stamp} {text}\n")
-        except OSError as error:
-            raise writing_problem(self._log, error) from error
+        with explained(self._log), self._log.open("a", encoding="utf-8") as stream:
+            stream.write(f"{stamp} {text}\n")
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
         else:

@@ -13,7 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cgrseg.files import atomic_write_text, writing_problem
+from cgrseg.files import atomic_write_text, explained
 
 METRICS = "metrics.csv"
 SCORES = "scores.csv"
@@ -49,13 +49,13 @@ class RunTable:
         """
         row = {"iteration": str(iteration)}
         row.update({name: _shown(value) for name, value in values.items()})
-        try:
-            with self.path.open("a", newline="", encoding="utf-8") as stream:
-                csv.DictWriter(
-                    stream, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
-                ).writerow(row)
-        except OSError as error:
-            raise writing_problem(self.path, error) from error
+        with (
+            explained(self.path),
+            self.path.open("a", newline="", encoding="utf-8") as stream,
+        ):
+            csv.DictWriter(
+                stream, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
+            ).writerow(row)
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:

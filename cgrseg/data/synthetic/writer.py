@@ -30,7 +30,7 @@ from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PALETTE
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
 from cgrseg.errors import DataError, explain
-from cgrseg.files import atomic_write_text, make_folder, write_json, writing_problem
+from cgrseg.files import atomic_write_text, explained, make_folder, write_json, writing_problem
 
 MARKER = "synthetic.json"
 VERSION = 1
@@ -97,12 +97,10 @@ def write_dataset(
             progress(train + val, train + val)
         return target
     make_folder(target.parent)
-    try:
+    with explained(target):
         building = Path(
             tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
         )
-    except OSError as error:
-        raise writing_problem(target, error) from error
     try:
         counts = _write_scenes(building, train, val, size, seed, workers, progress)
         _write_lists(building, counts)

@@ -9,7 +9,7 @@ from typing import Any
 from cgrseg.deploy.web.result import as_json, label_png, overlay_jpeg
 from cgrseg.deploy.web.service import BusyError, Service
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
-from cgrseg.files import writing_problem
+from cgrseg.files import explained
 from cgrseg.inference import Prediction
 
 
@@ -51,10 +51,10 @@ def add_api(application: Any, service: Service) -> None:
 
 
 def _labelled(service: Service, content: bytes, model: str) -> Prediction:
-    try:
-        with tempfile.NamedTemporaryFile(suffix=".upload") as upload:
-            upload.write(content)
-            upload.flush()
-            return service.predict(Path(upload.name), model)
-    except OSError as error:
-        raise writing_problem(tempfile.gettempdir(), error) from error
+    with (
+        explained(tempfile.gettempdir()),
+        tempfile.NamedTemporaryFile(suffix=".upload") as upload,
+    ):
+        upload.write(content)
+        upload.flush()
+        return service.predict(Path(upload.name), model)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.errors import DataError, explain
-from cgrseg.files import writing_problem
+from cgrseg.files import explained
 from cgrseg.inference import Prediction
 
 _SHOWN = 1280
@@ -25,13 +25,10 @@ _JPEG_SIDE = 65_500
 
 def label_png(prediction: Prediction) -> bytes:
     """The label map as an indexed PNG, as `cgrseg predict` writes it."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "labels.png"
-            prediction.save_labels(path)
-            return path.read_bytes()
-    except OSError as error:
-        raise writing_problem(tempfile.gettempdir(), error) from error
+    with explained(tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.png"
+        prediction.save_labels(path)
+        return path.read_bytes()
 
 
 def overlay_jpeg(prediction: Prediction, opacity: float) -> bytes:

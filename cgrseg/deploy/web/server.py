@@ -20,7 +20,7 @@ from cgrseg.deploy.web.guard import Guard
 from cgrseg.deploy.web.page import look, make_page
 from cgrseg.deploy.web.service import Service
 from cgrseg.errors import EnvironmentProblem, explain
-from cgrseg.files import writing_problem
+from cgrseg.files import explained
 from cgrseg.inference.exported.packages import need
 
 _GRACE = 5  # seconds for answers under way when the server ends
@@ -41,6 +41,7 @@ def serve(service: Service, host: str, port: int, ready: Callable[[str], None]) 
     """
     uvicorn = need("uvicorn", "cgrseg web", "web")
 
+    # An extra: to the type checker a module that is only known at run time.
     class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -139,10 +140,8 @@ def temporary_home() -> Iterator[Path]:
         EnvironmentProblem: it cannot be made.
     """
     before = tempfile.tempdir
-    try:
+    with explained(tempfile.gettempdir()):
         folder = Path(tempfile.mkdtemp(prefix="cgrseg-web-"))
-    except OSError as error:
-        raise writing_problem(tempfile.gettempdir(), error) from error
     try:
         tempfile.tempdir = str(folder)  # spooled uploads of the web framework too
         (folder / "gradio").mkdir()
