@@ -22,9 +22,8 @@ from cgrseg.evaluation.distributed import gather_in_order, others_present
 from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
-from cgrseg.inference.exported import ExportedBackend
-from cgrseg.inference.exported.predicting import segment_exported
-from cgrseg.inference.modes import Segmentation, segment_batch
+from cgrseg.inference.exported.predicting import segment_with
+from cgrseg.inference.modes import Segmentation
 from cgrseg.inference.precision import Precision
 
 #: Metrics by name; all that follow from the confusion matrix are always computed.
@@ -290,11 +289,8 @@ def _predict(
 ) -> list[Segmentation]:
     """Label the images of a batch, as prediction does; a problem names them."""
     images = [item["image"] for _, item in batch]
-    together: dict[str, Any] = {"confidence": confidence, "batch_size": batch_size}
     try:
-        if isinstance(backend, ExportedBackend):
-            return segment_exported(backend, images, test, **together)
-        return segment_batch(backend, images, test, **together)
+        return segment_with(backend, images, test, confidence=confidence, batch_size=batch_size)
     except DataError as error:
         names = ", ".join(str(item["stem"]) for _, item in batch)
         raise DataError(f"{names}: {error}") from error

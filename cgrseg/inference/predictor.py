@@ -26,7 +26,7 @@ from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import ExportedBackend, is_exported, open_exported
-from cgrseg.inference.exported.predicting import fit, segment_exported
+from cgrseg.inference.exported.predicting import fit, segment_with
 from cgrseg.inference.frames import Frame, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
@@ -235,7 +235,7 @@ class Predictor:
             on_cpu = self.backend.device.type == "cpu"  # which runs a batch image by image
             for images_at_once, rows, columns in asked.shapes:
                 prepare(rows, columns, 1 if on_cpu else images_at_once)
-        self._segment(images, [None] * batch_size, False, batch_size)
+        segment_with(self.backend, images, self.test, batch_size=batch_size)
         self._seen_sizes.add(self._network_size(images[0]))
         return time.perf_counter() - start
 
@@ -301,11 +301,13 @@ class Predictor:
         start, once = time.perf_counter(), getattr(self.backend, "seconds_preparing", 0.0)
         found: Sequence[Segmentation | DataError]
         try:
-            found = self._segment(
+            found = segment_with(
+                self.backend,
                 [one.image for one in images],
-                [one.ready for one in images],
-                confidence,
-                len(images),
+                self.test,
+                confidence=confidence,
+                batch_size=len(images),
+                inputs=[one.ready for one in images],
             )
         except DataError as error:
             if len(images) > 1:  # one of them is to blame; alone, each tells
@@ -325,26 +327,6 @@ class Predictor:
         if isinstance(self.backend, ExportedBackend):
             return network_size(image, fit(self.test, image, self.backend.sizes))
         return network_size(image, self.test)
-
-    def _segment(
-        self,
-        images: list[NDArray[np.uint8]],
-        inputs: Sequence[NetworkInput | None],
-        confidence: bool,
-        batch_size: int,
-    ) -> list[Segmentation]:
-        if isinstance(self.backend, ExportedBackend):
-            return segment_exported(
-                self.backend, images, self.test, confidence=confidence, batch_size=batch_size
-            )
-        return segment_batch(
-            self.backend,
-            images,
-            self.test,
-            confidence=confidence,
-            batch_size=batch_size,
-            inputs=inputs,
-        )
 
 
 class _Asked:

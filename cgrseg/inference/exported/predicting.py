@@ -1,4 +1,4 @@
-"""Photos of any size on files that take some sizes only, and on files that give label maps."""
+"""Photos of any size on files that take some sizes only, or give label maps; and on networks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,38 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.geometry import resize_label
 from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, explain
+from cgrseg.inference.backends import Backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Size
 from cgrseg.inference.modes import segment_batch
-from cgrseg.inference.views import Image, network_input, network_size
+from cgrseg.inference.views import Image, NetworkInput, network_input, network_size
+
+
+def segment_with(
+    backend: Backend,
+    images: Sequence[Image],
+    config: TestConfig,
+    *,
+    confidence: bool = False,
+    batch_size: int | None = None,
+    inputs: Sequence[NetworkInput | None] | None = None,
+) -> list[Segmentation]:
+    """Label images with whatever runs the network: a file in its own way, all else in batches.
+
+    Arguments and result are those of :func:`cgrseg.inference.modes.segment_batch`; a file has
+    no use for `inputs`, because it may take other sizes than they have.
+
+    Raises:
+        ConfigError: a mode that a file cannot do.
+    """
+    if isinstance(backend, ExportedBackend):
+        return segment_exported(
+            backend, images, config, confidence=confidence, batch_size=batch_size
+        )
+    return segment_batch(
+        backend, images, config, confidence=confidence, batch_size=batch_size, inputs=inputs
+    )
 
 
 def segment_exported(
