@@ -161,7 +161,7 @@ def export(
             out,
             sizes=sizes,
             calibrate=calibrate,
-            images=images if images is not None else 128,
+            images=images,
             data_root=data_root,
             split=split,
             limit=limit,

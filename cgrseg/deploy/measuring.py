@@ -22,6 +22,7 @@ from cgrseg.data.image_io import read_image
 from cgrseg.deploy.verify import normalised
 from cgrseg.errors import CGRSegError, ConfigError, explain
 from cgrseg.evaluation import evaluate_model
+from cgrseg.evaluation.loop import EvalItems
 from cgrseg.evaluation.progress import shown_progress
 from cgrseg.inference.exported import Description, ExportedBackend
 from cgrseg.inference.exported.predicting import segment_exported
@@ -40,7 +41,7 @@ class LabelledSplit:
         what: which, in words.
     """
 
-    dataset: EvalDataset
+    dataset: EvalItems
     classes: tuple[str, ...]
     ignore_index: int
     images: int
@@ -104,7 +105,9 @@ def find_labelled(
     try:
         spec = resolve_spec(config.data)
         wanted = split or config.data.eval_split
-        dataset = EvalDataset(spec, find_pairs(spec, config.data.root, wanted))
+        pairs = find_pairs(spec, config.data.root, wanted)
+        # A typed dictionary is no Mapping to the type checker.
+        dataset: EvalItems = EvalDataset(spec, pairs)  # type: ignore[assignment]
     except CGRSegError as error:
         if asked:
             raise
@@ -119,7 +122,7 @@ def mean_iou(backend: ExportedBackend, labelled: LabelledSplit, test: TestConfig
     with shown_progress("measuring") as progress:
         result = evaluate_model(
             backend,
-            labelled.dataset,  # type: ignore[arg-type]
+            labelled.dataset,
             test,
             classes=labelled.classes,
             ignore_index=labelled.ignore_index,

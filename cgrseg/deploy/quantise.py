@@ -47,6 +47,8 @@ _FIRST = 2
 _COMPARED = 16
 _LEAST_AGREEMENT = 0.9
 
+# Photos to calibrate with, unless told otherwise.
+_IMAGES = 128
 # Points of mIoU, unless told otherwise.
 _MAX_DROP = 1.0
 
@@ -84,7 +86,7 @@ def export_int8(
     *,
     sizes: Sequence[Size] | None = None,
     calibrate: Sequence[str] | None = None,
-    images: int = 128,
+    images: int | None = None,
     data_root: str | None = None,
     split: str | None = None,
     limit: int | None = None,
@@ -105,7 +107,7 @@ def export_int8(
         sizes: one height and width; None: the commonest one of the calibration images.
         calibrate: images, folders and patterns; None: the training split of the checkpoint's
             dataset.
-        images: most of them that are used, evenly spread.
+        images: most of them that are used, evenly spread; None: 128.
         data_root: folder of the dataset that mIoU is measured on; None: the checkpoint's.
             If this, `split`, `limit` or `max_drop` is given, it is an error if there are no
             labels to measure on.
@@ -134,7 +136,8 @@ def export_int8(
     stored = stored_test_settings(model.preprocessing, checkpoint)
     test = one_look(stored)
     config, lacking = _config_of(checkpoint, data_root)
-    photos = calibration_photos(calibrate, config, lacking, images)
+    most = images if images is not None else _IMAGES
+    photos = calibration_photos(calibrate, config, lacking, most)
     asked = any(given is not None for given in (data_root, split, limit, max_drop))
     labelled, unmeasured = find_labelled(config, lacking, split, limit, asked)
     size = sizes[0] if sizes is not None else commonest_size(photos, test)

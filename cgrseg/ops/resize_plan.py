@@ -57,7 +57,7 @@ class AxisPlan:
     place_of: Tensor
 
     def matrix(self, inputs: int) -> Tensor:
-        """The same map as a dense float64 matrix (P, inputs)."""
+        """The same map as a dense matrix (P, inputs)."""
         dense = self.weights.new_zeros(self.length, inputs)
         return dense.scatter_add_(1, self.taps, self.weights)
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -81,11 +82,11 @@ def test_python(
 ) -> None:
     monkeypatch.chdir(home)
     (code,) = re.findall(r"```python\n(.*?)```", section(repository, "In Python"), re.S)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     result, report = names["result"], names["report"]
-    assert result.labels.shape == (64, 64) and result.classes == ("sky", "ground", "thing")  # type: ignore[attr-defined]
-    assert not report.missing and "checkpoint.pth" in capsys.readouterr().err  # type: ignore[attr-defined]
+    assert result.labels.shape == (64, 64) and result.classes == ("sky", "ground", "thing")
+    assert not report.missing and "checkpoint.pth" in capsys.readouterr().err
 
 
 @pytest.mark.slow

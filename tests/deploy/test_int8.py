@@ -247,7 +247,7 @@ def test_float_network_behind_a_file_is_the_float_network(scenes: Path) -> None:
     test = Settings(scale=(96, 64))
     wanted = evaluate_model(
         TorchBackend(model),
-        labelled.dataset,  # type: ignore[arg-type]
+        labelled.dataset,
         test,
         limit=2,
     ).scores.mean_iou
