@@ -21,6 +21,7 @@ the smallest class index, as with ``argmax``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeVar
 
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from cgrseg.errors import DataError, explain
 from cgrseg.ops.resize_plan import axis_plan
-from cgrseg.ops.windows import Cells, Windows, best_class
+from cgrseg.ops.windows import Cells, Windows, best_class, where_true
 
 Size = tuple[int, int]
 Method = Literal["auto", "boundary", "dense"]
@@ -105,9 +106,9 @@ def upsample_argmax(
         DataError: a shape that does not fit, or a logit that is NaN or infinite.
     """
     windows = _open(logits, size, input_size, crop)
-    if method == "dense":
-        return _dense(windows)
-    return _boundary(windows, always=method == "boundary")
+    dense = method == "dense"
+    labels = _dense(windows) if dense else _boundary(windows, always=method == "boundary")
+    return labels.long()
 
 
 @_by_value
@@ -176,36 +177,35 @@ def _boundary(windows: Windows, *, always: bool) -> Tensor:
         windows: the resize.
         always: do so even where interpolating all classes everywhere is expected to be faster.
     """
-    winners = best_class(windows.positions)
-    cells = windows.all_cells()
-    nodes = windows.nodes(cells)  # (m, taps)
-    seen = winners[nodes]
+    nodes = windows.all_nodes()  # (all cells, taps)
+    seen = best_class(windows.positions)[nodes]
     mixed = (seen != seen[:, :1]).any(dim=1).nonzero().squeeze(1)
     if not always and not _few_candidates(windows, nodes, seen, mixed):
         return _dense(windows)
-    shape = (windows.batch, len(windows.rows.group_taps), len(windows.columns.group_taps))
-    output = (
-        seen[:, 0]
-        .view(shape)
-        .index_select(2, windows.columns.group_of)
-        .index_select(1, windows.rows.group_of)
-    )  # (N, H, W)
-    cells, nodes, seen = cells[mixed], nodes[mixed], seen[mixed]
-    flat = output.view(-1)
-    for part in windows.chunks(len(cells), windows.taps * windows.classes):
-        here = cells[part]
-        values, candidates, counts = _candidates(windows, nodes[part], seen[part])
-        lower = 1
-        for upper in _BUCKETS:
-            chosen = ((counts > lower) & (counts <= upper)).nonzero().squeeze(1)
-            lower = upper
-            if len(chosen):
-                labels = _decide(windows, here[chosen], values[chosen], candidates[:upper, chosen])
-                flat[windows.targets(here[chosen]).permute(1, 2, 0)] = labels
-        chosen = (counts > lower).nonzero().squeeze(1)
-        if len(chosen):
-            _decide_all(windows, here[chosen], flat)
-    return output
+    blocks = windows.blocks(seen[:, 0])
+    if not len(mixed):
+        return windows.assemble(blocks)
+    cells, nodes, seen = windows.cells(mixed), nodes[mixed], seen[mixed]  # m of them
+    parts = [
+        _candidates(windows, nodes[part], seen[part])
+        for part in windows.chunks(len(cells), windows.taps * windows.classes)
+    ]
+    counts = torch.cat([count for _, count in parts])
+    table = _table(torch.cat([candidates for candidates, _ in parts]), counts)
+    places = windows.places[0] * windows.places[1]
+    lower = 1
+    for upper in _BUCKETS:
+        bucket = ((counts > lower) & (counts <= upper)).nonzero().squeeze(1)
+        lower = upper
+        for part in windows.chunks(len(bucket), places * upper):
+            chosen = bucket[part]
+            few = table[:upper, chosen]
+            labels = _decide(windows, cells[chosen], nodes[chosen], few)
+            # Turned round first: writing turned labels to scattered cells is far slower.
+            blocks[mixed[chosen]] = labels.to(blocks.dtype).permute(2, 0, 1).contiguous()
+    bucket = (counts > lower).nonzero().squeeze(1)
+    _decide_all(windows, cells[bucket], mixed[bucket], blocks)
+    return windows.assemble(blocks)
 
 
 def _few_candidates(windows: Windows, nodes: Tensor, seen: Tensor, mixed: Tensor) -> bool:
@@ -217,12 +217,12 @@ def _few_candidates(windows: Windows, nodes: Tensor, seen: Tensor, mixed: Tensor
     if len(mixed) <= _SAMPLE:
         return True
     sample = mixed[:: len(mixed) // _SAMPLE]
-    counts = _candidates(windows, nodes[sample], seen[sample])[2]
+    counts = _candidates(windows, nodes[sample], seen[sample])[1]
     places = windows.places[0] * windows.places[1]
     return float(counts.double().mean()) * places * len(mixed) <= _CANDIDATE_SHARE * dense_work
 
 
-def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Which classes can win somewhere in each cell.
 
     Args:
@@ -231,53 +231,65 @@ def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, 
         seen: int64 (m, taps) best class at each of them.
 
     Returns:
-        values (m, taps, K) logits of the windows; table int64 (c, m) candidates per cell in
-        rising order, padded with the cell's first, c the largest bucket; counts (m,).
+        candidates int64 (n,), cell after cell, in rising order; counts (m,) of each cell.
     """
-    values = windows.gather(nodes)
+    values = windows.gather(nodes)  # (m, taps, K)
     taps = nodes.shape[1]
     mean = values.gather(2, seen[:, None, :].expand(-1, taps, -1)).mean(dim=2, keepdim=True)
+    values -= mean
     # "Not below" keeps ties in, and the winners: at the position it wins, none is below m.
-    possible = (values - mean).amax(dim=1) >= 0  # (m, K)
-    label = possible.nonzero()[:, 1]
-    counts = possible.sum(dim=1)
+    possible = functools.reduce(torch.maximum, values.unbind(1)) >= 0  # (m, K)
+    return where_true(possible.view(-1)) % windows.classes, possible.sum(dim=1)
+
+
+def _table(candidates: Tensor, counts: Tensor) -> Tensor:
+    """Candidates side by side: int64 (c, m), padded with the cell's first.
+
+    c is the largest count, or the largest bucket if that is smaller.
+    """
     first = counts.cumsum(0) - counts
-    most = _BUCKETS[-1]
-    rank = torch.arange(most, device=nodes.device)[:, None]
-    position = first + torch.where(rank < counts, rank, 0)
-    return values, label[position], counts
+    rank = torch.arange(min(int(counts.max()), _BUCKETS[-1]), device=counts.device)[:, None]
+    return candidates[first + torch.where(rank < counts, rank, 0)]
 
 
-def _decide(windows: Windows, cells: Cells, values: Tensor, table: Tensor) -> Tensor:
-    """Best of n candidates in every place: int64 (R, S, m); values (m, taps, K), table (n, m)."""
-    count, taps = len(table), values.shape[1]
-    index = table.t()[:, None, :].expand(-1, taps, -1)
-    few = values.gather(2, index).permute(1, 2, 0).contiguous()  # (taps, n, m)
+def _decide(windows: Windows, cells: Cells, nodes: Tensor, table: Tensor) -> Tensor:
+    """Best of n candidates in every place.
+
+    Args:
+        windows: the resize.
+        cells: the m cells.
+        nodes: int64 (m, taps) positions of their windows.
+        table: int64 (n, m) the candidates in rising order.
+
+    Returns:
+        Class ids (R, S, m), as floating numbers (exact up to 2^24): a vectorised lerp by 0 or 1
+        is several times faster than `where` on integers.
+    """
+    few = windows.gather_some(nodes, table)  # (taps, n, m)
     resized = windows.interpolate_some(cells, few)  # (R, S, n, m)
-    # Labels travel as floating numbers (exact up to 2^24): a vectorised lerp by 0 or 1 is
-    # several times faster than `where` on integers.
     names = table.to(resized.dtype)
     best, label = resized[:, :, 0], names[0].expand(*resized.shape[:2], -1)
-    for candidate in range(1, count):
+    for candidate in range(1, len(table)):
         challenger = resized[:, :, candidate]
         better = (challenger > best).to(resized.dtype)
         label = torch.lerp(label, names[candidate].expand_as(label), better)
         best = torch.maximum(best, challenger)
-    return label.long()
+    return label
 
 
-def _decide_all(windows: Windows, cells: Cells, flat: Tensor) -> None:
-    """Write the best of all classes into the output pixels of the given cells."""
+def _decide_all(windows: Windows, cells: Cells, which: Tensor, blocks: Tensor) -> None:
+    """Write the best of all classes into the blocks of the given cells, whose numbers are given."""
     places = windows.places[0] * windows.places[1]
     for part in windows.chunks(len(cells), places * windows.classes):
-        here = cells[part]
-        flat[windows.targets(here)] = best_class(windows.interpolate_all(here))
+        labels = best_class(windows.interpolate_all(cells[part]))  # (m, R, S)
+        blocks[which[part]] = labels.to(blocks.dtype)
 
 
 def _dense(windows: Windows) -> Tensor:
-    output = torch.empty((windows.batch, *windows.size), dtype=torch.int64, device=windows.device)
-    _decide_all(windows, windows.all_cells(), output.view(-1))
-    return output
+    which = windows.all_numbers()
+    blocks = windows.blocks(which)  # all are overwritten
+    _decide_all(windows, windows.cells(which), which, blocks)
+    return windows.assemble(blocks)
 
 
 def _top(windows: Windows, k: int) -> tuple[Tensor, Tensor]:

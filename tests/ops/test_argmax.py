@@ -163,6 +163,19 @@ def test_a_class_that_wins_no_position_can_win_between():
         assert labels.tolist() == [0, 0, 2, 2, 2, 2, 1, 1]
 
 
+@pytest.mark.parametrize("classes", [256, 257, 32768, 32769])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_of_many_classes_keeps_its_id(classes, method):
+    """Ids are held in one, two or four bytes until the end."""
+    logits = torch.zeros(1, classes, 2, 3)
+    logits[:, -1, :, 0] = 1.0  # the last class on the left
+    logits[:, -2, :, 2] = 1.0  # the one before it on the right
+    found = upsample_argmax(logits, (4, 12), method=method)
+    assert found[:, :, 0].unique().tolist() == [classes - 1]
+    assert found[:, :, -1].unique().tolist() == [classes - 2]
+    assert_exact(found, logits, (4, 12))
+
+
 def test_strides_and_batches_make_no_difference():
     logits = random_logits("regions", 3, 4, 21, 9, 11)
     expected = torch.stack([upsample_argmax(one[None], (70, 81))[0] for one in logits])
