@@ -28,7 +28,7 @@ from cgrseg.errors import EnvironmentProblem, explain
 from cgrseg.files import make_folder
 
 # Part of every name: raise it when the compiled function itself changes.
-_FORM = 1
+_FORM = 2
 # What the folder may hold: compiled networks that nobody has used for so long go, and beyond
 # so many bytes those that were used longest ago.
 _UNUSED_FOR = 90 * 24 * 3600.0

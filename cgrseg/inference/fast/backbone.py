@@ -4,8 +4,10 @@ What differs from :mod:`cgrseg.models.efficientformer_v2`, all of it exact up to
 batch norms and layer scales are part of the convolutions, queries, keys and values of an
 attention come from one convolution, the query's subsampling is part of its depthwise
 kernel, the scale of the attention is part of the query, the first talking head's mix of
-the biases is done beforehand and its own bias dropped (a softmax does not see it), and
-the biases of an input size are stored numbers.
+the biases is done beforehand and its own bias dropped (a softmax does not see it), the
+second talking head's bias, which gives every key the same weight, adds that share of the
+values' mean to the result in place of a number to each of A x Q x K weights, and the
+biases of an input size are stored numbers.
 
 Legend: N images, C channels, H x W cells of the stage, A heads, D channels per head of
 the values, E channels per head of queries and keys, Q queries, K keys.
@@ -135,8 +137,8 @@ class FastAttention(nn.Module):
         first, second = source.talking_head1, source.talking_head2
         self.register_buffer("mix_before", first.weight.detach().flatten(1).clone())
         self.register_buffer("mix_after", second.weight.detach().flatten(1).clone())
-        shift = cast(Tensor, second.bias)
-        self.register_buffer("mix_after_bias", shift.detach().clone()[:, None])
+        shift = cast(Tensor, second.bias).detach().repeat_interleave(source.value_channels)
+        self.register_buffer("mix_after_bias", shift[:, None, None])  # (A * D, 1, 1)
         self.bias = StoredBias.of(source, 1, first.weight.detach().flatten(1))
 
     def prepare(self, height: int, width: int) -> None:
@@ -162,10 +164,12 @@ class FastAttention(nn.Module):
         weights = (self.mix_before @ weights).view(images, self.heads, cells, cells)
         weights = (weights + self.bias(cells, cells, weights, width)).softmax(dim=3)
         weights = self.mix_after @ weights.view(images, self.heads, cells * cells)
-        weights = (weights + self.mix_after_bias).view(images, self.heads, cells, cells)
+        weights = weights.view(images, self.heads, cells, cells)
 
         out = (weights @ value).transpose(2, 3).reshape(images, self.value_width, height, width)
-        out = out + self.local(value_map)
+        # The mean, because in half precision the sum of many cells could overflow.
+        mean = value_map.mean(dim=(2, 3), keepdim=True)  # (N, A * D, 1, 1)
+        out = out + self.local(value_map) + mean * self.mix_after_bias * cells
         if self.stride > 1:
             out = F.interpolate(
                 out, scale_factor=float(self.stride), mode="bilinear", align_corners=False

@@ -121,9 +121,8 @@ class FastGuide(nn.Module):
         gate = F.linear(F.relu(hidden), self.excite.weight.flatten(1), self.excite.bias)
         factor = 1.0 + torch.sigmoid(gate.float())  # (N, M)
         weights = (self.final_weight * factor[:, None]).transpose(1, 2)  # (N, M, K)
-        tokens = features.flatten(2).transpose(1, 2).float()  # (N, P, M)
-        logits = tokens @ weights + self.final_bias  # (N, P, K): channels-last
-        return logits.transpose(1, 2).unflatten(2, features.shape[2:])
+        logits = _tokens(features).float() @ weights + self.final_bias  # (N, P, K)
+        return logits.unflatten(1, features.shape[2:]).permute(0, 3, 1, 2)  # channels-last
 
     def prototype(self, features: Tensor, initial: Tensor) -> Tensor:
         """Mean of the class centres, weighted by the guide's mask over classes: (N, M).
@@ -132,14 +131,20 @@ class FastGuide(nn.Module):
         positions.  Their mask needs `share @ (mask of the features)`, and their weighted
         mean is the mean of the features under `class weights @ share`.
         """
-        tokens = features.flatten(2)  # (N, M, P)
-        logits = initial.flatten(2).float()  # (N, K, P)
-        unscaled = (logits - logits.amax(dim=2, keepdim=True)).exp()
-        total = unscaled.sum(dim=2, keepdim=True)  # (N, K, 1)
+        logits = initial.float()
+        unscaled = (logits - logits.amax(dim=(2, 3), keepdim=True)).exp()  # (N, K, H, W)
+        total = unscaled.sum(dim=(2, 3))[:, None]  # (N, 1, K)
+        share = _tokens(unscaled)  # (N, P, K), times the total
         mask = F.conv2d(features, self.mask.weight).flatten(2).float()  # (N, 1, P)
-        of_class = unscaled @ mask.transpose(1, 2) / total  # (N, K, 1)
-        of_position = (of_class.softmax(dim=1) / total).transpose(1, 2) @ unscaled  # (N, 1, P)
-        return (tokens @ of_position.transpose(1, 2).to(tokens.dtype)).squeeze(2)
+        of_class = mask @ share / total  # (N, 1, K)
+        of_position = share @ (of_class.softmax(dim=2) / total).transpose(1, 2)  # (N, P, 1)
+        tokens = _tokens(features)
+        return (of_position.transpose(1, 2).to(tokens.dtype) @ tokens).squeeze(1)
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H * W, C); no copy where channels are innermost in memory."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class FastHead(nn.Module):
