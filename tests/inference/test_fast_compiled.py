@@ -304,7 +304,7 @@ class TestNamesOfArtefacts:
 
 _FAULTS = """
 import resource, sys
-from cgrseg.inference.fast.allocator import keep_freed_memory
+from cgrseg.inference.allocator import keep_freed_memory
 import torch
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

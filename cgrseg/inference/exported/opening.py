@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError, explain
+from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Description
 from cgrseg.inference.precision import Precision
@@ -20,7 +21,11 @@ def is_exported(path: str | Path) -> bool:
 
 
 def open_exported(
-    path: str | Path, device: str | torch.device | None = None, precision: Precision = "fp32"
+    path: str | Path,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    *,
+    keep_memory: bool = True,
 ) -> ExportedBackend:
     """What runs an exported file.
 
@@ -29,6 +34,8 @@ def open_exported(
         device: None, "auto" or "cpu".
         precision: "bf16" or "fp16" let OpenVINO compute in it; the other formats compute in
             what the file holds.
+        keep_memory: let the C library keep freed memory for the next image (Linux, whole
+            process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
 
     Raises:
         ConfigError: a precision that the format does not have.
@@ -67,6 +74,8 @@ def open_exported(
         from cgrseg.inference.exported.program_file import open_program
 
         description, run = open_program(file)
+    if keep_memory:
+        keep_freed_memory()
     return ExportedBackend(description, run, file.name)
 
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from cgrseg.errors import CGRSegError
+from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.backends import resolve_device
 from cgrseg.inference.fast import artefacts
-from cgrseg.inference.fast.allocator import keep_freed_memory
 from cgrseg.inference.fast.compilers import missing_compiler, slow_precision
 from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.inference.precision import Precision
@@ -70,7 +70,7 @@ class CompiledBackend:
             fast form as it is, and :meth:`prepare` replaces the one used longest ago.  Each
             holds its own copy of the weights.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
-            process; see :func:`~cgrseg.inference.fast.allocator.keep_freed_memory`).
+            process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
 
     Attributes:
         seconds_preparing: spent so far on compiling, loading and warming up.
