@@ -63,6 +63,14 @@ def bench(
         ),
     ] = "wall",
     num_classes: Annotated[int, typer.Option(help="For MODEL.", min=1)] = 150,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart",
+            help="Time every way in a process of its own: none shares threads or memory with "
+            "another, as where it is used.",
+        ),
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure memory, in processes of its own.")] = True,
     peaks: Annotated[bool, typer.Option(help="Measure what the device reaches at best.")] = True,
     profile: Annotated[
@@ -103,6 +111,7 @@ def bench(
         works=[_one_of("--works", work.strip(), WORKS) for work in works.split(",")],
         rounds=rounds,
         clock=_one_of("--clock", clock, CLOCKS),
+        apart=apart,
         device=where,
         memory=memory,
         peaks=peaks or profile,

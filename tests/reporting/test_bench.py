@@ -21,13 +21,15 @@ from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
+from cgrseg.reporting.bench.apart import Apart
+from cgrseg.reporting.bench.handover import write_network
 from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
 from cgrseg.reporting.bench.memory import Memory, _child, measure_memory
 from cgrseg.reporting.bench.profile import summarise
 from cgrseg.reporting.bench.report import profile_markdown, table
-from cgrseg.reporting.bench.run import as_input, sample_photos
 from cgrseg.reporting.bench.subjects import Plain, Setting, make_subject, predict
-from cgrseg.reporting.bench.timing import Spread, ratios, take_turns
+from cgrseg.reporting.bench.timing import Spread, ratios, stopwatch, take_turns
+from cgrseg.reporting.bench.work import as_input, sample_photos
 
 CPU = torch.device("cpu")
 
@@ -62,12 +64,11 @@ def test_all_take_turns_and_the_first_run_is_not_timed() -> None:
         calls.append(name)
         now[0] += seconds if calls.count(name) > 1 else 100.0
 
-    taken = take_turns(
-        {"a": lambda: work("a", 2.0), "b": lambda: work("b", 0.5)},
-        rounds=6,
-        device=CPU,
-        clock=lambda: now[0],
-    )
+    ways = {
+        "a": stopwatch(lambda: work("a", 2.0), CPU, lambda: now[0]),
+        "b": stopwatch(lambda: work("b", 0.5), CPU, lambda: now[0]),
+    }
+    taken = take_turns(ways, rounds=6)
     assert taken == {"a": [2.0] * 6, "b": [0.5] * 6}
     rounds = [tuple(calls[i : i + 2]) for i in range(2, 14, 2)]
     assert set(map(frozenset, rounds)) == {frozenset("ab")}
@@ -204,6 +205,39 @@ def test_memory_of_a_failing_subject_is_explained(model: CGRSeg) -> None:
         measure_memory("magic", model, (64, 64), device=CPU, folder=None)
 
 
+def test_ways_in_processes_of_their_own(model: CGRSeg) -> None:
+    """They are timed by their own clocks, while their results are compared here."""
+    result = run_bench(
+        [model],
+        ["folded-fp32"],
+        size=(64, 64),
+        batches=(2,),
+        works=("network", "photo"),
+        rounds=3,
+        clock="processor",
+        apart=True,
+        memory=False,
+    )
+    rows = {(row.work, row.subject): row for row in result.rows}
+    assert set(rows) == {(w, s) for w in ("network", "photo") for s in ("plain", "folded-fp32")}
+    for row in rows.values():
+        assert row.batch == 2 and row.seconds.rounds == 3
+        assert row.seconds.best > 0.001  # of the processor: this one only waited
+    agreement = {one.subject: one for one in result.agreements}
+    assert agreement["folded-fp32"].logits_error < 1e-5
+    assert "process of its own" in as_markdown(result)
+
+
+def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    write_network(model, weights)
+    with (
+        Apart("magic", weights, Setting((64, 64), CPU)) as other,
+        pytest.raises(EnvironmentProblem, match="speed of magic: its process ended with status 1"),
+    ):
+        other.seconds("network", 1, "wall")
+
+
 def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
@@ -211,7 +245,7 @@ def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
             bench(threads=3, size=(33, 64))
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
         with pytest.raises(FileNotFoundError):
-            _child({"threads": 2, "weights": tmp_path / "missing.pt"})
+            _child(json.dumps({"threads": 2, "weights": str(tmp_path / "missing.pt")}))
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
     finally:
         torch.set_num_threads(before[0])

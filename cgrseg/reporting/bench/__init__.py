@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from cgrseg.reporting.bench.report import as_markdown, profile_markdown
-from cgrseg.reporting.bench.run import (
-    CLOCKS,
-    WORKS,
-    BenchResult,
-    Work,
-    run_bench,
-    spread_weights,
-)
+from cgrseg.reporting.bench.run import BenchResult, run_bench, spread_weights
 from cgrseg.reporting.bench.subjects import Subject, known_subjects, register
+from cgrseg.reporting.bench.timing import CLOCKS
+from cgrseg.reporting.bench.work import WORKS, Work
 
 __all__ = [
     "CLOCKS",

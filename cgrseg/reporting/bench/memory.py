@@ -20,6 +20,8 @@ import torch
 
 from cgrseg.errors import EnvironmentProblem, explain
 from cgrseg.models import CGRSeg
+from cgrseg.reporting.bench.handover import job_of, subject_of, write_network
+from cgrseg.reporting.bench.subjects import Setting
 
 _IMAGES = 4
 
@@ -71,27 +73,10 @@ def measure_memory(
     """
     with tempfile.TemporaryDirectory() as place:
         weights = Path(place) / "model.pt"
-        torch.save(
-            {
-                "state": model.state_dict(),
-                "variant": model.variant,
-                "num_classes": model.num_classes,
-                "context_blocks": model.context_blocks,
-                "channels": model.decode_head.conv_seg.in_channels,
-            },
-            weights,
-        )
-        job = {
-            "subject": subject,
-            "weights": str(weights),
-            "size": list(size),
-            "device": str(device),
-            "folder": None if folder is None else str(folder),
-            "threads": torch.get_num_threads(),
-            "batch": batch,
-        }
+        write_network(model, weights)
+        setting = Setting(size, device, folder, (batch,), warm_up=False)
         done = subprocess.run(
-            [sys.executable, "-m", __name__, json.dumps(job)],
+            [sys.executable, "-m", __name__, job_of(subject, weights, setting)],
             capture_output=True,
             text=True,
             check=False,
@@ -135,27 +120,9 @@ def _highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _child(job: dict[str, object]) -> Memory:
-    from cgrseg.inference.backends import use_threads
-    from cgrseg.reporting.bench.subjects import Setting, make_subject
-
-    use_threads(int(str(job["threads"])))
-    stored = torch.load(str(job["weights"]), weights_only=True)
-    model = CGRSeg(
-        stored["variant"],
-        stored["num_classes"],
-        context_blocks=stored["context_blocks"],
-        channels=stored["channels"],
-    ).eval()
-    model.load_state_dict(stored["state"])
-    del stored
-    height, width = (int(side) for side in job["size"])  # type: ignore[attr-defined]
-    device = torch.device(str(job["device"]))
-    folder = Path(str(job["folder"])) if job["folder"] else None
-    batch = int(str(job["batch"]))
-    setting = Setting((height, width), device, folder, (batch,), warm_up=False)
-    subject = make_subject(str(job["subject"]), model, setting)
-    del model
+def _child(job: str) -> Memory:
+    subject, setting = subject_of(job)
+    (height, width), (batch,), device = setting.size, setting.batches, setting.device
     images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
     images = images.to(device)
     on_gpu = device.type == "cuda"
@@ -173,4 +140,4 @@ def _child(job: dict[str, object]) -> Memory:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_child(json.loads(sys.argv[1])))))
+    print(json.dumps(asdict(_child(sys.argv[1]))))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cgrseg.reporting.bench.profile import Profile
-from cgrseg.reporting.bench.run import BASELINE, WORKS, BenchResult
+from cgrseg.reporting.bench.run import BASELINE, BenchResult
+from cgrseg.reporting.bench.work import WORKS
 
 _LARGEST = 10
 
@@ -37,7 +38,8 @@ def as_markdown(result: BenchResult) -> str:
     lines += [
         "",
         "Times are medians with quartiles over rounds in which all take turns; ratios are taken "
-        f"round by round to `{BASELINE}`: the published arithmetic, eager, float32.",
+        f"round by round to `{BASELINE}`: the published arithmetic, eager, float32."
+        + (" Each path ran in a process of its own." if result.apart else ""),
         "",
     ]
     rows = [

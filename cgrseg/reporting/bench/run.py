@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+import functools
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cgrseg.models import CGRSeg
+from cgrseg.reporting.bench.apart import Apart
+from cgrseg.reporting.bench.handover import write_network
 from cgrseg.reporting.bench.machine import Machine, Peaks, describe_machine, measure_peaks
 from cgrseg.reporting.bench.memory import Memory, measure_memory, memory_is_known
-from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject, predict
-from cgrseg.reporting.bench.timing import Spread, ratios, take_turns
+from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject
+from cgrseg.reporting.bench.timing import (
+    CLOCKS,
+    Clock,
+    Spread,
+    ratios,
+    stopwatch,
+    take_turns,
+)
+from cgrseg.reporting.bench.work import WORKS, Work, as_input, sample_photos, way
 
 BASELINE = "plain"
 """What all ratios are taken to."""
-
-Work = Literal["network", "labels", "photo"]
-WORKS: dict[Work, str] = {
-    "network": "input tensor to logits",
-    "labels": "input tensor to label map",
-    "photo": "photo to label map",
-}
-"""Amounts of work that are timed."""
-
-Clock = Literal["wall", "processor"]
-CLOCKS: dict[Clock, Callable[[], float]] = {
-    "wall": time.perf_counter,
-    "processor": time.process_time,
-}
-"""What durations are read from."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,7 @@ class BenchResult:
         num_classes: K.
         weights: which weights, in words.
         clock: that durations are read from.
+        apart: every subject was timed in a process of its own.
         rows: durations and ratios.
         agreements: of results.
         memory: per variant and subject.
@@ -105,6 +102,7 @@ class BenchResult:
     num_classes: int
     weights: str
     clock: Clock = "wall"
+    apart: bool = False
     rows: list[Row] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     memory: dict[str, dict[str, Memory]] = field(default_factory=dict)
@@ -131,6 +129,7 @@ def run_bench(
     works: Sequence[Work] = ("network", "labels"),
     rounds: int = 15,
     clock: Clock = "wall",
+    apart: bool = False,
     device: torch.device | None = None,
     folder: Path | None = None,
     memory: bool = True,
@@ -149,6 +148,8 @@ def run_bench(
         rounds: that every subject takes part in.
         clock: "wall", or "processor" for the time that this process had the processor, which
             is meaningful with a single thread and on a machine that others use too.
+        apart: time every subject in a process of its own, so that none shares threads or
+            settings of memory with another; subjects of :func:`register` cannot.
         device: where to run; None: the CPU.
         folder: of compiled networks; None: the user's cache.
         memory: measure it, each subject in a process of its own.
@@ -162,7 +163,9 @@ def run_bench(
     """
     device = device if device is not None else torch.device("cpu")
     names = [BASELINE, *(name for name in dict.fromkeys(subjects) if name != BASELINE)]
-    result = BenchResult(describe_machine(device), size, models[0].num_classes, weights, clock)
+    result = BenchResult(
+        describe_machine(device), size, models[0].num_classes, weights, clock, apart
+    )
     if peaks:
         tell("peaks of the device")
         result.peaks = measure_peaks(device)
@@ -172,28 +175,25 @@ def run_bench(
         for name in names:
             tell(f"{model.variant}: preparing {name}")
             built[name] = make_subject(name, model, setting)
-        for batch in batches:
-            photos = sample_photos(batch, size)
-            tensors = as_input(photos).to(device)
-            if batch == batches[0]:
-                _compare(result, model.variant, built, tensors)
-            for work in works:
-                tell(f"{model.variant}: {WORKS[work]}, {batch} at once")
-                ways = {
-                    name: _way(subject, work, photos, tensors) for name, subject in built.items()
-                }
-                taken = take_turns(ways, rounds=rounds, device=device, clock=CLOCKS[clock])
-                result.rows += [
-                    Row(
-                        model.variant,
-                        work,
-                        batch,
-                        name,
-                        Spread.of(seconds),
-                        ratios(taken[BASELINE], seconds),
+        with contextlib.ExitStack() as ends:
+            others = _in_processes(names, model, setting, ends) if apart else {}
+            for batch in batches:
+                photos = sample_photos(batch, size)
+                tensors = as_input(photos).to(device)
+                if batch == batches[0]:
+                    _compare(result, model.variant, built, tensors)
+                for work in works:
+                    tell(f"{model.variant}: {WORKS[work]}, {batch} at once")
+                    ways: dict[str, Callable[[], float]] = {}
+                    for name in names:
+                        if apart:
+                            ways[name] = functools.partial(others[name].seconds, work, batch, clock)
+                        else:
+                            run = way(built[name], work, photos, tensors)
+                            ways[name] = stopwatch(run, device, CLOCKS[clock])
+                    result.rows += _rows(
+                        model.variant, work, batch, take_turns(ways, rounds=rounds)
                     )
-                    for name, seconds in taken.items()
-                ]
         if memory and not memory_is_known(device):
             tell(f"{model.variant}: memory is not measured, this system does not tell it")
         elif memory:
@@ -205,26 +205,20 @@ def run_bench(
     return result
 
 
-def sample_photos(count: int, size: tuple[int, int]) -> np.ndarray:
-    """Smooth pictures with edges and a little noise, uint8 RGB (count, H, W, 3)."""
-    height, width = size
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 9, 9)).astype(np.float32))
-    smooth = nn.functional.interpolate(coarse, size=size, mode="bicubic")
-    patches = torch.from_numpy(rng.uniform(-60, 60, (count, 3, 5, 5)).astype(np.float32))
-    edges = nn.functional.interpolate(patches, size=size, mode="nearest")
-    noise = torch.from_numpy(rng.normal(0, 4, (count, 3, height, width)).astype(np.float32))
-    pictures = (smooth + edges + noise).clamp(0, 255).to(torch.uint8)
-    return pictures.permute(0, 2, 3, 1).contiguous().numpy()
+def _in_processes(
+    names: Sequence[str], model: CGRSeg, setting: Setting, ends: contextlib.ExitStack
+) -> dict[str, Apart]:
+    """Start every subject in a process, which ends with the stack."""
+    weights = Path(ends.enter_context(tempfile.TemporaryDirectory())) / "model.pt"
+    write_network(model, weights)
+    return {name: ends.enter_context(Apart(name, weights, setting)) for name in names}
 
 
-def as_input(photos: np.ndarray) -> Tensor:
-    """Photos at their own size as the network's input, float32 (N, 3, H, W)."""
-    from cgrseg.config.schema import TestConfig
-    from cgrseg.data.test_transform import TestTransform
-
-    transform = TestTransform(TestConfig(resize="none"))
-    return torch.stack([transform(photo).tensor for photo in photos])
+def _rows(variant: str, work: Work, batch: int, taken: dict[str, list[float]]) -> list[Row]:
+    return [
+        Row(variant, work, batch, name, Spread.of(seconds), ratios(taken[BASELINE], seconds))
+        for name, seconds in taken.items()
+    ]
 
 
 def spread_weights(model: CGRSeg, seed: int = 0) -> CGRSeg:
@@ -257,7 +251,7 @@ def _let_classes_meet(model: CGRSeg) -> None:
 
     One class could win everywhere, and nothing would be left to decode.  So the classifier's
     bias takes away half, then three quarters and so on of what the classes differ by on the
-    average over a picture, until a tenth of the cells lie between two of them.
+    average over a picture, until at least a tenth of the cells lie between two of them.
     """
     picture = as_input(sample_photos(1, (512, 512))).to(next(model.parameters()).device)
     bias = model.get_parameter("decode_head.conv_seg.bias")
@@ -279,19 +273,6 @@ def _boundary_share(logits: Tensor) -> float:
         [winners[:, i : i - 1 or None, j : j - 1 or None] for i in (0, 1) for j in (0, 1)]
     )
     return float((corners != corners[0]).any(0).float().mean())
-
-
-def _way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Callable[[], object]:
-    """The work as a function without arguments."""
-
-    def run() -> object:
-        if work == "photo":
-            return predict(subject, photos, tensors.device)
-        with torch.inference_mode():
-            logits = subject.logits(tensors)
-            return logits if work == "network" else subject.decode(logits)
-
-    return run
 
 
 def _compare(

@@ -11,8 +11,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+_REST = 0.03  # seconds
+
+Clock = Literal["wall", "processor"]
+CLOCKS: dict[Clock, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
+"""What durations are read from."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +52,38 @@ class Spread:
         return cls(median, low, high, min(values), len(values))
 
 
-def take_turns(
-    ways: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
+def stopwatch(
+    work: Callable[[], object],
     device: torch.device,
-    seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Time every way once per round, in a shuffled order, after one untimed round.
+) -> Callable[[], float]:
+    """The work as a function that does it once and gives the seconds that it took.
 
     Args:
-        ways: name to function without arguments.
-        rounds: at least 1.
+        work: without arguments.
         device: whose queued work is waited for before the clock is read.
-        seed: of the order.
         clock: gives seconds.
+    """
+
+    def run() -> float:
+        wait_for(device)
+        start = clock()
+        work()
+        wait_for(device)
+        return clock() - start
+
+    return run
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], float]], *, rounds: int, seed: int = 0
+) -> dict[str, list[float]]:
+    """Time every way once per round, in a shuffled order, after one round that does not count.
+
+    Args:
+        ways: name to what does the work once and gives seconds, see :func:`stopwatch`.
+        rounds: at least 1.
+        seed: of the order.
 
     Returns:
         Seconds per round, rounds in the same order for every way.
@@ -70,11 +96,8 @@ def take_turns(
     for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
-            wait_for(device)
-            start = clock()
-            ways[name]()
-            wait_for(device)
-            taken[name].append(clock() - start)
+            time.sleep(_REST)
+            taken[name].append(ways[name]())
     return taken
 
 

@@ -1,0 +1,106 @@
+"""A way of predicting in a process of its own, timed there whenever it is asked to run.
+
+Ways that share a process share what changes their speed: threads that spin for the next piece
+of work on cores that another way wants, and the C library's keeping of freed memory, which our
+networks turn on and the plain path then profits from.  Apart, each runs as it would alone, and
+they still take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.reporting.bench.handover import job_of, subject_of
+from cgrseg.reporting.bench.subjects import Setting
+from cgrseg.reporting.bench.timing import CLOCKS, Clock, stopwatch
+from cgrseg.reporting.bench.work import Work, as_input, sample_photos, way
+
+
+class Apart:
+    """One subject in its process, which ends with the `with` block.
+
+    Args:
+        subject: a name that :func:`~cgrseg.reporting.bench.subjects.make_subject` knows.
+        weights: a file of :func:`~cgrseg.reporting.bench.handover.write_network`, in a folder
+            that stays as long as the process, which also keeps there what it says.
+        setting: of the run.
+    """
+
+    def __init__(self, subject: str, weights: Path, setting: Setting) -> None:
+        self._subject = subject
+        command = [sys.executable, "-m", __name__, job_of(subject, weights, setting)]
+        # What it says goes to a file: a pipe that nobody reads would fill up and hold it.
+        with tempfile.NamedTemporaryFile("w", dir=weights.parent, delete=False) as said:
+            self._said = Path(said.name)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def seconds(self, work: Work, batch: int, clock: Clock) -> float:
+        """Do the work once and say how long it took.
+
+        Raises:
+            EnvironmentProblem: the process failed; its last words are in the message.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps([work, batch, clock]) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return float(answer)
+        status = self._process.wait()
+        last = (self._said.read_text().strip().splitlines() or ["no message"])[-1]
+        raise EnvironmentProblem(
+            explain(
+                f"speed of {self._subject}",
+                found=f"its process ended with status {status}: {last}",
+                expected="a process that predicts when it is asked to",
+                remedy="free memory, or leave this subject out",
+            )
+        )
+
+
+def _serve(text: str) -> None:
+    """Build the subject, then answer every line of the standard input with seconds."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whatever a library prints is no answer
+    subject, setting = subject_of(text)
+    prepared: dict[str, Callable[[], float]] = {}
+    for line in sys.stdin:
+        if line not in prepared:
+            work, batch, clock = json.loads(line)
+            photos = sample_photos(batch, setting.size)
+            tensors = as_input(photos).to(setting.device)
+            run = way(subject, work, photos, tensors)
+            prepared[line] = stopwatch(run, setting.device, CLOCKS[clock])
+        print(prepared[line](), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -1,0 +1,55 @@
+"""What is timed: the amounts of work, and the pictures that they are done on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cgrseg.reporting.bench.subjects import Subject, predict
+
+Work = Literal["network", "labels", "photo"]
+WORKS: dict[Work, str] = {
+    "network": "input tensor to logits",
+    "labels": "input tensor to label map",
+    "photo": "photo to label map",
+}
+"""Amounts of work that are timed."""
+
+
+def sample_photos(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Smooth pictures with edges and a little noise, uint8 RGB (count, H, W, 3)."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 9, 9)).astype(np.float32))
+    smooth = nn.functional.interpolate(coarse, size=size, mode="bicubic")
+    patches = torch.from_numpy(rng.uniform(-60, 60, (count, 3, 5, 5)).astype(np.float32))
+    edges = nn.functional.interpolate(patches, size=size, mode="nearest")
+    noise = torch.from_numpy(rng.normal(0, 4, (count, 3, height, width)).astype(np.float32))
+    pictures = (smooth + edges + noise).clamp(0, 255).to(torch.uint8)
+    return pictures.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def as_input(photos: np.ndarray) -> Tensor:
+    """Photos at their own size as the network's input, float32 (N, 3, H, W)."""
+    from cgrseg.config.schema import TestConfig
+    from cgrseg.data.test_transform import TestTransform
+
+    transform = TestTransform(TestConfig(resize="none"))
+    return torch.stack([transform(photo).tensor for photo in photos])
+
+
+def way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Callable[[], object]:
+    """The work as a function without arguments."""
+
+    def run() -> object:
+        if work == "photo":
+            return predict(subject, photos, tensors.device)
+        with torch.inference_mode():
+            logits = subject.logits(tensors)
+            return logits if work == "network" else subject.decode(logits)
+
+    return run
