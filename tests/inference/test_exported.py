@@ -16,7 +16,7 @@ from cgrseg.data.test_transform import TestTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported import Description, ExportedBackend
-from cgrseg.inference.exported.predicting import fit
+from cgrseg.inference.exported.predicting import fit, segment_exported
 from tests.inference.fixtures import BlockBackend, photo
 
 BLOCKS = BlockBackend(num_classes=7)
@@ -160,6 +160,40 @@ def test_label_maps_are_cut_and_resized() -> None:
     assert np.array_equal(narrow, labels[0, :, :32].repeat(2, axis=0).repeat(2, axis=1))
     with pytest.raises(ConfigError, match="--output logits"):
         predictor(photo(64, 96), confidence=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "expected"),
+    [
+        ("onnx", 64, 1),
+        ("openvino", 64, 1),
+        ("pt2", 64, 2),  # runs in PyTorch itself
+        ("onnx", 1056, 2),  # large maps decode faster on several
+    ],
+)
+def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
+    kind: str, side: int, expected: int
+) -> None:
+    seen: list[int] = []
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        seen.append(torch.get_num_threads())
+        if array.shape[0] > 1:
+            raise RuntimeError("too many")
+        return np.zeros((1, 7, array.shape[2] // 8, array.shape[3] // 8), np.float32)
+
+    taken = ExportedBackend(description(kind=kind, sizes=None), run, "x")
+    settings = Settings(resize="none")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        segment_exported(taken, [photo(side, side)], settings)
+        assert seen == [expected] and torch.get_num_threads() == 2
+        with pytest.raises(WeightsError, match="too many"):
+            segment_exported(taken, [photo(side, side)] * 2, settings)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class ExportedBackend:
         num_classes: K.
         sizes: heights and widths that the file takes; None: any multiples of 32 that the
             description allows.
+        has_threads: whether its runtime has threads of its own beside PyTorch's.
     """
 
     def __init__(self, description: Description, run: Run, source: str) -> None:
@@ -40,6 +41,7 @@ class ExportedBackend:
         self.device = torch.device("cpu")
         self.num_classes = description.num_classes
         self.sizes: list[Size] | None = description.sizes
+        self.has_threads = description.kind in ("onnx", "openvino")
         self._run = run
         self._source = source
 

@@ -24,7 +24,7 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
     """Description of a file, and the file as a function.
 
     A free shape is fixed as soon as it is known: the runtime then computes resized tables
-    once, when it loads, in place of every time.
+    once, when it loads, in place of every time.  It uses as many threads as PyTorch does now.
 
     Raises:
         EnvironmentProblem: ONNX Runtime is not installed.
@@ -32,7 +32,8 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
     """
     onnxruntime = need("onnxruntime", path)
     content = path.read_bytes()
-    first = _session(onnxruntime, content, {}, path, optimise=False)
+    threads = torch.get_num_threads()
+    first = _session(onnxruntime, content, {}, path, threads, optimise=False)
     description = Description.read(first.get_modelmeta().custom_metadata_map.get(KEY), path)
     source = first.get_inputs()[0]
     name, axes = source.name, list(source.shape)
@@ -47,7 +48,7 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
                 for axis, side in zip(axes, array.shape, strict=True)
                 if isinstance(axis, str)
             }
-            session = _session(onnxruntime, content, known, path)
+            session = _session(onnxruntime, content, known, path, threads)
             sessions[array.shape] = session
             if len(sessions) > _MAX_SESSIONS:
                 sessions.popitem(last=False)
@@ -59,11 +60,17 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
 
 
 def _session(
-    onnxruntime: Any, content: bytes, known: dict[str, int], path: Path, optimise: bool = True
+    onnxruntime: Any,
+    content: bytes,
+    known: dict[str, int],
+    path: Path,
+    threads: int,
+    *,
+    optimise: bool = True,
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own optimisation
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     if not optimise:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level

@@ -29,7 +29,7 @@ def open_openvino(
     """Description of a model, and the model as a function.
 
     Every input shape is compiled once, when it first comes, with all free axes fixed: tables
-    that depend on the size are then computed once.
+    that depend on the size are then computed once.  It uses as many threads as PyTorch does now.
 
     Args:
         path: the `.xml` file.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.geometry import resize_label
@@ -16,6 +18,9 @@ from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Size
 from cgrseg.inference.modes import segment_batch
 from cgrseg.inference.views import Image, NetworkInput, network_input, network_size
+
+# Photos up to which one thread decodes as fast as several, in all.
+_MOST_PIXELS = 1 << 20
 
 
 def segment_with(
@@ -67,6 +72,17 @@ def segment_exported(
     Raises:
         ConfigError: a mode that the file cannot do.
     """
+    with _one_thread(backend, images):
+        return _segment(backend, images, config, confidence, batch_size)
+
+
+def _segment(
+    backend: ExportedBackend,
+    images: Sequence[Image],
+    config: TestConfig,
+    confidence: bool,
+    batch_size: int | None,
+) -> list[Segmentation]:
     if backend.sizes is None and backend.description.gives == "logits":
         return segment_batch(backend, images, config, confidence=confidence, batch_size=batch_size)
     found = []
@@ -123,6 +139,25 @@ def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestC
     factor = min(best[0] / height, best[1] / width)
     scale = tuple(max(1, int(side * factor + 0.5)) for side in sorted((height, width))[::-1])
     return config.model_copy(update={"resize": "keep_ratio", "scale": scale, "divisor": 32})
+
+
+@contextlib.contextmanager
+def _one_thread(backend: ExportedBackend, images: Sequence[Image]) -> Iterator[None]:
+    """PyTorch on one thread, around a runtime that has threads of its own, for small photos.
+
+    Decoding a small photo takes as long on one thread as on several.  But several go on
+    spinning for milliseconds afterwards, on cores that the runtime needs for the next photo.
+    """
+    pixels = sum(image.shape[0] * image.shape[1] for image in images)
+    threads = torch.get_num_threads()
+    if not backend.has_threads or threads == 1 or pixels > _MOST_PIXELS:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _from_labels(
