@@ -89,7 +89,8 @@ def upsample_argmax(
 
     Args:
         logits: (N, K, h, w) float32, float64, bfloat16 or float16, on any device, any strides
-            (channels-last is the faster layout).  Half precisions are computed in float32.
+            (channels-last is the faster layout, and saves a copy).  Half precisions are
+            computed in float32.
             All values finite.
         size: (H, W) of the result.
         input_size: for the two-step resize of the published test path: the size of the
@@ -192,6 +193,7 @@ def _boundary(windows: Windows, *, always: bool) -> Tensor:
     ]
     counts = torch.cat([count for _, count in parts])
     table = _table(torch.cat([candidates for candidates, _ in parts]), counts)
+    del parts
     places = windows.places[0] * windows.places[1]
     lower = 1
     for upper in _BUCKETS:
@@ -219,7 +221,8 @@ def _few_candidates(windows: Windows, nodes: Tensor, seen: Tensor, mixed: Tensor
     sample = mixed[:: len(mixed) // _SAMPLE]
     counts = _candidates(windows, nodes[sample], seen[sample])[1]
     places = windows.places[0] * windows.places[1]
-    return float(counts.double().mean()) * places * len(mixed) <= _CANDIDATE_SHARE * dense_work
+    mean = int(counts.sum()) / len(sample)
+    return mean * places * len(mixed) <= _CANDIDATE_SHARE * dense_work
 
 
 def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,19 +234,22 @@ def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, 
         seen: int64 (m, taps) best class at each of them.
 
     Returns:
-        candidates int64 (n,), cell after cell, in rising order; counts (m,) of each cell.
+        candidates int32 (n,), cell after cell, in rising order; counts (m,) of each cell, at
+        least 2 where the winners differ.
     """
     values = windows.gather(nodes)  # (m, taps, K)
     taps = nodes.shape[1]
     mean = values.gather(2, seen[:, None, :].expand(-1, taps, -1)).mean(dim=2, keepdim=True)
     values -= mean
-    # "Not below" keeps ties in, and the winners: at the position it wins, none is below m.
-    possible = functools.reduce(torch.maximum, values.unbind(1)) >= 0  # (m, K)
-    return where_true(possible.view(-1)) % windows.classes, possible.sum(dim=1)
+    possible = functools.reduce(torch.maximum, values.unbind(1)) >= 0  # (m, K), ties included
+    # So are the winners, but for the rounding of their mean.
+    possible.scatter_(1, seen, True)
+    labels = where_true(possible.view(-1)) % windows.classes
+    return labels.int(), possible.sum(dim=1)  # labels of all cells are kept at once
 
 
 def _table(candidates: Tensor, counts: Tensor) -> Tensor:
-    """Candidates side by side: int64 (c, m), padded with the cell's first.
+    """Candidates side by side: int32 (c, m), padded with the cell's first.
 
     c is the largest count, or the largest bucket if that is smaller.
     """
@@ -259,7 +265,7 @@ def _decide(windows: Windows, cells: Cells, nodes: Tensor, table: Tensor) -> Ten
         windows: the resize.
         cells: the m cells.
         nodes: int64 (m, taps) positions of their windows.
-        table: int64 (n, m) the candidates in rising order.
+        table: integers (n, m), the candidates in rising order.
 
     Returns:
         Class ids (R, S, m), as floating numbers (exact up to 2^24): a vectorised lerp by 0 or 1

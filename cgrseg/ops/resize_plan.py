@@ -43,7 +43,6 @@ class AxisPlan:
         group_outputs: int64 (G, R) outputs of each group; short groups repeat their last one.
         group_weights: float64 (G, R, T) weights of those outputs, in the order of
             ``group_taps``.
-        group_of: int64 (P,) group of each output.
         place_of: int64 (P,) where each output stands in ``group_outputs`` flattened.
     """
 
@@ -53,7 +52,6 @@ class AxisPlan:
     group_taps: Tensor
     group_outputs: Tensor
     group_weights: Tensor
-    group_of: Tensor
     place_of: Tensor
 
     def matrix(self, inputs: int) -> Tensor:
@@ -190,6 +188,5 @@ def _assemble(
         group_taps=to_tensor(group_taps),
         group_outputs=to_tensor(outputs),
         group_weights=to_tensor(group_weights),
-        group_of=to_tensor(group_of),
         place_of=to_tensor(place_of),
     )

@@ -131,13 +131,14 @@ class Windows:
 
         Args:
             nodes: int64 (m, Y * X) positions of the cells' windows.
-            classes: int64 (n, m).
+            classes: integers (n, m).
 
         Returns:
             (Y * X, n, m), as :meth:`interpolate_some` takes them.
         """
         index = nodes.t()[:, None] * self.classes + classes
-        return self.positions.view(-1).take(index)
+        # Not `take`, which Apple's GPUs lack.
+        return self.positions.view(-1).index_select(0, index.flatten()).view(index.shape)
 
     def interpolate_all(self, cells: Cells) -> Tensor:
         """Full-size logits of all classes in the given cells: (m, R, S, K)."""

@@ -176,6 +176,37 @@ def test_the_last_of_many_classes_keeps_its_id(classes, method):
     assert_exact(found, logits, (4, 12))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_winner_that_rounding_puts_below_the_mean_stays(method):
+    """The float32 mean of nine equal values can lie above them: 13.046993 is such a value."""
+    x = 13.046993255615234
+    logits = torch.full((1, 2, 8, 8), x)
+    logits[:, 1] -= 5
+    logits[:, 1, 4, 3] = torch.tensor(x).nextafter(torch.tensor(99.0))  # wins here, by a hair
+    steps = {"input_size": (64, 64), "size": (50, 50)}
+    assert_exact(upsample_argmax(logits, method=method, **steps), logits, **steps)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    classes=st.integers(2, 30),
+    share=st.floats(0.05, 0.95),
+    stride=st.integers(2, 8),
+    size=st.tuples(st.integers(20, 60), st.integers(20, 60)),
+    method=st.sampled_from(METHODS),
+)
+def test_two_values_one_rounding_apart(seed, classes, share, stride, size, method):
+    """Every class has one of two neighbouring numbers everywhere, or is far below."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(1, generator=generator) * 7 + 8
+    high = low.nextafter(torch.tensor(99.0))
+    drawn = torch.rand(1, classes, 5, 6, generator=generator)
+    logits = torch.where(drawn < share, low, torch.where(drawn < 0.98, high, low - 5))
+    steps = {"input_size": (5 * stride, 6 * stride), "size": size}
+    assert_exact(upsample_argmax(logits, method=method, **steps), logits, **steps)
+
+
 def test_strides_and_batches_make_no_difference():
     logits = random_logits("regions", 3, 4, 21, 9, 11)
     expected = torch.stack([upsample_argmax(one[None], (70, 81))[0] for one in logits])

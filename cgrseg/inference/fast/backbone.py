@@ -5,9 +5,9 @@ batch norms and layer scales are part of the convolutions, queries, keys and val
 attention come from one convolution, the query's subsampling is part of its depthwise
 kernel, the scale of the attention is part of the query, the first talking head's mix of
 the biases is done beforehand and its own bias dropped (a softmax does not see it), the
-second talking head's bias, which gives every key the same weight, adds that share of the
-values' mean to the result in place of a number to each of A x Q x K weights, and the
-biases of an input size are stored numbers.
+second talking head's bias, which adds the same to the weight of every key, adds so many
+times the sum of the values to the result in place of a number to each of A x Q x K weights,
+and the biases of an input size are stored numbers.
 
 Legend: N images, C channels, H x W cells of the stage, A heads, D channels per head of
 the values, E channels per head of queries and keys, Q queries, K keys.
