@@ -15,7 +15,7 @@ from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.test_transform import TestTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
-from cgrseg.inference.exported import Description, ExportedBackend
+from cgrseg.inference.exported import Description, ExportedBackend, onnx_file, opening
 from cgrseg.inference.exported.predicting import fit, segment_exported
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -122,6 +122,21 @@ def test_test_settings_of_a_newer_version_are_said(
     monkeypatch.setattr("cgrseg.inference.predictor.open_exported", lambda *_rest: newer)
     with pytest.raises(WeightsError, match=r"new\.onnx: test settings that cannot be used"):
         Predictor.from_pretrained(tmp_path / "new.onnx")
+
+
+def test_freed_memory_is_kept_unless_a_file_is_only_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(opening, "keep_freed_memory", lambda: told.append("kept"))
+    monkeypatch.setattr(onnx_file, "open_onnx", lambda path: (description(), lambda array: array))
+    file = tmp_path / "x.onnx"
+    file.touch()
+    opening.describe(file)
+    opening.open_exported(file, keep_memory=False)
+    assert told == []
+    opening.open_exported(file)
+    assert told == ["kept"]
 
 
 def test_a_fixed_batch_is_filled_and_cut() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -21,10 +22,10 @@ from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
-from cgrseg.reporting.bench.apart import Apart
-from cgrseg.reporting.bench.handover import write_network
+from cgrseg.reporting.bench.apart import Apart, serve
+from cgrseg.reporting.bench.handover import job_of, reason_in, write_network
 from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
-from cgrseg.reporting.bench.memory import Memory, _child, measure_memory
+from cgrseg.reporting.bench.memory import Memory, measure_memory, watch
 from cgrseg.reporting.bench.profile import summarise
 from cgrseg.reporting.bench.report import profile_markdown, table
 from cgrseg.reporting.bench.subjects import Plain, Setting, make_subject, predict
@@ -228,14 +229,71 @@ def test_ways_in_processes_of_their_own(model: CGRSeg) -> None:
     assert "process of its own" in as_markdown(result)
 
 
+def test_process_does_the_work_that_it_is_asked_for(
+    model: CGRSeg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line of the input is done by the subject of the job, as often as it comes."""
+    from cgrseg.reporting.bench import subjects
+
+    done: list[Any] = []
+
+    class Recorder:
+        preparation = "none"
+
+        def logits(self, batch: torch.Tensor) -> torch.Tensor:
+            done.append(tuple(batch.shape))
+            return torch.zeros(len(batch), 6, 8, 12)
+
+        def decode(self, logits: torch.Tensor) -> Any:
+            done.append("decoded")
+            return np.zeros((len(logits), 64, 96), np.uint8)
+
+    def make(given: CGRSeg, setting: Setting) -> Recorder:
+        done.append(weights_digest(given) == weights_digest(model))
+        done.append(setting)
+        return Recorder()
+
+    monkeypatch.setitem(subjects._FACTORIES, "recorder", make)
+    weights = tmp_path / "model.pt"
+    write_network(model, weights)
+    setting = Setting((64, 96), CPU, tmp_path, (1, 2))
+    asked = [["network", 1, "wall"], ["labels", 2, "wall"], ["network", 1, "processor"]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(a) + "\n" for a in asked)))
+    answers = io.StringIO()
+    serve(job_of("recorder", weights, setting), answers)
+    assert done == [True, setting, (1, 3, 64, 96), (2, 3, 64, 96), "decoded", (1, 3, 64, 96)]
+    assert [float(line) >= 0 for line in answers.getvalue().split()] == [True] * 3
+
+
 def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     write_network(model, weights)
+    file = tmp_path / "missing.onnx"
     with (
-        Apart("magic", weights, Setting((64, 64), CPU)) as other,
-        pytest.raises(EnvironmentProblem, match="speed of magic: its process ended with status 1"),
+        Apart(str(file), weights, Setting((64, 64), CPU)) as other,
+        pytest.raises(EnvironmentProblem, match=r"speed of .*missing\.onnx: .*no such file"),
     ):
         other.seconds("network", 1, "wall")
+    assert other._process.returncode is not None
+
+
+def test_process_ends_with_its_block_and_ignores_what_libraries_print(
+    model: CGRSeg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_VERBOSE", "1")  # printed past Python, to the standard output
+    weights = tmp_path / "model.pt"
+    write_network(model, weights)
+    with Apart("plain", weights, Setting((64, 64), CPU)) as other:
+        assert other.seconds("network", 1, "wall") > 0
+        assert other._process.poll() is None
+    assert other._process.returncode is not None
+    assert "onednn_verbose" in other._said.read_text()
+
+
+def test_reason_of_a_process_that_ended() -> None:
+    assert reason_in("warning\ncgrseg cannot go on: a: b\n  expected: c\n") == "a: b; expected: c"
+    assert reason_in("Traceback\n  line\nMemoryError\n") == "MemoryError"
+    assert reason_in("") == "no message"
 
 
 def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
@@ -245,7 +303,8 @@ def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
             bench(threads=3, size=(33, 64))
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
         with pytest.raises(FileNotFoundError):
-            _child(json.dumps({"threads": 2, "weights": str(tmp_path / "missing.pt")}))
+            job = {"threads": 2, "opencv_threads": 2, "weights": str(tmp_path / "missing.pt")}
+            watch(json.dumps(job), io.StringIO())
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
     finally:
         torch.set_num_threads(before[0])

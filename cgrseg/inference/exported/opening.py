@@ -86,7 +86,7 @@ def describe(path: str | Path) -> Description:
         EnvironmentProblem: its runtime is not installed.
         WeightsError: no such file, a damaged one, or one of other origin.
     """
-    return open_exported(path).description
+    return open_exported(path, keep_memory=False).description
 
 
 def _existing(file: Path) -> Path:

@@ -1,13 +1,13 @@
 """A way of predicting in a process of its own, timed there whenever it is asked to run.
 
-Ways that share a process share what changes their speed: threads that spin for the next piece
-of work on cores that another way wants, and the C library's keeping of freed memory, which our
-networks turn on and the plain path then profits from.  Apart, each runs as it would alone, and
-they still take turns.
+Ways that share a process share what changes their speed: pools of threads, and the C library's
+keeping of freed memory, which our networks turn on and the plain path then profits from.
+Apart, each runs as it would alone, and they still take turns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from cgrseg.errors import EnvironmentProblem, explain
-from cgrseg.reporting.bench.handover import job_of, subject_of
+from cgrseg.reporting.bench.handover import command_of, job_of, reason_in, subject_of
 from cgrseg.reporting.bench.subjects import Setting
 from cgrseg.reporting.bench.timing import CLOCKS, Clock, stopwatch
 from cgrseg.reporting.bench.work import Work, as_input, sample_photos, way
@@ -35,7 +36,7 @@ class Apart:
 
     def __init__(self, subject: str, weights: Path, setting: Setting) -> None:
         self._subject = subject
-        command = [sys.executable, "-m", __name__, job_of(subject, weights, setting)]
+        command = command_of(serve, job_of(subject, weights, setting))
         # What it says goes to a file: a pipe that nobody reads would fill up and hold it.
         with tempfile.NamedTemporaryFile("w", dir=weights.parent, delete=False) as said:
             self._said = Path(said.name)
@@ -66,31 +67,28 @@ class Apart:
             EnvironmentProblem: the process failed; its last words are in the message.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        answer = ""
+        with contextlib.suppress(OSError):  # a process that ended; Windows has codes of its own
             self._process.stdin.write(json.dumps([work, batch, clock]) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
         if answer:
             return float(answer)
         status = self._process.wait()
-        last = (self._said.read_text().strip().splitlines() or ["no message"])[-1]
+        reason = reason_in(self._said.read_text(errors="replace"))
         raise EnvironmentProblem(
             explain(
                 f"speed of {self._subject}",
-                found=f"its process ended with status {status}: {last}",
+                found=f"its process ended with status {status}: {reason}",
                 expected="a process that predicts when it is asked to",
                 remedy="free memory, or leave this subject out",
             )
         )
 
 
-def _serve(text: str) -> None:
+def serve(job: str, answers: TextIO) -> None:
     """Build the subject, then answer every line of the standard input with seconds."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints is no answer
-    subject, setting = subject_of(text)
+    subject, setting = subject_of(job)
     prepared: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:
         if line not in prepared:
@@ -100,7 +98,3 @@ def _serve(text: str) -> None:
             run = way(subject, work, photos, tensors)
             prepared[line] = stopwatch(run, setting.device, CLOCKS[clock])
         print(prepared[line](), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])

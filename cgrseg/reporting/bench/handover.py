@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import cv2
 import torch
 
+from cgrseg.errors import CGRSegError
 from cgrseg.models import CGRSeg
 from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject
+
+_REASON = "cgrseg cannot go on: "
 
 
 def write_network(model: CGRSeg, file: Path) -> None:
@@ -44,16 +51,16 @@ def job_of(subject: str, weights: Path, setting: Setting) -> str:
             "batches": setting.batches,
             "warm_up": setting.warm_up,
             "threads": torch.get_num_threads(),
+            "opencv_threads": cv2.getNumThreads(),
         }
     )
 
 
 def subject_of(text: str) -> tuple[Subject, Setting]:
     """Build the subject of a job in this process, with as many threads as the other has."""
-    from cgrseg.inference.backends import use_threads
-
     job: dict[str, Any] = json.loads(text)
-    use_threads(int(job["threads"]))
+    torch.set_num_threads(int(job["threads"]))
+    cv2.setNumThreads(int(job["opencv_threads"]))
     stored = torch.load(str(job["weights"]), weights_only=True)
     model = CGRSeg(
         stored["variant"],
@@ -72,3 +79,35 @@ def subject_of(text: str) -> tuple[Subject, Setting]:
         warm_up=bool(job["warm_up"]),
     )
     return make_subject(str(job["subject"]), model, setting), setting
+
+
+def command_of(function: Callable[[str, TextIO], None], job: str) -> list[str]:
+    """What starts a process that calls a function of a module with a job, see :func:`child`."""
+    program = (
+        "import sys; from cgrseg.reporting.bench.handover import child; "
+        f"from {function.__module__} import {function.__name__}; "
+        f"child({function.__name__}, sys.argv[1])"
+    )
+    return [sys.executable, "-c", program, job]
+
+
+def child(function: Callable[[str, TextIO], None], job: str) -> None:
+    """Call a function with its job and the stream of its answers, as a process of its own.
+
+    The standard output is for answers alone: whatever libraries print goes to the standard
+    error, what they print past Python too.
+    """
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        try:
+            function(job, answers)
+        except CGRSegError as error:
+            sys.exit(f"{_REASON}{error}")
+
+
+def reason_in(said: str) -> str:
+    """Why a child ended, from what it wrote to its standard error."""
+    if _REASON in said:
+        lines = said.rpartition(_REASON)[2].splitlines()
+        return "; ".join(line.strip() for line in lines if line.strip())
+    return (said.strip().splitlines() or ["no message"])[-1]

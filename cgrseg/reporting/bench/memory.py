@@ -15,12 +15,19 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from cgrseg.errors import EnvironmentProblem, explain
 from cgrseg.models import CGRSeg
-from cgrseg.reporting.bench.handover import job_of, subject_of, write_network
+from cgrseg.reporting.bench.handover import (
+    command_of,
+    job_of,
+    reason_in,
+    subject_of,
+    write_network,
+)
 from cgrseg.reporting.bench.subjects import Setting
 
 _IMAGES = 4
@@ -76,22 +83,23 @@ def measure_memory(
         write_network(model, weights)
         setting = Setting(size, device, folder, (batch,), warm_up=False)
         done = subprocess.run(
-            [sys.executable, "-m", __name__, job_of(subject, weights, setting)],
+            command_of(watch, job_of(subject, weights, setting)),
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
         )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = reason_in(done.stderr)
         raise EnvironmentProblem(
             explain(
                 f"memory of {subject}",
-                found=f"the measuring process ended with status {done.returncode}: {last}",
+                found=f"the measuring process ended with status {done.returncode}: {reason}",
                 expected="a process that predicts a few images",
                 remedy="free memory, or leave this subject out",
             )
         )
-    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return Memory(**json.loads(done.stdout))
 
 
 def _held() -> int:
@@ -120,7 +128,8 @@ def _highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _child(job: str) -> Memory:
+def watch(job: str, answers: TextIO) -> None:
+    """Build the subject, predict a few images, and answer with the memory that it took."""
     subject, setting = subject_of(job)
     (height, width), (batch,), device = setting.size, setting.batches, setting.device
     images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -136,8 +145,4 @@ def _child(job: str) -> Memory:
         for _ in range(_IMAGES):
             subject.decode(subject.logits(images))
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else _highest()
-    return Memory(loaded, peak)
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(_child(sys.argv[1]))))
+    print(json.dumps(asdict(Memory(loaded, peak))), file=answers)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,25 +176,27 @@ def run_bench(
         for name in names:
             tell(f"{model.variant}: preparing {name}")
             built[name] = make_subject(name, model, setting)
+        _compare(result, model.variant, built, as_input(sample_photos(batches[0], size)).to(device))
         with contextlib.ExitStack() as ends:
-            others = _in_processes(names, model, setting, ends) if apart else {}
-            for batch in batches:
-                photos = sample_photos(batch, size)
-                tensors = as_input(photos).to(device)
-                if batch == batches[0]:
-                    _compare(result, model.variant, built, tensors)
-                for work in works:
-                    tell(f"{model.variant}: {WORKS[work]}, {batch} at once")
-                    ways: dict[str, Callable[[], float]] = {}
-                    for name in names:
-                        if apart:
-                            ways[name] = functools.partial(others[name].seconds, work, batch, clock)
-                        else:
-                            run = way(built[name], work, photos, tensors)
-                            ways[name] = stopwatch(run, device, CLOCKS[clock])
-                    result.rows += _rows(
-                        model.variant, work, batch, take_turns(ways, rounds=rounds)
-                    )
+            if apart:
+                built.clear()  # each is in its own process now
+                others = _in_processes(names, model, setting, ends)
+            for batch, work in itertools.product(batches, works):
+                tell(f"{model.variant}: {WORKS[work]}, {batch} at once")
+                ways: Mapping[str, Callable[[], float]]
+                if apart:
+                    ways = {
+                        name: functools.partial(other.seconds, work, batch, clock)
+                        for name, other in others.items()
+                    }
+                else:
+                    ways = _stopwatches(built, work, batch, setting, clock)
+                taken = take_turns(ways, rounds=rounds)
+                plain = taken[BASELINE]
+                result.rows += [
+                    Row(model.variant, work, batch, name, Spread.of(own), ratios(plain, own))
+                    for name, own in taken.items()
+                ]
         if memory and not memory_is_known(device):
             tell(f"{model.variant}: memory is not measured, this system does not tell it")
         elif memory:
@@ -214,11 +217,16 @@ def _in_processes(
     return {name: ends.enter_context(Apart(name, weights, setting)) for name in names}
 
 
-def _rows(variant: str, work: Work, batch: int, taken: dict[str, list[float]]) -> list[Row]:
-    return [
-        Row(variant, work, batch, name, Spread.of(seconds), ratios(taken[BASELINE], seconds))
-        for name, seconds in taken.items()
-    ]
+def _stopwatches(
+    built: dict[str, Subject], work: Work, batch: int, setting: Setting, clock: Clock
+) -> Mapping[str, Callable[[], float]]:
+    """Every subject in this process, ready to be timed."""
+    photos = sample_photos(batch, setting.size)
+    tensors = as_input(photos).to(setting.device)
+    return {
+        name: stopwatch(way(subject, work, photos, tensors), setting.device, CLOCKS[clock])
+        for name, subject in built.items()
+    }
 
 
 def spread_weights(model: CGRSeg, seed: int = 0) -> CGRSeg:

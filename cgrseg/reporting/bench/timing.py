@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Literal
 
 import torch
 
-_REST = 0.03  # seconds
+# Seconds in which threads that wait for work stop spinning: GNU's, in PyTorch for Linux, after
+# about ten milliseconds, LLVM's and Intel's elsewhere after 200.
+_REST = 0.03 if sys.platform == "linux" else 0.25
 
 Clock = Literal["wall", "processor"]
 CLOCKS: dict[Clock, Callable[[], float]] = {
@@ -79,6 +82,8 @@ def take_turns(
     ways: Mapping[str, Callable[[], float]], *, rounds: int, seed: int = 0
 ) -> dict[str, list[float]]:
     """Time every way once per round, in a shuffled order, after one round that does not count.
+
+    The machine rests before each, until the threads of the one before have stopped spinning.
 
     Args:
         ways: name to what does the work once and gives seconds, see :func:`stopwatch`.
