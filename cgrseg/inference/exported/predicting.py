@@ -72,7 +72,7 @@ def segment_exported(
     Raises:
         ConfigError: a mode that the file cannot do.
     """
-    with _one_thread(backend, images):
+    with one_thread_beside(backend, sum(image.shape[0] * image.shape[1] for image in images)):
         return _segment(backend, images, config, confidence, batch_size)
 
 
@@ -142,15 +142,19 @@ def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestC
 
 
 @contextlib.contextmanager
-def _one_thread(backend: ExportedBackend, images: Sequence[Image]) -> Iterator[None]:
+def one_thread_beside(backend: Backend, pixels: int) -> Iterator[None]:
     """PyTorch on one thread, around a runtime that has threads of its own, for small photos.
 
     Decoding a small photo takes as long on one thread as on several.  But several go on
     spinning for milliseconds afterwards, on cores that the runtime needs for the next photo.
+
+    Args:
+        backend: runs the network; nothing changes for those that run in PyTorch itself.
+        pixels: of all photos.
     """
-    pixels = sum(image.shape[0] * image.shape[1] for image in images)
     threads = torch.get_num_threads()
-    if not backend.has_threads or threads == 1 or pixels > _MOST_PIXELS:
+    foreign = isinstance(backend, ExportedBackend) and backend.has_threads
+    if not foreign or threads == 1 or pixels > _MOST_PIXELS:
         yield
         return
     torch.set_num_threads(1)

@@ -61,7 +61,7 @@ class Apart:
         self._process.communicate()
 
     def seconds(self, work: Work, batch: int, clock: Clock) -> float:
-        """Do the work once and say how long it took.
+        """Do the work twice and say how long the second time took.
 
         Raises:
             EnvironmentProblem: the process failed; its last words are in the message.

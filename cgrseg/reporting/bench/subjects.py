@@ -27,6 +27,7 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported import is_exported, open_exported
+from cgrseg.inference.exported.predicting import one_thread_beside
 from cgrseg.inference.fast import CompiledBackend, fast_form
 from cgrseg.inference.precision import DTYPES, Precision
 from cgrseg.models import CGRSeg
@@ -190,7 +191,8 @@ class Ours:
 
     def decode(self, logits: Tensor) -> Labels:
         """See :class:`Subject`."""
-        return _compact(upsample_argmax(logits, self.size), logits.shape[1])
+        with one_thread_beside(self.backend, len(logits) * self.size[0] * self.size[1]):
+            return _compact(upsample_argmax(logits, self.size), logits.shape[1])
 
 
 class _Module(nn.Module):

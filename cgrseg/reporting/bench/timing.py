@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-
-# Seconds in which threads that wait for work stop spinning: GNU's, in PyTorch for Linux, after
-# about ten milliseconds, LLVM's and Intel's elsewhere after 200.
-_REST = 0.03 if sys.platform == "linux" else 0.25
 
 Clock = Literal["wall", "processor"]
 CLOCKS: dict[Clock, Callable[[], float]] = {
@@ -60,7 +55,7 @@ def stopwatch(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Callable[[], float]:
-    """The work as a function that does it once and gives the seconds that it took.
+    """The work as a function that does it twice and gives the seconds of the second time.
 
     Args:
         work: without arguments.
@@ -69,6 +64,7 @@ def stopwatch(
     """
 
     def run() -> float:
+        work()
         wait_for(device)
         start = clock()
         work()
@@ -81,12 +77,10 @@ def stopwatch(
 def take_turns(
     ways: Mapping[str, Callable[[], float]], *, rounds: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Time every way once per round, in a shuffled order, after one round that does not count.
-
-    The machine rests before each, until the threads of the one before have stopped spinning.
+    """Time every way once per round, in a shuffled order.
 
     Args:
-        ways: name to what does the work once and gives seconds, see :func:`stopwatch`.
+        ways: name to what does the work and gives seconds, see :func:`stopwatch`.
         rounds: at least 1.
         seed: of the order.
 
@@ -95,13 +89,10 @@ def take_turns(
     """
     order = list(ways)
     shuffle = random.Random(seed)
-    for way in ways.values():
-        way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
-            time.sleep(_REST)
             taken[name].append(ways[name]())
     return taken
 
