@@ -51,7 +51,12 @@ def bench(
             "label map), separated by commas."
         ),
     ] = "network,labels,photo",
-    rounds: Annotated[int, typer.Option(help="In each of which all take their turn.", min=1)] = 15,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="In each of which all do their work twice; the second time counts.", min=1
+        ),
+    ] = 15,
     threads: Annotated[
         int | None, typer.Option(help="Of the CPU. Default: all cores.", min=1, show_default=False)
     ] = None,

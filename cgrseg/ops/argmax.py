@@ -387,7 +387,7 @@ def _require_finite(logits: Tensor) -> None:
     # NaN and infinities survive a sum, so one fast pass clears all but overflowing sums.
     if bool(torch.isfinite(logits.sum())):
         return
-    share = (~torch.isfinite(logits)).double().mean().item()
+    share = int((~torch.isfinite(logits)).sum()) / logits.numel()
     if share == 0.0:
         return
     raise DataError(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cgrseg.data.colour import MEAN, STD
+from cgrseg.inference.exported import Description
 
 
 class BlockBackend:
@@ -40,3 +45,26 @@ def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     coarse = torch.from_numpy(generator.uniform(0, 255, (1, 3, height // 24 + 2, width // 24 + 2)))
     fine = F.interpolate(coarse, size=(height, width), mode="bicubic")
     return fine[0].clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def description(**changes: Any) -> Description:
+    """What an exported file of seven classes says about itself."""
+    values: dict[str, Any] = {
+        "kind": "onnx",
+        "variant": "cgrseg_t",
+        "num_classes": 7,
+        "classes": list("abcdefg"),
+        "palette": [(k, k, k) for k in range(7)],
+        "mean": MEAN,
+        "std": STD,
+        "test": None,
+        "sizes": [(64, 96)],
+        "batch": None,
+        "takes": "normalised",
+        "gives": "logits",
+        "precision": "fp32",
+        "source": "x.pth",
+        "source_digest": "",
+        "version": "0",
+    }
+    return Description(**{**values, **changes})

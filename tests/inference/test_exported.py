@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +17,18 @@ from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.test_transform import TestTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
-from cgrseg.inference.exported import Description, ExportedBackend, onnx_file, opening
+from cgrseg.inference.exported import (
+    Description,
+    ExportedBackend,
+    onnx_file,
+    opening,
+    openvino_file,
+    program_file,
+)
 from cgrseg.inference.exported.predicting import fit, segment_exported
-from tests.inference.fixtures import BlockBackend, photo
+from tests.inference.fixtures import BlockBackend, description, photo
 
 BLOCKS = BlockBackend(num_classes=7)
-
-
-def description(**changes: Any) -> Description:
-    values: dict[str, Any] = {
-        "kind": "onnx",
-        "variant": "cgrseg_t",
-        "num_classes": 7,
-        "classes": list("abcdefg"),
-        "palette": [(k, k, k) for k in range(7)],
-        "mean": MEAN,
-        "std": STD,
-        "test": None,
-        "sizes": [(64, 96)],
-        "batch": None,
-        "takes": "normalised",
-        "gives": "logits",
-        "precision": "fp32",
-        "source": "x.pth",
-        "source_digest": "",
-        "version": "0",
-    }
-    return Description(**{**values, **changes})
 
 
 def backend(seen: list[tuple[int, ...]], **changes: Any) -> ExportedBackend:
@@ -60,7 +47,7 @@ def test_smaller_inputs_are_padded_and_cut_back() -> None:
     batch = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
     found = backend(seen).logits(batch)
     assert seen == [(2, 3, 64, 96)]
-    assert torch.equal(found, BLOCKS.logits(batch))
+    torch.testing.assert_close(found, BLOCKS.logits(batch), rtol=0, atol=1e-6)
 
 
 def test_the_smallest_size_that_fits_is_taken() -> None:
@@ -81,7 +68,7 @@ def test_any_size_has_bounds_if_the_file_says_so() -> None:
     batch = torch.randn(1, 3, 32, 128, generator=torch.Generator().manual_seed(0))
     found = taken.logits(batch)
     assert seen == [(1, 3, 96, 128)] and found.shape == (1, 7, 4, 16)
-    assert torch.equal(found, BLOCKS.logits(batch))
+    torch.testing.assert_close(found, BLOCKS.logits(batch), rtol=0, atol=1e-6)
     with pytest.raises(ConfigError, match=r"96x160 pixels\s+expected: sides of at most 128"):
         taken.logits(torch.zeros(1, 3, 96, 160))
     free = backend(seen, sizes=None)
@@ -144,7 +131,7 @@ def test_a_fixed_batch_is_filled_and_cut() -> None:
     batch = torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     found = backend(seen, batch=2).logits(batch)
     assert seen == [(2, 3, 64, 96)] * 3
-    assert torch.equal(found, BLOCKS.logits(batch))
+    torch.testing.assert_close(found, BLOCKS.logits(batch), rtol=0, atol=1e-6)
 
 
 def test_pixels_are_given_back_exactly() -> None:
@@ -178,16 +165,15 @@ def test_label_maps_are_cut_and_resized() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "side", "expected"),
+    ("has_threads", "side", "expected"),
     [
-        ("onnx", 64, 1),
-        ("openvino", 64, 1),
-        ("pt2", 64, 2),  # runs in PyTorch itself
-        ("onnx", 1056, 2),  # large maps decode faster on several
+        (True, 64, 1),
+        (False, 64, 2),  # runs in PyTorch itself
+        (True, 1056, 2),  # large maps decode faster on several
     ],
 )
 def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
-    kind: str, side: int, expected: int
+    has_threads: bool, side: int, expected: int
 ) -> None:
     seen: list[int] = []
 
@@ -197,7 +183,7 @@ def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
             raise RuntimeError("too many")
         return np.zeros((1, 7, array.shape[2] // 8, array.shape[3] // 8), np.float32)
 
-    taken = ExportedBackend(description(kind=kind, sizes=None), run, "x")
+    taken = ExportedBackend(description(sizes=None), run, "x", has_threads=has_threads)
     settings = Settings(resize="none")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -209,6 +195,49 @@ def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_side_by_side_every_python_thread_gets_its_threads_back() -> None:
+    meeting = threading.Barrier(3)
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        meeting.wait(60)  # all predict at the same time
+        return np.zeros((1, 7, 8, 8), np.float32)
+
+    taken = ExportedBackend(description(sizes=None), run, "x", has_threads=True)
+
+    def predict(_number: int) -> int:
+        segment_exported(taken, [photo(64, 64)], Settings(resize="none"))
+        meeting.wait(60)  # none has ended before
+        return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(predict, range(3))) == [2, 2, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_which_files_have_threads_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_rest: Any) -> Any:
+        return description(), lambda array: array
+
+    for module, name in (
+        (onnx_file, "open_onnx"),
+        (openvino_file, "open_openvino"),
+        (program_file, "open_program"),
+    ):
+        monkeypatch.setattr(module, name, opened)
+    found = {}
+    for suffix in (".onnx", ".xml", ".pt2"):
+        (tmp_path / f"x{suffix}").touch()
+        found[suffix] = opening.open_exported(tmp_path / f"x{suffix}").has_threads
+    assert found == {".onnx": True, ".xml": True, ".pt2": False}
 
 
 @pytest.mark.parametrize(

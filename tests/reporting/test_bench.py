@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 
 from cgrseg.cli.bench import bench
 from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
@@ -28,9 +30,10 @@ from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peak
 from cgrseg.reporting.bench.memory import Memory, measure_memory, watch
 from cgrseg.reporting.bench.profile import summarise
 from cgrseg.reporting.bench.report import profile_markdown, table
-from cgrseg.reporting.bench.subjects import Plain, Setting, make_subject, predict
+from cgrseg.reporting.bench.subjects import Ours, Plain, Setting, make_subject, predict
 from cgrseg.reporting.bench.timing import Spread, ratios, stopwatch, take_turns
-from cgrseg.reporting.bench.work import as_input, sample_photos
+from cgrseg.reporting.bench.work import Work, as_input, sample_photos, way
+from tests.inference.fixtures import description
 
 CPU = torch.device("cpu")
 
@@ -202,7 +205,7 @@ def test_memory_of_the_fused_decoding_is_a_part_of_the_plain_path_s() -> None:
 
 
 def test_memory_of_a_failing_subject_is_explained(model: CGRSeg) -> None:
-    with pytest.raises(EnvironmentProblem, match="magic"):
+    with pytest.raises(EnvironmentProblem, match="--subjects: 'magic'; expected: plain"):
         measure_memory("magic", model, (64, 64), device=CPU, folder=None)
 
 
@@ -264,7 +267,8 @@ def test_process_does_the_work_that_it_is_asked_for(
     both = [(2, 3, 64, 96), "decoded"]
     # Everything is done twice, and the second time counts.
     assert done == [True, setting, *[(1, 3, 64, 96)] * 2, *both * 2, *[(1, 3, 64, 96)] * 2]
-    assert [float(line) >= 0 for line in answers.getvalue().split()] == [True] * 3
+    ready, *seconds = answers.getvalue().split()
+    assert ready == "ready" and [float(one) >= 0 for one in seconds] == [True] * 3
 
 
 def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Path) -> None:
@@ -275,8 +279,70 @@ def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Pat
         Apart(str(file), weights, Setting((64, 64), CPU)) as other,
         pytest.raises(EnvironmentProblem, match=r"speed of .*missing\.onnx: .*no such file"),
     ):
-        other.seconds("network", 1, "wall")
+        other.wait()
     assert other._process.returncode is not None
+
+
+def test_process_that_was_killed_is_explained(model: CGRSeg, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    write_network(model, weights)
+    with Apart("plain", weights, Setting((64, 64), CPU)) as other:
+        other.wait()
+        other._process.kill()
+        other._process.wait()
+        with pytest.raises(EnvironmentProblem, match="speed of plain: its process ended with"):
+            other.seconds("network", 1, "wall")
+
+
+def test_networks_are_gone_before_any_is_timed_apart(
+    model: CGRSeg, own_subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cgrseg.reporting.bench import run, subjects
+
+    kept: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    make = subjects._FACTORIES[own_subject]
+
+    def watched(given: CGRSeg, setting: Setting) -> Any:
+        subject = make(given, setting)
+        kept.append(weakref.ref(subject))
+        return subject
+
+    class Other:
+        def seconds(self, *asked: object) -> float:
+            return 1.0
+
+    def start(names: list[str], *_rest: object) -> dict[str, Other]:
+        alive.append(sum(ref() is not None for ref in kept))
+        return {name: Other() for name in names}
+
+    monkeypatch.setitem(subjects._FACTORIES, own_subject, watched)
+    monkeypatch.setattr(run, "_in_processes", start)
+    result = run_bench([model], [own_subject], size=(64, 64), apart=True, memory=False)
+    assert len(kept) == 1 and alive == [0]
+    assert {row.seconds.median for row in result.rows} == {1.0}
+
+
+@pytest.mark.parametrize(("has_threads", "expected"), [(True, 1), (False, 2)])
+@pytest.mark.parametrize("work", ["network", "labels", "photo"])
+def test_exported_files_are_timed_as_they_are_used(
+    work: Work, has_threads: bool, expected: int
+) -> None:
+    seen: list[int] = []
+
+    def run(array: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return np.zeros((len(array), 7, array.shape[2] // 8, array.shape[3] // 8), np.float32)
+
+    backend = ExportedBackend(description(sizes=None), run, "x", has_threads=has_threads)
+    photos = sample_photos(1, (64, 64))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        way(Ours(backend, (64, 64)), work, photos, as_input(photos))()
+        assert seen == [expected] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_process_ends_with_its_block_and_ignores_what_libraries_print(
@@ -286,6 +352,7 @@ def test_process_ends_with_its_block_and_ignores_what_libraries_print(
     weights = tmp_path / "model.pt"
     write_network(model, weights)
     with Apart("plain", weights, Setting((64, 64), CPU)) as other:
+        other.wait()
         assert other.seconds("network", 1, "wall") > 0
         assert other._process.poll() is None
     assert other._process.returncode is not None
@@ -293,7 +360,8 @@ def test_process_ends_with_its_block_and_ignores_what_libraries_print(
 
 
 def test_reason_of_a_process_that_ended() -> None:
-    assert reason_in("warning\ncgrseg cannot go on: a: b\n  expected: c\n") == "a: b; expected: c"
+    said = "warning\ncgrseg cannot go on: a: b\n  expected: c\n(end of the reason)\nignored\n"
+    assert reason_in(said) == "a: b; expected: c"
     assert reason_in("Traceback\n  line\nMemoryError\n") == "MemoryError"
     assert reason_in("") == "no message"
 
@@ -305,9 +373,11 @@ def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
             bench(threads=3, size=(33, 64))
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
         with pytest.raises(FileNotFoundError):
-            job = {"threads": 2, "opencv_threads": 2, "weights": str(tmp_path / "missing.pt")}
+            job = {"threads": 2, "opencv_threads": 3, "weights": str(tmp_path / "missing.pt")}
             watch(json.dumps(job), io.StringIO())
-        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 3)
+        told = json.loads(job_of("plain", tmp_path / "model.pt", Setting((64, 64), CPU)))
+        assert (told["threads"], told["opencv_threads"]) == (2, 3)
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])

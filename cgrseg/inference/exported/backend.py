@@ -28,20 +28,23 @@ class ExportedBackend:
         description: what the file holds.
         run: the file in its runtime.
         source: its name, for messages.
+        has_threads: whether the runtime has threads of its own beside PyTorch's.
 
     Attributes:
         num_classes: K.
         sizes: heights and widths that the file takes; None: any multiples of 32 that the
             description allows.
-        has_threads: whether its runtime has threads of its own beside PyTorch's.
+        has_threads: see above.
     """
 
-    def __init__(self, description: Description, run: Run, source: str) -> None:
+    def __init__(
+        self, description: Description, run: Run, source: str, *, has_threads: bool = False
+    ) -> None:
         self.description = description
         self.device = torch.device("cpu")
         self.num_classes = description.num_classes
         self.sizes: list[Size] | None = description.sizes
-        self.has_threads = description.kind in ("onnx", "openvino")
+        self.has_threads = has_threads
         self._run = run
         self._source = source
 

@@ -76,7 +76,7 @@ def open_exported(
         description, run = open_program(file)
     if keep_memory:
         keep_freed_memory()
-    return ExportedBackend(description, run, file.name)
+    return ExportedBackend(description, run, file.name, has_threads=suffix in (".onnx", ".xml"))
 
 
 def describe(path: str | Path) -> Description:

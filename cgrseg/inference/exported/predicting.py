@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -148,20 +150,47 @@ def one_thread_beside(backend: Backend, pixels: int) -> Iterator[None]:
     Decoding a small photo takes as long on one thread as on several.  But several go on
     spinning for milliseconds afterwards, on cores that the runtime needs for the next photo.
 
+    Python threads may predict side by side: each leaves with the number of threads that the
+    first found.  One that uses PyTorch for the first time meanwhile, in another way, would
+    begin with one thread.
+
     Args:
         backend: runs the network; nothing changes for those that run in PyTorch itself.
         pixels: of all photos.
     """
-    threads = torch.get_num_threads()
     foreign = isinstance(backend, ExportedBackend) and backend.has_threads
-    if not foreign or threads == 1 or pixels > _MOST_PIXELS:
+    if not foreign or pixels > _MOST_PIXELS:
         yield
         return
-    torch.set_num_threads(1)
+    with _ASIDE.lock:
+        if _ASIDE.users == 0:
+            _ASIDE.threads = torch.get_num_threads()
+        _ASIDE.users += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _ASIDE.lock:
+            _ASIDE.users -= 1
+            torch.set_num_threads(_ASIDE.threads)
+
+
+@dataclass
+class _Aside:
+    """Who keeps PyTorch to one thread now.
+
+    Attributes:
+        lock: for changes.
+        users: Python threads that predict.
+        threads: of PyTorch, before the first of them.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    threads: int = 1
+
+
+_ASIDE = _Aside()
 
 
 def _from_labels(

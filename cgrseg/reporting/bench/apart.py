@@ -60,20 +60,31 @@ class Apart:
         self._process.kill()
         self._process.communicate()
 
+    def wait(self) -> None:
+        """Wait until the subject is ready.
+
+        Raises:
+            EnvironmentProblem: as for :meth:`seconds`.
+        """
+        self._answer()
+
     def seconds(self, work: Work, batch: int, clock: Clock) -> float:
-        """Do the work twice and say how long the second time took.
+        """Do the work twice and say how long the second time took; after :meth:`wait`.
 
         Raises:
             EnvironmentProblem: the process failed; its last words are in the message.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        answer = ""
-        with contextlib.suppress(OSError):  # a process that ended; Windows has codes of its own
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a process that ended: its answer is missing too
             self._process.stdin.write(json.dumps([work, batch, clock]) + "\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
         if answer:
-            return float(answer)
+            return answer
         status = self._process.wait()
         reason = reason_in(self._said.read_text(errors="replace"))
         raise EnvironmentProblem(
@@ -87,8 +98,9 @@ class Apart:
 
 
 def serve(job: str, answers: TextIO) -> None:
-    """Build the subject, then answer every line of the standard input with seconds."""
+    """Build the subject, say so, then answer every line of the standard input with seconds."""
     subject, setting = subject_of(job)
+    print("ready", file=answers, flush=True)
     prepared: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:
         if line not in prepared:

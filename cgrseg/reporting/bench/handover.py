@@ -16,7 +16,7 @@ from cgrseg.errors import CGRSegError
 from cgrseg.models import CGRSeg
 from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject
 
-_REASON = "cgrseg cannot go on: "
+_REASON, _END = "cgrseg cannot go on: ", "(end of the reason)"
 
 
 def write_network(model: CGRSeg, file: Path) -> None:
@@ -102,12 +102,12 @@ def child(function: Callable[[str, TextIO], None], job: str) -> None:
         try:
             function(job, answers)
         except CGRSegError as error:
-            sys.exit(f"{_REASON}{error}")
+            sys.exit(f"{_REASON}{error}\n{_END}")
 
 
 def reason_in(said: str) -> str:
     """Why a child ended, from what it wrote to its standard error."""
     if _REASON in said:
-        lines = said.rpartition(_REASON)[2].splitlines()
+        lines = said.rpartition(_REASON)[2].partition(_END)[0].splitlines()
         return "; ".join(line.strip() for line in lines if line.strip())
     return (said.strip().splitlines() or ["no message"])[-1]

@@ -37,7 +37,8 @@ def as_markdown(result: BenchResult) -> str:
         lines.append(f"- Peaks: {rates}; copy {result.peaks.bandwidth / 1e9:.1f} GB/s")
     lines += [
         "",
-        "Times are medians with quartiles over rounds in which all take turns; ratios are taken "
+        "Times are medians with quartiles over rounds in which all take turns, each twice, and the "
+        "second time counts; ratios are taken "
         f"round by round to `{BASELINE}`: the published arithmetic, eager, float32."
         + (" Each path ran in a process of its own." if result.apart else ""),
         "",

@@ -146,7 +146,7 @@ def run_bench(
         size: height and width in pixels, multiples of 32.
         batches: images at once.
         works: what is timed.
-        rounds: that every subject takes part in.
+        rounds: in each of which every subject does its work twice; the second time counts.
         clock: "wall", or "processor" for the time that this process had the processor, which
             is meaningful with a single thread and on a machine that others use too.
         apart: time every subject in a process of its own, so that none shares threads or
@@ -179,7 +179,9 @@ def run_bench(
         _compare(result, model.variant, built, as_input(sample_photos(batches[0], size)).to(device))
         with contextlib.ExitStack() as ends:
             if apart:
-                built.clear()  # each is in its own process now
+                built.clear()  # each gets a process of its own now
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
                 others = _in_processes(names, model, setting, ends)
             for batch, work in itertools.product(batches, works):
                 tell(f"{model.variant}: {WORKS[work]}, {batch} at once")
@@ -214,7 +216,10 @@ def _in_processes(
     """Start every subject in a process, which ends with the stack."""
     weights = Path(ends.enter_context(tempfile.TemporaryDirectory())) / "model.pt"
     write_network(model, weights)
-    return {name: ends.enter_context(Apart(name, weights, setting)) for name in names}
+    others = {name: ends.enter_context(Apart(name, weights, setting)) for name in names}
+    for other in others.values():
+        other.wait()  # all are timed on a machine where none is still starting
+    return others
 
 
 def _stopwatches(

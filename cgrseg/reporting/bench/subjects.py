@@ -27,7 +27,6 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported import is_exported, open_exported
-from cgrseg.inference.exported.predicting import one_thread_beside
 from cgrseg.inference.fast import CompiledBackend, fast_form
 from cgrseg.inference.precision import DTYPES, Precision
 from cgrseg.models import CGRSeg
@@ -191,8 +190,7 @@ class Ours:
 
     def decode(self, logits: Tensor) -> Labels:
         """See :class:`Subject`."""
-        with one_thread_beside(self.backend, len(logits) * self.size[0] * self.size[1]):
-            return _compact(upsample_argmax(logits, self.size), logits.shape[1])
+        return _compact(upsample_argmax(logits, self.size), logits.shape[1])
 
 
 class _Module(nn.Module):

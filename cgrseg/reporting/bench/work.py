@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cgrseg.reporting.bench.subjects import Subject, predict
+from cgrseg.inference.exported.predicting import one_thread_beside
+from cgrseg.reporting.bench.subjects import Ours, Subject, predict
 
 Work = Literal["network", "labels", "photo"]
 WORKS: dict[Work, str] = {
@@ -43,13 +45,17 @@ def as_input(photos: np.ndarray) -> Tensor:
 
 
 def way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Callable[[], object]:
-    """The work as a function without arguments."""
+    """The work as a function without arguments, done as :class:`cgrseg.Predictor` does it."""
+    pixels = len(photos) * photos.shape[1] * photos.shape[2]
 
     def run() -> object:
-        if work == "photo":
-            return predict(subject, photos, tensors.device)
-        with torch.inference_mode():
-            logits = subject.logits(tensors)
-            return logits if work == "network" else subject.decode(logits)
+        with contextlib.ExitStack() as ends:
+            if isinstance(subject, Ours):
+                ends.enter_context(one_thread_beside(subject.backend, pixels))
+            if work == "photo":
+                return predict(subject, photos, tensors.device)
+            with torch.inference_mode():
+                logits = subject.logits(tensors)
+                return logits if work == "network" else subject.decode(logits)
 
     return run
