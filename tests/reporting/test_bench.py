@@ -30,9 +30,9 @@ from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peak
 from cgrseg.reporting.bench.memory import Memory, measure_memory, watch
 from cgrseg.reporting.bench.profile import summarise
 from cgrseg.reporting.bench.report import profile_markdown, table
-from cgrseg.reporting.bench.subjects import Ours, Plain, Setting, make_subject, predict
+from cgrseg.reporting.bench.subjects import Ours, Plain, Setting, as_input, make_subject, predict
 from cgrseg.reporting.bench.timing import Spread, ratios, stopwatch, take_turns
-from cgrseg.reporting.bench.work import Work, as_input, sample_photos, way
+from cgrseg.reporting.bench.work import Work, sample_photos, way
 from tests.inference.fixtures import description
 
 CPU = torch.device("cpu")

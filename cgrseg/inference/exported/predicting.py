@@ -75,26 +75,18 @@ def segment_exported(
         ConfigError: a mode that the file cannot do.
     """
     with one_thread_beside(backend, sum(image.shape[0] * image.shape[1] for image in images)):
-        return _segment(backend, images, config, confidence, batch_size)
-
-
-def _segment(
-    backend: ExportedBackend,
-    images: Sequence[Image],
-    config: TestConfig,
-    confidence: bool,
-    batch_size: int | None,
-) -> list[Segmentation]:
-    if backend.sizes is None and backend.description.gives == "logits":
-        return segment_batch(backend, images, config, confidence=confidence, batch_size=batch_size)
-    found = []
-    for image in images:  # each with settings of its own
-        fitted = fit(config, image, backend.sizes)
-        if backend.description.gives == "labels":
-            found.append(_from_labels(backend, image, fitted, confidence))
-        else:
-            found += segment_batch(backend, [image], fitted, confidence=confidence)
-    return found
+        if backend.sizes is None and backend.description.gives == "logits":
+            return segment_batch(
+                backend, images, config, confidence=confidence, batch_size=batch_size
+            )
+        found = []
+        for image in images:  # each with settings of its own
+            fitted = fit(config, image, backend.sizes)
+            if backend.description.gives == "labels":
+                found.append(_from_labels(backend, image, fitted, confidence))
+            else:
+                found += segment_batch(backend, [image], fitted, confidence=confidence)
+        return found
 
 
 def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestConfig:

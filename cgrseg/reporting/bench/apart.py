@@ -20,8 +20,8 @@ from typing import TextIO
 from cgrseg.errors import EnvironmentProblem, explain
 from cgrseg.reporting.bench.handover import command_of, job_of, reason_in, subject_of
 from cgrseg.reporting.bench.subjects import Setting
-from cgrseg.reporting.bench.timing import CLOCKS, Clock, stopwatch
-from cgrseg.reporting.bench.work import Work, as_input, sample_photos, way
+from cgrseg.reporting.bench.timing import Clock
+from cgrseg.reporting.bench.work import Work, stopwatches
 
 
 class Apart:
@@ -105,8 +105,5 @@ def serve(job: str, answers: TextIO) -> None:
     for line in sys.stdin:
         if line not in prepared:
             work, batch, clock = json.loads(line)
-            photos = sample_photos(batch, setting.size)
-            tensors = as_input(photos).to(setting.device)
-            run = way(subject, work, photos, tensors)
-            prepared[line] = stopwatch(run, setting.device, CLOCKS[clock])
+            prepared |= stopwatches({line: subject}, work, batch, setting, clock)
         print(prepared[line](), file=answers, flush=True)

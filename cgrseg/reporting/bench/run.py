@@ -19,16 +19,9 @@ from cgrseg.reporting.bench.apart import Apart
 from cgrseg.reporting.bench.handover import write_network
 from cgrseg.reporting.bench.machine import Machine, Peaks, describe_machine, measure_peaks
 from cgrseg.reporting.bench.memory import Memory, measure_memory, memory_is_known
-from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject
-from cgrseg.reporting.bench.timing import (
-    CLOCKS,
-    Clock,
-    Spread,
-    ratios,
-    stopwatch,
-    take_turns,
-)
-from cgrseg.reporting.bench.work import WORKS, Work, as_input, sample_photos, way
+from cgrseg.reporting.bench.subjects import Setting, Subject, as_input, make_subject
+from cgrseg.reporting.bench.timing import Clock, Spread, ratios, take_turns
+from cgrseg.reporting.bench.work import WORKS, Work, sample_photos, stopwatches
 
 BASELINE = "plain"
 """What all ratios are taken to."""
@@ -192,7 +185,7 @@ def run_bench(
                         for name, other in others.items()
                     }
                 else:
-                    ways = _stopwatches(built, work, batch, setting, clock)
+                    ways = stopwatches(built, work, batch, setting, clock)
                 taken = take_turns(ways, rounds=rounds)
                 plain = taken[BASELINE]
                 result.rows += [
@@ -220,18 +213,6 @@ def _in_processes(
     for other in others.values():
         other.wait()  # all are timed on a machine where none is still starting
     return others
-
-
-def _stopwatches(
-    built: dict[str, Subject], work: Work, batch: int, setting: Setting, clock: Clock
-) -> Mapping[str, Callable[[], float]]:
-    """Every subject in this process, ready to be timed."""
-    photos = sample_photos(batch, setting.size)
-    tensors = as_input(photos).to(setting.device)
-    return {
-        name: stopwatch(way(subject, work, photos, tensors), setting.device, CLOCKS[clock])
-        for name, subject in built.items()
-    }
 
 
 def spread_weights(model: CGRSeg, seed: int = 0) -> CGRSeg:

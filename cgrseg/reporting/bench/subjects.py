@@ -120,10 +120,15 @@ def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
     return _FACTORIES[name](model, setting)
 
 
+def as_input(photos: NDArray[np.uint8]) -> Tensor:
+    """Photos at their own size as the network's input: uint8 RGB (N, H, W, 3) to (N, 3, H, W)."""
+    transform = TestTransform(TestConfig(resize="none"))
+    return torch.stack([transform(photo).tensor for photo in photos])
+
+
 def predict(subject: Subject, images: NDArray[np.uint8], device: torch.device) -> Labels:
     """Photos to label maps, preprocessing included: uint8 RGB (N, H, W, 3) to (N, H, W)."""
-    transform = TestTransform(TestConfig(resize="none"))
-    batch = torch.stack([transform(image).tensor for image in images]).to(device)
+    batch = as_input(images).to(device)
     with torch.inference_mode():
         return subject.decode(subject.logits(batch))
 

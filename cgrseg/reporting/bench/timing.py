@@ -1,7 +1,9 @@
 """Timing several ways of doing the same work so that they can be compared.
 
 Machines drift: clocks change, neighbours come and go.  So the ways take turns, round by
-round and in a new order each time, and ratios are taken within a round.
+round and in a new order each time, and ratios are taken within a round.  In its turn each does
+its work twice without a pause, and the second time counts, as for a photo after another: during
+the first the threads of the way before still spin, and its own come to their cores.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cgrseg.inference.exported.predicting import one_thread_beside
-from cgrseg.reporting.bench.subjects import Ours, Subject, predict
+from cgrseg.reporting.bench.subjects import Ours, Setting, Subject, as_input, predict
+from cgrseg.reporting.bench.timing import CLOCKS, Clock, stopwatch
 
 Work = Literal["network", "labels", "photo"]
 WORKS: dict[Work, str] = {
@@ -35,15 +36,6 @@ def sample_photos(count: int, size: tuple[int, int]) -> np.ndarray:
     return pictures.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def as_input(photos: np.ndarray) -> Tensor:
-    """Photos at their own size as the network's input, float32 (N, 3, H, W)."""
-    from cgrseg.config.schema import TestConfig
-    from cgrseg.data.test_transform import TestTransform
-
-    transform = TestTransform(TestConfig(resize="none"))
-    return torch.stack([transform(photo).tensor for photo in photos])
-
-
 def way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Callable[[], object]:
     """The work as a function without arguments, done as :class:`cgrseg.Predictor` does it."""
     pixels = len(photos) * photos.shape[1] * photos.shape[2]
@@ -59,3 +51,15 @@ def way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Ca
                 return logits if work == "network" else subject.decode(logits)
 
     return run
+
+
+def stopwatches(
+    subjects: Mapping[str, Subject], work: Work, batch: int, setting: Setting, clock: Clock
+) -> dict[str, Callable[[], float]]:
+    """Subjects in this process by their names, ready to be timed at the same pictures."""
+    photos = sample_photos(batch, setting.size)
+    tensors = as_input(photos).to(setting.device)
+    return {
+        name: stopwatch(way(subject, work, photos, tensors), setting.device, CLOCKS[clock])
+        for name, subject in subjects.items()
+    }
