@@ -106,8 +106,7 @@ def find_labelled(
         spec = resolve_spec(config.data)
         wanted = split or config.data.eval_split
         pairs = find_pairs(spec, config.data.root, wanted)
-        # A typed dictionary is no Mapping to the type checker.
-        dataset: EvalItems = EvalDataset(spec, pairs)  # type: ignore[assignment]
+        dataset = EvalDataset(spec, pairs)
     except CGRSegError as error:
         if asked:
             raise

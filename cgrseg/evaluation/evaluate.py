@@ -199,10 +199,7 @@ class ImagesOnly:
 
 
 def _dataset(spec: DatasetSpec, pairs: Sequence[Pair], format_only: bool) -> EvalItems:
-    if format_only:
-        return ImagesOnly(pairs)
-    dataset: EvalItems = EvalDataset(spec, pairs)  # type: ignore[assignment]
-    return dataset
+    return ImagesOnly(pairs) if format_only else EvalDataset(spec, pairs)
 
 
 def _refuse_kind(out: str | Path | None, format_only: bool) -> None:
