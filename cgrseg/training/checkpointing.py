@@ -21,8 +21,6 @@ import contextlib
 import errno
 import io
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +125,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
         )
     try:
         checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, OSError) as error:
+    except Exception as error:  # a damaged pickle fails in any of a dozen ways
         raise WeightsError(
             explain(
                 source,
@@ -147,7 +145,67 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
                 "resume-from",
             )
         )
+    problem = _malformed(checkpoint)
+    if problem is not None:
+        raise WeightsError(
+            explain(
+                source,
+                found=f"a training state that no run writes ({problem})",
+                expected="a whole checkpoint, as our runs write them",
+                remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
+            )
+        )
     return checkpoint
+
+
+def _malformed(checkpoint: Mapping[str, Any]) -> str | None:
+    """What is wrong with the form of a checkpoint's tables; none: nothing."""
+    training, meta = checkpoint["training"], checkpoint["meta"]
+    if not isinstance(meta, dict) or not isinstance(training, dict):
+        return "'meta' or 'training' is not a table"
+    for name in ("iteration", "averaged_steps", "world_size"):
+        value = training.get(name, None if name == "iteration" else 0)
+        if type(value) is not int or not 0 <= value < 2**53:
+            return f"{name} is {value!r}"
+    optimizer = training.get("optimizer")
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
+        return "no optimizer state"
+    groups = optimizer.get("param_groups")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return "no optimizer parameter groups"
+    lists = [group.get("params") for group in groups]
+    if not all(isinstance(keys, list) and {type(key) for key in keys} <= {int} for keys in lists):
+        return "optimizer parameter groups without parameters"
+    for where in (checkpoint, training):
+        weights = where.get("state_dict", {})
+        if not isinstance(weights, dict) or not all(map(_is_plain, weights.values())):
+            return "weights that are not dense tensors"
+    scaler = training.get("scaler")
+    if scaler is not None and not _is_loss_scale(scaler):
+        return "a loss scale that cannot be used"
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a dense tensor of real numbers on the CPU."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
+
+
+def _is_loss_scale(scaler: Any) -> bool:
+    """Whether a value is the state of PyTorch's gradient scaler; empty where it is off."""
+    numbers = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+    return isinstance(scaler, dict) and (
+        not scaler
+        or all(
+            type(scaler.get(name)) in (int, float) and 0 <= scaler[name] < float("inf")
+            for name in numbers
+        )
+    )
 
 
 def find_latest(run_dir: Path | str) -> Path | None:

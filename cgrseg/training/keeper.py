@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 
 import cgrseg
 from cgrseg.config.schema import Config
-from cgrseg.errors import ConfigError, explain
-from cgrseg.training.checkpointing import BEST, FORMAT, LATEST, write_checkpoint
+from cgrseg.errors import ConfigError, WeightsError, explain
+from cgrseg.training.checkpointing import BEST, FORMAT, LATEST, PREVIOUS, write_checkpoint
 from cgrseg.training.groups import parameter_groups
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.tables import SCORES, read_table
@@ -168,30 +169,87 @@ def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
             module.averaged.updates = int(training["averaged_steps"])
 
 
-def refuse_other_groups(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
-    """Make sure that the optimiser to come has the groups of the saved one.
+def refuse_other_optimizer(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
+    """Make sure that the saved optimizer state fits the optimizer to come.
+
+    The fused step reads moments as plain memory: a moment with another shape than its
+    parameter ends the process, so every value is checked before the optimizer gets it.
 
     Raises:
-        ConfigError: when the parameters are grouped in another way.
+        ConfigError: different parameter groups.
+        WeightsError: optimizer state that no training writes; the message names the parameter.
     """
-    saved = checkpoint["training"]["optimizer"]["param_groups"]
+    saved = checkpoint["training"]["optimizer"]
     groups = parameter_groups(module.model, module.config.optimizer)
-    if [group.get("names") for group in saved] != [group["names"] for group in groups]:
+    if [group.get("names") for group in saved["param_groups"]] != [g["names"] for g in groups]:
         raise ConfigError(
             explain(
                 "resume-from",
-                found="an optimiser whose groups of parameters are others",
+                found="different optimizer parameter groups",
                 expected="the groups that the optimizer.* settings make",
                 remedy="resume with the optimizer settings of that run, or use load-from",
             )
         )
+    owners: dict[Any, tuple[str, torch.Tensor]] = {}
+    for old, group in zip(saved["param_groups"], groups, strict=True):
+        if len(old["params"]) != len(group["params"]):
+            raise _damaged_optimizer(
+                "optimizer", f"{len(old['params'])} parameters in a group", len(group["params"])
+            )
+        named = zip(old["params"], group["names"], group["params"], strict=True)
+        owners.update({key: (name, parameter) for key, name, parameter in named})
+    for key, state in saved["state"].items():
+        if key not in owners:
+            raise _damaged_optimizer("optimizer", f"state of an unknown parameter {key!r}", "none")
+        _refuse_bad_state(*owners[key], state)
+
+
+def _refuse_bad_state(name: str, parameter: torch.Tensor, state: Any) -> None:
+    """Raise unless a parameter's state is what AdamW keeps: steps and two moments."""
+    names = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+    if names != ["exp_avg", "exp_avg_sq", "step"]:
+        raise _damaged_optimizer(name, f"the state {names}", "step, exp_avg and exp_avg_sq")
+    step = state["step"]
+    if isinstance(step, torch.Tensor):
+        plain = step.layout == torch.strided and step.device.type == "cpu"
+        step = step.item() if plain and step.numel() == 1 and not step.is_complex() else None
+    if not isinstance(step, (int, float)) or not 0 <= step < 2**53 or step != int(step):
+        raise _damaged_optimizer(name, f"step {step!r}", "a whole number of steps, 0 or more")
+    for moment in ("exp_avg", "exp_avg_sq"):
+        value = state[moment]
+        if not isinstance(value, torch.Tensor):
+            raise _damaged_optimizer(name, f"{moment} of type {type(value).__name__}", "a tensor")
+        kind = f"{str(value.dtype)[6:]}, {str(value.layout)[6:]}, on {value.device.type}"
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if value.shape != parameter.shape or not plain or not value.is_floating_point():
+            raise _damaged_optimizer(
+                name,
+                f"{moment} of shape {tuple(value.shape)} ({kind})",
+                f"shape {tuple(parameter.shape)} (a dense tensor of floating-point numbers)",
+            )
+        if not torch.isfinite(value).all():
+            raise _damaged_optimizer(name, f"non-finite values in {moment}", "finite values")
+        if moment == "exp_avg_sq" and (value < 0).any():
+            raise _damaged_optimizer(name, f"negative values in {moment}", "values of 0 or more")
+
+
+def _damaged_optimizer(where: str, found: str, expected: object) -> WeightsError:
+    return WeightsError(
+        explain(
+            f"resume-from, optimizer state of {where}",
+            found=found,
+            expected=f"{expected}, as a training writes it",
+            remedy=f"the checkpoint is damaged or foreign: resume from {PREVIOUS} in the same "
+            "folder, or start from its weights with load-from",
+        )
+    )
 
 
 def restore_optimizer(trainer: Any, checkpoint: dict[str, Any]) -> None:
     """Put a checkpoint's moments and loss scale back, once the optimiser exists.
 
     Rates, decays and betas stay those of the present settings; that the groups are the
-    same was made sure of before (:func:`refuse_other_groups`).
+    same was made sure of before (:func:`refuse_other_optimizer`).
     """
     optimizer = trainer.optimizers[0]
     saved = checkpoint["training"]["optimizer"]

@@ -34,7 +34,7 @@ from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
 from cgrseg.training.failures import readable_failures
 from cgrseg.training.hardware import Placement, find_placement, trainer_options
 from cgrseg.training.journal import Journal
-from cgrseg.training.keeper import Keeper, refuse_other_groups, restore_weights
+from cgrseg.training.keeper import Keeper, refuse_other_optimizer, restore_weights
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.resuming import (
     Checkpoint,
@@ -136,7 +136,7 @@ def train_on(
     module = TrainingModule(model, config, source.spec.num_classes, start)
     if checkpoint is not None:
         restore_weights(module, checkpoint.state)
-        refuse_other_groups(module, checkpoint.state)
+        refuse_other_optimizer(module, checkpoint.state)
     # Only now, when the run can go on: a refused one leaves its folder as it was.
     if placement.rank == 0:
         make_folder(run_dir)

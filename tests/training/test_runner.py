@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from cgrseg.errors import ConfigError, WeightsError
-from cgrseg.models import load_model
+from cgrseg.models import create_model, load_model
+from cgrseg.training.checkpointing import read_training_checkpoint
+from cgrseg.training.keeper import refuse_other_optimizer
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.runner import train
 from cgrseg.training.sources import DatasetSource
@@ -265,7 +267,7 @@ def test_another_network_cannot_be_resumed(dataset: Path, finished: Path) -> Non
     with pytest.raises(ConfigError, match="load-from"):
         train(config, device="cpu", resume_from=finished / "latest.pth")
     other_groups = small_config(dataset, finished, optimizer__layer_decay=0.9)
-    with pytest.raises(ConfigError, match="groups of parameters"):
+    with pytest.raises(ConfigError, match="parameter groups"):
         train(other_groups, device="cpu", resume_from=finished / "latest.pth")
     assert {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
 
@@ -292,6 +294,66 @@ def test_weights_alone_cannot_be_resumed(dataset: Path, finished: Path, tmp_path
             resume_from=tmp_path / "best.pth",
         )
     assert not (tmp_path / "run").exists()
+
+
+BENT: dict[str, Any] = {
+    "shape": {"exp_avg": torch.zeros(3)},
+    "dtype": {"exp_avg_sq": torch.zeros(16, 3, 3, 3, dtype=torch.int64)},
+    "layout": {"exp_avg": torch.zeros(16, 3, 3, 3).to_sparse()},
+    "no data": {"exp_avg": torch.empty(16, 3, 3, 3, device="meta")},
+    "no tensor": {"exp_avg": [0.0]},
+    "NaN": {"exp_avg": torch.full((16, 3, 3, 3), float("nan"))},
+    "infinite": {"exp_avg_sq": torch.full((16, 3, 3, 3), float("inf"))},
+    "negative": {"exp_avg_sq": torch.full((16, 3, 3, 3), -1.0)},
+    "step below 0": {"step": torch.tensor(-1.0)},
+    "step NaN": {"step": torch.tensor(float("nan"))},
+    "step of another shape": {"step": torch.zeros(2)},
+    "another entry": {"max_exp_avg_sq": torch.zeros(16, 3, 3, 3)},
+}
+
+
+def test_bent_moments_never_reach_the_fused_step(
+    dataset: Path, finished: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(finished / "latest.pth", weights_only=True)
+    config = small_config(dataset, tmp_path / "run")
+    module = TrainingModule(create_model("cgrseg_t", 3), config, 3, 0)
+    refuse_other_optimizer(module, checkpoint)
+    states = checkpoint["training"]["optimizer"]["state"]
+    good = states[0]
+    assert good["exp_avg"].shape == (16, 3, 3, 3)
+    for kind, changes in BENT.items():
+        states[0] = {**good, **changes}
+        with pytest.raises(WeightsError, match=r"of backbone\.patch_embed\.0\.weight") as caught:
+            refuse_other_optimizer(module, checkpoint)
+        assert "load-from" in str(caught.value), kind
+    states[0] = {**good, **BENT["shape"]}
+    torch.save(checkpoint, tmp_path / "bent.pth")
+    with pytest.raises(WeightsError, match="exp_avg of shape"):
+        train(config, device="cpu", resume_from=tmp_path / "bent.pth")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iteration", -1),
+        ("iteration", "6"),
+        ("averaged_steps", 1.5),
+        ("optimizer", None),
+        ("optimizer", {"state": {}, "param_groups": [{"params": [[]]}]}),
+        ("scaler", {"scale": float("inf")}),
+        ("state_dict", {"weight": 1}),
+    ],
+)
+def test_a_training_state_that_no_run_writes(
+    name: str, value: Any, finished: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(finished / "latest.pth", weights_only=True)
+    checkpoint["training"][name] = value
+    torch.save(checkpoint, tmp_path / "bent.pth")
+    with pytest.raises(WeightsError, match="that no run writes"):
+        read_training_checkpoint(tmp_path / "bent.pth")
 
 
 def test_a_damaged_latest_falls_back_to_the_one_before(dataset: Path, tmp_path: Path) -> None:
