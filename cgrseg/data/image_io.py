@@ -9,11 +9,12 @@ truncated files by filling in grey; here a truncated file is an error.
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import cv2
 import numpy as np
@@ -61,14 +62,30 @@ def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
         DataError: the file is missing, empty, truncated or no image.
     """
     path = Path(path)
-    data = _read_bytes(path, "an image")
-    _refuse_truncated(path, data)
+    return decode_image(_read_bytes(path, "an image"), path, reduce=reduce)
+
+
+def decode_image(data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
+    """Decode the bytes of an image file, as :func:`read_image` does.
+
+    Args:
+        data: content of the file; not empty.
+        name: name of the file in messages.
+        reduce: see :func:`read_image`.
+
+    Returns:
+        (H, W, 3), C-contiguous, 0..255, RGB.
+
+    Raises:
+        DataError: the image is truncated, or no image.
+    """
+    _refuse_truncated(name, data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce])
     except cv2.error as error:
-        raise _undecodable(path, str(error).strip().splitlines()[-1]) from error
+        raise _undecodable(name, str(error).strip().splitlines()[-1]) from error
     if pixels is None:
-        raise _undecodable(path, "no decoder understands it")
+        raise _undecodable(name, "no decoder understands it")
     if reduce != 1 or _RGB_FLAG is None:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return np.asarray(pixels, dtype=np.uint8)
@@ -148,17 +165,23 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def open_with_pillow(path: Path | str) -> Iterator[Image.Image]:
-    """Open a file with Pillow, however large the picture.
+def open_with_pillow(
+    source: Path | str | IO[bytes], formats: tuple[str, ...] | None = None
+) -> Iterator[Image.Image]:
+    """Open a file, or a stream of its bytes, with Pillow, however large the picture.
 
     Pillow refuses more than 179 megapixels, to protect servers from strangers' uploads;
     aerial and microscope images have more.  Its limit belongs to the whole process, so it
     is lifted while the header is read, and one thread at a time does so.
+
+    Args:
+        source: path or stream.
+        formats: names of the formats to try; None: every format that Pillow knows.
     """
     with _PILLOW_LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(path)
+            picture = Image.open(source, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = before
     with picture:
@@ -192,6 +215,18 @@ def write_label_png(
     Raises:
         EnvironmentProblem: it cannot be written.
     """
+    content = encode_label_png(labels, palette, note=note)
+    with atomic_write(path) as stream:
+        stream.write(content)
+
+
+def encode_label_png(
+    labels: Bytes8,
+    palette: Sequence[tuple[int, int, int]] | Bytes8,
+    *,
+    note: str | None = None,
+) -> bytes:
+    """Encode a label map as :func:`write_label_png` writes it."""
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise ValueError(f"labels must be uint8 (H, W), got {labels.dtype} {labels.shape}")
     colours = np.zeros((256, 3), np.uint8)
@@ -201,8 +236,9 @@ def write_label_png(
     texts = PngInfo()
     if note is not None:
         texts.add_text(_NOTE, note)
-    with atomic_write(path) as stream:
-        picture.save(stream, format="PNG", bits=8, pnginfo=texts)
+    content = io.BytesIO()
+    picture.save(content, format="PNG", bits=8, pnginfo=texts)
+    return content.getvalue()
 
 
 def label_note(path: Path | str) -> str | None:
@@ -301,7 +337,7 @@ def _read_bytes(path: Path, what: str) -> bytes:
     return data
 
 
-def _refuse_truncated(path: Path, data: bytes) -> None:
+def _refuse_truncated(path: Path | str, data: bytes) -> None:
     if data.startswith(_JPEG_MAGIC):
         complete = data.rfind(b"\xff\xd9") > _start_of_scan(data)
     elif data.startswith(_PNG_MAGIC):
@@ -344,7 +380,7 @@ def _unreadable(path: Path, what: str, error: OSError) -> DataError:
     )
 
 
-def _undecodable(path: Path, reason: str) -> DataError:
+def _undecodable(path: Path | str, reason: str) -> DataError:
     return DataError(
         explain(
             path,
