@@ -44,7 +44,13 @@ Device = Annotated[
         help="cpu, cuda, cuda:0, … or mps. Default: a GPU where there is one.", show_default=False
     ),
 ]
-Precision = Annotated[str, typer.Option(help="Of the network's maths: fp32, bf16 or fp16.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Arithmetic of the network: fp32, bf16, fp16, or auto (bf16 where the device computes "
+        "it in hardware, else fp32)."
+    ),
+]
 Compile = Annotated[
     bool,
     typer.Option(

@@ -100,14 +100,15 @@ def evaluate(
     """
     from cgrseg.errors import is_first_process
     from cgrseg.evaluation import evaluate as run_evaluation
+    from cgrseg.evaluation.distributed import device_of_process
     from cgrseg.evaluation.evaluate import result_name
-    from cgrseg.inference.precision import check_precision
+    from cgrseg.inference.precision import resolve_precision
 
     console = make_console()
     if format_only and (report or metric):
         raise typer.BadParameter("--format-only measures nothing: leave --report and --metric out")
     config, checkpoint, settings = split_arguments(arguments)
-    chosen = check_precision(precision, "--precision")
+    chosen = resolve_precision(precision, device_of_process(device), "--precision")
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
     folder = Path(resolved.run_dir)
     name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)

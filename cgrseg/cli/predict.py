@@ -102,7 +102,7 @@ def predict(
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
     from cgrseg.inference.exported import is_exported
-    from cgrseg.inference.precision import check_precision
+    from cgrseg.inference.precision import check_choice
 
     console = make_console()
     rank, world_size = own_share()
@@ -113,7 +113,7 @@ def predict(
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,
-        check_precision(precision, "--precision"),
+        check_choice(precision, "--precision"),
         compile=compile,
         threads=threads,
     )

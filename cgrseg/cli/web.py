@@ -30,7 +30,7 @@ def web(
     megapixels: Annotated[float, typer.Option(help="Of one photo.", min=0.01)] = 40,
     seconds: Annotated[float, typer.Option(help="For one answer, waiting included.", min=1)] = 60,
     waiting: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 16,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "fp32",
     device: Device = None,
 ) -> None:
     """Open a page that labels photos: drop one, take one, point at it to read a class.
@@ -47,7 +47,7 @@ def web(
     from cgrseg.deploy.web.guard import LOOPBACK
     from cgrseg.inference import Predictor
     from cgrseg.inference.exported.packages import need
-    from cgrseg.inference.precision import check_precision
+    from cgrseg.inference.precision import check_choice
 
     # Imported when its temporary folder is known: it looks for one at once.
     if importlib.util.find_spec("gradio") is None:
@@ -60,7 +60,7 @@ def web(
     )
     models = {
         _name(checkpoint, checkpoints): Predictor.from_pretrained(
-            checkpoint, device, check_precision(precision, "--precision")
+            checkpoint, device, check_choice(precision, "--precision")
         )
         for checkpoint in checkpoints
     }

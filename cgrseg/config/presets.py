@@ -81,7 +81,7 @@ DATASETS: dict[str, Recipe] = {
             "train": {
                 "batch_size": 8,
                 "eval_interval": 700,
-                "precision": "bf16",
+                "precision": "auto",
                 "channels_last": True,
             },
         },
@@ -92,7 +92,7 @@ DATASETS: dict[str, Recipe] = {
         {
             "data": {"dataset": "custom", "root": "data/custom"},
             "schedule": {"max_iters": 20_000, "warmup_iters": 500},
-            "train": {"batch_size": 8, "eval_interval": 1_000},
+            "train": {"batch_size": 8, "eval_interval": 1_000, "precision": "auto"},
         },
     ),
     "finetune": Recipe(
@@ -104,7 +104,7 @@ DATASETS: dict[str, Recipe] = {
             "optimizer": {"lr": 6e-5},
             "schedule": {"max_iters": 4_000, "warmup_iters": 200},
             "loss": {"average": "valid"},
-            "train": {"batch_size": 8, "eval_interval": 250},
+            "train": {"batch_size": 8, "eval_interval": 250, "precision": "auto"},
         },
     ),
     "synthetic": Recipe(
@@ -121,7 +121,7 @@ DATASETS: dict[str, Recipe] = {
                 "batch_size": 8,
                 "eval_interval": 100,
                 "log_interval": 10,
-                "precision": "bf16",
+                "precision": "auto",
                 "channels_last": True,
             },
         },

@@ -331,8 +331,10 @@ class TrainConfig(Section):
         description="Checkpoint whose weights the whole network starts from (fine-tuning); another "
         "number of classes keeps everything but the classifier.",
     )
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
-        "fp32", description="Of the network's maths; 'fp64' is for checks."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32",
+        description="Arithmetic of the network. 'auto': bf16 where the device computes it in "
+        "hardware, else fp32; the run keeps what was chosen. 'fp64' is for checks.",
     )
     compile: bool = Field(False, description="Run the network through torch.compile.")
     channels_last: bool = Field(False, description="Memory layout of images and features.")

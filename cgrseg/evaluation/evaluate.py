@@ -31,7 +31,7 @@ from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import augmented
-from cgrseg.inference.precision import Precision
+from cgrseg.inference.precision import AnyPrecision, resolve_precision
 from cgrseg.models import CGRSeg, load_model
 
 __all__ = ["evaluate", "evaluate_model"]
@@ -53,7 +53,7 @@ def evaluate(
     format_only: bool = False,
     limit: int | None = None,
     work_dir: str | Path | None = None,
-    precision: Precision = "fp32",
+    precision: AnyPrecision = "fp32",
     compile: bool = False,
     threads: int | None = None,
     batch_size: int = 1,
@@ -85,7 +85,8 @@ def evaluate(
             for splits without labels.
         limit: only the first so many images.
         work_dir: folder for the results; None: the config's.
-        precision: fp32, bf16 or fp16.
+        precision: "fp32", "bf16", "fp16" or "auto" (bf16 where the device computes it in
+            hardware, else fp32).
         compile: run the folded and compiled form of the network (docs/speed.md); the
             arithmetic as published is the default.
         threads: of the CPU; None: all cores.
@@ -121,6 +122,7 @@ def evaluate(
     test = augmented(config.test) if aug_test else config.test
     use_threads(threads)
     with joined_processes(launcher, device) as place:
+        precision = resolve_precision(precision, place.device)
         network: CGRSeg | Backend = model
         if compile:
             network = make_backend(model, place.device, precision, compile=True)
@@ -167,7 +169,7 @@ def result_name(
     split: str,
     aug_test: bool,
     limit: int | None,
-    precision: Precision = "fp32",
+    precision: str = "fp32",
 ) -> str:
     """File name, without suffix, of an evaluation in its run's folder."""
     parts = ["evaluation"]

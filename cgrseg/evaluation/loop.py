@@ -24,7 +24,7 @@ from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported.predicting import segment_with
 from cgrseg.inference.modes import Segmentation
-from cgrseg.inference.precision import Precision
+from cgrseg.inference.precision import AnyPrecision
 
 #: Metrics by name; all that follow from the confusion matrix are always computed.
 COUNTED = ("mIoU", "mDice", "mFscore")
@@ -144,7 +144,7 @@ def evaluate_model(
     ignore_index: int = 255,
     metrics: Sequence[str] = ("mIoU",),
     device: str | torch.device | None = None,
-    precision: Precision = "fp32",
+    precision: AnyPrecision = "fp32",
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
@@ -164,7 +164,7 @@ def evaluate_model(
         ignore_index: label value that is not counted.
         metrics: names out of :data:`COUNTED` and :data:`EXTRA`.
         device: where to run; None: where the network is.
-        precision: of the network's maths; fp32 is what published numbers were made with.
+        precision: "fp32", which published numbers were made with, "bf16", "fp16" or "auto".
         rank: this process's number; it takes every `world_size`-th image.
         world_size: number of processes; above 1 they must have joined a process group.
         workers: loader processes that read images ahead.

@@ -68,9 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--device", help="cpu, cuda, cuda:<number> or mps (default: a GPU or cpu)")
     parser.add_argument(
         "--precision",
-        choices=["fp32", "bf16", "fp16"],
+        choices=["auto", "fp32", "bf16", "fp16"],
         default="fp32",
-        help="of the network's maths (default: fp32, as published)",
+        help="arithmetic of the network; auto: bf16 where the device computes it in hardware, "
+        "else fp32 (default: fp32, as published)",
     )
     parser.add_argument(
         "--compile",
@@ -138,7 +139,11 @@ def _run(arguments: argparse.Namespace) -> None:
     Console(highlight=False).print(class_table(result, metrics))
     print(summary_line(result, metrics))
     name = result_name(
-        config, config.data.eval_split, arguments.aug_test, arguments.limit, arguments.precision
+        config,
+        config.data.eval_split,
+        arguments.aug_test,
+        arguments.limit,
+        result.settings["precision"],
     )
     for target in (work_dir / f"{name}.json", arguments.out, arguments.show_dir):
         if target is not None:

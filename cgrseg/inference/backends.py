@@ -8,6 +8,7 @@ networks implement the same three members.
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import cv2
@@ -15,10 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
-from cgrseg.inference.precision import DTYPES, Precision, check_precision
+from cgrseg.inference.precision import (
+    DTYPES,
+    AnyPrecision,
+    resolve_precision,
+    slow_precision,
+)
 
 if TYPE_CHECKING:
     from cgrseg.models import CGRSeg
+
+_LOG = logging.getLogger("cgrseg.inference")
 
 #: Sides of the network's input are multiples of this: its largest stride.
 NETWORK_STRIDE = 32
@@ -55,7 +63,8 @@ class TorchBackend:
         model: a module with `num_classes`, from (N, 3, H, W) to (N, K, H/8, W/8).
         device: where to run; None: where the module is.
         precision: "fp32"; "bf16" or "fp16" run matrix products and convolutions in 16 bits
-            (autocast), the rest and the decoding stay in 32.
+            (autocast), the rest and the decoding stay in 32; "auto": bf16 where the device
+            computes it in hardware, else fp32.
         channels_last: memory layout of images and features.
     """
 
@@ -63,13 +72,15 @@ class TorchBackend:
         self,
         model: nn.Module,
         device: str | torch.device | None = None,
-        precision: Precision = "fp32",
+        precision: AnyPrecision = "fp32",
         channels_last: bool = False,
     ) -> None:
         self.device = (
             resolve_device(device) if device is not None else next(model.parameters()).device
         )
-        self.precision = check_precision(precision)
+        self.precision = resolve_precision(precision, self.device)
+        if warning := slow_precision(self.device, self.precision):
+            _LOG.warning(warning)
         self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(self.device).eval()
@@ -91,7 +102,7 @@ class TorchBackend:
 def make_backend(
     model: CGRSeg,
     device: str | torch.device | None = None,
-    precision: Precision = "fp32",
+    precision: AnyPrecision = "fp32",
     *,
     compile: bool = False,
     channels_last: bool = False,
@@ -103,7 +114,7 @@ def make_backend(
     Args:
         model: trained.
         device: where to run; None or "auto": a GPU where there is one.
-        precision: of the network's maths.
+        precision: "fp32", "bf16", "fp16" or "auto".
         compile: several times faster after a compilation of about a minute per image size,
             which is kept for the next time; see docs/speed.md.
         channels_last: memory layout of features; the compiled form always has it.

@@ -30,7 +30,7 @@ from cgrseg.inference.exported.predicting import fit, segment_with
 from cgrseg.inference.frames import Frame, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
-from cgrseg.inference.precision import Precision
+from cgrseg.inference.precision import AnyPrecision
 from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.inference.stored import stored_test_settings, told_by_count
@@ -88,7 +88,7 @@ class Predictor:
         cls,
         path_or_hub_id: str | Path,
         device: str | None = None,
-        precision: Precision = "fp32",
+        precision: AnyPrecision = "fp32",
         *,
         test: TestConfig | None = None,
         channels_last: bool = False,
@@ -101,7 +101,8 @@ class Predictor:
             path_or_hub_id: a `.pth` file, a folder of `save_pretrained`, a hub id, or a file
                 of `cgrseg export` (`.onnx`, `.xml` of OpenVINO, `.pt2`).
             device: where to run; None: a GPU where there is one, else the CPU.
-            precision: "fp32", "bf16" or "fp16".
+            precision: "fp32", "bf16", "fp16" or "auto": bf16 where the device computes it in
+                hardware, else fp32.
             test: other settings than the checkpoint's.
             channels_last: memory layout of features.
             compile: predict several times faster after a compilation of about a minute per

@@ -7,6 +7,7 @@ an error, and so are more processes than GPUs.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -14,8 +15,13 @@ from typing import Any
 
 import torch
 
+from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
+from cgrseg.config.validation import build
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.inference.precision import choose_precision, slow_precision
+
+_LOG = logging.getLogger("cgrseg.training")
 
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "fp64": "64-true"}
 
@@ -178,6 +184,33 @@ def _slurm() -> Any:
     if "RANK" in os.environ or not SLURMEnvironment.detect():
         return None
     return [SLURMEnvironment(auto_requeue=False)]
+
+
+def settle_precision(
+    config: Config, placement: Placement, stored: str | None = None
+) -> tuple[Config, str]:
+    """The config with `train.precision=auto` replaced by what it stands for here.
+
+    Args:
+        config: the run.
+        placement: device and processes.
+        stored: precision of the checkpoint that the run resumes from.  It wins over "auto", so
+            that a run keeps its arithmetic on another machine.
+
+    Returns:
+        The config, and the precision in words for the log, with its reason if there was a choice.
+    """
+    device, words = placement.torch_device, str(config.train.precision)
+    if config.train.precision == "auto":
+        choice = choose_precision(device)
+        precision, words = str(choice.precision), str(choice)
+        if stored is not None:
+            precision, words = stored, f"{stored} (as this run began)"
+        config = build(merge(config.model_dump(), {"train.precision": precision}))
+    warning = slow_precision(device, config.train.precision)
+    if warning and placement.rank == 0:
+        _LOG.warning("train.precision: %s", warning)
+    return config, words
 
 
 def trainer_options(config: Config, placement: Placement) -> dict[str, Any]:

@@ -104,6 +104,15 @@ def _remains(run_dir: Path) -> Path | None:
     return kept[0] if kept else None
 
 
+def stored_precision(checkpoint: Checkpoint | None) -> str | None:
+    """`train.precision` of the run that a checkpoint belongs to; None without one."""
+    if checkpoint is None:
+        return None
+    settings = checkpoint.state["meta"].get("config") or {}
+    found: str | None = settings.get("train", {}).get("precision")
+    return found
+
+
 def changed_settings(saved: Mapping[str, Any] | None, config: Config) -> list[str]:
     """Settings that differ from those of a checkpoint, as `key: old -> new`.
 

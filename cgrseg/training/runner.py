@@ -32,7 +32,12 @@ from cgrseg.models.variants import imagenet_weights
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
 from cgrseg.training.failures import readable_failures
-from cgrseg.training.hardware import Placement, find_placement, trainer_options
+from cgrseg.training.hardware import (
+    Placement,
+    find_placement,
+    settle_precision,
+    trainer_options,
+)
 from cgrseg.training.journal import Journal
 from cgrseg.training.keeper import Keeper, refuse_other_optimizer, restore_weights
 from cgrseg.training.module import TrainingModule
@@ -41,6 +46,7 @@ from cgrseg.training.resuming import (
     changed_settings,
     find_checkpoint,
     refuse_occupied,
+    stored_precision,
 )
 from cgrseg.training.sources import DatasetSource, Source
 from cgrseg.training.stopping import GiveUp
@@ -123,6 +129,7 @@ def train_on(
     Returns:
         As :func:`train`.
     """
+    config, precision = settle_precision(config, placement, stored_precision(checkpoint))
     options = trainer_options(config, placement)
     run_dir = Path(config.run_dir)
     start = 0 if checkpoint is None else int(checkpoint.state["training"]["iteration"])
@@ -144,7 +151,7 @@ def train_on(
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
     try:
         with _quiet_lightning(), readable_failures(config, placement.description, run_dir):
-            return _run(config, placement, options, run_dir, source, module, checkpoint)
+            return _run(config, placement, options, run_dir, source, module, checkpoint, precision)
     except GiveUp:
         raise KeyboardInterrupt from None
 
@@ -195,6 +202,7 @@ def _run(
     source: Source,
     module: TrainingModule,
     checkpoint: Checkpoint | None,
+    precision: str,
 ) -> TrainResult:
     start, end = module.iteration, config.schedule.max_iters
     first = placement.rank == 0
@@ -221,7 +229,7 @@ def _run(
     # Several processes listen from their first step on: before it, one that waits for others
     # must not hold up the launcher that wants to end it.
     with callback.stop.listening(at_once=placement.world_size == 1):
-        _announce(config, placement, journal, source, checkpoint)
+        _announce(config, placement, journal, source, checkpoint, precision)
         if start < end and keeper.out_of_patience:
             journal.say(
                 f"this run was stopped early: {keeper.evaluations_without_progress} evaluations "
@@ -319,10 +327,11 @@ def _announce(
     journal: Journal,
     source: Source,
     checkpoint: Checkpoint | None,
+    precision: str,
 ) -> None:
     parameters = f"{config.model.name}, {source.spec.num_classes} classes"
     journal.say(
-        f"training {parameters} on {placement.description} in {config.train.precision}; "
+        f"training {parameters} on {placement.description} in {precision}; "
         f"{source.size} images of {source.spec.title}, "
         f"{source.images_per_iteration} per iteration"
     )

@@ -51,7 +51,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "show_dir": {"help": "eval: folder for pictures of the predictions"},
     "opacity": {"type": float, "help": "eval: of the prediction over the image, 0 to 1"},
     "precision": {
-        "choices": ["fp32", "bf16", "fp16"],
+        "choices": ["auto", "fp32", "bf16", "fp16"],
         "help": "eval: of the network's maths (training has train.precision=...)",
     },
     "compile": {

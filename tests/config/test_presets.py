@@ -101,3 +101,9 @@ def test_unknown_row_lists_the_known_ones(model: str, dataset: str, wrong: str) 
     with pytest.raises(ConfigError, match="one of") as caught:
         preset(model, dataset)
     assert wrong in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_published_runs_are_fp32_and_all_others_choose(name: str) -> None:
+    expected = "fp32" if name in PUBLISHED else "auto"
+    assert load_config(name).train.precision == expected

@@ -19,7 +19,7 @@ from cgrseg.inference import Predictor
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.fast import CompiledBackend, artefacts, compiled
 from cgrseg.inference.fast.artefacts import artefact_path, default_folder, prune, weights_digest
-from cgrseg.inference.fast.compilers import missing_compiler, slow_precision
+from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import golden_input, set_golden_weights
 
@@ -183,43 +183,13 @@ def test_folder_of_compiled_networks_stays_within_bounds(tmp_path: Path) -> None
     assert prune(tmp_path / "missing") == []
 
 
-@pytest.mark.parametrize(
-    ("accepted", "avx", "amx", "machine", "slow"),
-    [
-        (True, True, False, "x86_64", False),
-        (True, False, True, "AMD64", False),
-        (True, False, False, "x86_64", True),  # oneDNN converts to float32 and back
-        (False, False, False, "x86_64", True),
-        (True, False, False, "aarch64", False),
-        (False, False, False, "aarch64", True),
-    ],
-)
-def test_bfloat16_that_is_emulated_is_told(
-    accepted: bool,
-    avx: bool,
-    amx: bool,
-    machine: str,
-    slow: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: accepted, raising=False
-    )
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    cpu = torch.device("cpu")
-    assert ("slower than fp32" in slow_precision(cpu, "bf16")) == slow
-    assert slow_precision(cpu, "fp32") == ""
-
-
 def test_slow_precisions_are_told_without_onednn_too(
     model: CGRSeg, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with caplog.at_level(logging.WARNING, "cgrseg.inference"):
         CompiledBackend(model, precision="fp16", folder=tmp_path)
-    assert "this CPU has no fp16 arithmetic" in caplog.text
+    assert "this CPU has no fp16 instructions" in caplog.text
 
 
 def test_only_damaged_files_are_removed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.training.hardware import Placement, find_placement, trainer_options
+from cgrseg.training.hardware import Placement, find_placement, settle_precision, trainer_options
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID")
 
@@ -112,3 +112,20 @@ def test_half_precision_needs_a_gpu() -> None:
     config = Config.model_validate({"train": {"precision": "fp16"}})
     with pytest.raises(ConfigError, match=r"train\.precision=bf16"):
         trainer_options(config, Placement("cpu"))
+
+
+def test_auto_is_settled_once_and_kept_on_another_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    auto = Config.model_validate({"train": {"precision": "auto"}})
+    here = Placement("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    config, words = settle_precision(auto, here)
+    assert config.train.precision == "fp32" and words.startswith("fp32 (")
+    assert caplog.text == ""
+    config, words = settle_precision(auto, here, stored="bf16")
+    assert config.train.precision == "bf16" and words == "bf16 (as this run began)"
+    assert "bf16 is slower than fp32" in caplog.text
+    explicit = Config.model_validate({"train": {"precision": "fp64"}})
+    assert settle_precision(explicit, here, stored="bf16") == (explicit, "fp64")

@@ -10,7 +10,7 @@ from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError, explain
 from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Description
-from cgrseg.inference.precision import Precision
+from cgrseg.inference.precision import AnyPrecision, resolve_precision
 
 _SUFFIXES = (".onnx", ".xml", ".pt2")
 
@@ -23,7 +23,7 @@ def is_exported(path: str | Path) -> bool:
 def open_exported(
     path: str | Path,
     device: str | torch.device | None = None,
-    precision: Precision = "fp32",
+    precision: AnyPrecision = "fp32",
     *,
     keep_memory: bool = True,
 ) -> ExportedBackend:
@@ -33,7 +33,8 @@ def open_exported(
         path: ends in `.onnx`, `.xml` (OpenVINO) or `.pt2`.
         device: None, "auto" or "cpu".
         precision: "bf16" or "fp16" let OpenVINO compute in it; the other formats compute in
-            what the file holds.
+            what the file holds.  "auto" is bf16 for OpenVINO where the CPU computes it in
+            hardware, else what the file holds.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
             process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
 
@@ -53,6 +54,9 @@ def open_exported(
             )
         )
     suffix = file.suffix.lower()
+    if precision == "auto":
+        on_cpu = torch.device("cpu")
+        precision = resolve_precision("auto", on_cpu) if suffix == ".xml" else "fp32"
     if precision != "fp32" and suffix != ".xml":
         raise ConfigError(
             explain(

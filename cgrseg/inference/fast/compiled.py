@@ -28,9 +28,9 @@ from cgrseg.errors import CGRSegError
 from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.backends import resolve_device
 from cgrseg.inference.fast import artefacts
-from cgrseg.inference.fast.compilers import missing_compiler, slow_precision
+from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
-from cgrseg.inference.precision import Precision
+from cgrseg.inference.precision import AnyPrecision, resolve_precision, slow_precision
 from cgrseg.models import CGRSeg
 
 _LOG = logging.getLogger("cgrseg.inference")
@@ -61,7 +61,8 @@ class CompiledBackend:
     Args:
         model: trained; read, never changed.
         device: where to run; None: where the model is.
-        precision: "fp32", "bf16" or "fp16", of weights and features; logits come in float32.
+        precision: "fp32", "bf16", "fp16" or "auto" (bf16 where the device computes it in
+            hardware, else fp32), of weights and features; logits come in float32.
         folder: of compiled artefacts; None: :func:`artefacts.default_folder`.
         compile_after: images of a size that come before it is compiled; until then the fast
             form runs as it is.  Artefacts on disk are used from the first one.  0: only
@@ -84,7 +85,7 @@ class CompiledBackend:
         self,
         model: CGRSeg,
         device: str | torch.device | None = None,
-        precision: Precision = "fp32",
+        precision: AnyPrecision = "fp32",
         *,
         folder: Path | str | None = None,
         compile_after: int = 4,
@@ -94,18 +95,18 @@ class CompiledBackend:
         home = next(model.parameters()).device
         self.device = home if device is None else resolve_device(device)
         self.num_classes = model.num_classes
-        self.precision = precision
+        self.precision = resolve_precision(precision, self.device)
         self.compile_after = compile_after
         self.most_sizes = most_sizes
         self.seconds_preparing = 0.0
         self.folder = Path(folder) if folder is not None else artefacts.default_folder()
-        self._network: FastNetwork = fast_form(model, precision=precision).to(self.device)
+        self._network: FastNetwork = fast_form(model, precision=self.precision).to(self.device)
         self._weights = artefacts.weights_digest(model)
         self._runners: OrderedDict[Shape, Callable[[Tensor], Tensor]] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         self._refused: dict[Shape, str] = {}
         self._told_of_many_sizes = False
-        warning = slow_precision(self.device, precision)
+        warning = slow_precision(self.device, self.precision)
         if warning:
             _LOG.warning(warning)
         if keep_memory and self.device.type == "cpu":
