@@ -276,7 +276,7 @@ def read_names(text: str | None) -> list[str] | None:
         from cgrseg.data.custom import read_class_list
 
         return list(read_class_list(Path(text)))
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return text.split(",")
 
 
 @contextlib.contextmanager

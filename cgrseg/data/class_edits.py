@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from cgrseg.class_names import check_class_names, clean_name
 from cgrseg.data.spec import DatasetSpec
 from cgrseg.errors import ConfigError, explain
 
@@ -37,13 +38,14 @@ def edit_classes(
     if not merge and not rename and not drop:
         return spec
     fate: dict[str, str | None] = {}
+    merge = {clean_name(new): members for new, members in merge.items()}
     for new, members in merge.items():
         if not members:
             raise _problem("data.merge", f"{new!r} has no members", "names of classes to merge")
         for member in members:
             _decide(spec, fate, "data.merge", member, new)
     for old, new in rename.items():
-        _decide(spec, fate, "data.rename", old, new)
+        _decide(spec, fate, "data.rename", old, clean_name(new))
     for name in drop:
         _decide(spec, fate, "data.drop", name, None)
 
@@ -72,6 +74,7 @@ def edit_classes(
         new_ids.append(classes.index(new_name))
     if not classes:
         raise _problem("data.drop", "no class is left", "one class or more")
+    check_class_names(classes, "data.merge, data.rename", error=ConfigError)
     return replace(
         spec,
         classes=tuple(classes),
@@ -84,6 +87,7 @@ def edit_classes(
 def _decide(
     spec: DatasetSpec, fate: dict[str, str | None], setting: str, name: str, new: str | None
 ) -> None:
+    name = clean_name(name)
     if name not in spec.classes:
         near = difflib.get_close_matches(name, spec.classes, n=3, cutoff=0.5)
         raise _problem(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cgrseg.class_names import MAX_CLASSES, check_class_names, parse_class_list
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.label_rules import LabelRule
 from cgrseg.data.spec import Colour, DatasetSpec, HeldOut, SplitLayout
@@ -21,9 +22,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 CLASS_LIST = "classes.txt"
 """Name of the class list in a dataset's root."""
-
-MAX_CLASSES = 255
-"""8-bit labels hold this many ids beside the ignored one."""
 
 _ALIASES = {
     "train": ("train", "training"),
@@ -56,27 +54,17 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
                 remedy=f"set data.root (--data-root); {HOW_TO_GET}",
             )
         )
-    classes = tuple(config.classes) if config.classes else read_class_list(root / CLASS_LIST)
-    if len(classes) > MAX_CLASSES:
-        raise ConfigError(
-            explain(
-                "data.classes",
-                found=f"{len(classes)} class names",
-                expected=f"1 to {MAX_CLASSES}: labels of 8 bits hold no more beside the ignored "
-                "value",
-                remedy="merge classes in the labels, and list each class once, in id order",
-            )
+    if config.classes:
+        classes = check_class_names(
+            config.classes,
+            "data.classes",
+            most=MAX_CLASSES,
+            error=ConfigError,
+            remedy="list each class once, in id order; merge classes in the labels where there "
+            "are more than 8-bit labels can hold",
         )
-    repeated = sorted({name for name in classes if classes.count(name) > 1})
-    if repeated:
-        raise ConfigError(
-            explain(
-                "class list",
-                found=f"names occur twice: {', '.join(repeated)}",
-                expected="a different name for each id",
-                remedy="correct data.classes or classes.txt",
-            )
-        )
+    else:
+        classes = read_class_list(root / CLASS_LIST)
     if config.palette is not None and len(config.palette) != len(classes):
         raise ConfigError(
             explain(
@@ -101,10 +89,11 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class names in id order from a text file, one a line; empty lines are left out.
+    """Class names in id order from a text file (:mod:`cgrseg.class_names` has its form).
 
     Raises:
-        DataError: the file is missing, unreadable, empty, or a label cannot hold so many.
+        DataError: the file is missing or unreadable, and as
+            :func:`cgrseg.class_names.parse_class_list`.
     """
     lines = read_lines(
         path,
@@ -112,17 +101,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         expected="class names in id order, one a line",
         remedy="write that file, or set data.classes",
     )
-    names = tuple(line for line in lines if line)
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise DataError(
-            explain(
-                path,
-                found=f"{len(names)} class names",
-                expected=f"1 to {MAX_CLASSES}, one a line",
-                remedy="list each class once, in id order",
-            )
-        )
-    return names
+    return parse_class_list(lines, path)
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:

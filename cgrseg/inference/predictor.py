@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgrseg.class_names import numbered_names, usable_names, usable_palette
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend, use_threads
@@ -64,7 +65,7 @@ class Predictor:
         count = backend.num_classes
         spec = told_by_count(count) if classes is None else None
         if classes is None:
-            classes = spec.classes if spec is not None else [f"class {k}" for k in range(count)]
+            classes = spec.classes if spec is not None else numbered_names(count)
         if palette is None and spec is not None:
             palette = spec.palette
         if palette is None:
@@ -140,7 +141,8 @@ class Predictor:
         about = backend.description
         if test is None:
             test = stored_test_settings(about.test, source)
-        return cls(backend, test, about.classes, about.palette)
+        names = usable_names(about.classes, about.num_classes, source)
+        return cls(backend, test, names, usable_palette(about.palette, about.num_classes, source))
 
     def __call__(self, source: Any, *, confidence: bool = False, batch_size: int = 1) -> Any:
         """Label an image, or several.

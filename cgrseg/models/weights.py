@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cgrseg.class_names import usable_names, usable_palette
 from cgrseg.errors import WeightsError, explain
 from cgrseg.files import atomic_write
 from cgrseg.models.cgrseg import CGRSeg
@@ -130,9 +131,9 @@ def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
     checkpoint = read_checkpoint(path)
     options = _architecture(checkpoint)
     meta = _own_meta(checkpoint.meta)
-    for name in ("classes", "palette"):
-        if meta[name] is not None and len(meta[name]) == options["num_classes"]:
-            options[name] = meta[name]
+    count = options["num_classes"]
+    options["classes"] = usable_names(meta["classes"], count, checkpoint.source)
+    options["palette"] = usable_palette(meta["palette"], count, checkpoint.source)
     model = CGRSeg(**options, preprocessing=meta["preprocessing"])
     report = _load(model, checkpoint, "all")
     if verbose:

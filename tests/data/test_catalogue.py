@@ -281,7 +281,9 @@ class TestCustom:
 
     def test_class_file_in_id_order(self, tmp_path: Path) -> None:
         touch(tmp_path, "images/a.jpg")
-        (tmp_path / "classes.txt").write_text("sky\n\nroad \n", encoding="utf-8-sig")
+        (tmp_path / "classes.txt").write_text(
+            "# id order\r\n\nsky\nroad \n\n", encoding="utf-8-sig"
+        )
         spec = resolve_spec(self.data(tmp_path))
         assert spec.classes == ("sky", "road")
         assert spec.palette == ((128, 0, 0), (0, 128, 0))
@@ -346,7 +348,7 @@ class TestCustom:
             resolve_spec(self.data(tmp_path / "nowhere"))
 
     def test_repeated_names(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="names occur twice: a"):
+        with pytest.raises(ConfigError, match="'a' stands at id 0 and again at id 2"):
             resolve_spec(self.data(tmp_path, classes=["a", "b", "a"]))
 
     def test_ignore_index_among_the_classes(self, tmp_path: Path) -> None:

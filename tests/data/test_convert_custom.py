@@ -243,6 +243,46 @@ def test_coco_annotations_of_nothing_are_refused(tmp_path, annotation):
 # ---- What all of them share -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("categories", "told"),
+    [
+        ([(1, ""), (2, "road"), (3, "sky")], ["category 1", "empty"]),
+        ([(1, "a\nb"), (2, "road")], ["category 1", "line break"]),
+        ([(1, None), (2, "road")], ["category 1", "None"]),
+        ([(1, "road"), (7, " road ")], ["category 1", "category 7", "'road'"]),
+        ([(1, "sky"), (1, "road")], ["two categories have the id 1"]),
+    ],
+)
+def test_coco_categories_that_would_move_ids_are_refused(tmp_path, categories, told):
+    annotation = {"category_id": 1, "segmentation": [[1, 1, 6, 1, 6, 4]]}
+    named = [{"id": key, "name": name} for key, name in categories]
+    source = coco_file(tmp_path / "in", [annotation], categories=named)
+    with pytest.raises(DataError) as caught:
+        convert_coco_instances(source, tmp_path / "in", tmp_path / "out")
+    assert all(part in str(caught.value) for part in told), str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", ["", "a\nb", None, 3])
+def test_labelme_labels_that_are_no_names_cost_their_file_only(tmp_path, label):
+    labelme_file(tmp_path / "in", "a", [shape(label, SQUARE)])
+    labelme_file(tmp_path / "in", "b", [shape("road", SQUARE)])
+    report = convert_labelme(tmp_path / "in", tmp_path / "out")
+    assert report.exit_code == 1
+    assert "a.json, shape 1" in report.failures[0].message
+    assert (tmp_path / "out" / "classes.txt").read_text() == "road\n"
+
+
+def test_names_with_the_sign_of_a_comment_keep_their_ids(tmp_path):
+    labelme_file(tmp_path / "in", "a", [shape("#1", SQUARE), shape("cafe\u0301 ", SQUARE)])
+    report = convert_labelme(tmp_path / "in", tmp_path / "out")
+    assert report.classes == ("#1", "caf\u00e9")
+    assert (tmp_path / "out" / "classes.txt").read_text() == "\\#1\ncaf\u00e9\n"
+    spec = resolve_spec(DataConfig(dataset="custom", root=str(tmp_path / "out")))
+    assert spec.classes == report.classes
+    assert np.unique(read_label(tmp_path / "out" / "annotations" / "a.png")).tolist() == [1, 255]
+
+
 def test_finished_work_is_kept_and_newer_sources_are_redone(tmp_path):
     source = tmp_path / "in"
     labelme_file(source, "a", [shape("road", SQUARE)])

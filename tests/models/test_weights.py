@@ -143,6 +143,18 @@ def test_classes_and_palette_come_along_from_published_files(
     assert model.palette == tuple(tuple(colour) for colour in PALETTE)
 
 
+def test_a_wrong_number_of_class_names_is_said(
+    trained: CGRSeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    meta = {"classes": ["a", "b"], "palette": [[0, 0, 0]]}
+    torch.save({"state_dict": trained.state_dict(), "meta": meta}, tmp_path / "x.pth")
+    model = load_model(tmp_path / "x.pth", verbose=False)
+    assert model.classes == ("class 0", "class 1", "class 2")
+    assert model.palette is None
+    assert "x.pth: it holds 2 class names for 3 classes" in caplog.text
+    assert "x.pth: it holds 1 colors for 3 classes" in caplog.text
+
+
 @pytest.mark.parametrize("blocks", [5, 6])
 def test_both_forms_of_b_are_told_from_the_file(blocks: int, tmp_path: Path) -> None:
     model = create_model("cgrseg_b", 4, context_blocks=blocks)

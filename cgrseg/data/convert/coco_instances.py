@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from cgrseg.class_names import check_class_names, clean_name
 from cgrseg.data.convert.custom import (
     ClassTable,
     CustomLayout,
     note_unlabelled,
     refuse_unused_ignored,
     settle_classes,
+    written_name,
 )
 from cgrseg.data.convert.place import ImageMode
 from cgrseg.data.convert.polygons import fill_polygon
@@ -113,6 +115,8 @@ def convert_coco_instances(
     path, folder, layout = Path(source), Path(images), CustomLayout(Path(out), split)
     data = _read(path)
     names: dict[int, str] = data["names"]
+    ignored = [clean_name(name) for name in ignored]
+    background = None if background is None else clean_name(background)
     refuse_unused_ignored(path, ignored, [names[key] for key in sorted(names)])
     wanted = [names[key] for key in sorted(names) if names[key] not in ignored]
     if background is not None:
@@ -183,6 +187,28 @@ def _missing(path: Path, image: Path) -> Failure:
     )
 
 
+def _categories(path: Path, items: Any) -> dict[int, str]:
+    """Category names by id.
+
+    Raises:
+        DataError: an id or a name of two categories, or a name that cannot be a class name.
+    """
+    names: dict[int, str] = {}
+    for item in items:
+        key = int(item["id"])
+        if key in names:
+            raise ValueError(f"two categories have the id {key}")
+        names[key] = written_name(item["name"], f"{path}, category {key}")
+    if names:
+        check_class_names(
+            names.values(),
+            path,
+            places=[f"category {key}" for key in names],
+            remedy="give each category its own name in the labeling tool, and export again",
+        )
+    return names
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Categories by id, images, and annotations by image id.
 
@@ -191,7 +217,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-        names = {int(item["id"]): str(item["name"]) for item in data["categories"]}
+        names = _categories(path, data["categories"])
         images = [
             {
                 "id": item["id"],

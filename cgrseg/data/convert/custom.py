@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgrseg.class_names import MAX_CLASSES, check_class_names, clean_name
 from cgrseg.data.convert.runner import ConversionReport
-from cgrseg.data.custom import CLASS_LIST, MAX_CLASSES, read_class_list
+from cgrseg.data.custom import CLASS_LIST, read_class_list
 from cgrseg.errors import DataError, explain
 
 IGNORE = 255
@@ -73,6 +74,7 @@ class ClassTable:
         Raises:
             KeyError: the name is not in the table.
         """
+        name = clean_name(name)
         if name in self.ignored:
             return IGNORE
         if name not in self.classes:
@@ -98,12 +100,14 @@ def settle_classes(
         background: name for pixels that nothing covers; put first when it is new.
 
     Raises:
-        DataError: repeated names, too many, none, or a contradiction.
+        DataError: as :func:`cgrseg.class_names.check_class_names`, or a contradiction.
     """
     where: object = "the class names"
+    ignored = tuple(clean_name(name) for name in ignored)
+    background = None if background is None else clean_name(background)
     known = read_class_list(layout.class_file) if layout.class_file.is_file() else None
     if given is not None:
-        names = tuple(given)
+        names = check_class_names(given, where, most=MAX_CLASSES)
         if known is not None and known != names[: len(known)]:
             raise DataError(
                 explain(
@@ -117,19 +121,19 @@ def settle_classes(
     elif known is not None:
         names, where = known, layout.class_file
     else:
-        names = tuple(dict.fromkeys(name for name in found if name not in ignored))
+        cleaned = dict.fromkeys(clean_name(name) for name in found)
+        names = tuple(name for name in cleaned if name not in ignored)
         if background is not None:
             names = (background, *(name for name in names if name != background))
+    names = check_class_names(
+        names,
+        where,
+        most=MAX_CLASSES,
+        remedy="name each class once, in id order (--classes); where there are more than 8-bit "
+        "label maps can hold, merge classes",
+    )
     problem, remedy = "", ""
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        problem, remedy = f"{', '.join(repeated)} more than once", "name each class once"
-    elif not names:
-        problem, remedy = "none at all", "give the class names in id order (--classes)"
-    elif len(names) > MAX_CLASSES:
-        problem = f"{len(names)} of them"
-        remedy = "merge classes: 8-bit label maps hold 255 and the ignored value"
-    elif set(names) & set(ignored):
+    if set(names) & set(ignored):
         both = ", ".join(sorted(set(names) & set(ignored)))
         problem, remedy = f"{both} both as a class and as ignored", "decide for one of the two"
     elif background is not None and background not in names:
@@ -147,11 +151,30 @@ def settle_classes(
     return ClassTable(names, tuple(ignored), background)
 
 
+def written_name(value: object, where: object) -> str:
+    """A class name as a foreign file holds it, cleaned.
+
+    Raises:
+        DataError: no text, and as :func:`cgrseg.class_names.check_class_names`.
+    """
+    if not isinstance(value, str):
+        raise DataError(
+            explain(
+                where,
+                found=f"the class name {value!r}",
+                expected="a text",
+                remedy="correct the name in the labeling tool, and export again",
+            )
+        )
+    remedy = "correct the name in the labeling tool, and export again"
+    return check_class_names([value], where, places=["this place"], remedy=remedy)[0]
+
+
 def unused_ignored(ignored: Iterable[str], names: Iterable[str]) -> list[str]:
     """For each ignored name that the source does not have, a sentence with the nearest one."""
     known = list(dict.fromkeys(names))
     told = []
-    for name in dict.fromkeys(ignored):
+    for name in dict.fromkeys(clean_name(name) for name in ignored):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             told.append(

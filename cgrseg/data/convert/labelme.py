@@ -24,6 +24,7 @@ from cgrseg.data.convert.custom import (
     settle_classes,
     unknown_class,
     unused_ignored,
+    written_name,
 )
 from cgrseg.data.convert.place import ImageMode
 from cgrseg.data.convert.polygons import fill_circle, fill_polygon
@@ -79,7 +80,7 @@ def draw_label(task: Task) -> np.ndarray:
     for number, shape in enumerate(data["shapes"], start=1):
         where = f"{task.source}, shape {number}"
         try:
-            name = str(shape["label"])
+            name = written_name(shape["label"], where)
             mask = _area(shape, labels.shape[0], labels.shape[1])
         except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
             raise DataError(
@@ -231,9 +232,13 @@ class _Scan:
 def _scan(path: Path) -> _Scan | Failure:
     try:
         data = read_labelme(path)
+        names = {
+            written_name(shape["label"], f"{path}, shape {number}")
+            for number, shape in enumerate(data["shapes"], start=1)
+            if isinstance(shape, dict) and "label" in shape
+        }
     except DataError as error:
         return Failure(str(path), str(error))
-    names = {str(shape["label"]) for shape in data["shapes"] if "label" in shape}
     return _Scan(tuple(sorted(names)), data["imagePath"])
 
 

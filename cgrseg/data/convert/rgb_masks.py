@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cgrseg.class_names import check_class_names, clean_name, is_comment, unescaped
 from cgrseg.data.convert.custom import CustomLayout, refuse_unused_ignored, settle_classes
 from cgrseg.data.convert.place import ImageMode, index_images
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
@@ -20,6 +22,10 @@ Colour = tuple[int, int, int]
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _SHOWN_COLOURS = 40
+# Commas and runs of blanks inside a name are kept; those around it separate.
+_GAP, _RGB = r"[\s,]+", r"(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)"
+_NAME_FIRST = re.compile(rf"[\s,]*(?P<name>[^\s,].*?){_GAP}{_RGB}[\s,]*")
+_NAME_LAST = re.compile(rf"[\s,]*{_RGB}{_GAP}(?P<name>[^\s,].*?)[\s,]*")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def read_colour_table(path: Path) -> dict[Colour, str]:
                 raise ValueError(f"{table[colour]!r} and {name!r} share the colour {colour}")
         if not table:
             raise ValueError("it names no class")
+        check_class_names(dict.fromkeys(table.values()), path, remedy="correct the file")
     except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             explain(
@@ -66,9 +73,10 @@ def read_colour_table(path: Path) -> dict[Colour, str]:
 
 def _from_json(text: str) -> list[tuple[str, Colour]]:
     pairs = []
-    for name, colour in json.loads(text).items():
+    # Pairs: a name with several colors stands there several times, and a dictionary keeps one.
+    for name, colour in json.loads(text, object_pairs_hook=list):
         red, green, blue = (int(channel) for channel in colour)
-        pairs.append((str(name), (red, green, blue)))
+        pairs.append((clean_name(name), (red, green, blue)))
     return pairs
 
 
@@ -76,15 +84,17 @@ def _from_lines(text: str) -> list[tuple[str, Colour]]:
     pairs: list[tuple[str, Colour]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.replace(",", " ").split()
-        if not words or [word.lower() for word in words[-3:]] == ["r", "g", "b"]:
+        if (
+            not words
+            or is_comment(line)
+            or [word.lower() for word in words[-3:]] == ["r", "g", "b"]
+        ):
             continue
-        for numbers, name in ((words[-3:], words[:-3]), (words[:3], words[3:])):
-            if name and len(numbers) == 3 and all(word.isdigit() for word in numbers):
-                red, green, blue = (int(word) for word in numbers)
-                pairs.append((" ".join(name), (red, green, blue)))
-                break
-        else:
+        found = _NAME_FIRST.fullmatch(line) or _NAME_LAST.fullmatch(line)
+        if found is None:
             raise ValueError(f"line {number} reads {line.strip()!r}")
+        red, green, blue = (int(found[channel]) for channel in "rgb")
+        pairs.append((clean_name(unescaped(clean_name(found["name"]))), (red, green, blue)))
     return pairs
 
 
@@ -214,6 +224,8 @@ def convert_rgb_masks(
     if colours is None:
         raise _no_colour_table(Path(masks), list_colours(masks, workers=workers))
     named = dict(colours) if isinstance(colours, Mapping) else read_colour_table(Path(colours))
+    named = {colour: clean_name(name) for colour, name in named.items()}
+    ignored = [clean_name(name) for name in ignored]
     where = "the colour table" if isinstance(colours, Mapping) else colours
     refuse_unused_ignored(where, ignored, list(dict.fromkeys(named.values())))
     wanted = list(dict.fromkeys(name for name in named.values() if name not in ignored))

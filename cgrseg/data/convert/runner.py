@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cgrseg.class_names import class_list_text
 from cgrseg.data.convert.place import ImageMode, place_image, same_content
 from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import read_image, write_label_png
@@ -207,7 +208,7 @@ def run_conversion(
         if class_file is not None and not (
             class_file.is_file() and read_class_list(class_file) == tuple(report.classes)
         ):
-            atomic_write_text(class_file, "".join(f"{name}\n" for name in report.classes))
+            atomic_write_text(class_file, class_list_text(report.classes))
     perform = functools.partial(
         _perform,
         draw=draw,

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cgrseg.class_names import class_list_text
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PALETTE
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
@@ -238,7 +239,7 @@ def _write_lists(folder: Path, counts: dict[str, npt.NDArray[np.int64]]) -> None
             f"{k + 1}\t{shares[k]:.4f}\t{trained}\t{held_out}\t{int(name in STUFF)}\t{name}"
         )
     atomic_write_text(folder / "objectInfo.txt", "\n".join(lines) + "\n")
-    atomic_write_text(folder / "classes.txt", "\n".join(SYNTHETIC_CLASSES) + "\n")
+    atomic_write_text(folder / "classes.txt", class_list_text(SYNTHETIC_CLASSES))
 
 
 def _swap(building: Path, target: Path) -> None:
