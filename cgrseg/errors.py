@@ -16,6 +16,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+MALFORMED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What Python raises on a file's values when their form is another one than expected."""
+
 _FIRST_SPEAKS = 20.0  # seconds for the first process to say what all processes met
 
 
@@ -68,7 +78,9 @@ def explain(where: object, *, found: str, expected: str, remedy: str) -> str:
         expected: what should have been there.
         remedy: what the reader can do about it.
     """
-    return f"{where}: {found}\n  expected: {expected}\n  what to do: {remedy}"
+    message = f"{where}: {found}\n  expected: {expected}\n  what to do: {remedy}"
+    # Names out of files may hold what no terminal can show.
+    return message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def process_rank() -> int:

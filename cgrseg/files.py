@@ -159,9 +159,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, whole or not at all."""
+    """Replace `path` by `text` in UTF-8, whole or not at all.
+
+    What UTF-8 cannot hold (a byte of a file name that is not text) is written as an escape, as
+    JSON has them: read back, it is what it was.
+    """
     with atomic_write(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -39,6 +39,9 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 _NOTE = "cgrseg"  # keyword of the text chunk with a note
 _JPEG_MAGIC = b"\xff\xd8"
+MAX_PIXELS = 1 << 30
+"""Pixels of the largest image that is read: OpenCV's own limit."""
+
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -144,6 +147,35 @@ def read_label(path: Path | str) -> Bytes8:
         )
     ids = raw.astype(np.uint8, copy=False)
     return ids if step == 1 else ids // np.uint8(step)
+
+
+def decode_grey(data: bytes, within: tuple[int, int]) -> Bytes8:
+    """A small image inside another file, as grey.
+
+    Args:
+        data: an encoded image, such as a PNG.
+        within: largest height and width; compared before anything is decoded.
+
+    Returns:
+        (H, W), 0..255.
+
+    Raises:
+        ValueError: not an image, damaged, or larger than `within`.
+    """
+    try:
+        with open_with_pillow(io.BytesIO(data)) as picture:
+            width, height = picture.size
+    except Exception as error:  # Pillow lets through what its parsers stumble over
+        raise ValueError("the embedded bytes are not an image") from error
+    if height > within[0] or width > within[1]:
+        raise ValueError(f"the embedded image of {width}x{height} pixels reaches outside the image")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.shape != (height, width):
+        raise ValueError("the embedded image is damaged")
+    return np.asarray(pixels, np.uint8)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

@@ -25,13 +25,13 @@ from cgrseg.data.convert.custom import (
     settle_classes,
     written_name,
 )
-from cgrseg.data.convert.place import ImageMode
+from cgrseg.data.convert.place import ImageMode, named_inside
 from cgrseg.data.convert.polygons import fill_polygon
 from cgrseg.data.convert.rle import decode_mask
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.parallel import Progress
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import MALFORMED, DataError, explain
 
 
 def draw_label(task: Task) -> np.ndarray:
@@ -46,7 +46,7 @@ def draw_label(task: Task) -> np.ndarray:
     for annotation in annotations:
         try:
             mask = _mask(annotation["segmentation"], height, width)
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise DataError(
                 explain(
                     f"{task.source}, image {record['file_name']}, annotation {annotation['id']}",
@@ -126,7 +126,11 @@ def convert_coco_instances(
     values = {key: table.value(name) for key, name in names.items()}
     tasks = []
     for record in data["images"]:
-        image = folder / record["file_name"]
+        try:
+            image = named_inside(folder, record["file_name"])
+        except ValueError as error:
+            report.failures.append(_misnamed(path, record, error))
+            continue
         if not image.is_file():
             report.failures.append(_missing(path, image))
             continue
@@ -171,7 +175,20 @@ def _task(
         inputs=(path,),
         image=image,
         image_target=layout.images / image.name,
+        size=(record["height"], record["width"]),
         content=(record, parts, table.unlabelled),
+    )
+
+
+def _misnamed(path: Path, record: dict[str, Any], error: ValueError) -> Failure:
+    return Failure(
+        record["file_name"],
+        explain(
+            f"{path}, image {record['id']}",
+            found=str(error),
+            expected="a file_name below the folder of images",
+            remedy="name the folder that all file_names are relative to, or correct file_name",
+        ),
     )
 
 
@@ -236,7 +253,7 @@ def _read(path: Path) -> dict[str, Any]:
                     f"image {item['image_id']}, of which the file lacks one"
                 )
             annotations[item["image_id"]].append(item)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(
             explain(
                 path,

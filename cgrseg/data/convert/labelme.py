@@ -7,7 +7,7 @@ the later one on top, as LabelMe shows them.
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
@@ -26,12 +26,13 @@ from cgrseg.data.convert.custom import (
     unused_ignored,
     written_name,
 )
-from cgrseg.data.convert.place import ImageMode
+from cgrseg.data.convert.place import ImageMode, named_inside
 from cgrseg.data.convert.polygons import fill_circle, fill_polygon
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.custom import IMAGE_SUFFIXES, distinct_colours
+from cgrseg.data.image_io import decode_grey
 from cgrseg.data.parallel import Progress, run_parallel
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import MALFORMED, DataError, explain
 
 # LabelMe's own names, as its labels.txt has them.
 IGNORE_NAME = "__ignore__"
@@ -57,7 +58,7 @@ def read_labelme(path: Path) -> dict[str, Any]:
             "imageHeight": int(data["imageHeight"]),
             "imageWidth": int(data["imageWidth"]),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(
             explain(
                 path,
@@ -82,7 +83,7 @@ def draw_label(task: Task) -> np.ndarray:
         try:
             name = written_name(shape["label"], where)
             mask = _area(shape, labels.shape[0], labels.shape[1])
-        except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
+        except MALFORMED as error:
             raise DataError(
                 explain(
                     where,
@@ -116,15 +117,11 @@ def _area(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
 
 def _embedded_mask(text: str, points: np.ndarray, height: int, width: int) -> np.ndarray:
     """A PNG inside the file that covers the box from the first to the second point."""
-    import cv2
-
-    encoded = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
-    inner = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
-    if inner is None:
-        raise ValueError("the embedded mask is no image")
     column, row = (int(v) for v in points.min(axis=0))
-    if row < 0 or column < 0 or row + inner.shape[0] > height or column + inner.shape[1] > width:
-        raise ValueError("the embedded mask reaches outside the image")
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError("the embedded mask begins outside the image")
+    encoded = base64.b64decode(text, validate=True)
+    inner = decode_grey(encoded, within=(height - row, width - column))
     mask = np.zeros((height, width), dtype=bool)
     mask[row : row + inner.shape[0], column : column + inner.shape[1]] = inner > 0
     return mask
@@ -191,7 +188,10 @@ def convert_labelme(
     report.notes += unused_ignored((name for name in ignored if name != IGNORE_NAME), names)
     tasks: list[Task] = []
     for path, item in zip(files, scanned, strict=True):
-        image = _find_image(path, item.image, images) if isinstance(item, _Scan) else item
+        if isinstance(item, Failure):
+            report.failures.append(item)
+            continue
+        image = _find_image(path, item.image, images)
         if isinstance(image, Failure):
             report.failures.append(image)
             continue
@@ -202,6 +202,7 @@ def convert_labelme(
                 inputs=(path,),
                 image=image,
                 image_target=layout.images / image.name,
+                size=item.size,
                 content=table,
             )
         )
@@ -223,10 +224,11 @@ def convert_labelme(
 
 @dataclass(frozen=True)
 class _Scan:
-    """What a first look at a file tells: the names it uses and where its image is."""
+    """What a first look at a file tells: the names it uses, its image and that image's size."""
 
     names: tuple[str, ...]
     image: str
+    size: tuple[int, int]
 
 
 def _scan(path: Path) -> _Scan | Failure:
@@ -239,16 +241,25 @@ def _scan(path: Path) -> _Scan | Failure:
         }
     except DataError as error:
         return Failure(str(path), str(error))
-    return _Scan(tuple(sorted(names)), data["imagePath"])
+    size = (data["imageHeight"], data["imageWidth"])
+    return _Scan(tuple(sorted(names)), data["imagePath"], size)
 
 
 def _find_image(path: Path, image: str, images: Path | str | None) -> Path | Failure:
-    """The image of a LabelMe file: in the folder given, where it says, or beside it."""
+    """The image of a LabelMe file: in the folder given, where it says, or beside it.
+
+    Where it says counts below the folder that holds the JSON file's folder, and nowhere else.
+    """
     name = image.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
     folder = Path(images) if images is not None else path.parent
-    candidates = [folder / name, *(folder / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
+    candidates = [folder / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+    with contextlib.suppress(ValueError):
+        candidates.insert(0, named_inside(folder, name))
     if images is None:
-        candidates.insert(0, path.parent / image.replace("\\", "/"))
+        # Labels and images often lie side by side in one folder (`../images/a.jpg`).
+        with contextlib.suppress(ValueError):
+            above = f"{path.absolute().parent.name}/{image}"
+            candidates.insert(0, named_inside(path.absolute().parent.parent, above))
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -23,11 +23,11 @@ import numpy as np
 
 from cgrseg.data.catalogue import get_spec
 from cgrseg.data.convert.mat import label_field, read_mat
-from cgrseg.data.convert.place import read_stems, write_stems
+from cgrseg.data.convert.place import named_inside, read_stems, write_stems
 from cgrseg.data.convert.rle import decode_mask
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.parallel import Progress
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import MALFORMED, DataError, explain
 
 HIGHEST_ID = 459
 
@@ -83,7 +83,7 @@ def draw_from_regions(task: Task) -> np.ndarray:
             category = region["category_id"]
             if not 1 <= category <= HIGHEST_ID:
                 raise ValueError(f"category {category} is not among 1..{HIGHEST_ID}")
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise DataError(
                 explain(
                     f"{task.source}, image {record['file_name']}, region {region.get('id')}",
@@ -184,6 +184,7 @@ def _task(source: Path, stem: str, target: Path, content: Any = None) -> Task:
         label=target / _LABELS / f"{stem}.png",
         inputs=(source,),
         image=image if image.is_file() else None,
+        size=None if content is None else (content[0]["height"], content[0]["width"]),
         content=content,
     )
 
@@ -203,7 +204,7 @@ def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, li
         tasks = []
         splits: dict[str, list[str]] = {"train": [], "val": []}
         for image in images:
-            stem = Path(image["file_name"]).stem
+            stem = named_inside(target, str(image["file_name"])).stem
             record = {
                 "height": int(image["height"]),
                 "width": int(image["width"]),
@@ -212,7 +213,7 @@ def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, li
             tasks.append(_task(path, stem, target, (record, by_image.get(image["image_id"], []))))
             if image.get("phase") in splits:
                 splits[image["phase"]].append(stem)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(
             explain(
                 path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -17,6 +18,37 @@ from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write, atomic_write_text, make_folder
 
 ImageMode = Literal["link", "copy"]
+
+_LONGEST_NAME = 255
+
+
+def named_inside(folder: Path, name: str) -> Path:
+    """The file below `folder` that a name inside another file stands for.
+
+    A file from elsewhere must not choose which files outside the folder are opened or linked.
+
+    Args:
+        folder: the name is relative to it.
+        name: with slashes or backslashes between folders.
+
+    Raises:
+        ValueError: an empty or absolute name, one that leads out of the folder, or one that no
+            file can have.
+    """
+    plain = name.replace("\\", "/")
+    depth = 0
+    for part in plain.split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        if depth < 0:
+            raise ValueError(f"the path {name!r} leads out of the folder {folder}")
+    if plain.startswith("/") or re.match(r"[A-Za-z]:", plain):
+        raise ValueError(f"the path {name!r} is absolute, not relative to {folder}")
+    stem = plain.rpartition("/")[2]
+    if stem in ("", ".", "..") or "\0" in plain:
+        raise ValueError(f"{name!r} is not a file name")
+    if len(os.fsencode(stem)) > _LONGEST_NAME:  # a lone surrogate is a ValueError here
+        raise ValueError(f"the file name {name[:40]!r}... has more than {_LONGEST_NAME} bytes")
+    return folder / plain
 
 
 def same_content(one: Path, other: Path) -> bool:

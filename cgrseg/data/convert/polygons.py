@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# Larger coordinates are no drawing, and their products leave the range of numbers.
+_FARTHEST = 1e7
+
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """The pixels inside a polygon, by the even-odd rule.
@@ -24,13 +27,16 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
         right, or below: neighbours that share an edge neither overlap nor leave a gap.
 
     Raises:
-        ValueError: fewer than three points, or coordinates that are not finite.
+        ValueError: fewer than three points, or coordinates that are not finite or farther than
+            10,000,000 pixels from the image's corner.
     """
     corners = np.asarray(points, dtype=np.float64)
     if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3:
         raise ValueError(f"a polygon needs at least three x, y points, this has {corners.shape}")
-    if not np.isfinite(corners).all():
-        raise ValueError("a polygon's coordinates must be finite numbers")
+    if not (np.abs(corners) <= _FARTHEST).all():  # NaN compares false
+        raise ValueError(
+            f"a polygon's coordinates must be finite numbers, at most {_FARTHEST:.0f} from 0"
+        )
     # Each edge toggles, in the rows whose centre it crosses, the first pixel whose
     # centre is not left of the crossing; the running parity is the inside.
     toggles = np.zeros((height, width + 1), dtype=bool)
@@ -60,7 +66,14 @@ def fill_circle(
 
     Returns:
         (height, width) bool.
+
+    Raises:
+        ValueError: coordinates as :func:`fill_polygon` refuses them.
     """
+    if not (np.abs([*centre, *edge]) <= _FARTHEST).all():
+        raise ValueError(
+            f"a circle's coordinates must be finite numbers, at most {_FARTHEST:.0f} from 0"
+        )
     radius = float(np.hypot(edge[0] - centre[0], edge[1] - centre[1]))
     rows, columns = np.ogrid[:height, :width]
     return np.hypot(columns + 0.5 - centre[0], rows + 0.5 - centre[1]) <= radius

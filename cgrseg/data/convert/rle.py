@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+# Seven characters hold 34 bits and a sign: more than any image has pixels.
+_MOST_BITS = 35
+
 
 def decode_counts(text: str) -> list[int]:
     """The runs that a compressed string stands for.
@@ -30,6 +33,8 @@ def decode_counts(text: str) -> list[int]:
             raise ValueError(f"character {character!r} is not part of a run-length string")
         value |= (bits & 0x1F) << shift
         shift += 5
+        if shift > _MOST_BITS:
+            raise ValueError("the run-length string holds a number that no image reaches")
         if bits & 0x20:
             continue
         if bits & 0x10:
@@ -63,10 +68,11 @@ def decode_mask(counts: str | bytes | Sequence[int], height: int, width: int) ->
     lengths = np.asarray(runs)
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any():
         raise ValueError("runs must be a list of whole numbers, none of them negative")
-    if int(lengths.sum()) != height * width:
+    # In Python's numbers: a sum of 64 bits can wrap around to the number of pixels.
+    covered = sum(lengths.tolist())
+    if covered != height * width:
         raise ValueError(
-            f"the runs cover {int(lengths.sum())} pixels, the mask has {height * width} "
-            f"({width}x{height})"
+            f"the runs cover {covered} pixels, the mask has {height * width} ({width}x{height})"
         )
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(width, height).T

@@ -23,7 +23,7 @@ import numpy as np
 from cgrseg.class_names import class_list_text
 from cgrseg.data.convert.place import ImageMode, place_image, same_content
 from cgrseg.data.custom import read_class_list
-from cgrseg.data.image_io import read_image, write_label_png
+from cgrseg.data.image_io import MAX_PIXELS, read_image, write_label_png
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write_text, write_json
@@ -41,6 +41,8 @@ class Task:
         inputs: files that, when newer than the label map, make it stale.
         image: image that belongs to it; its size must be the label map's.
         image_target: where that image goes; None: it stays where it is.
+        size: height and width that the source states; compared with the image before anything
+            is drawn; None: the source states none.
         content: what the drawing function needs beyond the source.
     """
 
@@ -49,6 +51,7 @@ class Task:
     inputs: tuple[Path, ...]
     image: Path | None = None
     image_target: Path | None = None
+    size: tuple[int, int] | None = None
     content: Any = None
 
 
@@ -248,21 +251,13 @@ def _perform(
     an encoding that the folder no longer has.
     """
     try:
+        image_size = None if task.image is None else read_image(task.image).shape[:2]
+        if task.size is not None:
+            _refuse_other_size(task, task.size, image_size)
         labels = draw(task)
-        if task.image is not None:
-            image_size = read_image(task.image).shape[:2]
-            if image_size != labels.shape:
-                raise DataError(
-                    explain(
-                        task.source,
-                        found=f"a label map of {labels.shape[1]}x{labels.shape[0]} pixels for "
-                        f"{task.image.name} of {image_size[1]}x{image_size[0]}",
-                        expected="image and label map of one size",
-                        remedy="find out which of the two was resized or rotated",
-                    )
-                )
-            if task.image_target is not None:
-                place_image(task.image, task.image_target, image_mode, replace=replace)
+        _refuse_other_size(task, labels.shape, image_size)
+        if task.image is not None and task.image_target is not None:
+            place_image(task.image, task.image_target, image_mode, replace=replace)
         # The label map comes last: where it exists, the whole task is done.
         write_label_png(task.label, labels, palette)
         return np.bincount(labels.ravel(), minlength=256)
@@ -270,6 +265,33 @@ def _perform(
         if task.label.is_file() and task.label.stat().st_mtime_ns < drop_old:
             task.label.unlink()
         return Failure(str(task.source), str(error))
+
+
+def _refuse_other_size(
+    task: Task, size: tuple[int, ...], image_size: tuple[int, ...] | None
+) -> None:
+    """Raise unless a label map's size is possible, and that of the image where there is one."""
+    height, width = size
+    name = task.label.stem if task.image is None else task.image.name
+    if image_size is not None and image_size != size:
+        raise DataError(
+            explain(
+                task.source,
+                found=f"a label map of {width}x{height} pixels for "
+                f"{name} of {image_size[1]}x{image_size[0]}",
+                expected="image and label map of one size",
+                remedy="find out which of the two was resized or rotated",
+            )
+        )
+    if min(size) < 1 or height * width > MAX_PIXELS:
+        raise DataError(
+            explain(
+                task.source,
+                found=f"a label map of {width}x{height} pixels for {name}",
+                expected=f"1 to {MAX_PIXELS:,} pixels",
+                remedy="correct the size in the file, or export it again",
+            )
+        )
 
 
 def _is_finished(task: Task, begun: int) -> bool:
