@@ -100,12 +100,7 @@ def model_cost(model: CGRSeg, size: tuple[int, int] = (512, 512)) -> ModelCost:
         ValueError: a side that is not a multiple of 32.
     """
     with torch.device("meta"):
-        twin = CGRSeg(
-            model.variant,
-            model.num_classes,
-            context_blocks=model.context_blocks,
-            channels=model.decode_head.conv_seg.in_channels,
-        ).eval()
+        twin = CGRSeg(**model.options()).eval()
         image = torch.empty(1, 3, *size)
     # The counter reports per module; its names begin with the class of the outermost one.
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -25,7 +25,7 @@ from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
 from cgrseg.reporting.bench.apart import Apart, serve
-from cgrseg.reporting.bench.handover import job_of, reason_in, write_network
+from cgrseg.reporting.bench.handover import job_of, reason_in, subject_of, write_network
 from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
 from cgrseg.reporting.bench.memory import Memory, measure_memory, watch
 from cgrseg.reporting.bench.profile import summarise
@@ -269,6 +269,16 @@ def test_process_does_the_work_that_it_is_asked_for(
     assert done == [True, setting, *[(1, 3, 64, 96)] * 2, *both * 2, *[(1, 3, 64, 96)] * 2]
     ready, *seconds = answers.getvalue().split()
     assert ready == "ready" and [float(one) >= 0 for one in seconds] == [True] * 3
+
+
+def test_network_with_a_geometric_bias_is_handed_over(tmp_path: Path) -> None:
+    geometric = create_model("cgrseg_t", 3, attention_bias="geometric").eval()
+    weights = tmp_path / "model.pt"
+    write_network(geometric, weights)
+    subject, _ = subject_of(job_of("eager", weights, Setting((64, 96), CPU)))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.equal(torch.as_tensor(subject.logits(image)), geometric(image))
 
 
 def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Path) -> None:

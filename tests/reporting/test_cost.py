@@ -19,6 +19,14 @@ def test_parameters(name: str, blocks: int, millions: float) -> None:
     assert round(cost.parameters / 1e6, 2) == millions
 
 
+def test_parameters_of_a_geometric_bias_are_counted() -> None:
+    model = create_model("cgrseg_t", attention_bias="geometric")
+    counted = model_cost(model).parameters
+    assert counted == sum(p.numel() for p in model.parameters())
+    # Its tables hold fewer offsets than the published ones.
+    assert counted < model_cost(create_model("cgrseg_t")).parameters
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_operations_agree_with_the_published_table(name: str) -> None:
     cost = model_cost(create_model(name))

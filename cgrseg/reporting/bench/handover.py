@@ -21,16 +21,7 @@ _REASON, _END = "cgrseg cannot go on: ", "(end of the reason)"
 
 def write_network(model: CGRSeg, file: Path) -> None:
     """Write a network so that :func:`subject_of` can build it again."""
-    torch.save(
-        {
-            "state": model.state_dict(),
-            "variant": model.variant,
-            "num_classes": model.num_classes,
-            "context_blocks": model.context_blocks,
-            "channels": model.decode_head.conv_seg.in_channels,
-        },
-        file,
-    )
+    torch.save({"state": model.state_dict(), "options": model.options()}, file)
 
 
 def job_of(subject: str, weights: Path, setting: Setting) -> str:
@@ -62,12 +53,7 @@ def subject_of(text: str) -> tuple[Subject, Setting]:
     torch.set_num_threads(int(job["threads"]))
     cv2.setNumThreads(int(job["opencv_threads"]))
     stored = torch.load(str(job["weights"]), weights_only=True)
-    model = CGRSeg(
-        stored["variant"],
-        stored["num_classes"],
-        context_blocks=stored["context_blocks"],
-        channels=stored["channels"],
-    ).eval()
+    model = CGRSeg(**stored["options"]).eval()
     model.load_state_dict(stored["state"])
     del stored
     height, width = (int(side) for side in job["size"])
