@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgrseg.ops.resize_plan import bilinear_taps
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -82,11 +84,7 @@ class TapMatrix:
 
 def bilinear(source: int, target: int) -> Taps:
     """Taps of a bilinear resize of `source` positions to `target`."""
-    centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
-    low = np.minimum(centre.astype(np.int64), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    share = centre - low
-    return Taps(np.stack([low, high], axis=1), np.stack([1 - share, share], axis=1))
+    return Taps(*bilinear_taps(source, target))
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -87,9 +87,9 @@ def axis_plan(
 
 @lru_cache(maxsize=256)
 def _cached_plan(source: int, between: int, kept: int, target: int, device: str) -> AxisPlan:
-    indices, weights = _bilinear_taps(source, between)
+    indices, weights = bilinear_taps(source, between)
     if kept != between or target != between:
-        outer_indices, outer_weights = _bilinear_taps(kept, target)
+        outer_indices, outer_weights = bilinear_taps(kept, target)
         weights = (outer_weights[:, :, None] * weights[outer_indices]).reshape(target, -1)
         indices = indices[outer_indices].reshape(target, -1)
     indices, weights = _tidy(indices, weights)
@@ -97,8 +97,17 @@ def _cached_plan(source: int, between: int, kept: int, target: int, device: str)
     return _assemble(indices, weights, starts, device)
 
 
-def _bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two taps per output of one bilinear resize: indices and weights, both (target, 2)."""
+def bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two taps per output of one bilinear resize along one axis.
+
+    Args:
+        source: number of inputs, at least 1.
+        target: number of outputs, at least 1.
+
+    Returns:
+        Input positions, int64 (target, 2), and their weights, float64 (target, 2), at least 0
+        and summing to 1 per output.
+    """
     centre = (np.arange(target, dtype=np.float64) + 0.5) * (source / target) - 0.5
     centre = np.maximum(centre, 0.0)
     if source == target:
