@@ -1,4 +1,4 @@
-"""Text on pictures, in the DejaVu Sans that comes with matplotlib.
+"""Text on images, drawn by Pillow in the DejaVu Sans that comes with matplotlib.
 
 OpenCV's own letters are strokes without accents; these are smooth at any size and
 know most alphabets.  For letters that DejaVu lacks (Chinese, Japanese, Korean) an
@@ -7,26 +7,28 @@ installed font is looked for; where there is none they show as boxes.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 
-_BOX = "\u25a1"
-_WIDE_FAMILIES = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "Malgun Gothic",
-    "Arial Unicode MS",
+# File names of fonts with Chinese, Japanese and Korean letters, as systems install them.
+_WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "SourceHanSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "YuGothR.ttc",
+    "malgun.ttf",
+    "Arial Unicode.ttf",
 )
+_NO_LETTER = "\uffff"  # never assigned: every font shows its box for unknown letters
 
 Image = npt.NDArray[np.uint8]
 
@@ -44,65 +46,52 @@ def text_mask(text: str, size: int, bold: bool = False) -> Image:
         uint8 (H, W), 0 background to 255 ink. H is the same for every text of one size,
         with the baseline in the same row. Read-only: results are cached.
     """
-    from matplotlib.ft2font import FT2Font
-
     line = "".join(letter if letter.isprintable() else " " for letter in text)
-    file = _font_file(bold)
-    font = FT2Font(file)
-    if not _has_all(file, line):
-        other = _wide_font(line)
-        if other is not None:
-            font = FT2Font(other)
-        else:
-            line = "".join(letter if ord(letter) in _letters(file) else _BOX for letter in line)
-    # At 72 dots per inch a point is a pixel.
-    font.set_size(size, 72)
-    font.set_text(line, 0.0)
-    font.draw_glyphs_to_bitmap(antialiased=True)
-    ink = np.asarray(font.get_image())
-    descent = round(font.get_descent() / 64.0)
-    height = round(size * 1.36)
-    baseline = round(size * 1.04)
-    row = np.zeros((height, max(ink.shape[1], 1)), np.uint8)
-    top = baseline - (ink.shape[0] - descent)
-    first, last = max(top, 0), min(top + ink.shape[0], height)
-    if last > first:
-        row[first:last, : ink.shape[1]] = ink[first - top : last - top]
+    font = _font_for(line, size, bold)
+    width = max(round(font.getlength(line)), 1)
+    canvas = PillowImage.new("L", (width, round(size * 1.36)))
+    ImageDraw.Draw(canvas).text((0, round(size * 1.04)), line, fill=255, font=font, anchor="ls")
+    row = np.array(canvas)
     row.setflags(write=False)
     return row
 
 
-@lru_cache(maxsize=2)
-def _font_file(bold: bool) -> str:
-    import matplotlib
+def _font_for(line: str, size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, or an installed font where only that one has all letters of the line."""
+    usual = _open_font(_dejavu(bold), size)
+    if _has_all(usual, line):
+        return usual
+    wide = (_open_font(name, size) for name in _WIDE_FONTS if _is_installed(name))
+    return next((font for font in wide if _has_all(font, line)), usual)
 
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
 
-
-def _has_all(file: str, text: str) -> bool:
-    return _letters(file).issuperset(map(ord, text))
+def _has_all(font: ImageFont.FreeTypeFont, line: str) -> bool:
+    box = bytes(font.getmask(_NO_LETTER))
+    return all(letter.isspace() or bytes(font.getmask(letter)) != box for letter in set(line))
 
 
 @lru_cache(maxsize=32)
-def _letters(file: str) -> frozenset[int]:
-    """Code points that a font file can draw."""
-    from matplotlib.ft2font import FT2Font
-
-    return frozenset(FT2Font(file).get_charmap())
+def _open_font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    # The same layout on every machine, whether or not libraqm is installed.
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-@lru_cache(maxsize=256)
-def _wide_font(text: str) -> str | None:
-    """File of an installed font that has all of the text's letters."""
-    # Scans the installed fonts the first time, so it is left until a text needs it.
-    from matplotlib.font_manager import fontManager
+@lru_cache(maxsize=2)
+def _dejavu(bold: bool) -> str:
+    # Found without importing matplotlib, which takes a while and checks its own settings.
+    package = importlib.util.find_spec("matplotlib")
+    assert package is not None and package.origin is not None  # a dependency of ours
+    fonts = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return str(fonts / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"))
 
-    for family in _WIDE_FAMILIES:
-        for entry in fontManager.ttflist:
-            if entry.name == family and _has_all(entry.fname, text):
-                return str(entry.fname)
-    return None
+
+@lru_cache(maxsize=len(_WIDE_FONTS))
+def _is_installed(name: str) -> bool:
+    try:
+        ImageFont.truetype(name, 10)
+    except OSError:
+        return False
+    return True
 
 
 def draw_text(
