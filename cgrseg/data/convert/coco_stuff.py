@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cgrseg.data.catalogue import get_spec
-from cgrseg.data.convert.mat import label_field, read_mat
+from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import ImageMode, read_stems
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.parallel import Progress
@@ -55,10 +55,9 @@ def draw_label(task: Task) -> np.ndarray:
     Raises:
         DataError: damaged file, other field, or an id that the dataset does not have.
     """
-    variables = read_mat(task.source)
-    labels = np.take(train_ids(), label_field(variables, "S", task.source, highest=HIGHEST_ID))
+    raw = read_label_field(task.source, "S", highest=HIGHEST_ID)
+    labels = np.take(train_ids(), raw)
     if (labels == _NO_CLASS).any():
-        raw = np.asarray(variables["S"])
         strange = sorted(int(k) for k in np.unique(raw[labels == _NO_CLASS]))
         raise DataError(
             explain(

@@ -1,77 +1,40 @@
 """Label maps in MATLAB files (`.mat` up to version 7).
 
-COCO-Stuff-10k and Pascal Context are published like that.
+COCO-Stuff-10k and Pascal Context are published like that.  The files are read in a process
+of their own (:mod:`cgrseg.data.mat_process`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from cgrseg.data.mat_process import MAT_READER, MatAnswer, ReaderDied, ReaderMissing
 from cgrseg.errors import DataError, EnvironmentProblem, explain
 
 
-def read_mat(path: Path) -> dict[str, Any]:
-    """All variables of a MATLAB file.
-
-    Raises:
-        EnvironmentProblem: scipy is not installed.
-        DataError: the file cannot be read.
-    """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise EnvironmentProblem(
-            explain(
-                path,
-                found="MATLAB files need the package scipy, which is not installed",
-                expected="the extra 'convert'",
-                remedy="pip install 'cgrseg[convert]'",
-            )
-        ) from error
-    try:
-        return dict(loadmat(path))
-    except NotImplementedError as error:
-        raise DataError(
-            explain(
-                path,
-                found="a MATLAB file of version 7.3 (HDF5)",
-                expected="version 7 or older, as the published label files are",
-                remedy="save it from MATLAB with save(..., '-v7')",
-            )
-        ) from error
-    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
-        raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read as a MATLAB file ({type(error).__name__}: {error})",
-                expected="an undamaged .mat file",
-                remedy="extract or download it again",
-            )
-        ) from error
-
-
-def label_field(variables: dict[str, Any], name: str, path: Path, *, highest: int) -> np.ndarray:
-    """The label map among a MATLAB file's variables.
+def read_label_field(path: Path, name: str, *, highest: int) -> np.ndarray:
+    """The label map in a field of a MATLAB file.
 
     Args:
-        variables: from :func:`read_mat`.
+        path: the file.
         name: the field that holds the label map.
-        path: the file, for messages.
         highest: largest id that the published data has.
 
     Returns:
         (H, W) uint16, values 0..highest.
 
     Raises:
-        DataError: no such field, not a label map, or an id out of range.
+        EnvironmentProblem: scipy is not installed.
+        DataError: the file cannot be read, no such field, not a label map, or an id out of
+            range.
     """
-    fields = sorted(key for key in variables if not key.startswith("__"))
-    if name not in fields:
+    answer = _answer(path, name)
+    if name not in answer.fields:
         hint = "extract the dataset's own annotations folder"
-        if "labelMapThings" in fields:
+        if "labelMapThings" in answer.fields:
             hint = (
                 "this file belongs to the annotation tool of COCO-Stuff (a mask of things, no "
                 "classes); use the annotations folder of the dataset's download"
@@ -79,17 +42,17 @@ def label_field(variables: dict[str, Any], name: str, path: Path, *, highest: in
         raise DataError(
             explain(
                 path,
-                found=f"no field {name!r}, only {', '.join(fields) or 'nothing'}",
+                found=f"no field {name!r}, only {', '.join(answer.fields) or 'nothing'}",
                 expected=f"the label map in field {name!r}",
                 remedy=hint,
             )
         )
-    labels = np.asarray(variables[name])
-    if labels.ndim != 2 or 0 in labels.shape or labels.dtype.kind not in "uif":
+    labels = answer.values
+    if labels is None or labels.ndim != 2 or 0 in labels.shape or labels.dtype.kind not in "uif":
         raise DataError(
             explain(
                 path,
-                found=f"field {name!r} of shape {labels.shape} and type {labels.dtype}",
+                found=f"field {name!r} of {answer.form}",
                 expected="a two-dimensional array of numbers",
                 remedy="extract or download it again",
             )
@@ -105,3 +68,55 @@ def label_field(variables: dict[str, Any], name: str, path: Path, *, highest: in
             )
         )
     return labels.astype(np.uint16)
+
+
+def _answer(path: Path, name: str) -> MatAnswer:
+    """What the reading process says of a file, if it could read it."""
+    if importlib.util.find_spec("scipy") is None:
+        raise EnvironmentProblem(
+            explain(
+                path,
+                found="MATLAB files need the package scipy, which is not installed",
+                expected="the extra 'convert'",
+                remedy="pip install 'cgrseg[convert]'",
+            )
+        )
+    try:
+        answer = MAT_READER.read(path, name)
+    except ReaderDied as error:
+        raise DataError(
+            explain(
+                path,
+                found=f"reading it ended the process that reads MATLAB files ({error})",
+                expected="an undamaged .mat file",
+                remedy="the file is damaged: extract or download it again",
+            )
+        ) from error
+    except (ReaderMissing, OSError) as error:
+        raise EnvironmentProblem(
+            explain(
+                path,
+                found=f"the process that reads MATLAB files does not start ({error})",
+                expected="a process that imports scipy",
+                remedy="check `python -c 'import scipy.io'`, and that another process may start",
+            )
+        ) from error
+    if answer.error == "NotImplementedError":
+        raise DataError(
+            explain(
+                path,
+                found="a MATLAB file of version 7.3 (HDF5)",
+                expected="version 7 or older, as the published label files are",
+                remedy="save it from MATLAB with save(..., '-v7')",
+            )
+        )
+    if answer.error:
+        raise DataError(
+            explain(
+                path,
+                found=f"it cannot be read as a MATLAB file ({answer.error}: {answer.reason})",
+                expected="an undamaged .mat file",
+                remedy="extract or download it again",
+            )
+        )
+    return answer

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cgrseg.data.catalogue import get_spec
-from cgrseg.data.convert.mat import label_field, read_mat
+from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import named_inside, read_stems, write_stems
 from cgrseg.data.convert.rle import decode_mask
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
@@ -59,7 +59,7 @@ def draw_from_mat(task: Task) -> np.ndarray:
     Raises:
         DataError: damaged file, no field `LabelMap`, or ids outside 0..459.
     """
-    raw = label_field(read_mat(task.source), "LabelMap", task.source, highest=HIGHEST_ID)
+    raw = read_label_field(task.source, "LabelMap", highest=HIGHEST_ID)
     return np.take(to_59(), raw)
 
 
