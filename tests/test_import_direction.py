@@ -14,7 +14,7 @@ import pytest
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"files", "class_names"},
+    {"files", "class_names", "provenance"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"inference"},

@@ -24,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write
+from cgrseg.provenance import content_digest
 
 Bytes8 = NDArray[np.uint8]
 
@@ -66,6 +67,30 @@ def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
     """
     path = Path(path)
     return decode_image(_read_bytes(path, "an image"), path, reduce=reduce)
+
+
+def read_image_with_digest(path: Path | str) -> tuple[Bytes8, str]:
+    """Read an image as :func:`read_image` does, and tell from which bytes it was decoded.
+
+    The file is read once: one that is replaced meanwhile has another digest than this.
+
+    Returns:
+        The image, and :func:`cgrseg.provenance.content_digest` of the bytes.
+
+    Raises:
+        DataError: the file is missing, empty, truncated or no image.
+    """
+    path = Path(path)
+    data = _read_bytes(path, "an image")
+    return decode_image(data, path), content_digest(data)
+
+
+def image_digest(path: Path | str) -> str | None:
+    """Digest of an image file as it is now; None where it cannot be read."""
+    try:
+        return content_digest(_read_bytes(Path(path), "an image"))
+    except DataError:
+        return None
 
 
 def decode_image(data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:

@@ -5,9 +5,10 @@ every file is written whole or not at all; an image that cannot be read is repor
 the rest is done.
 
 What made the maps (weights, precision, settings) stands in `prediction.json`, and a digest
-of it in every label file, with one of the photo: a restart never takes the map of another
-network or of another photo for its own, not even after an `overwrite` that was stopped half
-way (`overwriting` in `prediction.json` is when that began).
+of it in every label file, with one of the image's bytes as they were decoded
+(:mod:`cgrseg.provenance`): a restart never takes the map of another network or of another image
+for its own.  While `overwriting` stands in `prediction.json`, an `overwrite` was stopped half
+way, and every map without the right note is replaced.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgrseg.data.image_io import label_note
+from cgrseg.data.image_io import image_digest, label_note
 from cgrseg.errors import CGRSegError, DataError, explain
 from cgrseg.files import write_json
 from cgrseg.inference.backends import TorchBackend
@@ -32,11 +32,12 @@ from cgrseg.inference.overlap import Behind
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
+from cgrseg.provenance import path_digest, settings_digest
 
 RECORD = "prediction.json"
 PARTS = ("labels", "overlays")
 """Folders of results below the one that is asked for."""
-_UNREAD = "-"  # in place of the digest of a photo that could not be read
+_UNREAD = "-"  # in place of the digest of an image that could not be read
 _WRITERS = 4  # threads that encode and write results
 
 
@@ -102,8 +103,8 @@ def predict_folder(
     _refuse_videos(images)
     mine = images[rank::world_size]
     painted = {"opacity": opacity, "legend": legend} if overlays else None
-    now, maps, begun = _record(predictor, folder, checkpoint, painted, overwrite)
-    look = "-" if painted is None else _digest(painted)
+    now, maps, overwriting = _record(predictor, folder, checkpoint, painted, overwrite)
+    look = "-" if painted is None else settings_digest(painted)
     report = FolderReport()
 
     def targets(image: FoundImage) -> tuple[Path, Path]:
@@ -113,8 +114,7 @@ def predict_folder(
     for image in mine:
         labels, picture = targets(image)
         finished = labels.is_file() and (picture.is_file() or not overlays)
-        known = not overwrite and labels.is_file() and _is_of(labels, maps, look, image.path, begun)
-        if finished and known:
+        if finished and not overwrite and _is_of(labels, maps, look, image.path, overwriting):
             report.kept.append(image.path)
         else:
             todo.append(image)
@@ -127,7 +127,9 @@ def predict_folder(
         # The labels come last: their presence says that this image is finished.
         if overlays:
             found.save_overlay(picture, opacity, legend=legend)
-        found.save_labels(labels, note=f"{maps} {look} {_photo(image.path)}")
+        found.save_labels(
+            labels, note=f"{maps} {look} {found.digest or _UNREAD} {path_digest(image.path)}"
+        )
 
     with Behind(threads=min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
         for image, (_, found) in zip(todo, predictions, strict=True):
@@ -140,7 +142,7 @@ def predict_folder(
             if progress is not None:
                 progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
     # Of several processes none knows when the others are through.
-    if begun is not None and world_size == 1 and not report.failed:
+    if overwriting and world_size == 1 and not report.failed:
         write_json(folder / RECORD, now)
     return report
 
@@ -165,12 +167,12 @@ def _record(
     checkpoint: str | Path | None,
     painted: dict[str, Any] | None,
     overwrite: bool,
-) -> tuple[dict[str, Any], str, float | None]:
+) -> tuple[dict[str, Any], str, bool]:
     """Note what makes the results; refuse to mix them with others.
 
     Returns:
         What stands in the record once all is done, the digest of what makes the maps, and
-        when the overwriting began that is under way.
+        whether an overwriting is under way.
     """
     made_by: dict[str, Any] = {
         "weights": _weights(predictor, checkpoint),
@@ -180,7 +182,9 @@ def _record(
         "test": predictor.test.model_dump(mode="json"),
     }
     # As it was before there was this field, so that older results are still known.
-    digest = _digest({key: value for key, value in made_by.items() if key != "compile" or value})
+    digest = settings_digest(
+        {key: value for key, value in made_by.items() if key != "compile" or value}
+    )
     name = None if checkpoint is None else str(checkpoint)
     now = {"checkpoint": name, **made_by, "overlays": painted}
     path = folder / RECORD
@@ -195,11 +199,10 @@ def _record(
                 remedy="choose another folder; --overwrite replaces files of the same names",
             )
         )
-    begun = time.time() if overwrite and strangers else None
+    overwriting = overwrite and bool(strangers)
     if path.is_file() and not overwrite:
         before = {"compile": False, **_read(path)}
-        since = before.get("overwriting")
-        begun = float(since) if isinstance(since, (int, float)) else None
+        overwriting = bool(before.get("overwriting"))
         others = [key for key, value in made_by.items() if before.get(key) != value]
         # Pictures can be added to maps; two looks of them are not mixed.
         if painted is not None and before.get("overlays") not in (None, painted):
@@ -214,50 +217,38 @@ def _record(
                 )
             )
         if painted is None or before.get("overlays") == painted:
-            return now | {"overlays": before.get("overlays")}, digest, begun
-    write_json(path, now if begun is None else now | {"overwriting": begun})
-    return now, digest, begun
+            return now | {"overlays": before.get("overlays")}, digest, overwriting
+    write_json(path, now | {"overwriting": True} if overwriting else now)
+    return now, digest, overwriting
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _is_of(labels: Path, maps: str, look: str, image: Path, overwriting: bool) -> bool:
+    """Whether a label file is what this network makes of this image as it is now.
 
-
-def _is_of(labels: Path, maps: str, look: str, photo: Path, begun: float | None) -> bool:
-    """Whether a label file is what this network makes, with pictures of this look if asked for.
-
-    A file without a note counts as ours: somebody may have retouched it; but what is older
-    than an overwriting under way is still to be replaced by that.
+    A file without a note counts as ours, since somebody may have retouched it, unless an
+    overwriting is under way.  An image that was replaced is predicted again.
 
     Raises:
-        DataError: it is the map of another photo.
+        DataError: it is the map of an image in another place, which has other content.
     """
     note = label_note(labels)
-    old = begun is not None and labels.stat().st_mtime < begun
     if note is None:
-        return not old
-    made_by, pictures, of = [*note.split(" "), "", ""][:3]
-    # Notes of earlier versions do not tell the photo.
-    if of not in ("", _UNREAD) and _photo(photo) not in (of, _UNREAD):
-        if old:
-            return False
-        raise DataError(
-            explain(
-                labels,
-                found=f"the map of another photo than {photo}, under the same name",
-                expected="results of the same photos to go on with",
-                remedy="choose another folder with --out, or overwrite these results (--overwrite)",
-            )
+        return not overwriting
+    # Notes of earlier versions do not tell the image, or not where it lay.
+    made_by, pictures, digest, place = [*note.split(" "), "", "", ""][:4]
+    now = image_digest(image) or _UNREAD
+    if digest in (now, _UNREAD) or now == _UNREAD:
+        return made_by == maps and look in ("-", pictures)
+    if not digest or overwriting or place == path_digest(image):
+        return False
+    raise DataError(
+        explain(
+            labels,
+            found=f"the map of another image than {image}, under the same name",
+            expected="results of the same images to go on with",
+            remedy="choose another folder with --out, or overwrite these results (--overwrite)",
         )
-    return made_by == maps and look in ("-", pictures)
-
-
-def _photo(path: Path) -> str:
-    """Digest of a photo's file."""
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError:
-        return _UNREAD
+    )
 
 
 def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:

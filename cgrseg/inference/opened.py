@@ -23,6 +23,7 @@ class Opened:
     image: NDArray[np.uint8]
     ready: NetworkInput | None
     seconds: float
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ class Prediction:
         source: file that the image came from; None for images from memory.
         timing: how long it took.
         frame: number of the frame, from 0, in a clip; None for a photo.
+        digest: of the file's bytes as they were decoded (:mod:`cgrseg.provenance`); None for
+            images from memory and frames.
     """
 
     labels: NDArray[np.integer]
@@ -87,6 +89,7 @@ class Prediction:
     source: Path | None = None
     timing: Timing | None = None
     frame: int | None = None
+    digest: str | None = None
 
     @property
     def shares(self) -> dict[str, float]:

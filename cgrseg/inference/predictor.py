@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cgrseg.class_names import numbered_names, usable_names, usable_palette
 from cgrseg.config.schema import TestConfig
+from cgrseg.data.image_io import read_image_with_digest
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
@@ -252,10 +253,14 @@ class Predictor:
         start = time.perf_counter()
         if isinstance(source, Unreadable):
             raise source.error
-        image = as_image(source)
+        digest = None
+        if isinstance(source, (str, Path)):
+            image, digest = read_image_with_digest(source)
+        else:
+            image = as_image(source)
         ours = not isinstance(self.backend, ExportedBackend) and is_plain(self.test)
         ready = NetworkInput.of(image, self.test) if ours else None
-        return Opened(image, ready, time.perf_counter() - start)
+        return Opened(image, ready, time.perf_counter() - start, digest)
 
     def _label(
         self, opened: list[tuple[Any, Opened | CGRSegError]], confidence: bool, batch_size: int
@@ -294,6 +299,7 @@ class Predictor:
                     source=Path(origin) if isinstance(origin, (str, Path)) else None,
                     timing=timing,
                     frame=source.number if isinstance(source, Frame) else None,
+                    digest=one.digest,
                 ),
             )
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 
 from cgrseg.data.convert import (
+    coco_instances,
     convert_coco_instances,
     convert_labelme,
     convert_rgb_masks,
     rgb_masks,
 )
 from cgrseg.data.convert.place import place_image
-from cgrseg.data.image_io import read_image, read_label, write_image
+from cgrseg.data.image_io import read_image, read_label, write_image, write_label_png
 from cgrseg.errors import DataError
 from tests.data.test_convert_custom import HEIGHT, SQUARE, WIDTH, coco_file, labelme_file, shape
 
@@ -71,6 +74,101 @@ def test_an_interrupted_overwrite_leaves_no_old_encoding(tmp_path, monkeypatch):
     assert report.written >= 2 and report.written + report.kept == 3
     assert [read_label(path).max() for path in labels] == [1, 1, 1]
     assert convert_rgb_masks(*folders, colours=second).kept == 3
+
+
+@pytest.mark.parametrize("seconds", [-86400, 86400])
+def test_a_source_with_an_older_or_newer_date_is_converted_again(tmp_path, seconds):
+    photos, masks, out = masks_of(tmp_path, 2, 9)
+    table = {(9, 9, 9): "a", (1, 1, 1): "b"}
+    convert_rgb_masks(photos, masks, out, colours=table)
+    assert convert_rgb_masks(photos, masks, out, colours=table).kept == 2
+    write_image(masks / "1.png", np.full((4, 6, 3), 1, np.uint8))
+    date = time.time() + seconds  # as cp -p and rsync -t do
+    os.utime(masks / "1.png", (date, date))
+    report = convert_rgb_masks(photos, masks, out, colours=table)
+    assert (report.written, report.kept) == (1, 1)
+    assert read_label(out / "annotations" / "1.png").min() == 1
+    assert convert_rgb_masks(photos, masks, out, colours=table).kept == 2
+
+
+def test_a_clock_that_was_put_back_hides_no_change(tmp_path):
+    """A label map from the future, and a source that changes afterwards."""
+    photos, masks, out = masks_of(tmp_path, 1, 9)
+    table = {(9, 9, 9): "a", (1, 1, 1): "b"}
+    convert_rgb_masks(photos, masks, out, colours=table)
+    date = time.time() + 86400
+    os.utime(out / "annotations" / "0.png", (date, date))
+    write_image(masks / "0.png", np.full((4, 6, 3), 1, np.uint8))
+    assert convert_rgb_masks(photos, masks, out, colours=table).written == 1
+    assert read_label(out / "annotations" / "0.png").min() == 1
+
+
+def test_a_source_that_is_replaced_while_it_is_read_is_converted_again(tmp_path, monkeypatch):
+    photos, masks, out = masks_of(tmp_path, 1, 9)
+    table = {(9, 9, 9): "a", (1, 1, 1): "b"}
+    draw = rgb_masks.draw_label
+
+    def replacing(task):
+        labels = draw(task)
+        write_image(task.source, np.full((4, 6, 3), 1, np.uint8))
+        return labels
+
+    monkeypatch.setattr(rgb_masks, "draw_label", replacing)
+    convert_rgb_masks(photos, masks, out, colours=table)
+    monkeypatch.undo()
+    assert read_label(out / "annotations" / "0.png").max() == 0
+    assert convert_rgb_masks(photos, masks, out, colours=table).written == 1
+    assert read_label(out / "annotations" / "0.png").min() == 1
+
+
+def test_a_coco_file_that_is_replaced_after_it_was_read_is_converted_again(tmp_path, monkeypatch):
+    annotation = {"category_id": 3, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]}
+    source = coco_file(tmp_path / "in", [annotation])
+    read = coco_instances._read
+
+    def replacing(path):
+        data = read(path)
+        coco_file(tmp_path / "in", [{**annotation, "category_id": 7}])
+        return data
+
+    monkeypatch.setattr(coco_instances, "_read", replacing)
+    convert_coco_instances(source, tmp_path / "in", tmp_path / "out")
+    monkeypatch.undo()
+    label = tmp_path / "out" / "annotations" / "a.png"
+    assert read_label(label).max() == 0
+    assert convert_coco_instances(source, tmp_path / "in", tmp_path / "out").written == 1
+    assert read_label(label).min() == 1
+
+
+def test_a_label_map_without_a_record_is_kept_and_said(tmp_path):
+    photos, masks, out = masks_of(tmp_path, 2, 9)
+    table = {(9, 9, 9): "a", (1, 1, 1): "b"}
+    convert_rgb_masks(photos, masks, out, colours=table)
+    retouched = np.ones((4, 6), np.uint8)
+    write_label_png(out / "annotations" / "0.png", retouched, [(0, 0, 0)])
+    report = convert_rgb_masks(photos, masks, out, colours=table)
+    assert report.kept == 2
+    assert [note for note in report.notes if note.startswith("1 label maps without a record")]
+    assert (read_label(out / "annotations" / "0.png") == 1).all()
+    assert convert_rgb_masks(photos, masks, out, colours=table, overwrite=True).written == 2
+    assert (read_label(out / "annotations" / "0.png") == 0).all()
+
+
+def test_a_source_that_fails_after_an_interrupted_overwrite_leaves_no_old_encoding(
+    tmp_path, monkeypatch
+):
+    photos, masks, out = masks_of(tmp_path, 3, 9)
+    convert_rgb_masks(photos, masks, out, colours={(9, 9, 9): "a", (1, 1, 1): "b"})
+    (out / "classes.txt").unlink()
+    second = {(1, 1, 1): "b", (9, 9, 9): "a"}
+    monkeypatch.setattr(rgb_masks, "draw_label", lambda task: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert_rgb_masks(photos, masks, out, colours=second, overwrite=True)
+    monkeypatch.undo()
+    (masks / "2.png").write_bytes(b"cut")
+    report = convert_rgb_masks(photos, masks, out, colours=second)
+    assert (report.written, len(report.failures)) == (2, 1)
+    assert not (out / "annotations" / "2.png").exists()
 
 
 def test_a_source_that_fails_in_an_overwrite_leaves_no_old_encoding(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -362,18 +364,58 @@ def test_a_map_of_another_photo_of_the_same_name_is_not_taken(tmp_path: Path) ->
     out = tmp_path / "out"
     predict_folder(predictor(), tmp_path / "monday", out)
     written = out / "labels" / "1.png"
-    before = written.read_bytes()
+    before, of_monday = written.read_bytes(), str(label_note(written)).split()
     save(tmp_path / "tuesday" / "0.png", photo(40, 60))
-    with pytest.raises(DataError, match=r"(?s)labels/1\.png.*another photo than .*tuesday/1\.png"):
+    with pytest.raises(DataError, match=r"(?s)labels/1\.png.*another image than .*tuesday/1\.png"):
         predict_folder(predictor(), tmp_path / "tuesday", out)
     assert written.read_bytes() == before and not (out / "labels" / "0.png").exists()
     assert len(predict_folder(predictor(), tmp_path / "monday", out).kept) == 1
     assert len(predict_folder(predictor(), tmp_path / "tuesday", out, overwrite=True).done) == 2
-    # A note of an earlier version says nothing of the photo, and counts as before.
-    note = str(label_note(written))
+    # A note of an earlier version says nothing of the image: the map is made again.
     labels = np.array(Image.open(written))
-    write_label_png(written, labels, PALETTE, note=note.rpartition(" ")[0])
-    assert len(predict_folder(predictor(), tmp_path / "tuesday", out).kept) == 2
+    write_label_png(written, labels, PALETTE, note=" ".join(of_monday[:2]))
+    again = predict_folder(predictor(), tmp_path / "tuesday", out)
+    assert (len(again.kept), len(again.done)) == (1, 1)
+    # One of another place says so as before.
+    write_label_png(written, labels, PALETTE, note=" ".join(of_monday[:3]))
+    with pytest.raises(DataError, match="another image than"):
+        predict_folder(predictor(), tmp_path / "tuesday", out)
+
+
+@pytest.mark.parametrize("age", [-3600, 3600])
+def test_an_image_that_was_replaced_is_predicted_again(tmp_path: Path, age: int) -> None:
+    image = save(tmp_path / "in" / "1.png", photo(40, 60, 1))
+    out = tmp_path / "out"
+    predict_folder(predictor(), tmp_path / "in", out)
+    assert len(predict_folder(predictor(), tmp_path / "in", out).kept) == 1
+    os.utime(image)  # the same bytes
+    assert len(predict_folder(predictor(), tmp_path / "in", out).kept) == 1
+    save(image, photo(40, 60, 2))
+    os.utime(image, (time.time() + age,) * 2)
+    assert len(predict_folder(predictor(), tmp_path / "in", out).done) == 1
+    fresh = tmp_path / "fresh"
+    predict_folder(predictor(), tmp_path / "in", fresh)
+    made = (out / "labels" / "1.png").read_bytes()
+    assert made == (fresh / "labels" / "1.png").read_bytes()
+
+
+def test_the_digest_is_of_the_bytes_that_were_decoded(tmp_path: Path) -> None:
+    image = save(tmp_path / "in" / "1.png", photo(40, 60, 1))
+    other = save(tmp_path / "other.png", photo(40, 60, 2)).read_bytes()
+    out = tmp_path / "out"
+
+    class Replacing(BlockBackend):
+        """Replaces the image while the network is at work on it."""
+
+        def logits(self, batch: torch.Tensor) -> torch.Tensor:
+            image.write_bytes(other)
+            return super().logits(batch)
+
+    ours = Predictor(Replacing(3), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+    predict_folder(ours, tmp_path / "in", out, overlays=False)
+    before = np.array(Image.open(out / "labels" / "1.png"))
+    assert len(predict_folder(predictor(), tmp_path / "in", out, overlays=False).done) == 1
+    assert (np.array(Image.open(out / "labels" / "1.png")) != before).any()
 
 
 def test_a_video_among_photos_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conv
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.provenance import joint_state
 
 
 def draw_label(task: Task) -> np.ndarray:
@@ -113,6 +115,7 @@ def convert_coco_instances(
         EnvironmentProblem: full disk and the like.
     """
     path, folder, layout = Path(source), Path(images), CustomLayout(Path(out), split)
+    state = joint_state([path])  # before it is read
     data = _read(path)
     names: dict[int, str] = data["names"]
     ignored = [clean_name(name) for name in ignored]
@@ -134,7 +137,8 @@ def convert_coco_instances(
         if not image.is_file():
             report.failures.append(_missing(path, image))
             continue
-        tasks.append(_task(path, image, layout, record, data["annotations"], values, table))
+        task = _task(path, image, layout, record, data["annotations"], values, table)
+        tasks.append(replace(task, inputs_state=state))
     return run_conversion(
         report,
         tasks,

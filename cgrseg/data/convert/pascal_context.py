@@ -16,6 +16,7 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from cgrseg.data.convert.rle import decode_mask
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.provenance import joint_state
 
 HIGHEST_ID = 459
 
@@ -190,6 +192,7 @@ def _task(source: Path, stem: str, target: Path, content: Any = None) -> Task:
 
 
 def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, list[str]]]:
+    state = joint_state([path])  # before it is read
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         images, regions, categories = (
@@ -210,7 +213,8 @@ def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, li
                 "width": int(image["width"]),
                 "file_name": str(image["file_name"]),
             }
-            tasks.append(_task(path, stem, target, (record, by_image.get(image["image_id"], []))))
+            task = _task(path, stem, target, (record, by_image.get(image["image_id"], [])))
+            tasks.append(replace(task, inputs_state=state))
             if image.get("phase") in splits:
                 splits[image["phase"]].append(stem)
     except (OSError, *MALFORMED) as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +20,26 @@ from typing import Any
 import numpy as np
 
 from cgrseg.class_names import class_list_text
-from cgrseg.data.convert.place import ImageMode, place_image, same_content
+from cgrseg.data.convert.place import ImageMode, place_image
+from cgrseg.data.convert.record import (
+    RECORD_NAME,
+    compatible,
+    finished_tasks,
+    generation_of,
+    name_of,
+    note_of,
+    read_record,
+    refuse_collisions,
+    refuse_leftovers,
+    refuse_other_settings,
+    refuse_other_sources,
+    refuse_strangers,
+)
 from cgrseg.data.custom import read_class_list
-from cgrseg.data.image_io import MAX_PIXELS, read_image, write_label_png
+from cgrseg.data.image_io import MAX_PIXELS, label_note, read_image, write_label_png
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write_text, write_json
-
-RECORD_NAME = "conversion.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,9 @@ class Task:
     Attributes:
         source: the file that messages name.
         label: label map to write.
-        inputs: files that, when newer than the label map, make it stale.
+        inputs: files that the label map is made from, beside the image.
+        inputs_state: their :func:`cgrseg.provenance.joint_state` from before the converter read
+            them, where it did; None: the drawing function reads them.
         image: image that belongs to it; its size must be the label map's.
         image_target: where that image goes; None: it stays where it is.
         size: height and width that the source states; compared with the image before anything
@@ -49,6 +62,7 @@ class Task:
     source: Path
     label: Path
     inputs: tuple[Path, ...]
+    inputs_state: str | None = None
     image: Path | None = None
     image_target: Path | None = None
     size: tuple[int, int] | None = None
@@ -185,29 +199,40 @@ def run_conversion(
         EnvironmentProblem: full disk and the like; finished files stay.
     """
     started = time.perf_counter()
-    _refuse_collisions(tasks)
+    refuse_collisions(tasks)
     record = record_folder / RECORD_NAME
     # Through JSON, so that it compares equal to what an earlier run has stored.
     identity = {"converter": report.converter, "settings": json.loads(json.dumps(settings))}
-    known = _read_record(record)
-    changed = bool(known) and not _compatible(known, identity)
+    known = read_record(record)
+    changed = bool(known) and not compatible(known, identity)
+    unfinished = bool(known) and not known.get("finished", False)
     sources: dict[str, str] = known.get("sources", {})
-    names = {_name(record, task): str(task.source.resolve()) for task in tasks}
+    names = {name_of(record, task): str(task.source.resolve()) for task in tasks}
     if overwrite:
         if changed:
-            _refuse_leftovers(record, sources, names)
+            refuse_leftovers(record, sources, names)
     else:
-        _refuse_other_settings(record, known, identity)
-        _refuse_other_sources(record, sources, tasks)
-        _refuse_strangers(record, sources, tasks)
+        refuse_other_settings(record, known, identity)
+        refuse_other_sources(record, sources, tasks)
+        refuse_strangers(record, sources, tasks)
     # Labels from before an --overwrite count as not made, even when that was interrupted.
-    begun = time.time_ns() if overwrite else int(known.get("begun", 0))
-    replace = overwrite or (begun > 0 and not known.get("finished", False))
-    todo = [task for task in tasks if overwrite or not _is_finished(task, begun)]
-    report.kept += len(tasks) - len(todo)
-    entries = {"format": 1, **identity, "begun": begun, "sources": {**sources, **names}}
+    generation = generation_of(known, identity, overwrite)
+    replace = overwrite or (unfinished and not generation.startswith("0-"))
+    drop_old = changed or (unfinished and bool(known.get("drops_old")))
+    kept = {} if overwrite else finished_tasks(tasks, generation, replace)
+    todo = [task for task in tasks if task.label not in kept]
+    report.kept += len(kept)
+    unrecorded = sum(not recorded for recorded in kept.values())
+    if unrecorded:
+        report.notes.append(
+            f"{unrecorded} label maps without a record of what they were made from were kept: an "
+            "earlier version made them, or something else has written them since; --overwrite "
+            "makes them anew"
+        )
+    sources = {**sources, **names}
+    entries = {"format": 2, **identity, "generation": generation, "sources": sources}
     if todo:
-        write_json(record, {**entries, "finished": False})
+        write_json(record, {**entries, "finished": False, "drops_old": drop_old})
         if class_file is not None and not (
             class_file.is_file() and read_class_list(class_file) == tuple(report.classes)
         ):
@@ -218,7 +243,8 @@ def run_conversion(
         palette=tuple(palette),
         image_mode=image_mode,
         replace=replace,
-        drop_old=begun if changed else 0,
+        generation=generation,
+        drop_old=drop_old,
     )
     pixels = np.asarray(report.pixels, dtype=np.int64)
     for outcome in run_parallel(perform, todo, workers=workers, progress=progress):
@@ -243,13 +269,15 @@ def _perform(
     palette: tuple[tuple[int, int, int], ...],
     image_mode: ImageMode,
     replace: bool,
-    drop_old: int,
+    generation: str,
+    drop_old: bool,
 ) -> np.ndarray | Failure:
     """Make one label map; pixels per value (256,) int64, or why it was skipped.
 
-    Where it fails, a label map from before `drop_old` (nanoseconds) is removed: it is in
+    Where it fails, with `drop_old`, a label map of another generation is removed: it is in
     an encoding that the folder no longer has.
     """
+    note = note_of(task, generation)  # before anything is read
     try:
         image_size = None if task.image is None else read_image(task.image).shape[:2]
         if task.size is not None:
@@ -259,11 +287,11 @@ def _perform(
         if task.image is not None and task.image_target is not None:
             place_image(task.image, task.image_target, image_mode, replace=replace)
         # The label map comes last: where it exists, the whole task is done.
-        write_label_png(task.label, labels, palette)
+        write_label_png(task.label, labels, palette, note=note)
         return np.bincount(labels.ravel(), minlength=256)
     except DataError as error:
-        if task.label.is_file() and task.label.stat().st_mtime_ns < drop_old:
-            task.label.unlink()
+        if drop_old and (label_note(task.label) or "").split(" ")[0] != generation:
+            task.label.unlink(missing_ok=True)
         return Failure(str(task.source), str(error))
 
 
@@ -292,144 +320,3 @@ def _refuse_other_size(
                 remedy="correct the size in the file, or export it again",
             )
         )
-
-
-def _is_finished(task: Task, begun: int) -> bool:
-    """Whether the task's files exist, from `begun` (ns) on, and nothing they need is newer."""
-    if not task.label.is_file():
-        return False
-    if task.image_target is not None and not task.image_target.is_file():
-        return False
-    made = task.label.stat().st_mtime_ns
-    if made < begun:
-        return False
-    inputs = [*task.inputs, *([task.image] if task.image is not None else [])]
-    return all(not path.is_file() or path.stat().st_mtime_ns <= made for path in inputs)
-
-
-def _refuse_collisions(tasks: Sequence[Task]) -> None:
-    owners: dict[Path, Path] = {}
-    for task in tasks:
-        if task.label in owners:
-            raise DataError(
-                explain(
-                    task.source,
-                    found=f"two label maps would be {task.label.name}; the other one is from "
-                    f"{owners[task.label]}",
-                    expected="one source for each label map",
-                    remedy="rename one of the two, or convert them into different folders",
-                )
-            )
-        owners[task.label] = task.source
-
-
-def _name(record: Path, task: Task) -> str:
-    """The label map's path below the folder of the record."""
-    return Path(os.path.relpath(task.label, record.parent)).as_posix()
-
-
-def _read_record(record: Path) -> dict[str, Any]:
-    """What an earlier run has stored; empty where there is nothing, or nothing readable."""
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _refuse_other_settings(
-    record: Path, known: Mapping[str, Any], identity: Mapping[str, Any]
-) -> None:
-    """Never mix two encodings in one folder."""
-    if not record.is_file():
-        return
-    if _compatible(known, identity):
-        return
-    before = {key: known.get(key) for key in identity}
-    raise DataError(
-        explain(
-            record.parent,
-            found=f"label maps made with other settings ({RECORD_NAME} says: {before})",
-            expected=f"settings as now: {dict(identity)}",
-            remedy="choose another output folder, or --overwrite to make all of it anew",
-        )
-    )
-
-
-def _compatible(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether the settings are the same but for classes or colours that were added."""
-    before, now = known.get("settings"), identity["settings"]
-    if known.get("converter") != identity["converter"]:
-        return False
-    if not isinstance(before, dict) or before.keys() != now.keys():
-        return False
-    for key, old in before.items():
-        new = now[key]
-        if key == "classes" and isinstance(old, list):
-            same = new[: len(old)] == old
-        elif key == "colours" and isinstance(old, dict):
-            same = old.items() <= new.items()
-        else:
-            same = new == old
-        if not same:
-            return False
-    return True
-
-
-def _refuse_other_sources(record: Path, sources: Mapping[str, str], tasks: Sequence[Task]) -> None:
-    """A label map belongs to the source that it was made from, also in a later run."""
-    for task in tasks:
-        before = sources.get(_name(record, task))
-        if before is not None and before != str(task.source.resolve()):
-            raise DataError(
-                explain(
-                    task.source,
-                    found=f"two label maps would be {task.label.name}; the other one was made "
-                    f"earlier, from {before}",
-                    expected="one source for each label map",
-                    remedy="rename one of the two, or convert them into different folders (or "
-                    "splits); if it is the same source, moved since, --overwrite makes it anew",
-                )
-            )
-
-
-def _refuse_leftovers(record: Path, sources: Mapping[str, str], names: Mapping[str, str]) -> None:
-    """Other settings may replace a folder's label maps only if they replace all of them."""
-    left = sorted(
-        name for name in sources if name not in names and (record.parent / name).is_file()
-    )
-    if left:
-        raise DataError(
-            explain(
-                record.parent / left[0],
-                found=f"{len(left)} label maps made with other settings, from sources that are "
-                f"not among these, such as {sources[left[0]]}",
-                expected="one encoding in one folder",
-                remedy="choose another output folder, or move these label maps away first",
-            )
-        )
-
-
-def _refuse_strangers(record: Path, sources: Mapping[str, str], tasks: Sequence[Task]) -> None:
-    """Never write over files that are not ours."""
-    for task in tasks:
-        if _name(record, task) in sources:
-            continue
-        strangers = [path for path in (task.label, task.image_target) if path and path.exists()]
-        # The image itself, or its copy, may be in place already.
-        if (
-            task.image is not None
-            and task.image_target in strangers
-            and task.image.exists()
-            and same_content(task.image, task.image_target)
-        ):
-            strangers.remove(task.image_target)
-        if strangers:
-            raise DataError(
-                explain(
-                    strangers[0],
-                    found="a file that this converter did not write",
-                    expected="a folder that is empty or was made by this converter",
-                    remedy="choose another output folder, or --overwrite to replace such files",
-                )
-            )

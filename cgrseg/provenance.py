@@ -1,0 +1,55 @@
+"""What a result was made from: the one rule of every command that goes on where it stopped.
+
+A result that is there is kept only if the record of what it was made from equals what is there
+now.  Two kinds of record are used:
+
+* the digest of the bytes that were decoded, where the reader has them in memory anyway
+  (predictions);
+* the size and the modification time in nanoseconds of each source, taken before it is read, so
+  that a large set is not read twice (conversions, painted clips).  A source that is replaced
+  while it is read has another state afterwards, and the result is made again the next time.
+
+Times are compared for equality, never for order: clocks are put back, and copies that keep dates
+(`cp -p`, `rsync -t`) replace a file by one with an older date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MISSING = "-"
+"""State of a file that is not there."""
+
+
+def content_digest(data: bytes) -> str:
+    """Digest of the bytes of a file, 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def settings_digest(value: Any) -> str:
+    """Digest of settings (plain types), independent of the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def path_digest(path: Path | str) -> str:
+    """Digest of where a file lies, 16 hexadecimal digits: results do not tell folders of a user."""
+    return hashlib.blake2b(os.fsencode(Path(path).resolve()), digest_size=8).hexdigest()
+
+
+def file_state(path: Path | str) -> str:
+    """Size in bytes and modification time in nanoseconds of a file; `MISSING` without one."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return MISSING
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+def joint_state(paths: Iterable[Path | str]) -> str:
+    """Digest of the states of several files, in their order."""
+    return content_digest(" ".join(file_state(path) for path in paths).encode())
