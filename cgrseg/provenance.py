@@ -38,7 +38,7 @@ def settings_digest(value: Any) -> str:
 
 def path_digest(path: Path | str) -> str:
     """Digest of where a file lies, 16 hexadecimal digits: results do not tell folders of a user."""
-    return hashlib.blake2b(os.fsencode(Path(path).resolve()), digest_size=8).hexdigest()
+    return hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=8).hexdigest()
 
 
 def file_state(path: Path | str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors"},
+    {"errors", "input_files"},
     {"files", "class_names", "provenance"},
     {"config"},
     {"data", "models", "ops", "visual"},

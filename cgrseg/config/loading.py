@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from cgrseg.config.presets import list_presets, named_preset
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build, readable
 from cgrseg.errors import CGRSegError, ConfigError, explain
+from cgrseg.input_files import read_input_text, refuse_special
 
 
 def load_config(
@@ -54,9 +56,9 @@ def _load(path_or_name: str | Path) -> Config:
         # The run lives there now, wherever it was trained from or has been moved to.
         config.work_dir = str(path)
         return config
-    if path.suffix == ".py" and path.is_file():
+    if path.suffix == ".py" and os.path.lexists(path) and not path.is_dir():
         return _from_python(path)
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and os.path.lexists(path) and not path.is_dir():
         return _from_json(path)
     found = named_preset(str(path_or_name))
     if found is None:
@@ -66,6 +68,7 @@ def _load(path_or_name: str | Path) -> Config:
 
 def _from_python(path: Path) -> Config:
     try:
+        refuse_special(path)
         value = runpy.run_path(str(path)).get("config")
     except ValidationError as error:
         raise readable(error, str(path)) from None
@@ -106,7 +109,7 @@ def _line_in(path: Path, error: Exception) -> str:
 
 def _from_json(path: Path) -> Config:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_input_text(path))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
             explain(

@@ -28,6 +28,7 @@ from cgrseg.data.parallel import Progress
 from cgrseg.data.sampling import StreamSampler
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write_text
+from cgrseg.input_files import read_input
 
 _GENERATOR = "cgrseg data browse"
 _CLEAR = 255  # palette index of the label picture that lets the image through
@@ -138,7 +139,7 @@ def write_sheet(
 def _refuse_other_files(target: Path, overwrite: bool) -> None:
     if overwrite or not target.exists():
         return
-    if target.is_file() and _GENERATOR.encode() in target.read_bytes()[:2000]:
+    if target.is_file() and _GENERATOR.encode() in read_input(target)[:2000]:
         return
     raise DataError(
         explain(

@@ -24,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write
+from cgrseg.input_files import open_input, read_input
 from cgrseg.provenance import content_digest
 
 Bytes8 = NDArray[np.uint8]
@@ -235,20 +236,22 @@ def open_with_pillow(
         source: path or stream.
         formats: names of the formats to try; None: every format that Pillow knows.
     """
-    with _PILLOW_LIMIT:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            picture = Image.open(source, formats=formats)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-    with picture:
+    with contextlib.ExitStack() as opened:
+        if isinstance(source, (str, Path)):
+            source = opened.enter_context(open_input(source))
+        with _PILLOW_LIMIT:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = opened.enter_context(Image.open(source, formats=formats))
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
         yield picture
 
 
 def is_jpeg(path: Path | str) -> bool:
     """Whether a file begins as JPEGs do, whatever its name; False where it cannot be read."""
     try:
-        with Path(path).open("rb") as stream:
+        with open_input(Path(path)) as stream:
             return stream.read(len(_JPEG_MAGIC)) == _JPEG_MAGIC
     except OSError:
         return False
@@ -302,7 +305,7 @@ def label_note(path: Path | str) -> str | None:
     """The note that :func:`write_label_png` left in a file; None where there is none."""
     key = _NOTE.encode("latin-1") + b"\0"
     try:
-        with Path(path).open("rb") as stream:
+        with open_input(Path(path)) as stream:
             if stream.read(8) != _PNG_MAGIC:
                 return None
             # Notes stand before the pixels, so that nothing large is read.
@@ -379,7 +382,7 @@ def _as_plain_grey(png: bytes) -> bytes:
 
 def _read_bytes(path: Path, what: str) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_input(path)
     except OSError as error:
         raise _unreadable(path, what, error) from error
     if not data:

@@ -26,6 +26,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from cgrseg.input_files import open_input
+
 # Address space of the child: a damaged file can state any size.
 _MOST_MEMORY = 8 << 30
 _START = "import sys; sys.path[:] = {path!r}; from cgrseg.data.mat_process import serve; serve()"
@@ -168,7 +170,8 @@ def serve() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         try:
-            variables = scipy.io.loadmat(request["path"])
+            with open_input(request["path"]) as stream:
+                variables = scipy.io.loadmat(stream)
         except Exception as error:  # scipy raises whatever the damaged bytes lead it to
             _send(answers, error=type(error).__name__, reason=str(error))
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgrseg.errors import DataError, explain
+from cgrseg.input_files import read_input_text
 
 
 def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str]:
@@ -24,7 +25,7 @@ def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str
         DataError: missing, unreadable, or no text in UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_input_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise DataError(

@@ -25,6 +25,7 @@ from cgrseg.evaluation.bootstrap import Interval, miou_interval
 from cgrseg.evaluation.calibration import Calibration
 from cgrseg.evaluation.metrics import Counts, Scores, SegmentationScores, mean_of_defined
 from cgrseg.files import atomic_write, writing_problem
+from cgrseg.input_files import open_input, read_input
 
 FORMAT = 1
 
@@ -195,7 +196,7 @@ def keep_earlier(files: Mapping[Path, bytes]) -> list[Path]:
         EnvironmentProblem: they cannot be written.
     """
     try:
-        old = {path: path.read_bytes() for path in files if path.is_file()}
+        old = {path: read_input(path) for path in files if path.is_file()}
     except OSError as error:
         raise writing_problem(next(iter(files)), error) from error
     if all(content == files[path] for path, content in old.items()):
@@ -227,7 +228,7 @@ def read_counts(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...], Cou
         DataError: no such file, or another content.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with open_input(path) as stream, np.load(stream, allow_pickle=False) as found:
             counts: NDArray[np.int64] = found["counts"].astype(np.int64)
             stems = tuple(str(stem) for stem in found["stems"])
             return stems, tuple(str(name) for name in found["classes"]), counts

@@ -32,6 +32,7 @@ from cgrseg.inference.overlap import Behind
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
+from cgrseg.input_files import open_input, read_input_text
 from cgrseg.provenance import path_digest, settings_digest
 
 RECORD = "prediction.json"
@@ -264,7 +265,7 @@ def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
         return str(checkpoint)
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
+        with open_input(file) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
@@ -272,7 +273,7 @@ def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_input_text(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

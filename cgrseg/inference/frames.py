@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.errors import DataError, explain
+from cgrseg.input_files import refuse_special
 
 #: Endings of files that are taken for videos.
 VIDEO_SUFFIXES = (
@@ -70,10 +71,17 @@ class Clip:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        try:
+            refuse_special(path)
+        except OSError as error:
             raise DataError(
-                explain(path, found="no such file", expected="a video", remedy="check the path")
-            )
+                explain(
+                    path,
+                    found=f"the file cannot be read ({error.strerror or error})",
+                    expected="a video",
+                    remedy="check the path and the permissions",
+                )
+            ) from error
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             self._capture.release()

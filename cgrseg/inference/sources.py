@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,10 @@ def find_images(
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     found = [image for entry in given for image in _behind(entry)]
     unique = list({image.path: image for image in found}.values())
-    results = {folder.resolve() for folder in leave_out}
-    unique = [image for image in unique if results.isdisjoint(image.path.resolve().parents)]
+    results = {Path(os.path.realpath(folder)) for folder in leave_out}
+    unique = [
+        image for image in unique if results.isdisjoint(Path(os.path.realpath(image.path)).parents)
+    ]
     names: dict[str, int] = {}
     for image in unique:
         names[image.name] = names.get(image.name, 0) + 1
@@ -79,20 +82,29 @@ def find_images(
 
 def _behind(entry: str | Path) -> list[FoundImage]:
     path = Path(entry)
-    if path.is_file():
-        return [FoundImage(path, path.stem)]
+    if not str(entry).strip():
+        raise DataError(
+            explain(
+                "IMAGES",
+                found="an empty name, as an unset variable of the shell gives it",
+                expected="a file, a folder or a pattern",
+                remedy="check the variable; the working folder is called '.'",
+            )
+        )
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         found = [FoundImage(p, p.relative_to(path).with_suffix("").as_posix()) for p in files]
         what = "no images in this folder"
+    elif os.path.lexists(path):
+        # What is no regular file is refused by its reader, which says why.
+        return [FoundImage(path, path.stem)]
     else:
-        matches = sorted(glob.glob(str(entry), recursive=True))
-        found = [
-            image
-            for match in matches
-            if Path(match).suffix.lower() in IMAGE_SUFFIXES or Path(match).is_dir()
-            for image in _behind(match)
-        ]
+        found = []
+        for match in _matches(str(entry)):
+            if match.is_dir():
+                found += _behind(match)
+            elif match.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(FoundImage(match, match.stem))
         what = "no such file or folder, and no image matches it as a pattern"
     if not found:
         raise DataError(
@@ -104,6 +116,15 @@ def _behind(entry: str | Path) -> list[FoundImage]:
             )
         )
     return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Files and folders that a pattern finds; behind symlinks that lead back, each only once."""
+    found: dict[tuple[str, str], Path] = {}
+    for name in sorted(glob.glob(pattern, recursive=True), key=lambda name: (len(name), name)):
+        folder, leaf = os.path.split(name.rstrip(os.sep) or name)
+        found.setdefault((os.path.realpath(folder), leaf), Path(name))
+    return sorted(found.values())
 
 
 def as_image(value: Any) -> Image:

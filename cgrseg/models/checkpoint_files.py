@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cgrseg.errors import WeightsError, explain
+from cgrseg.input_files import open_input, read_input_text
 
 StateDict = dict[str, Tensor]
 
@@ -158,7 +159,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     config = folder / "config.json"
     if config.is_file():
         try:
-            checkpoint.meta.update(json.loads(config.read_text(encoding="utf-8")))
+            checkpoint.meta.update(json.loads(read_input_text(config)))
         except ValueError as error:
             raise WeightsError(
                 explain(
@@ -219,7 +220,7 @@ def _plain_types() -> list[Any]:
 
 def _first_bytes(path: Path, count: int = 64) -> bytes:
     try:
-        with path.open("rb") as stream:
+        with open_input(path) as stream:
             return stream.read(count)
     except OSError as error:
         raise WeightsError(

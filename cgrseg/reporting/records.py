@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cgrseg.errors import DataError, explain
+from cgrseg.input_files import read_input_text
 
 EVALUATION = "evaluation.json"
 
@@ -167,7 +168,7 @@ def read_evaluation(path: Path | str) -> EvaluationRecord:
     """
     source = evaluation_file(path)
     try:
-        value = json.loads(source.read_text(encoding="utf-8"))
+        value = json.loads(read_input_text(source))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise _unreadable(source, f"it cannot be read as JSON ({error})") from error
     return check_evaluation(value, source)

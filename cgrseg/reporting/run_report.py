@@ -19,6 +19,7 @@ from cgrseg.inference.backends import TorchBackend, make_backend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import segment
+from cgrseg.input_files import read_input_text
 from cgrseg.models import load_model
 from cgrseg.reporting.records import (
     EvaluationRecord,
@@ -297,5 +298,4 @@ def _rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by column; none when it is absent."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return list(csv.DictReader(read_input_text(path).splitlines()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgrseg.errors import DataError, explain
+from cgrseg.input_files import read_input_text
 
 TABLES = ("classes", "images", "confusion")
 """Tables beside the page of one run: `report_classes.csv` and so on."""
@@ -66,7 +67,7 @@ def check_targets(
 
 def _is_report_of(numbers: Path, run: str) -> bool:
     try:
-        found = json.loads(numbers.read_text(encoding="utf-8"))
+        found = json.loads(read_input_text(numbers))
         return {"title", "versions", "config"} <= found.keys() and (
             found["evaluation"]["settings"]["run"] == run
         )

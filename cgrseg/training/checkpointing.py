@@ -29,6 +29,7 @@ import torch
 
 from cgrseg.errors import DataError, WeightsError, explain
 from cgrseg.files import atomic_write, explained
+from cgrseg.input_files import refuse_special
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -114,15 +115,18 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
         WeightsError: when it is damaged, or holds weights without training state.
     """
     source = Path(path)
-    if not source.is_file():
+    try:
+        refuse_special(source)
+    except OSError as error:
         raise DataError(
             explain(
                 source,
-                found="no such file",
+                found=f"the file cannot be read ({error.strerror or error})",
                 expected="a checkpoint to resume from",
-                remedy="check the path; a run writes latest.pth into its folder",
+                remedy="check the path and the permissions; a run writes latest.pth into its "
+                "folder",
             )
-        )
+        ) from error
     try:
         checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any of a dozen ways

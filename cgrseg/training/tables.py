@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cgrseg.files import atomic_write_text, explained
+from cgrseg.input_files import read_input_text
 
 METRICS = "metrics.csv"
 SCORES = "scores.csv"
@@ -66,8 +67,7 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
     source = Path(path)
     if not source.is_file():
         return []
-    with source.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.reader(stream))
+    rows = list(csv.reader(read_input_text(source).splitlines()))
     if not rows or not rows[0] or rows[0][0] != "iteration":
         return []
     header, *body = rows

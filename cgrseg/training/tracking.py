@@ -9,6 +9,7 @@ from typing import Any
 from cgrseg.config.schema import Config
 from cgrseg.errors import EnvironmentProblem, explain
 from cgrseg.files import atomic_write_text
+from cgrseg.input_files import read_input_text
 
 
 def wandb_logger(config: Config, run_dir: Path) -> Any:
@@ -29,7 +30,7 @@ def wandb_logger(config: Config, run_dir: Path) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     marker = run_dir / "wandb_id.txt"
-    known = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
+    known = read_input_text(marker).strip() if marker.is_file() else None
     logger = WandbLogger(
         name=config.name,
         project="cgrseg",

@@ -13,6 +13,7 @@ from cgrseg.data.catalogue import LabelRule, Pair
 from cgrseg.data.check.findings import Finding, finding_from_error
 from cgrseg.data.image_io import open_with_pillow, read_image, read_label
 from cgrseg.errors import DataError
+from cgrseg.input_files import read_input
 
 THUMB_SIDE = 32
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on the picture lies on its side
@@ -107,7 +108,7 @@ def _look_at_image(job: Job, facts: Facts) -> None:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
     facts.thumb = small.tobytes()
-    facts.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    facts.digest = hashlib.blake2b(read_input(path), digest_size=16).digest()
 
 
 def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:

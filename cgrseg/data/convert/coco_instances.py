@@ -33,6 +33,7 @@ from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conv
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.input_files import read_input_text
 from cgrseg.provenance import joint_state
 
 
@@ -237,7 +238,7 @@ def _read(path: Path) -> dict[str, Any]:
         DataError: unreadable, not COCO, or an annotation of an unknown category or image.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_input_text(path, "utf-8-sig"))
         names = _categories(path, data["categories"])
         images = [
             {

@@ -33,6 +33,7 @@ from cgrseg.data.custom import IMAGE_SUFFIXES, distinct_colours
 from cgrseg.data.image_io import decode_grey
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.input_files import read_input_text
 
 # LabelMe's own names, as its labels.txt has them.
 IGNORE_NAME = "__ignore__"
@@ -49,7 +50,7 @@ def read_labelme(path: Path) -> dict[str, Any]:
         DataError: unreadable, or not a LabelMe file.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_input_text(path, "utf-8-sig"))
         if not isinstance(data["shapes"], list):
             raise TypeError("'shapes' is no list")
         return {

@@ -29,6 +29,7 @@ from cgrseg.data.convert.rle import decode_mask
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.input_files import read_input_text
 from cgrseg.provenance import joint_state
 
 HIGHEST_ID = 459
@@ -194,7 +195,7 @@ def _task(source: Path, stem: str, target: Path, content: Any = None) -> Task:
 def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, list[str]]]:
     state = joint_state([path])  # before it is read
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_input_text(path, "utf-8-sig"))
         images, regions, categories = (
             data["images"],
             data["annos_segmentation"],

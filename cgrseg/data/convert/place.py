@@ -16,6 +16,7 @@ from cgrseg.data.custom import IMAGE_SUFFIXES
 from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write, atomic_write_text, make_folder
+from cgrseg.input_files import open_input, read_input
 
 ImageMode = Literal["link", "copy"]
 
@@ -88,7 +89,7 @@ def place_image(
     if mode == "link" and _hard_link(source, target):
         return
     try:
-        stream = source.open("rb")
+        stream = open_input(source)
     except OSError as error:
         raise DataError(
             explain(
@@ -205,7 +206,7 @@ def write_stems(path: Path, stems: Iterable[str]) -> int:
     lines = list(stems)
     text = "".join(f"{stem}\n" for stem in lines)
     with contextlib.suppress(OSError):
-        if path.read_bytes() == text.encode("utf-8"):
+        if read_input(path) == text.encode("utf-8"):
             return len(lines)
     atomic_write_text(path, text)
     return len(lines)

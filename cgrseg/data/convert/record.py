@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cgrseg.data.convert.place import same_content
 from cgrseg.data.image_io import label_note
 from cgrseg.errors import DataError, explain
+from cgrseg.input_files import read_input_text
 from cgrseg.provenance import content_digest, file_state, joint_state, settings_digest
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def name_of(record: Path, task: Task) -> str:
 def read_record(record: Path) -> dict[str, Any]:
     """What an earlier run has stored; empty where there is nothing, or nothing readable."""
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = json.loads(read_input_text(record))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
@@ -145,7 +146,7 @@ def refuse_other_sources(record: Path, sources: Mapping[str, str], tasks: Sequen
     """A label map belongs to the source that it was made from, also in a later run."""
     for task in tasks:
         before = sources.get(name_of(record, task))
-        if before is not None and before != str(task.source.resolve()):
+        if before is not None and before != os.path.realpath(task.source):
             raise DataError(
                 explain(
                     task.source,

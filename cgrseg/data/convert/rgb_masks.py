@@ -17,6 +17,7 @@ from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conv
 from cgrseg.data.image_io import read_image
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import DataError, explain
+from cgrseg.input_files import read_input_text
 
 Colour = tuple[int, int, int]
 
@@ -47,7 +48,7 @@ def read_colour_table(path: Path) -> dict[Colour, str]:
         DataError: unreadable, a line that is neither, or a colour of two classes.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_input_text(path, "utf-8-sig")
         pairs = _from_json(text) if path.suffix.lower() == ".json" else _from_lines(text)
         table: dict[Colour, str] = {}
         for name, colour in pairs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ def run_conversion(
     changed = bool(known) and not compatible(known, identity)
     unfinished = bool(known) and not known.get("finished", False)
     sources: dict[str, str] = known.get("sources", {})
-    names = {name_of(record, task): str(task.source.resolve()) for task in tasks}
+    names = {name_of(record, task): os.path.realpath(task.source) for task in tasks}
     if overwrite:
         if changed:
             refuse_leftovers(record, sources, names)

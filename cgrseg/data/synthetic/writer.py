@@ -32,6 +32,7 @@ from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PA
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write_text, explained, make_folder, write_json, writing_problem
+from cgrseg.input_files import read_input_text
 
 MARKER = "synthetic.json"
 VERSION = 1
@@ -162,7 +163,7 @@ def _is_there(target: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 def _read_marker(target: Path) -> dict[str, Any] | None:
     """Settings of an earlier result, or None when the folder is not one."""
     try:
-        value = json.loads((target / MARKER).read_text(encoding="utf-8"))
+        value = json.loads(read_input_text(target / MARKER))
     except (OSError, ValueError):
         return None
     if isinstance(value, dict) and value.get("made_by") == "cgrseg data synth":

@@ -15,6 +15,7 @@ from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
 from cgrseg.inference.exported.packages import need
+from cgrseg.input_files import read_input
 
 # Each shape has a session of its own, with its own copy of the weights.
 _MAX_SESSIONS = 4
@@ -31,7 +32,7 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
         WeightsError: a damaged file, or one of other origin.
     """
     onnxruntime = need("onnxruntime", path)
-    content = path.read_bytes()
+    content = read_input(path)
     threads = torch.get_num_threads()
     first = _session(onnxruntime, content, {}, path, threads, optimise=False)
     description = Description.read(first.get_modelmeta().custom_metadata_map.get(KEY), path)

@@ -11,6 +11,7 @@ from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Description
 from cgrseg.inference.precision import AnyPrecision, resolve_precision
+from cgrseg.input_files import refuse_special
 
 _SUFFIXES = (".onnx", ".xml", ".pt2")
 
@@ -94,13 +95,15 @@ def describe(path: str | Path) -> Description:
 
 
 def _existing(file: Path) -> Path:
-    if not file.is_file():
+    try:
+        refuse_special(file)
+    except OSError as error:
         raise WeightsError(
             explain(
                 file,
-                found="no such file",
+                found=f"the file cannot be read ({error.strerror or error})",
                 expected="a file written by cgrseg export",
-                remedy="check the path",
+                remedy="check the path and the permissions",
             )
-        )
+        ) from error
     return file

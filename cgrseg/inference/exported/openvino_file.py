@@ -18,6 +18,7 @@ from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
 from cgrseg.inference.exported.packages import need
 from cgrseg.inference.precision import Precision, check_precision
+from cgrseg.input_files import open_input
 
 _MAX_SHAPES = 4
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -129,7 +130,7 @@ def _resize_stored_tables(model: Any, openvino: Any) -> None:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""Opening input files: regular files only, with the reason in words for everything else.
+
+A named pipe waits for ever, a device has no end, and a symlink may lead to either or to itself.
+Every reader of this package opens its files here.  What cannot be read raises an `OSError` whose
+`strerror` says why, so that each reader keeps its own message.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def open_input(path: Path | str) -> IO[bytes]:
+    """Open a regular file for reading, after following symlinks.
+
+    Returns:
+        A buffered binary stream, which the caller closes.
+
+    Raises:
+        OSError: missing, not permitted, a symlink to nothing or to itself, or no regular file;
+            `strerror` says which.
+    """
+    # Opening a pipe must not wait for its other end, and some devices act when opened.
+    refuse_special(path)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _check_kind(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_input(path: Path | str) -> bytes:
+    """Content of a regular file.
+
+    Raises:
+        OSError: as :func:`open_input`; or the file does not fit into memory.
+    """
+    with open_input(path) as stream:
+        try:
+            return stream.read()
+        except MemoryError:
+            size = os.fstat(stream.fileno()).st_size
+            raise OSError(
+                errno.ENOMEM, f"memory is too small for its {size:,} bytes", str(path)
+            ) from None
+
+
+def read_input_text(path: Path | str, encoding: str = "utf-8") -> str:
+    """Content of a regular text file; each line ends in a line feed.
+
+    Raises:
+        OSError: as :func:`read_input`.
+        UnicodeDecodeError: it is not text in this encoding.
+    """
+    return read_input(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def refuse_special(path: Path | str) -> None:
+    """Check that a path leads to a regular file, for readers that take a name only.
+
+    Raises:
+        OSError: as :func:`open_input`.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        reason = _reason_of_link(Path(path), error)
+        if reason is None:
+            raise
+        raise OSError(error.errno, reason, str(path)) from None
+    _check_kind(path, mode)
+
+
+def _check_kind(path: Path | str, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
+    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(number, f"it is {kind}, not a regular file", str(path))
+
+
+def _reason_of_link(path: Path, error: OSError) -> str | None:
+    """Why a symlink leads nowhere; None where the path is not a symlink."""
+    if error.errno == errno.ELOOP:
+        return "it is a symlink that leads back to itself"
+    if error.errno == errno.ENOENT and os.path.islink(path):
+        return f"it is a symlink to {os.readlink(path)!r}, which does not exist"
+    return None
