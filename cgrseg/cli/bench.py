@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cgrseg.cli.common import Device, make_console
+from cgrseg.cli.common import Device, TrustCode, make_console
 
 if TYPE_CHECKING:
     from cgrseg.models import CGRSeg
@@ -84,6 +84,7 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all numbers to FILE.", metavar="FILE")
     ] = None,
+    trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
     """Measure speed and memory of prediction, each way in turn, and print tables.
@@ -121,6 +122,7 @@ def bench(
         memory=memory,
         peaks=peaks or profile,
         weights=weights,
+        trust_code=trust_code,
         tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
     table = result.as_dict()

@@ -62,6 +62,14 @@ Compile = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Of the CPU. Default: all cores.", min=1, show_default=False)
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the machine code of compiled packages (.pt2 of --format aoti). It can do "
+        "whatever you can: only for files whose origin you know.",
+    ),
+]
 
 
 class Commands(TyperGroup):

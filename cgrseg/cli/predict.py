@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import EXIT_PARTLY, Compile, Device, Precision, Threads, make_console
+from cgrseg.cli.common import (
+    EXIT_PARTLY,
+    Compile,
+    Device,
+    Precision,
+    Threads,
+    TrustCode,
+    make_console,
+)
 from cgrseg.errors import is_first_process
 
 if TYPE_CHECKING:
@@ -74,6 +82,7 @@ def predict(
     precision: Precision = "fp32",
     compile: Compile = False,
     threads: Threads = None,
+    trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
     """Label every pixel of photos of any size.
@@ -116,6 +125,7 @@ def predict(
         check_choice(precision, "--precision"),
         compile=compile,
         threads=threads,
+        trust_code=trust_code,
     )
     predictor.test = _test_settings(predictor, setting or [], multi_scale)
     if clips:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cgrseg.cli.common import Device, make_console
+from cgrseg.cli.common import Device, TrustCode, make_console
 
 
 def web(
@@ -31,6 +31,7 @@ def web(
     seconds: Annotated[float, typer.Option(help="For one answer, waiting included.", min=1)] = 60,
     waiting: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 16,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "fp32",
+    trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
     """Open a page that labels photos: drop one, take one, point at it to read a class.
@@ -60,7 +61,10 @@ def web(
     )
     models = {
         _name(checkpoint, checkpoints): Predictor.from_pretrained(
-            checkpoint, device, check_choice(precision, "--precision")
+            checkpoint,
+            device,
+            check_choice(precision, "--precision"),
+            trust_code=trust_code,
         )
         for checkpoint in checkpoints
     }

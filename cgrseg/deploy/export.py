@@ -133,7 +133,8 @@ def export(
             write_compiled(form, sizes or [], description, draft)
         tell("comparing it with the float32 network")
         batches, allowed = [batch] if batch is not None else [1, 2], tolerance or Tolerance()
-        checks = verify(open_exported(draft), model, sizes or _TRIED, batches, allowed, tell)
+        opened = open_exported(draft, trust_code=True)  # written just now
+        checks = verify(opened, model, sizes or _TRIED, batches, allowed, tell)
         if kind == "openvino" and sizes is None:
             tell("  and with tables that OpenVINO resizes, as in other programs:")
             told, run = open_openvino(draft, resize_tables=False)

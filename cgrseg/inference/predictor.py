@@ -96,6 +96,7 @@ class Predictor:
         channels_last: bool = False,
         compile: bool = False,
         threads: int | None = None,
+        trust_code: bool = False,
     ) -> Predictor:
         """Load a checkpoint; variant, classes, colours and test settings come from it.
 
@@ -112,9 +113,13 @@ class Predictor:
                 with the fourth image of a size; `predictor.backend.prepare(height, width)`
                 does it beforehand.
             threads: of the CPU, in the whole process; None: all cores.
+            trust_code: run the machine code of a compiled package (`cgrseg export --format
+                aoti`).  It can do whatever you can, so it is run only when asked for; no other
+                file holds code.
 
         Raises:
-            ConfigError: a setting that an exported file does not have.
+            ConfigError: a setting that an exported file does not have, or a compiled package
+                without `trust_code`.
             WeightsError: a checkpoint that cannot be used.
             EnvironmentProblem: no such device.
         """
@@ -124,7 +129,9 @@ class Predictor:
                     raise ConfigError(_not_for_exported(name, path_or_hub_id))
             use_threads(threads)
             return cls._over_exported(
-                open_exported(path_or_hub_id, device, precision), test, path_or_hub_id
+                open_exported(path_or_hub_id, device, precision, trust_code=trust_code),
+                test,
+                path_or_hub_id,
             )
         use_threads(threads)
         model = load_model(path_or_hub_id)

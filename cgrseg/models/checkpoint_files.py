@@ -261,7 +261,7 @@ def _read_pickle(path: Path) -> Checkpoint:
                     remedy="save the state_dict() of the network that it was made from",
                 )
             ) from error
-        culprit = _refused_global(text) if isinstance(error, pickle.UnpicklingError) else None
+        culprit = refused_global(text) if isinstance(error, pickle.UnpicklingError) else None
         if culprit is None:
             raise WeightsError(_truncated(path, error)) from error
         raise WeightsError(
@@ -278,7 +278,7 @@ def _read_pickle(path: Path) -> Checkpoint:
     return _unpack(path, content)
 
 
-def _refused_global(message: str) -> str | None:
+def refused_global(message: str) -> str | None:
     """What PyTorch's restricted unpickler refused, told from its message; none: nothing."""
     for pattern in (r"GLOBAL ([\w.]+)", r"nsupported (?:global|class|operand)\W+([\w.]+)"):
         found = re.search(pattern, message)

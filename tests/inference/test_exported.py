@@ -106,7 +106,7 @@ def test_test_settings_of_a_newer_version_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = backend([], test={"scale": [96, 64], "from_the_future": 1})
-    monkeypatch.setattr("cgrseg.inference.predictor.open_exported", lambda *_rest: newer)
+    monkeypatch.setattr("cgrseg.inference.predictor.open_exported", lambda *_rest, **_named: newer)
     with pytest.raises(WeightsError, match=r"new\.onnx: test settings that cannot be used"):
         Predictor.from_pretrained(tmp_path / "new.onnx")
 
@@ -224,7 +224,7 @@ def test_side_by_side_every_python_thread_gets_its_threads_back() -> None:
 def test_which_files_have_threads_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(*_rest: Any) -> Any:
+    def opened(*_rest: Any, **_named: Any) -> Any:
         return description(), lambda array: array
 
     for module, name in (

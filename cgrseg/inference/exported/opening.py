@@ -26,6 +26,7 @@ def open_exported(
     device: str | torch.device | None = None,
     precision: AnyPrecision = "fp32",
     *,
+    trust_code: bool = False,
     keep_memory: bool = True,
 ) -> ExportedBackend:
     """What runs an exported file.
@@ -36,11 +37,14 @@ def open_exported(
         precision: "bf16" or "fp16" let OpenVINO compute in it; the other formats compute in
             what the file holds.  "auto" is bf16 for OpenVINO where the CPU computes it in
             hardware, else what the file holds.
+        trust_code: run the machine code of a compiled package (`--format aoti`), which can do
+            whatever the user can; no other format holds code.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
             process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
 
     Raises:
-        ConfigError: a precision that the format does not have.
+        ConfigError: a precision that the format does not have, or a compiled package without
+            `trust_code`.
         EnvironmentProblem: its runtime is not installed, or another device was asked for.
         WeightsError: no such file, a damaged one, or one of other origin.
     """
@@ -78,20 +82,25 @@ def open_exported(
     else:
         from cgrseg.inference.exported.program_file import open_program
 
-        description, run = open_program(file)
+        description, run = open_program(file, trust_code=trust_code)
     if keep_memory:
         keep_freed_memory()
     return ExportedBackend(description, run, file.name, has_threads=suffix in (".onnx", ".xml"))
 
 
 def describe(path: str | Path) -> Description:
-    """What an exported file says about itself.
+    """What an exported file says about itself; no code of it is run.
 
     Raises:
         EnvironmentProblem: its runtime is not installed.
         WeightsError: no such file, a damaged one, or one of other origin.
     """
-    return open_exported(path, keep_memory=False).description
+    file = _existing(Path(path))
+    if file.suffix.lower() == ".pt2":
+        from cgrseg.inference.exported.program_file import read_description
+
+        return read_description(file)
+    return open_exported(file, keep_memory=False).description
 
 
 def _existing(file: Path) -> Path:

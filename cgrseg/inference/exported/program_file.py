@@ -5,9 +5,11 @@ Both end in `.pt2` and are ZIP archives, with our description as one of their en
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import ConfigError, WeightsError, explain
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import Description
+from cgrseg.inference.exported.program_check import checked_program
 
 DESCRIPTION_FILE = "cgrseg.json"
+_LARGEST_DESCRIPTION = 16 << 20
 
 
 def read_description(path: Path) -> Description:
@@ -36,23 +40,34 @@ def read_description(path: Path) -> Description:
                 # What is found is an archive inside this one: the outer one's end is missing.
                 raise zipfile.BadZipFile("its end is missing")
             names = [n for n in archive.namelist() if n.rpartition("/")[2] == DESCRIPTION_FILE]
+            if names and archive.getinfo(names[0]).file_size > _LARGEST_DESCRIPTION:
+                raise zipfile.BadZipFile("its description is too large")
             text = archive.read(names[0]).decode() if names else None
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except Exception as error:  # damaged bytes can fail in any of a dozen ways
         raise WeightsError(damaged(path, "a .pt2 package of PyTorch", error)) from error
     return Description.read(text, path)
 
 
-def open_program(path: Path) -> tuple[Description, Run]:
+def open_program(path: Path, *, trust_code: bool = False) -> tuple[Description, Run]:
     """Description of a package, and the package as a function.
 
+    Args:
+        path: a `.pt2` file.
+        trust_code: run the machine code of a compiled package.
+
     Raises:
+        ConfigError: a compiled package without `trust_code`.
         WeightsError: a damaged file, one of other origin, or one compiled for another machine.
     """
     description = read_description(path)
     if description.kind == "aoti":
+        if not trust_code:
+            raise ConfigError(_machine_code(path))
         return description, _compiled(path, description)
+    checked = checked_program(path)
     try:
-        program = torch.export.load(str(path)).module()
+        with _quiet_torch():
+            program = torch.export.load(checked).module()
     except Exception as error:  # a damaged archive can fail anywhere inside
         raise WeightsError(damaged(path, "a program of torch.export", error)) from error
 
@@ -62,6 +77,27 @@ def open_program(path: Path) -> tuple[Description, Run]:
         return found
 
     return description, run
+
+
+def _machine_code(path: Path) -> str:
+    return explain(
+        path,
+        found="a compiled package: machine code, which can do whatever you can on this machine",
+        expected="a file without code, or your word that you trust this one",
+        remedy="only if you know where the file comes from: --trust-code (in Python "
+        "trust_code=True); the formats pt2, onnx and openvino hold no code",
+    )
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep PyTorch's traces out of the log: what went wrong is in our message."""
+    logger = logging.getLogger("torch.export")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _compiled(path: Path, description: Description) -> Run:

@@ -41,6 +41,7 @@ def job_of(subject: str, weights: Path, setting: Setting) -> str:
             "folder": None if setting.folder is None else str(setting.folder),
             "batches": setting.batches,
             "warm_up": setting.warm_up,
+            "trust_code": setting.trust_code,
             "threads": torch.get_num_threads(),
             "opencv_threads": cv2.getNumThreads(),
         }
@@ -63,6 +64,7 @@ def subject_of(text: str) -> tuple[Subject, Setting]:
         Path(job["folder"]) if job["folder"] else None,
         tuple(int(batch) for batch in job["batches"]),
         warm_up=bool(job["warm_up"]),
+        trust_code=bool(job["trust_code"]),
     )
     return make_subject(str(job["subject"]), model, setting), setting
 

@@ -64,6 +64,7 @@ def measure_memory(
     device: torch.device,
     folder: Path | None,
     batch: int = 1,
+    trust_code: bool = False,
 ) -> Memory:
     """Run a subject in a child process and watch its memory.
 
@@ -74,6 +75,7 @@ def measure_memory(
         device: where to run.
         folder: of compiled networks, which should hold the one that is needed.
         batch: images at once.
+        trust_code: run the machine code of compiled packages.
 
     Raises:
         EnvironmentProblem: the child failed; its last words are in the message.
@@ -81,7 +83,7 @@ def measure_memory(
     with tempfile.TemporaryDirectory() as place:
         weights = Path(place) / "model.pt"
         write_network(model, weights)
-        setting = Setting(size, device, folder, (batch,), warm_up=False)
+        setting = Setting(size, device, folder, (batch,), warm_up=False, trust_code=trust_code)
         done = subprocess.run(
             command_of(watch, job_of(subject, weights, setting)),
             capture_output=True,

@@ -129,6 +129,7 @@ def run_bench(
     memory: bool = True,
     peaks: bool = False,
     weights: str = "drawn at random",
+    trust_code: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Measure subjects against the plain path, which is always among them.
@@ -149,6 +150,7 @@ def run_bench(
         memory: measure it, each subject in a process of its own.
         peaks: measure the device's matrix products and copies.
         weights: which weights the models have, for the report.
+        trust_code: run the machine code of compiled packages.
         tell: gets a line before each part.
 
     Raises:
@@ -163,7 +165,7 @@ def run_bench(
     if peaks:
         tell("peaks of the device")
         result.peaks = measure_peaks(device)
-    setting = Setting(size, device, folder, tuple(batches))
+    setting = Setting(size, device, folder, tuple(batches), trust_code=trust_code)
     for model in models:
         built: dict[str, Subject] = {}
         for name in names:
@@ -197,7 +199,9 @@ def run_bench(
         elif memory:
             tell(f"{model.variant}: memory")
             result.memory[model.variant] = {
-                name: measure_memory(name, model, size, device=device, folder=folder)
+                name: measure_memory(
+                    name, model, size, device=device, folder=folder, trust_code=trust_code
+                )
                 for name in names
             }
     return result

@@ -46,6 +46,7 @@ class Setting:
         folder: of compiled networks; None: the user's cache.
         batches: numbers of images that will be asked for at once.
         warm_up: run each shape before it is timed; not where memory is measured.
+        trust_code: run the machine code of compiled packages.
     """
 
     size: tuple[int, int]
@@ -53,6 +54,7 @@ class Setting:
     folder: Path | None = None
     batches: tuple[int, ...] = (1,)
     warm_up: bool = True
+    trust_code: bool = False
 
 
 class Subject(Protocol):
@@ -106,7 +108,12 @@ def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
     file, _, precision = name.partition("@")
     if is_exported(file):
         start = time.perf_counter()
-        exported = open_exported(file, setting.device, cast(Precision, precision or "fp32"))
+        exported = open_exported(
+            file,
+            setting.device,
+            cast(Precision, precision or "fp32"),
+            trust_code=setting.trust_code,
+        )
         return Ours(exported, setting.size, f"opened in {time.perf_counter() - start:.1f} s")
     if name not in _FACTORIES:
         raise ConfigError(
