@@ -49,6 +49,27 @@ def load_config(
     return build(merge(config.model_dump(), changes))
 
 
+def as_config(config: Config | str | Path) -> Config:
+    """A config as it is, or the one that a name, a file or a run's folder gives.
+
+    Raises:
+        ConfigError: as :func:`load_config`, and for a value of another type.
+    """
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, (str, Path)):
+        return load_config(config)
+    raise ConfigError(
+        explain(
+            "config",
+            found=f"a value of type {type(config).__name__}",
+            expected="a Config, or the name of a preset, a file or a run's folder",
+            remedy="make one with cgrseg.load_config(name, {'data.root': ...}), whose second "
+            "argument changes settings",
+        )
+    )
+
+
 def _load(path_or_name: str | Path) -> Config:
     path = Path(path_or_name)
     if path.is_dir() and (path / "config.json").is_file():

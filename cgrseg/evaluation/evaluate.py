@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cgrseg.config import Config, load_config
+from cgrseg.config import Config
+from cgrseg.config.loading import as_config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
@@ -106,8 +107,7 @@ def evaluate(
             all processes).
     """
     check_metrics(metrics)
-    if not isinstance(config, Config):
-        config = load_config(config)
+    config = as_config(config)
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
     _refuse_kind(out, format_only)

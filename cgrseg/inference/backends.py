@@ -8,8 +8,9 @@ networks implement the same three members.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import cv2
 import torch
@@ -82,21 +83,56 @@ class TorchBackend:
         if warning := slow_precision(self.device, self.precision):
             _LOG.warning(warning)
         self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         self.model = model.to(self.device).eval()
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, batch: Tensor) -> Tensor:
         """See :class:`Backend`."""
-        batch = batch.to(self.device, memory_format=self._format)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        batch = batch.to(self.device, memory_format=layout)
         with torch.inference_mode(), self._autocast():
             return self.model(batch)  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "model": packed(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.device = device_or_cpu(self.device)
+        self.model = unpacked(state["model"], self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+
+def packed(network: nn.Module) -> bytes:
+    """A network as bytes, for pickles of what runs it.
+
+    Worker processes get bytes as they are.  Tensors would be shared through a file descriptor
+    each, of which a process may open about a thousand.
+    """
+    content = io.BytesIO()
+    torch.save(network, content)
+    return content.getvalue()
+
+
+def unpacked(content: bytes, device: torch.device) -> nn.Module:
+    """The network that :func:`packed` made bytes of.  It is a pickle, and runs as one."""
+    network: nn.Module = torch.load(io.BytesIO(content), map_location=device, weights_only=False)
+    return network
+
+
+def device_or_cpu(device: torch.device) -> torch.device:
+    """The device that a pickle names, or with a warning the CPU where that is not there."""
+    try:
+        return resolve_device(device)
+    except EnvironmentProblem:
+        _LOG.warning("%s is not there, where this Predictor comes from: it uses the CPU", device)
+        return torch.device("cpu")
 
 
 def make_backend(

@@ -85,6 +85,9 @@ class Predictor:
         self.palette = tuple(palette)
         self._seen_sizes: set[tuple[int, int]] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen_sizes": set()}  # nothing is warm where it arrives
+
     @classmethod
     def from_pretrained(
         cls,
@@ -156,9 +159,11 @@ class Predictor:
         """Label an image, or several.
 
         Args:
-            source: a path, a uint8 RGB array (H, W, 3) or a Pillow image gives one
-                :class:`Prediction`; a list of these, a folder, a glob pattern or a video a
-                list.  For more images than fit into memory use :meth:`stream`.
+            source: a path, bytes, an open file, a uint8 RGB array (H, W, 3), a tensor or a
+                Pillow image gives one :class:`Prediction` (:func:`as_image
+                <cgrseg.inference.sources.as_image>` has the details); a list of these, a
+                folder, a glob pattern or a video a list.  For more images than fit into memory
+                use :meth:`stream`.
             confidence: also give each pixel's probability.
             batch_size: images of equal size that go through the network together.
 

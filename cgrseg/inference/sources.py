@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cgrseg.data.custom import IMAGE_SUFFIXES
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_io import decode_image, read_image
 from cgrseg.errors import DataError, explain
 from cgrseg.inference.frames import Frame
 
@@ -131,12 +132,20 @@ def as_image(value: Any) -> Image:
     """One image as uint8 RGB (H, W, 3).
 
     Args:
-        value: a path; a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA (alpha is left out) or
-            (H, W) grey; a Pillow image (turned by its EXIF orientation); or a
-            :class:`~cgrseg.inference.frames.Frame` of a clip.
+        value: one of
+
+            - a path;
+            - the content of an image file: bytes, a one-dimensional uint8 array, or an open
+              binary file such as io.BytesIO (read from its beginning);
+            - a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA (alpha is left out) or (H, W) grey;
+            - a tensor, uint8 0..255 or floating 0..1, of shape (3, H, W), (H, W, 3) or (H, W),
+              with 1 or 4 channels likewise;
+            - a Pillow image (turned by its EXIF orientation);
+            - a :class:`~cgrseg.inference.frames.Frame` of a clip.
 
     Raises:
-        DataError: a file that cannot be read, or an array of another kind.
+        DataError: a file that cannot be read, a value of another kind, or a tensor whose layout
+            or range is not certain.
     """
     if isinstance(value, (str, Path)):
         return read_image(value)
@@ -146,16 +155,90 @@ def as_image(value: Any) -> Image:
         from PIL import ImageOps
 
         return _from_pillow(ImageOps.exif_transpose(value))
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(value))
+    if callable(getattr(value, "read", None)):
+        return _from_stream(value)
+    if isinstance(value, torch.Tensor):
+        return _from_tensor(value)
     if isinstance(value, np.ndarray):
+        is_file = value.dtype == np.uint8 and value.ndim == 1
+        if is_file or (value.dtype.kind == "S" and value.ndim == 0):
+            return _from_bytes(value.tobytes())
         return _from_array(value)
     raise DataError(
         explain(
             "image",
             found=f"a value of type {type(value).__name__}",
-            expected="a path, a uint8 array (H, W, 3) in RGB, or a Pillow image",
-            remedy="convert it, for example with numpy.asarray",
+            expected="a path, bytes or an open file, a uint8 array (H, W, 3) in RGB, a tensor, or "
+            "a Pillow image",
+            remedy="open it with Pillow, or convert it to an array of RGB values 0..255",
         )
     )
+
+
+def _from_bytes(content: bytes) -> Image:
+    if not content:
+        raise DataError(
+            explain(
+                "image in memory",
+                found="no bytes",
+                expected="the content of an image file",
+                remedy="check where the bytes come from; a file that was read before is at its end",
+            )
+        )
+    return decode_image(content, "image in memory")
+
+
+def _from_stream(stream: Any) -> Image:
+    seekable = getattr(stream, "seekable", bool)()
+    if seekable:  # as Pillow does, which also leaves a file that it wrote at its end
+        stream.seek(0)
+    content = stream.read()
+    if not isinstance(content, bytes):
+        raise DataError(
+            explain(
+                "image",
+                found=f"an open file that gives {type(content).__name__}",
+                expected="a file opened in binary mode",
+                remedy="open it with open(path, 'rb'), or give the path",
+            )
+        )
+    return _from_bytes(content)
+
+
+def _from_tensor(tensor: torch.Tensor) -> Image:
+    """RGB of a tensor; refuses what could be read in two ways."""
+    values = tensor.detach().cpu()
+    channels = (1, 3, 4)
+    first = values.ndim == 3 and values.shape[0] in channels
+    last = values.ndim == 3 and values.shape[2] in channels
+    if not (values.ndim == 2 or first != last) or values.numel() == 0:
+        both = "; channels first or last cannot be told" if first and last else ""
+        raise DataError(
+            explain(
+                "image",
+                found=f"a tensor of shape {tuple(values.shape)}{both}",
+                expected="(3, H, W), (H, W, 3) or (H, W)",
+                remedy="give a batch as a list: list(batch)"
+                if values.ndim == 4
+                else "give a uint8 array (H, W, 3): tensor.permute(1, 2, 0).numpy()",
+            )
+        )
+    if values.is_floating_point():
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                explain(
+                    "image",
+                    found=f"a tensor of {values.dtype} with values from {low:.4g} to {high:.4g}",
+                    expected="values 0..1, not normalized, or uint8 values 0..255",
+                    remedy="give the image as it was before normalization; of values 0..255, "
+                    "tensor.round().to(torch.uint8)",
+                )
+            )
+        values = (values.float() * 255).round().to(torch.uint8)
+    return _from_array((values.permute(1, 2, 0) if first else values).numpy())
 
 
 def _from_pillow(picture: Any) -> Image:

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cgrseg.models.layers import is_recorded
+
 # Of one attention.  Sizes seen in turn are few (buckets, scales of one image); what does not
 # fit is computed again, so that memory stays bounded whatever sizes come.
 _MAX_CACHED_BYTES = 24 * 1024 * 1024
@@ -88,9 +90,7 @@ class KeptBias:
         training: bool,
     ) -> Tensor:
         """`compute(table)`, or what it gave for this size and a table of the same values."""
-        if torch.compiler.is_compiling() or (
-            table.is_cuda and torch.cuda.is_current_stream_capturing()
-        ):
+        if is_recorded() or (table.is_cuda and torch.cuda.is_current_stream_capturing()):
             # Part of a graph: always computed from the table that is passed in.
             return compute(table)
         if training or (torch.is_grad_enabled() and table.requires_grad):
@@ -144,7 +144,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _resize(bias: Tensor, queries: int, keys: int) -> Tensor:
     """Bicubic resize of a (A, Q0, K0) matrix to (A, queries, keys); a copy at its own size."""
-    if not torch.compiler.is_compiling() and bias.shape[1:] == (queries, keys):
+    if not is_recorded() and bias.shape[1:] == (queries, keys):
         return bias
     # Half precision has no bicubic kernel on every device, and would lose digits.
     resized = F.interpolate(bias[None].float(), size=(queries, keys), mode="bicubic")[0]

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgrseg.models.layers import is_recorded
+
 PART_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Most that the weights of the queries of one part take, in float32, by type of device.
 
@@ -41,8 +43,7 @@ def in_parts(training: bool) -> bool:
     Not where gradients need the weights anyway, nor in a graph (compiled or exported),
     whose operations should not depend on a limit of memory.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return not (training or torch.is_grad_enabled() or traced)
+    return not (training or torch.is_grad_enabled() or is_recorded())
 
 
 def resized_bias_parts(

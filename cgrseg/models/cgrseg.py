@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
 from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
-from cgrseg.models.layers import ConvNormAct
+from cgrseg.models.layers import ConvNormAct, is_recorded
 from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
 from cgrseg.models.variants import VARIANTS, Variant
@@ -194,7 +193,7 @@ class CGRSeg(
 
     def forward_with_initial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the initial logits that found the class centres, both (N, K, H/8, W/8)."""
-        if not torch.compiler.is_compiling():
+        if not is_recorded():
             _check_input(x)
         logits, initial = self.decode_head(self.backbone(x)[1:])
         return logits, initial

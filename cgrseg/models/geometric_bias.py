@@ -17,6 +17,8 @@ Legend: A heads, R table cells per side, H x W cells of keys, Q queries, K keys.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -76,7 +78,7 @@ def resized_offsets(table: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (A, H, W): of offset (|dy|, |dx|), for both from 0.
     """
-    cells = round(table.shape[1] ** 0.5)
+    cells = math.isqrt(int(table.shape[1]))
     steps = max(1, min(height, width) - 1)
     values = table.unflatten(1, (cells, cells))
     for axis, length in ((1, height), (2, width)):

@@ -6,6 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
+def is_recorded() -> bool:
+    """Whether the operations under way become a graph: compiled, exported or traced.
+
+    What such a graph computes should depend on its inputs alone, not on what was kept from an
+    earlier call.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_compiling() or tracing
+
+
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016, arXiv 1603.09382), per sample.
 

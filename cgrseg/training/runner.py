@@ -23,6 +23,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
 from cgrseg.evaluation.metrics import SegmentationScores
@@ -79,7 +80,7 @@ class TrainResult:
 
 
 def train(
-    config: Config,
+    config: Config | str | Path,
     *,
     device: str = "auto",
     resume_from: Path | str | None = None,
@@ -88,7 +89,9 @@ def train(
     """Train a network as the settings say.
 
     Args:
-        config: the run; its folder is `config.run_dir`.
+        config: the run, or a preset's name, a file or a run's folder that gives one
+            (:func:`cgrseg.load_config`, which also takes changes); its folder is
+            `config.run_dir`.
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:<number>" or "mps".
         resume_from: checkpoint of an earlier part of this run to go on from.
         auto_resume: go on from `latest.pth` in the run's folder when it is there.
@@ -100,6 +103,7 @@ def train(
         CGRSegError: anything that the settings, the data or the machine lack; the
             message says what to do.  Nothing of an earlier run is overwritten.
     """
+    config = as_config(config)
     placement = find_placement(device)
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cgrseg.config import Config, load_config, preset
+from cgrseg.config.loading import as_config
 from cgrseg.errors import ConfigError
 
 
@@ -185,3 +186,11 @@ def test_other_file_types_and_empty_folders_are_refused(tmp_path: Path) -> None:
 def test_whole_config_made_in_python_is_checked_too() -> None:
     with pytest.raises(ConfigError, match="multiples of 32"):
         Config(augment={"crop_size": (100, 100)})  # type: ignore[arg-type]
+
+
+def test_a_config_a_name_and_nothing_else() -> None:
+    config = load_config("cgrseg-t_custom")
+    assert as_config(config) is config and as_config("cgrseg-t_custom") == config
+    with pytest.raises(ConfigError, match="a value of type dict") as caught:
+        as_config({"name": "mine"})  # type: ignore[arg-type]
+    assert "cgrseg.load_config(name" in str(caught.value)

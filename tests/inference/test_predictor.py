@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import os
@@ -105,6 +106,55 @@ def test_one_image_in_every_form_gives_the_same_labels(tmp_path: Path) -> None:
     for form in (path, str(path), Image.fromarray(image), np.dstack([image, image[:, :, :1]])):
         assert np.array_equal(predictor()(form).labels, expected)
     assert predictor()(path).source == path
+
+
+def test_an_image_in_memory_is_the_same_image(tmp_path: Path) -> None:
+    image = photo(70, 90)
+    content = save(tmp_path / "one.png", image).read_bytes()
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, "PNG")  # which leaves it at its end
+    tensor = torch.from_numpy(image)
+    forms: list[Any] = [
+        content,
+        bytearray(content),
+        memoryview(content),
+        np.frombuffer(content, np.uint8),
+        np.asarray(content),
+        written,
+        written,  # a second time
+        tensor,
+        tensor.permute(2, 0, 1),
+        tensor.permute(2, 0, 1).float() / 255,
+        (tensor.double() / 255).requires_grad_(),
+    ]
+    for number, form in enumerate(forms):
+        assert np.array_equal(as_image(form), image), number
+    with (tmp_path / "one.png").open("rb") as opened:
+        assert np.array_equal(predictor()(opened).labels, predictor()(image).labels)
+    found = predictor()(forms)
+    assert len(found) == len(forms) and found[0].source is None
+    assert np.array_equal(as_image(tensor[:, :, 0]), np.repeat(image[:, :, :1], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"", "no bytes"),
+        (io.BytesIO(), "no bytes"),
+        (b"GIF but no image", "cannot be decoded"),
+        (io.StringIO("text"), "gives str"),
+        (torch.zeros(2, 3, 32, 32), r"list\(batch\)"),
+        (torch.zeros(3, 5, 3), "channels first or last"),
+        (torch.zeros(5, 6, 7), r"expected: \(3, H, W\)"),
+        (torch.randn(3, 8, 8) - 5, "not normalized"),
+        (torch.full((3, 8, 8), 200.0), r"torch\.uint8"),
+        (torch.full((3, 8, 8), float("nan")), "values from nan"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "array of int64"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        as_image(value)
 
 
 def test_lists_folders_and_patterns(tmp_path: Path) -> None:

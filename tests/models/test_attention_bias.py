@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgrseg.models import create_model
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.efficientformer_v2 import Attention, EfficientFormerV2
+from tests.golden_weights import set_golden_weights
 
 
 def brute_force_index(cells: int, query_stride: int) -> Tensor:
@@ -234,3 +237,16 @@ def test_exported_program_equals_the_network_and_takes_new_tables() -> None:
     backbone.load_state_dict(state)
     for ours, theirs in zip(module(x), backbone(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trace_as_the_first_use_equals_the_network() -> None:
+    for form, quiet in (("published", "error"), ("geometric", "ignore")):
+        model = create_model("cgrseg_t", num_classes=3, attention_bias=form).eval()
+        set_golden_weights(model)
+        example = torch.rand(1, 3, 64, 96)
+        with warnings.catch_warnings():
+            warnings.simplefilter(quiet, torch.jit.TracerWarning)
+            traced = torch.jit.trace(model, example)
+        other = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            torch.testing.assert_close(traced(other), model(other), rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.errors import ConfigError, DataError, WeightsError
 from cgrseg.models import create_model, load_model
 from cgrseg.training.checkpointing import read_training_checkpoint
 from cgrseg.training.keeper import refuse_other_optimizer
@@ -382,3 +382,9 @@ def test_random_backbones_are_said(
     told = capsys.readouterr().err
     assert "random weights" in told
     assert "timm/efficientformerv2_s1.snap_dist_in1k" in told
+
+
+def test_a_name_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="data/custom"):
+        train("cgrseg-t_custom", device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class ExportedBackend:
         run: the file in its runtime.
         source: its name, for messages.
         has_threads: whether the runtime has threads of its own beside PyTorch's.
+        reopen: opens the file again, where a pickle of this arrives; None: it cannot be pickled.
 
     Attributes:
         num_classes: K.
@@ -38,7 +40,13 @@ class ExportedBackend:
     """
 
     def __init__(
-        self, description: Description, run: Run, source: str, *, has_threads: bool = False
+        self,
+        description: Description,
+        run: Run,
+        source: str,
+        *,
+        has_threads: bool = False,
+        reopen: Callable[[Description], ExportedBackend] | None = None,
     ) -> None:
         self.description = description
         self.device = torch.device("cpu")
@@ -47,6 +55,12 @@ class ExportedBackend:
         self.has_threads = has_threads
         self._run = run
         self._source = source
+        self._reopen = reopen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            raise TypeError(f"{self._source}: only a backend that was opened from a file pickles")
+        return self._reopen, (self.description,)
 
     def logits(self, batch: Tensor) -> Tensor:
         """See :class:`~cgrseg.inference.backends.Backend`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError, explain
 from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Description
-from cgrseg.inference.precision import AnyPrecision, resolve_precision
+from cgrseg.inference.precision import AnyPrecision, Precision, resolve_precision
 from cgrseg.input_files import refuse_special
 
 _SUFFIXES = (".onnx", ".xml", ".pt2")
@@ -85,7 +86,30 @@ def open_exported(
         description, run = open_program(file, trust_code=trust_code)
     if keep_memory:
         keep_freed_memory()
-    return ExportedBackend(description, run, file.name, has_threads=suffix in (".onnx", ".xml"))
+    return ExportedBackend(
+        description,
+        run,
+        file.name,
+        has_threads=suffix in (".onnx", ".xml"),
+        reopen=functools.partial(_reopen, str(file.absolute()), precision, keep_memory),
+    )
+
+
+def _reopen(
+    path: str, precision: Precision, keep_memory: bool, description: Description
+) -> ExportedBackend:
+    """Open the file that a pickled backend ran."""
+    backend = open_exported(path, precision=precision, keep_memory=keep_memory)
+    if backend.description != description:
+        raise WeightsError(
+            explain(
+                path,
+                found="another export than the Predictor had opened before it was pickled",
+                expected="the same file",
+                remedy="open the present file with Predictor.from_pretrained",
+            )
+        )
+    return backend
 
 
 def describe(path: str | Path) -> Description:

@@ -19,14 +19,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from cgrseg.errors import CGRSegError
 from cgrseg.inference.allocator import keep_freed_memory
-from cgrseg.inference.backends import resolve_device
+from cgrseg.inference.backends import device_or_cpu, packed, resolve_device, unpacked
 from cgrseg.inference.fast import artefacts
 from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
@@ -109,7 +109,19 @@ class CompiledBackend:
         warning = slow_precision(self.device, self.precision)
         if warning:
             _LOG.warning(warning)
+        self._keep_memory = keep_memory
         if keep_memory and self.device.type == "cpu":
+            keep_freed_memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code stays behind: on a CPU the artefacts on disk are taken again.
+        return {**self.__dict__, "_network": packed(self._network), "_runners": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.device = device_or_cpu(self.device)
+        self._network = cast(FastNetwork, unpacked(state["_network"], self.device))
+        if self._keep_memory and self.device.type == "cpu":
             keep_freed_memory()
 
     @property
