@@ -331,6 +331,11 @@ class TrainConfig(Section):
         description="Checkpoint whose weights the whole network starts from (fine-tuning); another "
         "number of classes keeps everything but the classifier.",
     )
+    accept_data: str | None = Field(
+        None,
+        description="Resume although palette, label rule or image list differ from those of the "
+        "checkpoint: the value that the message about it names; none: stop.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32",
         description="Arithmetic of the network. 'auto': bf16 where the device computes it in "

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cgrseg.class_names import usable_names, usable_palette
+from cgrseg.class_names import differences, usable_names, usable_palette
 from cgrseg.errors import WeightsError, explain
 from cgrseg.files import atomic_write
 from cgrseg.models.cgrseg import CGRSeg
@@ -114,6 +114,8 @@ def load_weights(
     """
     checkpoint = read_checkpoint(path)
     report = _load(model, checkpoint, part)
+    if part == "all" and not report.fresh:
+        report.notes += _other_classes(model, checkpoint)
     if verbose:
         print(report, file=sys.stderr)
     return report
@@ -139,6 +141,18 @@ def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
     if verbose:
         print(report, file=sys.stderr)
     return model.eval()
+
+
+def _other_classes(model: CGRSeg, checkpoint: Checkpoint) -> list[str]:
+    """A sentence where the classifier was trained for other class names than the network has."""
+    stored = _own_meta(checkpoint.meta)["classes"]
+    if stored is None or model.classes is None:
+        return []
+    names = usable_names(stored, model.num_classes, checkpoint.source)
+    changed = differences(names or (), model.classes)
+    if changed is None:
+        return []
+    return [f"the class names differ ({changed}): the classifier starts from other classes"]
 
 
 def save_safetensors(model: nn.Module, path: str | Path) -> None:

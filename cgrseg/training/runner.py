@@ -45,8 +45,10 @@ from cgrseg.training.module import TrainingModule
 from cgrseg.training.resuming import (
     Checkpoint,
     changed_settings,
+    data_record,
     find_checkpoint,
     refuse_occupied,
+    refuse_other_data,
     stored_precision,
 )
 from cgrseg.training.sources import DatasetSource, Source
@@ -136,6 +138,9 @@ def train_on(
     config, precision = settle_precision(config, placement, stored_precision(checkpoint))
     options = trainer_options(config, placement)
     run_dir = Path(config.run_dir)
+    data = data_record(source.spec, source.image_lists())
+    if checkpoint is not None:
+        checkpoint = refuse_other_data(checkpoint, source.spec, data, config.train.accept_data)
     start = 0 if checkpoint is None else int(checkpoint.state["training"]["iteration"])
     if model is None:
         torch.manual_seed(config.train.seed)
@@ -155,7 +160,10 @@ def train_on(
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
     try:
         with _quiet_lightning(), readable_failures(config, placement.description, run_dir):
-            return _run(config, placement, options, run_dir, source, module, checkpoint, precision)
+            meta = {**model_meta(module.model), "data": data}
+            return _run(
+                config, placement, options, run_dir, source, module, checkpoint, precision, meta
+            )
     except GiveUp:
         raise KeyboardInterrupt from None
 
@@ -207,6 +215,7 @@ def _run(
     module: TrainingModule,
     checkpoint: Checkpoint | None,
     precision: str,
+    meta: dict[str, Any],
 ) -> TrainResult:
     start, end = module.iteration, config.schedule.max_iters
     first = placement.rank == 0
@@ -221,7 +230,7 @@ def _run(
         loggers=loggers,
         active=first,
     )
-    keeper = Keeper(run_dir, config, model_meta(module.model), start=start, active=first)
+    keeper = Keeper(run_dir, config, meta, start=start, active=first)
     callback = RunCallback(
         config,
         run_dir,
@@ -349,6 +358,8 @@ def _announce(
         )
     else:
         journal.say(f"going on from {checkpoint.path} at iteration {iteration}")
+    for line in checkpoint.changed_data:
+        journal.say(f"  changed since then, and accepted: {line}")
     for line in changed_settings(checkpoint.state["meta"].get("config"), config):
         journal.say(f"  changed since then: {line}")
     world = checkpoint.state["training"].get("world_size")

@@ -46,6 +46,9 @@ class Source(Protocol):
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:
         """Files behind the indices of a batch, for messages."""
 
+    def image_lists(self) -> dict[str, list[str]]:
+        """Stems of the "training" images, and of the "validation" images where there are any."""
+
     def evaluate(
         self,
         model: nn.Module,
@@ -130,6 +133,13 @@ class DatasetSource:
         """Image and label path per index."""
         pairs = [self.train.pairs[index] for index in indices]
         return [{"image": str(pair.image), "label": str(pair.label)} for pair in pairs]
+
+    def image_lists(self) -> dict[str, list[str]]:
+        """Stems of the images that train, and of those that validate."""
+        lists = {"training": [pair.stem for pair in self.train.pairs]}
+        if self.validation is not None:
+            lists["validation"] = [pair.stem for pair in self.validation.pairs]
+        return lists
 
     def evaluate(
         self,
