@@ -3,7 +3,7 @@
 The same measurement as `cgrseg bench`, whose options it takes; without any, it measures
 what benchmarks/results/inference_cpu.md shows:
 
-    python benchmarks/inference.py --json inference.json
+    python benchmarks/inference.py --out inference.json
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ DEFAULTS = (
     "cgrseg_t",
     "cgrseg_b",
     "cgrseg_l",
-    "--batch=1",
-    "--batch=4",
+    "--batch-size=1",
+    "--batch-size=4",
     "--rounds=21",
     "--profile",
 )

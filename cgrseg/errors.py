@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 MALFORMED = (
@@ -81,6 +82,52 @@ def explain(where: object, *, found: str, expected: str, remedy: str) -> str:
     message = f"{where}: {found}\n  expected: {expected}\n  what to do: {remedy}"
     # Names out of files may hold what no terminal can show.
     return message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+class FrontEnd(Enum):
+    """What a person typed to start this process: messages name the options that it has."""
+
+    CGRSEG = "cgrseg"
+    SCRIPT = "run_cgrseg.py or a script of tools/"
+    PYTHON = "Python"
+
+
+_SCRIPT_OPTIONS = {"--resume": "--auto-resume", "--multi-scale": "--aug-test"}
+_PYTHON_OPTIONS = {
+    "--resume": "auto_resume=True",
+    "--multi-scale": "aug_test=True",
+    "--work-dir": "work_dir",
+    "--data-root": "data.root",
+}
+_front_end = FrontEnd.PYTHON
+
+
+@contextlib.contextmanager
+def speaking_as(front_end: FrontEnd) -> Iterator[None]:
+    """Messages made in this block name the options of a front end; outside, those of Python."""
+    global _front_end
+    before, _front_end = _front_end, front_end
+    try:
+        yield
+    finally:
+        _front_end = before
+
+
+def option(name: str, value: object = None) -> str:
+    """An option as the front end that runs writes it, for the remedy of a message.
+
+    Args:
+        name: as the command `cgrseg` has it, e.g. `--resume`.
+        value: what to give it; None: a flag, or left to the reader.
+
+    Returns:
+        `--resume`, `--auto-resume` (scripts) or `auto_resume=True` (Python).
+    """
+    if _front_end is not FrontEnd.PYTHON:
+        name = _SCRIPT_OPTIONS.get(name, name) if _front_end is FrontEnd.SCRIPT else name
+        return name if value is None else f"{name} {value}"
+    name = _PYTHON_OPTIONS.get(name, name.lstrip("-").replace("-", "_"))
+    return name if value is None else f"{name}={str(value)!r}"
 
 
 def process_rank() -> int:

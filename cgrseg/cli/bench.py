@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cgrseg.cli.common import Device, TrustCode, make_console
+from cgrseg.cli import completion
+from cgrseg.cli.common import make_console, model_options, split_settings
+from cgrseg.cli.options import (
+    AsJson,
+    Device,
+    NumClasses,
+    Threads,
+    TrustCode,
+    batch_size_option,
+    out_option,
+    size_option,
+)
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cgrseg.models import CGRSeg
 
 Name = TypeVar("Name", bound=str)
@@ -21,9 +35,11 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL|CHECKPOINT]...",
-            help="cgrseg_t, cgrseg_b, cgrseg_l or checkpoints. Default: cgrseg_t.",
+            metavar="[MODEL|CHECKPOINT]... [KEY=VALUE]...",
+            help="cgrseg_t, cgrseg_b, cgrseg_l or checkpoints. Default: cgrseg_t. KEY=VALUE are "
+            "settings of MODEL, e.g. model.context_blocks=6.",
             show_default=False,
+            autocompletion=completion.models_or_settings,
         ),
     ] = None,
     subjects: Annotated[
@@ -35,14 +51,9 @@ def bench(
             "best.xml@bf16."
         ),
     ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
-    size: Annotated[
-        tuple[int, int], typer.Option(help="Height and width in pixels, multiples of 32.")
-    ] = (512, 512),
-    batch: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="Images at once; may be repeated. Default: 1.", min=1, show_default=False
-        ),
+    size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",
+    batch_size: Annotated[
+        list[int] | None, batch_size_option("May be repeated. Default: 1.")
     ] = None,
     works: Annotated[
         str,
@@ -53,13 +64,9 @@ def bench(
     ] = "network,labels,photo",
     rounds: Annotated[
         int,
-        typer.Option(
-            help="In each of which all do their work twice; the second time counts.", min=1
-        ),
+        typer.Option(help="Number of rounds; the second of two measurements counts.", min=1),
     ] = 15,
-    threads: Annotated[
-        int | None, typer.Option(help="Of the CPU. Default: all cores.", min=1, show_default=False)
-    ] = None,
+    threads: Threads = None,
     clock: Annotated[
         str,
         typer.Option(
@@ -67,7 +74,7 @@ def bench(
             "(with --threads 1)."
         ),
     ] = "wall",
-    num_classes: Annotated[int, typer.Option(help="For MODEL.", min=1)] = 150,
+    num_classes: NumClasses = 150,
     apart: Annotated[
         bool,
         typer.Option(
@@ -81,9 +88,8 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also list the largest costs left (CPU; minutes).")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write all numbers to FILE.", metavar="FILE")
-    ] = None,
+    out: Annotated[Path | None, out_option("JSON file for all numbers.")] = None,
+    as_json: AsJson = False,
     trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
@@ -95,7 +101,7 @@ def bench(
     Examples:
       cgrseg bench
 
-      cgrseg bench cgrseg_t cgrseg_b cgrseg_l --batch 1 --batch 8 --json speed.json
+      cgrseg bench cgrseg_t cgrseg_b cgrseg_l --batch-size 1 --batch-size 8 --out speed.json
 
       cgrseg bench work_dirs/demo/best.pth --subjects compiled-bf16
     """
@@ -105,7 +111,8 @@ def bench(
 
     use_threads(threads)
     _check_size(size)
-    networks, weights = _networks(models or ["cgrseg_t"], num_classes)
+    names, settings = split_settings(models or [])
+    networks, weights = _networks(names or ["cgrseg_t"], num_classes, model_options(settings))
     where = resolve_device(device)
     if where.type == "cuda":
         networks = [network.to(where) for network in networks]
@@ -113,7 +120,7 @@ def bench(
         networks,
         [name.strip() for name in subjects.split(",") if name.strip()],
         size=size,
-        batches=batch or [1],
+        batches=batch_size or [1],
         works=[_one_of("--works", work.strip(), WORKS) for work in works.split(",")],
         rounds=rounds,
         clock=_one_of("--clock", clock, CLOCKS),
@@ -126,25 +133,29 @@ def bench(
         tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
     table = result.as_dict()
-    console = make_console()
-    console.print(as_markdown(result), markup=False, soft_wrap=True)
+    console = make_console(stderr=as_json)
+    if not as_json:
+        console.print(as_markdown(result), markup=False, soft_wrap=True)
     if profile:
-        table["profiles"] = _profiles(networks, size, result.peaks)
-    if json_file is not None:
-        write_json(json_file, table)
-        console.print(f"written: {json_file}", markup=False)
+        table["profiles"] = _profiles(console, networks, size, result.peaks)
+    if as_json:
+        typer.echo(json.dumps(table, indent=2))
+    if out is not None:
+        write_json(out, table)
+        console.print(f"written: {out}", markup=False, soft_wrap=True)
 
 
 def _check_size(size: tuple[int, int]) -> None:
+    from cgrseg.config.sizes import size_text
     from cgrseg.errors import ConfigError, explain
 
     if any(side < 32 or side % 32 for side in size):
         raise ConfigError(
             explain(
                 "--size",
-                found=f"{size[0]} {size[1]}",
+                found=size_text(*size),
                 expected="height and width as multiples of 32, the network's largest stride",
-                remedy="round up: " + " ".join(str(max(32, -(-side // 32) * 32)) for side in size),
+                remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
             )
         )
 
@@ -165,14 +176,16 @@ def _one_of(option: str, text: str, allowed: Mapping[Name, object]) -> Name:
     )
 
 
-def _networks(names: list[str], num_classes: int) -> tuple[list[CGRSeg], str]:
+def _networks(
+    names: list[str], num_classes: int, options: dict[str, Any]
+) -> tuple[list[CGRSeg], str]:
     """Networks in eval mode, and in words which weights they have."""
     from cgrseg.errors import ConfigError, explain
     from cgrseg.models import create_model, list_models, load_model
     from cgrseg.reporting.bench import spread_weights
 
     networks = [
-        spread_weights(create_model(name, num_classes))
+        spread_weights(create_model(name, num_classes, **options))
         if name in list_models()
         else load_model(name).eval()
         for name in names
@@ -191,7 +204,9 @@ def _networks(names: list[str], num_classes: int) -> tuple[list[CGRSeg], str]:
     return networks, f"of {', '.join(files)}" if files else "drawn at random"
 
 
-def _profiles(networks: list[CGRSeg], size: tuple[int, int], peaks: object) -> dict[str, object]:
+def _profiles(
+    console: Console, networks: list[CGRSeg], size: tuple[int, int], peaks: object
+) -> dict[str, object]:
     """Print the largest costs of every network; the same for JSON."""
     from dataclasses import asdict
 
@@ -200,7 +215,6 @@ def _profiles(networks: list[CGRSeg], size: tuple[int, int], peaks: object) -> d
     from cgrseg.reporting.bench.profile import profile_network
 
     assert isinstance(peaks, Peaks)
-    console = make_console()
     found: dict[str, object] = {}
     for network in networks:
         for precision in ("fp32", "bf16"):

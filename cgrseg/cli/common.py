@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from cgrseg.errors import CGRSegError, is_first_process, plain_warnings, report_problem
+from cgrseg.cli.options import present_names
+from cgrseg.cli.usage import UsageError, usage_problem
+from cgrseg.errors import (
+    CGRSegError,
+    FrontEnd,
+    is_first_process,
+    plain_warnings,
+    report_problem,
+    speaking_as,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from cgrseg.config.schema import TestConfig
+
+_Result = TypeVar("_Result")
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 EXIT_PROBLEM = 2
 """Exit status when input, settings or surroundings do not allow the work."""
@@ -26,58 +42,39 @@ EXIT_PARTLY = 1
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Any settings of the config, e.g. optimizer.lr=1e-4 (docs/configuration.md).",
-        show_default=False,
-    ),
-]
-DataRoot = Annotated[
-    str | None,
-    typer.Option(help="Folder of the dataset, where it is not the config's.", show_default=False),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:0, … or mps. Default: a GPU where there is one.", show_default=False
-    ),
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="Arithmetic of the network: fp32, bf16, fp16, or auto (bf16 where the device computes "
-        "it in hardware, else fp32)."
-    ),
-]
-Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile",
-        help="Run the folded and compiled network: several times faster after about a minute per "
-        "image size, kept for the next time.",
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option(help="Of the CPU. Default: all cores.", min=1, show_default=False)
-]
-TrustCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-code",
-        help="Run the machine code of compiled packages (.pt2 of --format aoti). It can do "
-        "whatever you can: only for files whose origin you know.",
-    ),
-]
+
+class Command(TyperCommand):
+    """A command: old names of options still work, and wrong usage becomes a message of ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments of the command."""
+        name = _name_below_root(ctx)
+        args, notes = present_names(name, args)
+        if not ctx.resilient_parsing:
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr, flush=True)
+        return _explained(ctx, args, lambda: list(super(Command, self).parse_args(ctx, list(args))))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The line of usage, with each argument as its metavar says."""
+        arguments = [each for each in self.params if each.param_type_name == "argument"]
+        return [self.options_metavar or "", *(str(each.metavar or each.name) for each in arguments)]
 
 
 class Commands(TyperGroup):
     """The group of commands: problems become messages, never stack traces."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options of the group itself."""
+        return _explained(ctx, args, lambda: list(super(Commands, self).parse_args(ctx, args)))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that was asked for."""
+        return _explained(ctx, args, lambda: super(Commands, self).resolve_command(ctx, args))
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        with _plain_warnings():
+        with _plain_warnings(), speaking_as(FrontEnd.CGRSEG):
             try:
                 return super().invoke(ctx)
             except CGRSegError as error:
@@ -88,11 +85,11 @@ class Commands(TyperGroup):
                 raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def make_console() -> Console:
+def make_console(*, stderr: bool = False) -> Console:
     """Where results are printed; silent in all processes but the first."""
     from rich.console import Console
 
-    return Console(quiet=not is_first_process(), highlight=False)
+    return Console(quiet=not is_first_process(), highlight=False, stderr=stderr)
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:
@@ -120,6 +117,101 @@ def with_changes(settings: Sequence[str] | None, **options: Any) -> dict[str, An
 
     given = {name.replace("__", "."): v for name, v in options.items() if v is not None}
     return {**given, **parse_overrides(settings or ())}
+
+
+def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: bool) -> TestConfig:
+    """Test settings with `key=value` changes laid over them, for commands that predict.
+
+    Raises:
+        ConfigError: a setting of another section, one that does not exist, or a wrong value.
+    """
+    from cgrseg.config.overrides import merge
+    from cgrseg.config.validation import build
+    from cgrseg.inference import augmented
+
+    changes = of_sections(settings, ("test",))
+    test = build(merge({"test": test.model_dump()}, changes)).test
+    return augmented(test) if multi_scale else test
+
+
+def of_sections(settings: Sequence[str], sections: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as a table of changes, of some sections of the config only.
+
+    Raises:
+        ConfigError: a setting of another section, or one that does not exist.
+    """
+    from cgrseg.errors import ConfigError, explain
+
+    changes = with_changes(settings)
+    for name in changes:
+        if name.partition(".")[0] not in sections:
+            raise ConfigError(
+                explain(
+                    name,
+                    found="this command does not use the setting",
+                    expected=f"settings of the section {' or '.join(sections)}",
+                    remedy="leave it out",
+                )
+            )
+    return changes
+
+
+def model_options(settings: Sequence[str]) -> dict[str, Any]:
+    """`model.*` settings as arguments of :func:`cgrseg.create_model`.
+
+    Raises:
+        ConfigError: a setting that does not shape a network, or a wrong value.
+    """
+    from cgrseg.config.overrides import merge
+    from cgrseg.config.validation import build
+    from cgrseg.errors import ConfigError, explain
+
+    shaping = ("context_blocks", "attention_bias")
+    changes = of_sections(settings, ("model",))
+    for name in changes:
+        if name.partition(".")[2] not in shaping:
+            raise ConfigError(
+                explain(
+                    name,
+                    found="it does not change the size or the speed of a network",
+                    expected=" or ".join(f"model.{each}" for each in shaping),
+                    remedy="leave it out; the variant itself is named as MODEL",
+                )
+            )
+    model = build(merge({}, changes)).model
+    return {name: getattr(model, name) for name in shaping}
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and `key=value` settings among the arguments of a command.
+
+    A word of that form is a setting unless a file of that name exists.
+    """
+    settings = [text for text in arguments if _SETTING.match(text) and not os.path.lexists(text)]
+    return [text for text in arguments if text not in settings], settings
+
+
+def _name_below_root(ctx: Any) -> str:
+    """Name of a command below `cgrseg`, e.g. `data browse`; empty for the root."""
+    parts = []
+    while ctx.parent is not None:
+        parts.append(ctx.info_name)
+        ctx = ctx.parent
+    return " ".join(reversed(parts))
+
+
+def _explained(ctx: Any, args: Sequence[str], work: Callable[[], _Result]) -> _Result:
+    """Run `work`; wrong usage and problems are printed, and the command ends with status 2."""
+    try:
+        return work()
+    except UsageError as error:
+        if ctx.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
+            raise  # completion, and a group without a command, whose help is printed
+        problem: CGRSegError = usage_problem(error, ctx, _name_below_root(ctx), args)
+    except CGRSegError as error:
+        problem = error
+    report_problem(problem)
+    raise typer.Exit(EXIT_PROBLEM) from None
 
 
 @contextlib.contextmanager

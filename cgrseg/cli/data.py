@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli import data_convert
-from cgrseg.cli.common import EXIT_PARTLY, Commands, DataRoot, Settings, make_console, with_changes
+from cgrseg.cli import completion, data_convert
+from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console, with_changes
 from cgrseg.cli.data_convert import progress_bar
+from cgrseg.cli.options import (
+    AsJson,
+    DataRoot,
+    Dataset,
+    Limit,
+    Seed,
+    Settings,
+    TrainScenes,
+    ValScenes,
+    Workers,
+    out_option,
+    overwrite_option,
+    size_option,
+    split_option,
+)
 
 if TYPE_CHECKING:
     from cgrseg.config import Config
@@ -29,21 +44,18 @@ Subject = Annotated[
         metavar="CONFIG|FOLDER",
         help="A preset's name, a .py or .json config, a run's folder, or the folder of a dataset.",
         show_default=False,
+        autocompletion=completion.presets,
     ),
 ]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Processes. Default: as the amount of work suggests.", show_default=False),
-]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_datasets(
     name: Annotated[
         str | None,
         typer.Argument(help="Show one dataset in full: classes, encoding, folders, source."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the datasets that are known by name.
 
@@ -93,18 +105,13 @@ def _describe(name: str) -> dict[str, object]:
     }
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     subject: Subject,
     settings: Settings = None,
     data_root: DataRoot = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="For FOLDER: which dataset it is. Default: told by its folders."),
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Only this split; may be repeated. Default: all.")
-    ] = None,
+    dataset: Dataset = None,
+    split: Annotated[list[str] | None, split_option("May be repeated. Default: all.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The short form that runs before every training.")
     ] = False,
@@ -114,9 +121,7 @@ def check(
     plot: Annotated[
         Path | None, typer.Option(help="Write the histogram of classes to this .png, .svg or .pdf.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON instead of words.")
-    ] = False,
+    as_json: AsJson = False,
     workers: Workers = None,
 ) -> None:
     """Look for everything that spoils training: pairs, sizes, ids, encodings, leaks.
@@ -162,31 +167,28 @@ def _plot_classes(report: CheckReport, target: Path) -> None:
     save_figure(class_histogram(report.classes, total, title=f"{report.dataset}: {names}"), target)
 
 
-@app.command()
+@app.command(cls=Command)
 def browse(
     subject: Subject,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("sheet.html"),
+    out: Annotated[Path, out_option("HTML page. Default: sheet.html.")] = Path("sheet.html"),
     data_root: DataRoot = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="For FOLDER: which dataset it is. Default: told by its folders."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Default: the training split.", show_default=False)
-    ] = None,
+    dataset: Dataset = None,
+    split: Annotated[str | None, split_option("Default: the training split.")] = None,
     augmented: Annotated[
         bool,
         typer.Option("--augmented", help="The first training samples, as the network gets them."),
     ] = False,
-    count: Annotated[int, typer.Option(help="At most this many pictures.", min=1)] = 24,
+    limit: Limit = 24,
     class_name: Annotated[
         str | None,
-        typer.Option("--class", help="Only pictures with this class.", show_default=False),
+        typer.Option("--class", help="Show only images with this class.", show_default=False),
     ] = None,
-    width: Annotated[int, typer.Option(help="Width of a picture in pixels.", min=16)] = 360,
+    width: Annotated[
+        int, typer.Option(help="Width of an image on the page in pixels.", min=16)
+    ] = 360,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is no contact sheet.")
+        bool, overwrite_option("Without it only an earlier page is replaced.")
     ] = False,
 ) -> None:
     """Write an HTML page of images with their labels over them.
@@ -206,7 +208,7 @@ def browse(
             config,
             out,
             split=split,
-            count=count,
+            count=limit or 24,
             augmented=augmented,
             class_name=class_name,
             width=width,
@@ -221,27 +223,33 @@ def browse(
         raise typer.Exit(EXIT_PARTLY)
 
 
-@app.command()
+@app.command(cls=Command)
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
-    train: Annotated[int, typer.Option(help="Training scenes.", min=1)] = 240,
-    val: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 60,
-    size: Annotated[tuple[int, int], typer.Option(help="Height and width in pixels.")] = (256, 256),
-    seed: Annotated[int, typer.Option(help="Of all scenes.", min=0)] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier result of other settings.")
-    ] = False,
+    train_scenes: TrainScenes = 240,
+    val_scenes: ValScenes = 60,
+    size: Annotated[Any, size_option("Default: 256x256.")] = "256x256",
+    seed: Seed = 0,
+    workers: Workers = None,
+    overwrite: Annotated[bool, overwrite_option("An equal earlier result is kept.")] = False,
 ) -> None:
     """Draw a synthetic dataset: something to try everything on without a download.
 
     Example:
-      cgrseg data synth data/synthetic --train 240 --val 60
+      cgrseg data synth data/synthetic --train-scenes 240 --val-scenes 60
     """
     from cgrseg.data.synthetic import write_dataset
 
     with progress_bar("scenes") as progress:
-        root = write_dataset(out, train, val, size, seed, overwrite=overwrite, progress=progress)
-    make_console().print(f"{root}: {train} training and {val} validation scenes", markup=False)
+        root = write_dataset(
+            *(out, train_scenes, val_scenes, size, seed or 0),
+            workers=2 if workers is None else workers,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    make_console().print(
+        f"{root}: {train_scenes} training and {val_scenes} validation scenes", markup=False
+    )
 
 
 def _load(

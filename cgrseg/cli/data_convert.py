@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli.common import EXIT_PARTLY, Commands, make_console
-from cgrseg.errors import is_first_process
+from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console
+from cgrseg.cli.options import AsJson, Workers, out_option, overwrite_option, split_option
+from cgrseg.errors import ConfigError, explain, is_first_process
 
 if TYPE_CHECKING:
     from cgrseg.data.convert import ConversionReport
@@ -34,15 +35,22 @@ class Placing(str, Enum):
 
 
 Source = Annotated[Path, typer.Argument(help="What to convert.", show_default=False)]
-Out = Annotated[Path, typer.Argument(help="Folder that gets the result.", show_default=False)]
-Images = Annotated[
+ImageFolder = Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)]
+OutArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[OUT]", help="Folder for the result; the same as --out.", show_default=False
+    ),
+]
+OutOption = Annotated[Path | None, out_option("Folder for the result.")]
+ImageMode = Annotated[
     Placing,
-    typer.Option(help="Images as hard links (no disk space; copied where impossible) or copies."),
+    typer.Option(
+        "--image-mode",
+        help="Place images as hard links (no disk space; copied where impossible) or as copies.",
+    ),
 ]
-Split = Annotated[
-    str | None,
-    typer.Option(help="Name of the split's folders, e.g. train. Default: no split folders."),
-]
+Split = Annotated[str | None, split_option("Default: no split folders.")]
 Classes = Annotated[
     str | None,
     typer.Option(
@@ -57,27 +65,20 @@ Background = Annotated[
 Ignore = Annotated[
     list[str] | None, typer.Option(help="Class whose pixels are ignored; may be repeated.")
 ]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Processes. Default: as the amount of work suggests.", show_default=False),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Make everything anew, also over files of others.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+Overwrite = Annotated[bool, overwrite_option("Without it finished files are kept.")]
 
 
-@app.command("coco-stuff10k")
+@app.command("coco-stuff10k", cls=Command)
 def coco_stuff10k(
     source: Source,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder that gets the result. Default: SOURCE itself."),
+        out_option("Folder for the result. Default: SOURCE itself."),
     ] = None,
-    lists: Annotated[
-        list[str] | None, typer.Option(help="train or test; may be repeated. Default: both.")
+    split: Annotated[
+        list[str] | None, split_option("train or test; may be repeated. Default: both.")
     ] = None,
-    images: Images = Placing.link,
+    image_mode: ImageMode = Placing.link,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -93,8 +94,8 @@ def coco_stuff10k(
         lambda progress: convert_coco_stuff10k(
             source,
             out,
-            lists=lists or None,
-            image_mode=images.value,
+            lists=split or None,
+            image_mode=image_mode.value,
             workers=workers,
             overwrite=overwrite,
             progress=progress,
@@ -103,7 +104,7 @@ def coco_stuff10k(
     )
 
 
-@app.command("pascal-context")
+@app.command("pascal-context", cls=Command)
 def pascal_context(
     source: Annotated[
         Path,
@@ -113,7 +114,11 @@ def pascal_context(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help="The VOC2010 folder: gets SegmentationClassContext and ImageSets.")
+        Path,
+        out_option(
+            "VOC2010 folder, for SegmentationClassContext and ImageSets. Default: "
+            "data/VOCdevkit/VOC2010."
+        ),
     ] = Path("data/VOCdevkit/VOC2010"),
     lists: Annotated[
         Path | None,
@@ -141,10 +146,11 @@ def pascal_context(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def labelme(
     source: Source,
-    out: Out,
+    out: OutArgument = None,
+    out_path: OutOption = None,
     image_folder: Annotated[
         Path | None, typer.Option(help="Folder of the images. Default: where each file says.")
     ] = None,
@@ -152,7 +158,7 @@ def labelme(
     classes: Classes = None,
     background: Background = None,
     ignore: Ignore = None,
-    images: Images = Placing.link,
+    image_mode: ImageMode = Placing.link,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -164,16 +170,17 @@ def labelme(
     """
     from cgrseg.data.convert import convert_labelme
 
+    target = _target("labelme", out, out_path)
     _run(
         lambda progress: convert_labelme(
             source,
-            out,
+            target,
             images=image_folder,
             split=split,
             classes=read_names(classes),
             background=background,
             ignored=ignore or (),
-            image_mode=images.value,
+            image_mode=image_mode.value,
             workers=workers,
             overwrite=overwrite,
             progress=progress,
@@ -182,15 +189,16 @@ def labelme(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def coco(
     source: Annotated[Path, typer.Argument(help="instances JSON file.", show_default=False)],
-    image_folder: Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)],
-    out: Out,
+    image_folder: ImageFolder,
+    out: OutArgument = None,
+    out_path: OutOption = None,
     split: Split = None,
     background: Background = None,
     ignore: Ignore = None,
-    images: Images = Placing.link,
+    image_mode: ImageMode = Placing.link,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -202,15 +210,16 @@ def coco(
     """
     from cgrseg.data.convert import convert_coco_instances
 
+    target = _target("coco", out, out_path)
     _run(
         lambda progress: convert_coco_instances(
             source,
             image_folder,
-            out,
+            target,
             split=split,
             background=background,
             ignored=ignore or (),
-            image_mode=images.value,
+            image_mode=image_mode.value,
             workers=workers,
             overwrite=overwrite,
             progress=progress,
@@ -219,26 +228,26 @@ def coco(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def rgb(
-    image_folder: Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)],
+    image_folder: ImageFolder,
     masks: Annotated[Path, typer.Argument(help="Folder of the masks.", show_default=False)],
-    out: Out,
-    colours: Annotated[
+    out: OutArgument = None,
+    out_path: OutOption = None,
+    colors: Annotated[
         Path | None,
         typer.Option(
-            "--colours",
             "--colors",
-            help="Text file of lines such as 'road 128 64 128', or JSON. Without it, the colours "
+            help="Text file of lines such as 'road 128 64 128', or JSON. Without it, the colors "
             "found are listed and nothing is written.",
         ),
     ] = None,
     mask_suffix: Annotated[
-        str, typer.Option(help="What mask names have after the image's name, e.g. _L.")
+        str, typer.Option(help="Ending of mask names after the image name, e.g. _L.")
     ] = "",
     split: Split = None,
     ignore: Ignore = None,
-    images: Images = Placing.link,
+    image_mode: ImageMode = Placing.link,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -246,26 +255,41 @@ def rgb(
     """Colour masks, where each class has a colour.
 
     Example:
-      cgrseg data convert rgb photos masks data/mine --colours colours.txt --ignore void
+      cgrseg data convert rgb photos masks data/mine --colors colors.txt --ignore void
     """
     from cgrseg.data.convert import convert_rgb_masks
 
+    target = _target("rgb", out, out_path)
     _run(
         lambda progress: convert_rgb_masks(
             image_folder,
             masks,
-            out,
-            colours=colours,
+            target,
+            colours=colors,
             mask_suffix=mask_suffix,
             split=split,
             ignored=ignore or (),
-            image_mode=images.value,
+            image_mode=image_mode.value,
             workers=workers,
             overwrite=overwrite,
             progress=progress,
         ),
         as_json,
     )
+
+
+def _target(command: str, argument: Path | None, option: Path | None) -> Path:
+    """The folder for the result, given once, as an argument or as an option."""
+    if (argument is None) == (option is None):
+        raise ConfigError(
+            explain(
+                f"cgrseg data convert {command} --out",
+                found="it is missing" if option is None else f"both {argument} and {option}",
+                expected="one folder for the result",
+                remedy="give it once, for example --out data/mine",
+            )
+        )
+    return argument or option or Path()
 
 
 def read_names(text: str | None) -> list[str] | None:

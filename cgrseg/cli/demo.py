@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import Device, Settings, make_console, with_changes
+from cgrseg.cli.common import make_console, with_changes
+from cgrseg.cli.options import (
+    Device,
+    Seed,
+    Settings,
+    Threads,
+    TrainScenes,
+    ValScenes,
+    out_option,
+)
 
 if TYPE_CHECKING:
     from cgrseg.data.synthetic.baseline import ImageLabel
@@ -29,10 +38,13 @@ SHOWN = 6
 def demo(
     settings: Settings = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for data, run, pictures and report.")
+        Path,
+        out_option("Folder for data, run, images and report. Default: work_dirs/demo."),
     ] = Path("work_dirs/demo"),
-    train_scenes: Annotated[int, typer.Option(help="Scenes to train on.", min=8)] = 240,
-    held_out_scenes: Annotated[int, typer.Option(help="Scenes to measure on.", min=2)] = 60,
+    train_scenes: TrainScenes = 240,
+    val_scenes: ValScenes = 60,
+    seed: Seed = None,
+    threads: Threads = None,
     device: Device = None,
 ) -> None:
     """See CGRSeg learn: draw scenes, train, measure, paint, and write a report.
@@ -43,23 +55,37 @@ def demo(
     from cgrseg.cli.evaluate import print_scores
     from cgrseg.config import load_config
     from cgrseg.data.synthetic import colour_baseline, write_dataset
+    from cgrseg.errors import ConfigError, explain
     from cgrseg.evaluation import evaluate
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
+    from cgrseg.inference.backends import use_threads
     from cgrseg.reporting import write_run_report
     from cgrseg.training import train
 
+    if train_scenes < 8 or val_scenes < 2:
+        raise ConfigError(
+            explain(
+                "--train-scenes, --val-scenes",
+                found=f"{train_scenes} and {val_scenes}",
+                expected="at least 8 training scenes and 2 validation scenes",
+                remedy="leave both out for the usual 240 and 60",
+            )
+        )
+    use_threads(threads)
     console = make_console()
     begun = time.monotonic()
 
     console.rule("1 of 5: drawing scenes", align="left")
     with shown_progress("drawing scenes") as progress:
         data = write_dataset(
-            out / "data", train_scenes, held_out_scenes, SIZE, workers=2, progress=progress
+            out / "data", train_scenes, val_scenes, SIZE, workers=2, progress=progress
         )
 
     console.rule("2 of 5: training CGRSeg-T from scratch", align="left")
-    changes = with_changes(settings, name="demo", work_dir=str(out), data__root=str(data))
+    changes = with_changes(
+        settings, name="demo", work_dir=str(out), data__root=str(data), train__seed=seed
+    )
     config = load_config("cgrseg-t_synthetic", changes)
     trained = train(config, device=device or "auto", auto_resume=True)
     if trained.stopped_by is not None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli.common import (
+from cgrseg.cli import completion
+from cgrseg.cli.common import make_console, split_settings, with_changes
+from cgrseg.cli.options import (
+    AsJson,
+    BatchSize,
     Compile,
     DataRoot,
     Device,
+    Limit,
+    MultiScale,
+    Opacity,
     Precision,
     Threads,
-    make_console,
-    with_changes,
+    out_option,
+    split_option,
 )
 
 if TYPE_CHECKING:
@@ -29,17 +35,18 @@ def evaluate(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="[CONFIG] CHECKPOINT [KEY=VALUE]",
+            metavar="[CONFIG] CHECKPOINT [KEY=VALUE]...",
             help="CONFIG says which dataset (default: that of the run that the checkpoint comes "
             "from); CHECKPOINT is a .pth file, a folder of save_pretrained, or a hub id; KEY=VALUE "
             "are settings, e.g. test.flip=true.",
             show_default=False,
+            autocompletion=completion.config_or_settings,
         ),
     ],
     data_root: DataRoot = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Split of the dataset. Default: data.eval_split.", show_default=False),
+        split_option("Default: data.eval_split."),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -49,16 +56,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    multi_scale: Annotated[
-        bool,
-        typer.Option("--multi-scale", help="Average the published scales, plain and mirrored."),
-    ] = False,
+    multi_scale: MultiScale = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for label PNGs, or a .json (scores) or .npz (counts) file; with "
-            "--format-only the folder of the submission.",
-            show_default=False,
+        out_option(
+            "Folder for label PNGs, or a .json (scores) or .npz (counts) file; with "
+            "--format-only the folder of the submission."
         ),
     ] = None,
     format_only: Annotated[
@@ -76,17 +79,14 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for overlays with a legend.", show_default=False),
     ] = None,
-    opacity: Annotated[float, typer.Option(help="Of the labels in overlays, 0 to 1.")] = 0.5,
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first so many images.", show_default=False, min=1)
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images of equal size that are computed together.", min=1)
-    ] = 1,
+    opacity: Opacity = 0.5,
+    limit: Limit = None,
+    batch_size: BatchSize = 1,
     precision: Precision = "fp32",
     compile: Compile = False,
     threads: Threads = None,
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint: mIoU and more, per class and in all.
 
@@ -98,15 +98,23 @@ def evaluate(
 
       cgrseg evaluate cgrseg-t_ade20k_160k cgrseg_t_ade.pth --multi-scale
     """
-    from cgrseg.errors import is_first_process
+    from cgrseg.errors import ConfigError, explain, is_first_process
     from cgrseg.evaluation import evaluate as run_evaluation
     from cgrseg.evaluation.distributed import device_of_process
     from cgrseg.evaluation.evaluate import result_name
+    from cgrseg.evaluation.result import readable_json
     from cgrseg.inference.precision import resolve_precision
 
     console = make_console()
     if format_only and (report or metric):
-        raise typer.BadParameter("--format-only measures nothing: leave --report and --metric out")
+        raise ConfigError(
+            explain(
+                "--format-only",
+                found="together with --report or --metric",
+                expected="--format-only alone: a submission is not measured",
+                remedy="leave out --format-only, or the other two",
+            )
+        )
     config, checkpoint, settings = split_arguments(arguments)
     chosen = resolve_precision(precision, device_of_process(device), "--precision")
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
@@ -139,8 +147,13 @@ def evaluate(
         target = out or folder / "submission"
         console.print(f"{len(result.stems)} label files: {target}", markup=False, soft_wrap=True)
         return
-    print_scores(console, result)
     written = folder / f"{name}.json"
+    if as_json:
+        console = make_console(stderr=True)
+        if is_first_process():
+            typer.echo(readable_json(result.as_json()), nl=False)
+    else:
+        print_scores(console, result)
     for path in (written, out, show_dir):
         if path is not None:
             console.print(f"written: {path}", markup=False, soft_wrap=True)
@@ -159,8 +172,7 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, str, list[str]]:
     """
     from cgrseg.errors import ConfigError, explain
 
-    settings = [text for text in arguments if re.match(r"[a-z][\w.]*=", text)]
-    names = [text for text in arguments if text not in settings]
+    names, settings = split_settings(arguments)
     if len(names) not in (1, 2):
         raise ConfigError(
             explain(

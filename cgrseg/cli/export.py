@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli.common import make_console
+from cgrseg.cli.common import make_console, of_sections
+from cgrseg.cli.options import (
+    DataRoot,
+    Limit,
+    batch_size_option,
+    out_option,
+    overwrite_option,
+    settings_argument,
+    size_option,
+    split_option,
+)
 
 if TYPE_CHECKING:
     from cgrseg.deploy.quantise import Quantisation
-    from cgrseg.inference.exported import Size
 
 
 def export(
@@ -24,6 +33,7 @@ def export(
             show_default=False,
         ),
     ],
+    settings: Annotated[list[str] | None, settings_argument("test.scale=512x256")] = None,
     file_format: Annotated[
         str,
         typer.Option(
@@ -34,21 +44,16 @@ def export(
     ] = "onnx",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="The file. Default: beside the checkpoint.", show_default=False
-        ),
+        out_option("Exported file. Default: beside the checkpoint."),
     ] = None,
     size: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="HEIGHTxWIDTH, multiples of 32; may be repeated. Default: any size (with --int8: "
-            "that of the calibration images; with aoti one must be given).",
-            show_default=False,
+        list[Any] | None,
+        size_option(
+            "Multiples of 32; may be repeated. Default: any size (with --int8 that of the "
+            "calibration images; aoti needs a size)."
         ),
     ] = None,
-    batch: Annotated[
-        str, typer.Option(help="Images at once: a number, or any. Default with aoti: 1.")
-    ] = "any",
+    batch_size: Annotated[int | None, batch_size_option("Default: any number (aoti: 1).")] = None,
     takes: Annotated[
         str,
         typer.Option(
@@ -65,55 +70,46 @@ def export(
     ] = "logits",
     opset: Annotated[
         int | None,
-        typer.Option(help="Of ONNX. Default: 18.", min=18, max=23, show_default=False),
+        typer.Option(help="ONNX operator set. Default: 18.", min=18, max=23, show_default=False),
     ] = None,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Quantise (onnx and openvino), and measure what it costs."),
+        typer.Option(
+            "--int8", help="Quantize to 8 bits (onnx and openvino), and measure the mIoU drop."
+        ),
     ] = False,
     calibrate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Images to calibrate with: files, folders or quoted patterns; may be repeated. "
+            help="Calibration images: files, folders or quoted patterns; may be repeated. "
             "Default: the training split of the checkpoint's dataset.",
             show_default=False,
         ),
     ] = None,
-    images: Annotated[
+    calibration_images: Annotated[
         int | None,
         typer.Option(
-            help="Of them, at most so many, evenly spread. Default: 128.", min=1, show_default=False
-        ),
-    ] = None,
-    data_root: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of the dataset to measure mIoU on. Default: the checkpoint's.",
+            help="Maximum number of calibration images, sampled evenly. Default: 128.",
+            min=1,
             show_default=False,
         ),
     ] = None,
+    data_root: DataRoot = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            help="Of that dataset. Default: the one that the checkpoint's config evaluates.",
-            show_default=False,
-        ),
+        split_option("Default: data.eval_split."),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Measure on the first so many images only.", min=1, show_default=False),
-    ] = None,
+    limit: Limit = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Of mIoU in points; more, and no file is left. Default: 1.",
+            help="Largest accepted mIoU drop, in points. A larger drop discards the export. "
+            "Default: 1.",
             min=0,
             show_default=False,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file of that name.")
-    ] = False,
+    overwrite: Annotated[bool, overwrite_option()] = False,
 ) -> None:
     """Write a checkpoint as a file for ONNX Runtime, OpenVINO or PyTorch itself.
 
@@ -124,34 +120,36 @@ def export(
     Examples:
       cgrseg export best.pth
 
-      cgrseg export best.pth --format openvino --size 512x512 --batch 1
+      cgrseg export best.pth --format openvino --size 512x512 --batch-size 1
 
       cgrseg export best.pth --format openvino --int8 --calibrate photos/
     """
     from cgrseg.deploy import export as run_export
 
     kind = _one_of("--format", file_format, ("onnx", "openvino", "pt2", "aoti"))
-    settings: dict[str, Any] = {
-        "batch": _batch(batch),
+    changes = of_sections(settings or (), ("test", "data") if int8 else ("test",))
+    common: dict[str, Any] = {
+        "settings": changes,
+        "batch": batch_size,
         "takes": _one_of("--input", takes, ("normalised", "pixels")),
         "gives": _one_of("--output", gives, ("logits", "labels")),
         "overwrite": overwrite,
         "tell": _tell,
     }
-    sizes = _sizes(size or [])
+    sizes = size or None
     console = make_console()
     if not int8:
         _refuse_without_int8(
             {
                 "--calibrate": calibrate,
-                "--images": images,
+                "--calibration-images": calibration_images,
                 "--data-root": data_root,
                 "--split": split,
                 "--limit": limit,
                 "--max-drop": max_drop,
             }
         )
-        result = run_export(checkpoint, kind, out, sizes=sizes, opset=opset, **settings)
+        result = run_export(checkpoint, kind, out, sizes=sizes, opset=opset, **common)
     else:
         from cgrseg.deploy.quantise import export_int8
 
@@ -161,13 +159,13 @@ def export(
             out,
             sizes=sizes,
             calibrate=calibrate,
-            images=images,
+            images=calibration_images,
             data_root=data_root,
             split=split,
             limit=limit,
             max_drop=max_drop,
             opset=opset,
-            **settings,
+            **common,
         )
         console.print(_about(quantised), markup=False, soft_wrap=True)
         result = quantised.result
@@ -223,44 +221,6 @@ def _one_of(option: str, text: str, allowed: tuple[str, ...]) -> Any:
             remedy="choose from these",
         )
     )
-
-
-def _batch(text: str) -> int | None:
-    from cgrseg.errors import ConfigError, explain
-
-    if text == "any":
-        return None
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise ConfigError(
-        explain(
-            "--batch",
-            found=repr(text),
-            expected="a number from 1 on, or any",
-            remedy="for example --batch 1",
-        )
-    )
-
-
-def _sizes(texts: list[str]) -> list[Size] | None:
-    from cgrseg.errors import ConfigError, explain
-
-    if not texts or texts == ["any"]:
-        return None
-    found = []
-    for text in texts:
-        height, cross, width = text.lower().partition("x")
-        if not (cross and height.isdecimal() and width.isdecimal()):
-            raise ConfigError(
-                explain(
-                    "--size",
-                    found=repr(text),
-                    expected="HEIGHTxWIDTH in pixels, or any",
-                    remedy="for example --size 512x704",
-                )
-            )
-        found.append((int(height), int(width)))
-    return found
 
 
 def _tell(text: str) -> None:

@@ -6,11 +6,13 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli.common import make_console, make_table
+from cgrseg.cli import completion
+from cgrseg.cli.common import make_console, make_table, model_options
+from cgrseg.cli.options import AsJson, NumClasses, Settings, size_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,45 +45,57 @@ def info(
             help="cgrseg_t, cgrseg_b or cgrseg_l; a checkpoint; or a config (a preset's name or a "
             "file). Nothing: this installation.",
             show_default=False,
+            autocompletion=completion.models_and_presets,
         ),
     ] = None,
+    settings: Settings = None,
     presets: Annotated[
         bool, typer.Option("--presets", help="List the runs that are known by name.")
     ] = False,
-    size: Annotated[
-        tuple[int, int], typer.Option(help="Height and width in pixels, multiples of 32.")
-    ] = (512, 512),
-    num_classes: Annotated[
-        int, typer.Option(help="For MODEL: classes to tell apart.", min=1)
-    ] = 150,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="For MODEL and CHECKPOINT: print JSON.")
-    ] = False,
+    size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",
+    num_classes: NumClasses = 150,
+    as_json: AsJson = False,
 ) -> None:
     """Show parameters and operations of a network, or what a checkpoint or config holds.
 
     Examples:
       cgrseg info cgrseg_t
 
-      cgrseg info work_dirs/demo/best.pth --size 512 704
+      cgrseg info work_dirs/demo/best.pth --size 512x704
 
       cgrseg info --presets
     """
+    from cgrseg.errors import ConfigError, explain
+
     console = make_console()
     if presets:
-        _print_presets(console)
+        _print_presets(console, as_json)
     elif subject is None:
-        _print_installation(console)
+        _print_installation(console, as_json)
     elif subject in _variants():
         from cgrseg.models import create_model
 
-        _print_cost(console, _cost_of(create_model(subject, num_classes), size), as_json)
+        model = create_model(subject, num_classes, **model_options(settings or ()))
+        _print_cost(console, _cost_of(model, size), as_json)
     elif _is_config(subject):
         from cgrseg.cli.train import print_settings
         from cgrseg.config import load_config
 
-        print_settings(console, load_config(subject), every=True)
+        config = load_config(subject, settings or ())
+        if as_json:
+            console.print_json(config.model_dump_json())
+        else:
+            print_settings(console, config, every=True)
     else:
+        if settings:
+            raise ConfigError(
+                explain(
+                    settings[0],
+                    found=f"a setting, with the checkpoint {subject}",
+                    expected="settings with MODEL or CONFIG; a checkpoint is shown as it is",
+                    remedy="leave it out",
+                )
+            )
         _print_checkpoint(console, subject, size, as_json)
 
 
@@ -99,16 +113,19 @@ def _is_config(subject: str) -> bool:
     return subject in list_presets() or path.suffix in (".py", ".json") or run_folder
 
 
-def _print_presets(console: Console) -> None:
-    from cgrseg.config.presets import DATASETS, VARIANTS
+def _print_presets(console: Console, as_json: bool) -> None:
+    from cgrseg.config.presets import DATASETS, VARIANTS, list_presets
 
+    if as_json:
+        console.print_json(json.dumps(list_presets()))
+        return
     for recipe in DATASETS.values():
         console.print(recipe.about)
         for first in VARIANTS.values():
             console.print(f"  {first}_{recipe.suffix}", markup=False)
 
 
-def _print_installation(console: Console) -> None:
+def _print_installation(console: Console, as_json: bool) -> None:
     import cgrseg
 
     def version(name: str) -> str | None:
@@ -117,6 +134,22 @@ def _print_installation(console: Console) -> None:
         except metadata.PackageNotFoundError:
             return None
 
+    if as_json:
+        packages = {
+            name: version(name) for name in (*CORE, *(n for e in EXTRAS.values() for n in e))
+        }
+        console.print_json(
+            json.dumps(
+                {
+                    "cgrseg": cgrseg.__version__,
+                    "python": platform.python_version(),
+                    "platform": platform.platform(),
+                    "packages": packages,
+                    "devices": _devices(),
+                }
+            )
+        )
+        return
     console.print(f"cgrseg {cgrseg.__version__}, Python {platform.python_version()}")
     console.print(platform.platform(), markup=False)
     for name in CORE:
@@ -143,6 +176,7 @@ def _devices() -> list[str]:
 
 
 def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
+    from cgrseg.config.sizes import size_text
     from cgrseg.errors import ConfigError, explain
     from cgrseg.models import CGRSeg
     from cgrseg.reporting.cost import model_cost
@@ -152,9 +186,9 @@ def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
         raise ConfigError(
             explain(
                 "--size",
-                found=f"{size[0]} {size[1]}",
+                found=size_text(*size),
                 expected="height and width as multiples of 32, the network's largest stride",
-                remedy="round up: " + " ".join(str(max(32, -(-side // 32) * 32)) for side in size),
+                remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
             )
         )
     return model_cost(model, size)

@@ -14,7 +14,7 @@ import typer
 import cgrseg
 from cgrseg.cli import data
 from cgrseg.cli.bench import bench
-from cgrseg.cli.common import Commands
+from cgrseg.cli.common import Command, Commands
 from cgrseg.cli.demo import demo
 from cgrseg.cli.evaluate import evaluate
 from cgrseg.cli.export import export
@@ -28,7 +28,6 @@ app = typer.Typer(
     name="cgrseg",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="CGRSeg: efficient semantic segmentation (ECCV 2024). Train it on a dataset or on your "
@@ -54,15 +53,15 @@ def root(
     """Options of the command itself."""
 
 
-app.command()(train)
-app.command()(evaluate)
-app.command()(predict)
-app.command()(export)
-app.command()(report)
-app.command()(info)
-app.command()(bench)
-app.command()(web)
-app.command()(demo)
+app.command(cls=Command)(train)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(predict)
+app.command(cls=Command)(export)
+app.command(cls=Command)(report)
+app.command(cls=Command)(info)
+app.command(cls=Command)(bench)
+app.command(cls=Command)(web)
+app.command(cls=Command)(demo)
 app.add_typer(data.app, name="data")
 
 

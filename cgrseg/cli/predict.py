@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import (
-    EXIT_PARTLY,
+from cgrseg.cli import completion
+from cgrseg.cli.common import EXIT_PARTLY, make_console, split_settings, test_settings
+from cgrseg.cli.options import (
+    BatchSize,
     Compile,
     Device,
+    MultiScale,
+    Opacity,
     Precision,
     Threads,
     TrustCode,
-    make_console,
+    out_option,
+    overwrite_option,
 )
 from cgrseg.errors import is_first_process
 
 if TYPE_CHECKING:
-    from cgrseg.config.schema import TestConfig
     from cgrseg.inference import Predictor
 
 _FILE_ENDING = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
@@ -40,45 +44,36 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGES",
-            help="Files, folders (with their subfolders) and quoted patterns such as "
-            "'a/**/*.jpg'; or videos.",
+            metavar="IMAGES... [KEY=VALUE]...",
+            help="Image files, folders (with their subfolders) and quoted patterns such as "
+            "'a/**/*.jpg'; or videos. KEY=VALUE are test settings, e.g. test.mode=slide.",
             show_default=False,
+            autocompletion=completion.settings,
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", "-o", help="Folder for labels/ and overlays/; of a video the painted file."
-        ),
+        out_option("Folder for labels/ and overlays/, or one video file. Default: predictions."),
     ] = Path("predictions"),
     overlays: Annotated[bool, typer.Option(help="Also paint the labels over the photos.")] = True,
     legend: Annotated[
         bool | None,
         typer.Option(help="Class names and shares beside photos, unless refused."),
     ] = None,
-    opacity: Annotated[float, typer.Option(help="Of the labels in overlays.", min=0, max=1)] = 0.5,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Do again what is there already; else it is kept."),
-    ] = False,
-    multi_scale: Annotated[
-        bool,
-        typer.Option("--multi-scale", help="Average the published scales, plain and mirrored."),
-    ] = False,
+    opacity: Opacity = 0.5,
+    overwrite: Annotated[bool, overwrite_option("Without it they are kept.")] = False,
+    multi_scale: MultiScale = False,
     setting: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             "-s",
             metavar="KEY=VALUE",
-            help="Other test settings, e.g. -s test.mode=slide; may be repeated.",
+            help="Test setting, the same as KEY=VALUE after the images; may be repeated.",
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images of equal size that are computed together.", min=1)
-    ] = 1,
+    batch_size: BatchSize = 1,
     precision: Precision = "fp32",
     compile: Compile = False,
     threads: Threads = None,
@@ -107,6 +102,7 @@ def predict(
 
       cgrseg predict best.onnx street.jpg
     """
+    from cgrseg.errors import ConfigError, explain
     from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
@@ -118,7 +114,17 @@ def predict(
     others = world_size > 1 and started_by() == "pytorch"
     # Exported files have a runtime of their own, on the CPU, whatever GPU there is.
     where = device if is_exported(checkpoint) else str(device_of_process(device))
-    clips = _clips(images, out, overlays, legend)
+    names, settings = split_settings(images)
+    if not names:
+        raise ConfigError(
+            explain(
+                "IMAGES",
+                found="settings only",
+                expected="image files, folders, patterns or videos",
+                remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
+            )
+        )
+    clips = _clips(names, out, overlays, legend)
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,
@@ -127,7 +133,9 @@ def predict(
         threads=threads,
         trust_code=trust_code,
     )
-    predictor.test = _test_settings(predictor, setting or [], multi_scale)
+    predictor.test = test_settings(
+        predictor.test, [*(setting or []), *settings], multi_scale=multi_scale
+    )
     if clips:
         mine = clips[rank::world_size]
         if not _paint_clips(predictor, mine, out, opacity, overwrite, batch_size, others):
@@ -136,7 +144,7 @@ def predict(
     with shown_progress("predicting", is_first_process()) as progress:
         report = predict_folder(
             predictor,
-            images,
+            names,
             out,
             overlays=overlays,
             legend=legend is not False,
@@ -296,29 +304,3 @@ def _paint_clips(
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return not problems
-
-
-def _test_settings(predictor: Predictor, settings: list[str], multi_scale: bool) -> TestConfig:
-    """The checkpoint's test settings with changes laid over them.
-
-    Raises:
-        ConfigError: a setting of another section, one that does not exist, or a wrong value.
-    """
-    from cgrseg.config.overrides import merge, parse_overrides
-    from cgrseg.config.validation import build
-    from cgrseg.errors import ConfigError, explain
-    from cgrseg.inference import augmented
-
-    changes = parse_overrides(settings)
-    foreign = [name for name in changes if name.partition(".")[0] != "test"]
-    if foreign:
-        raise ConfigError(
-            explain(
-                f"--set {foreign[0]}",
-                found="a setting that prediction does not use",
-                expected="settings of the section test, e.g. test.mode=slide",
-                remedy="leave it out",
-            )
-        )
-    test = build(merge({"test": predictor.test.model_dump()}, changes)).test
-    return augmented(test) if multi_scale else test

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cgrseg.cli.common import DataRoot, Device, make_console
+from cgrseg.cli.common import make_console
+from cgrseg.cli.options import DataRoot, Device, out_option, overwrite_option
 
 
 def report(
@@ -22,12 +23,9 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="The page to write. Default: report.html in the run's folder; of several runs "
-            "comparison.html here.",
-            show_default=False,
+        out_option(
+            "HTML page. Default: report.html in the run folder, or comparison.html here for "
+            "several runs."
         ),
     ] = None,
     checkpoint: Annotated[
@@ -41,7 +39,7 @@ def report(
     pictures: Annotated[
         bool, typer.Option(help="One run: show the worst and the best images.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older page.")] = False,
+    overwrite: Annotated[bool, overwrite_option()] = False,
     device: Device = None,
 ) -> None:
     """Show an evaluated run on one page, or compare several.

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import DataRoot, Device, Settings, make_console, with_changes
+from cgrseg.cli import completion
+from cgrseg.cli.common import make_console, with_changes
+from cgrseg.cli.options import DataRoot, Device, Seed, Settings, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,25 +25,28 @@ def train(
             help="A preset's name (`cgrseg info --presets`), a .py or .json file, or the folder of "
             "an earlier run.",
             show_default=False,
+            autocompletion=completion.presets,
         ),
     ],
     settings: Settings = None,
     data_root: DataRoot = None,
     work_dir: Annotated[
         str | None,
-        typer.Option(help="Folder of the run. Default: work_dirs/NAME.", show_default=False),
+        typer.Option(help="Run folder. Default: work_dirs/NAME.", show_default=False),
     ] = None,
     load_from: Annotated[
         str | None,
         typer.Option(help="Checkpoint to fine-tune from.", show_default=False),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+        bool, typer.Option("--resume", help="Resume the run in the run folder, if there is one.")
     ] = False,
     resume_from: Annotated[
         str | None,
-        typer.Option(help="Go on from this checkpoint of the run.", show_default=False),
+        typer.Option(help="Checkpoint of this run to resume from.", show_default=False),
     ] = None,
+    seed: Seed = None,
+    threads: Threads = None,
     device: Device = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings and stop.")
@@ -64,15 +69,21 @@ def train(
 
     console = make_console()
     changes = with_changes(
-        settings, data__root=data_root, work_dir=work_dir, train__load_from=load_from
+        settings,
+        data__root=data_root,
+        work_dir=work_dir,
+        train__load_from=load_from,
+        train__seed=seed,
     )
     resolved = load_config(config, changes)
     print_settings(console, resolved, every=print_config)
     if print_config:
         return
 
+    from cgrseg.inference.backends import use_threads
     from cgrseg.training import train as run_training
 
+    use_threads(threads)
     result = run_training(
         resolved, device=device or "auto", resume_from=resume_from, auto_resume=resume
     )

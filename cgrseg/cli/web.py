@@ -9,17 +9,20 @@ from typing import Annotated
 
 import typer
 
-from cgrseg.cli.common import Device, TrustCode, make_console
+from cgrseg.cli import completion
+from cgrseg.cli.common import make_console, split_settings, test_settings
+from cgrseg.cli.options import Device, Precision, TrustCode
 
 
 def web(
     checkpoints: Annotated[
         list[str],
         typer.Argument(
-            metavar="CHECKPOINT...",
+            metavar="CHECKPOINT... [KEY=VALUE]...",
             help="Checkpoints, folders of save_pretrained or exported files; the page offers all "
-            "of them.",
+            "of them. KEY=VALUE are test settings, e.g. test.flip=true.",
             show_default=False,
+            autocompletion=completion.settings,
         ),
     ],
     host: Annotated[
@@ -30,7 +33,7 @@ def web(
     megapixels: Annotated[float, typer.Option(help="Of one photo.", min=0.01)] = 40,
     seconds: Annotated[float, typer.Option(help="For one answer, waiting included.", min=1)] = 60,
     waiting: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 16,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "fp32",
+    precision: Precision = "fp32",
     trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
@@ -59,15 +62,18 @@ def web(
         seconds=seconds,
         waiting=waiting,
     )
+    names, settings = split_settings(checkpoints)
     models = {
-        _name(checkpoint, checkpoints): Predictor.from_pretrained(
+        _name(checkpoint, names): Predictor.from_pretrained(
             checkpoint,
             device,
             check_choice(precision, "--precision"),
             trust_code=trust_code,
         )
-        for checkpoint in checkpoints
+        for checkpoint in names
     }
+    for predictor in models.values():
+        predictor.test = test_settings(predictor.test, settings, multi_scale=False)
     console = make_console()
     if host not in LOOPBACK:
         print(

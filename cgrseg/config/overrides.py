@@ -16,6 +16,7 @@ from typing import Any
 
 from cgrseg.config import words
 from cgrseg.config.schema import Config
+from cgrseg.config.suggestions import remedy_for_setting
 from cgrseg.errors import ConfigError, explain
 
 
@@ -94,8 +95,7 @@ def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def unknown_setting(path: str, source: str | None = None) -> ConfigError:
-    """The error for a setting that does not exist; it names the nearest one that does."""
-    near = words.nearest(path)
+    """The error for a setting that does not exist; it names the one that was meant."""
     section = path.rpartition(".")[0]
     inner = words.subsection(words.find(section) if section else Config)
     if inner is None:
@@ -106,7 +106,7 @@ def unknown_setting(path: str, source: str | None = None) -> ConfigError:
             path if source is None else f"{source}: {path}",
             found="there is no such setting",
             expected=f"in {section or 'the config'}: {known}",
-            remedy=f"did you mean {near}?" if near else "see docs/configuration.md for all of them",
+            remedy=remedy_for_setting(path),
         )
     )
 

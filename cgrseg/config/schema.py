@@ -10,13 +10,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from cgrseg.config.sizes import read_size
 from cgrseg.errors import ConfigError, explain
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
-Size = tuple[Positive, Positive]
+Size = Annotated[tuple[Positive, Positive], BeforeValidator(read_size)]
 Level = Annotated[int, Field(ge=0, le=255)]
 Factor = Annotated[float, Field(ge=0.0)]
 
@@ -154,11 +163,11 @@ class PhotometricConfig(Section):
 class AugmentConfig(Section):
     """The train pipeline, in order."""
 
-    scale: Size = Field((2048, 512), description="Base scale in pixels: long side, short side.")
+    scale: Size = Field((2048, 512), description="Base scale in pixels, in either order.")
     ratio_range: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = Field(
         (0.5, 2.0), description="Factor of the base scale, drawn uniformly."
     )
-    crop_size: Size = Field((512, 512), description="Height, width in pixels.")
+    crop_size: Size = Field((512, 512), description="Size of the crop in pixels.")
     max_class_share: Probability = Field(
         0.75,
         description="A crop in which one class covers this share of the labelled pixels or more "
@@ -213,7 +222,7 @@ class TestConfig(Section):
 
     __test__ = False  # its name is no invitation to test collectors
 
-    scale: Size = Field((2048, 512), description="Long side, short side in pixels.")
+    scale: Size = Field((2048, 512), description="Long side and short side, in either order.")
     resize: Literal["keep_ratio", "keep_ratio_divisible", "none"] = Field(
         "keep_ratio",
         description="'keep_ratio': within scale, then padded to a multiple of `divisor`; "
@@ -222,8 +231,8 @@ class TestConfig(Section):
     )
     divisor: Positive = Field(32, description="Sides fed to the network are multiples of this.")
     mode: Literal["whole", "slide"] = Field("whole", description="Whole image or windows.")
-    crop_size: Size = Field((512, 512), description="Window of 'slide': height, width in pixels.")
-    stride: Size = Field((341, 341), description="Step of 'slide': down, right in pixels.")
+    crop_size: Size = Field((512, 512), description="Window of 'slide' in pixels.")
+    stride: Size = Field((341, 341), description="Step of 'slide' in pixels: down x right.")
     ratios: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=lambda: [1.0],
         description="Factors of the scale whose results are averaged.",

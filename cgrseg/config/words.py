@@ -6,7 +6,6 @@ all read the schema through this module, so that none of them can disagree with 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import types
 import typing
@@ -15,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cgrseg.config.schema import Config, Section
+from cgrseg.config.schema import Config, Section, Size
 
 _NUMBER = {int: "a whole number", float: "a number"}
 _NUMBERS = {int: "whole numbers", float: "numbers", str: "texts"}
@@ -56,34 +55,10 @@ def find(path: str) -> Any | None:
     return annotation
 
 
-def nearest(path: str) -> str | None:
-    """The existing setting that was probably meant by an unknown dotted name.
-
-    A setting of the same last part anywhere wins (`lr` means `optimizer.lr`), then one
-    that is spelt alike as a whole, then one whose last part is spelt alike.
-    """
-    leaf = path.rsplit(".", 1)[-1]
-    known = [name for name, _ in walk()]
-    known += sorted({name.rsplit(".", 1)[0] for name in known if "." in name})
-    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-    if same_leaf:
-        return max(same_leaf, key=lambda name: _likeness(name, path))
-    alike = difflib.get_close_matches(path, known, n=1, cutoff=0.7)
-    if alike:
-        return alike[0]
-    leaves: dict[str, str] = {}
-    for name in known:
-        leaves.setdefault(name.rsplit(".", 1)[-1], name)
-    alike = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
-    return leaves[alike[0]] if alike else None
-
-
-def _likeness(first: str, second: str) -> float:
-    return difflib.SequenceMatcher(a=first, b=second).ratio()
-
-
 def describe(annotation: Any) -> str:
     """What an annotation admits, e.g. 'a whole number greater than 0, or null'."""
+    if annotation == Size:
+        return "a size in pixels, HEIGHTxWIDTH, e.g. 512x704, or 512 for a square"
     base, limits = _split(annotation)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if origin in (typing.Union, types.UnionType):
@@ -107,6 +82,18 @@ def describe(annotation: Any) -> str:
     if inner is not None:
         return "a table with " + ", ".join(inner.model_fields)
     return str(base)
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The values of a setting that has few, as an override writes them; else nothing."""
+    base, _ = _split(annotation)
+    origin, arguments = typing.get_origin(base), typing.get_args(base)
+    if origin in (typing.Union, types.UnionType):
+        found = [choice for part in arguments for choice in choices(part)]
+        return (*found, "null") if found and type(None) in arguments else tuple(found)
+    if origin is typing.Literal:
+        return tuple(str(value) for value in arguments)
+    return ("true", "false") if base is bool else ()
 
 
 def admits(annotation: Any, kind: type) -> bool:

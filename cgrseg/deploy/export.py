@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cgrseg
+from cgrseg.config.overrides import merge
+from cgrseg.config.validation import build
 from cgrseg.data.colour import MEAN, STD
 from cgrseg.deploy.graph import ExportForm
 from cgrseg.deploy.staging import parts_of, refuse_existing, staged
@@ -70,6 +73,7 @@ def export(
     gives: OutputKind = "logits",
     opset: int | None = None,
     tolerance: Tolerance | None = None,
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
@@ -90,6 +94,7 @@ def export(
         gives: "logits" at an eighth of the size, or "labels" at the input's.
         opset: of ONNX; None: 18.
         tolerance: None: the usual one.
+        settings: `test.*` by dotted name, which the file keeps instead of the checkpoint's own.
         overwrite: replace a file of that name.
         tell: gets a line per step.
 
@@ -116,6 +121,7 @@ def export(
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint, verbose=False)
     model = model.cpu().eval()
     description = describe_export(model, checkpoint, kind, sizes, batch, takes, gives)
+    description = with_test_settings(description, settings or {})
 
     def form(size: Size | None) -> ExportForm:
         return ExportForm(model, size, takes, gives)
@@ -207,6 +213,19 @@ def target_path(
     if not source.exists():  # a hub id
         return Path(f"{source.name}{mark}{suffix}")
     return source.parent / f"{source.stem if source.is_file() else source.name}{mark}{suffix}"
+
+
+def with_test_settings(description: Description, settings: Mapping[str, Any]) -> Description:
+    """A description whose test settings have `test.*` changes laid over them.
+
+    Raises:
+        ConfigError: a value that does not fit.
+    """
+    changes = {key: value for key, value in settings.items() if key.startswith("test.")}
+    if not changes:
+        return description
+    test = build(merge({"test": dict(description.test or {})}, changes)).test
+    return description.model_copy(update={"test": test.model_dump(mode="json")})
 
 
 def describe_export(

@@ -8,19 +8,27 @@ of the head and then of the backbone is kept back, until it does not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cgrseg.config import Config
+from cgrseg.config.overrides import merge
+from cgrseg.config.validation import build
 from cgrseg.deploy.calibration import (
     CalibrationInputs,
     calibration_photos,
     commonest_size,
     evenly,
 )
-from cgrseg.deploy.export import ExportResult, checked_sizes, describe_export, target_path
+from cgrseg.deploy.export import (
+    ExportResult,
+    checked_sizes,
+    describe_export,
+    target_path,
+    with_test_settings,
+)
 from cgrseg.deploy.graph import ExportForm
 from cgrseg.deploy.int8 import ATTENTION, CLASSIFIER, quantise_onnx, quantise_openvino
 from cgrseg.deploy.measuring import agreement, find_labelled, float_backend, mean_iou, one_look
@@ -95,6 +103,7 @@ def export_int8(
     batch: int | None = None,
     takes: InputKind = "normalised",
     gives: OutputKind = "logits",
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Quantisation:
@@ -118,6 +127,7 @@ def export_int8(
         batch: images at once; None: any number.
         takes: as for :func:`cgrseg.deploy.export`.
         gives: "logits".
+        settings: `test.*` and `data.*` by dotted name, laid over the checkpoint's config.
         overwrite: replace a file of that name.
         tell: gets a line per step.
 
@@ -133,16 +143,17 @@ def export_int8(
     target = target_path(checkpoint, kind, out, mark="-int8")
     refuse_existing(target, overwrite)
     model = load_model(checkpoint, verbose=False).cpu().eval()
-    stored = stored_test_settings(model.preprocessing, checkpoint)
+    description = describe_export(model, checkpoint, kind, None, batch, takes, gives)
+    description = with_test_settings(description, settings or {})
+    stored = stored_test_settings(description.test, checkpoint)
     test = one_look(stored)
-    config, lacking = _config_of(checkpoint, data_root)
+    config, lacking = _config_of(checkpoint, data_root, settings or {})
     most = images if images is not None else _IMAGES
     photos = calibration_photos(calibrate, config, lacking, most)
     asked = any(given is not None for given in (data_root, split, limit, max_drop))
     labelled, unmeasured = find_labelled(config, lacking, split, limit, asked)
     size = sizes[0] if sizes is not None else commonest_size(photos, test)
-    description = describe_export(model, checkpoint, kind, [size], batch, takes, gives)
-    description = description.model_copy(update={"precision": "int8"})
+    description = description.model_copy(update={"precision": "int8", "sizes": [size]})
     inputs = CalibrationInputs(photos, test, description, size)
     reference = float_backend(model, description)
     before: float | None = None
@@ -192,7 +203,7 @@ def export_int8(
                     if labelled is not None
                     else f"labels equal on at least {100 * _LEAST_AGREEMENT:g} %",
                     remedy="calibrate with more images that look like those to come (--calibrate, "
-                    "--images), or allow more (--max-drop); no file was left",
+                    "--calibration-images), or allow more (--max-drop); no file was left",
                 )
             )
         megabytes = sum(part.stat().st_size for part in parts_of(draft)) / 1e6
@@ -230,7 +241,9 @@ def _refuse(kind: Kind, sizes: Sequence[Size] | None, gives: OutputKind, opset: 
         )
 
 
-def _config_of(checkpoint: str | Path, data_root: str | None) -> tuple[Config | None, str]:
+def _config_of(
+    checkpoint: str | Path, data_root: str | None, settings: Mapping[str, Any]
+) -> tuple[Config | None, str]:
     """The config in a checkpoint; or None and why not."""
     stored: Any = read_checkpoint(checkpoint).meta.get("config")
     if not isinstance(stored, dict):
@@ -239,7 +252,5 @@ def _config_of(checkpoint: str | Path, data_root: str | None) -> tuple[Config | 
         config = Config(**stored)
     except (CGRSegError, ValueError) as error:
         return None, f"the config in the checkpoint cannot be used ({str(error).splitlines()[0]})"
-    if data_root is not None:
-        data = config.data.model_copy(update={"root": data_root})
-        config = config.model_copy(update={"data": data})
-    return config, ""
+    root = {} if data_root is None else {"data.root": data_root}
+    return build(merge(config.model_dump(), {**root, **settings})), ""

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgrseg.config import load_config
-from cgrseg.errors import CGRSegError, is_first_process, report_problem
+from cgrseg.config.flags import FlagParser
+from cgrseg.config.overrides import parse_overrides
+from cgrseg.errors import CGRSegError, FrontEnd, is_first_process, report_problem, speaking_as
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
 from cgrseg.evaluation.table import class_table, summary_line
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> FlagParser:
     """Flags of `tools/test.py`."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="tools/test.py",
+        settings_flags={"data.root": "--data-root", "work_dir": "--work-dir"},
         description="Evaluate a checkpoint. Several GPUs: "
         "sh tools/dist_test.sh CONFIG CHECKPOINT GPUS.",
     )
@@ -30,17 +33,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--aug-test",
+        "--multi-scale",
+        "--tta",
         action="store_true",
-        help="average over the published ratios (0.5 to 1.75), each plain and mirrored",
+        help="average the published scales, each plain and mirrored",
+    )
+    parser.add_argument("--data-root", help="dataset root (default: data.root of the config)")
+    parser.add_argument("--split", help="name of the split (default: data.eval_split)")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="number of images per batch"
     )
     parser.add_argument(
         "--out",
-        help="a folder for label PNGs, or a .json (scores) or .npz (counts) file; with "
-        "--format-only the folder of the submission",
+        help="output path: a folder for label PNGs, or a .json (scores) or .npz (counts) file; "
+        "with --format-only the folder of the submission",
     )
     parser.add_argument("--show-dir", help="folder for overlays with a legend")
     parser.add_argument(
-        "--opacity", type=float, default=0.5, help="of the labels in overlays, above 0 up to 1"
+        "--opacity", type=float, default=0.5, help="opacity of the labels in overlays, 0 to 1"
     )
     parser.add_argument(
         "--format-only",
@@ -55,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting, such as data.eval_split=test test.mode=slide",
+        help="any setting, such as data.eval_split=test test.mode=slide; KEY=VALUE without the "
+        "flag is the same",
     )
     parser.add_argument(
         "--launcher",
@@ -70,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16"],
         default="fp32",
-        help="arithmetic of the network; auto: bf16 where the device computes it in hardware, "
+        help="precision of the network; auto: bf16 where the device computes it in hardware, "
         "else fp32 (default: fp32, as published)",
     )
     parser.add_argument(
@@ -79,8 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="run the folded and compiled network: several times faster after about a minute "
         "per image size",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: all cores)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="number of CPU threads (default: all cores)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="maximum number of images")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
@@ -92,21 +105,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 after a problem whose message was printed.
     """
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_with_settings(argv)
     if arguments.eval and arguments.format_only:
-        parser.error("--eval and --format-only exclude each other: a submission is not measured")
+        parser.error("argument --eval: not allowed with --format-only, which measures nothing")
     if arguments.limit is not None and arguments.limit < 1:
-        parser.error(f"--limit {arguments.limit}: expected 1 or more")
-    try:
-        _run(arguments)
-    except CGRSegError as error:
-        report_problem(error)
-        return 1
+        parser.error(f"argument --limit: got {arguments.limit}, expected 1 or more")
+    with speaking_as(FrontEnd.SCRIPT):
+        try:
+            _run(arguments)
+        except CGRSegError as error:
+            report_problem(error)
+            return 1
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments.config, arguments.cfg_options)
+    given = {"data.root": arguments.data_root}
+    flags = {key: value for key, value in given.items() if value is not None}
+    config = load_config(arguments.config, {**flags, **parse_overrides(arguments.cfg_options)})
     metrics = arguments.eval or ["mIoU"]
     work_dir = Path(arguments.work_dir or config.run_dir)
     device = arguments.device
@@ -115,7 +131,9 @@ def _run(arguments: argparse.Namespace) -> None:
     result = evaluate(
         config,
         arguments.checkpoint,
+        split=arguments.split,
         device=device,
+        batch_size=arguments.batch_size,
         out=arguments.out,
         show_dir=arguments.show_dir,
         opacity=arguments.opacity,
@@ -140,7 +158,7 @@ def _run(arguments: argparse.Namespace) -> None:
     print(summary_line(result, metrics))
     name = result_name(
         config,
-        config.data.eval_split,
+        arguments.split or config.data.eval_split,
         arguments.aug_test,
         arguments.limit,
         result.settings["precision"],

@@ -10,32 +10,42 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cgrseg.config.flags import FlagParser
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
-from cgrseg.errors import CGRSegError, plain_warnings, report_problem
+from cgrseg.errors import CGRSegError, FrontEnd, plain_warnings, report_problem, speaking_as
+from cgrseg.inference.backends import use_threads
 from cgrseg.training.runner import train
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> FlagParser:
     """Flags of `tools/train.py`."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="tools/train.py",
+        settings_flags={
+            "data.root": "--data-root",
+            "train.load_from": "--load-from",
+            "train.seed": "--seed",
+            "work_dir": "--work-dir",
+        },
         description="Train a network. Several GPUs: sh tools/dist_train.sh CONFIG GPUS.",
     )
     parser.add_argument("config", help="config file, or the name of a run that is shipped")
-    parser.add_argument("--work-dir", help="folder of the run (default: ./work_dirs/<config name>)")
-    parser.add_argument("--load-from", help="checkpoint whose weights the network starts from")
+    parser.add_argument("--data-root", help="dataset root (default: data.root of the config)")
+    parser.add_argument("--work-dir", help="run folder (default: ./work_dirs/<config name>)")
+    parser.add_argument("--load-from", help="checkpoint to fine-tune from")
     resume = parser.add_mutually_exclusive_group()
-    resume.add_argument("--resume-from", help="checkpoint of this run to go on from, exactly")
+    resume.add_argument("--resume-from", help="checkpoint of this run to resume from")
     resume.add_argument(
         "--auto-resume",
+        "--resume",
         action="store_true",
-        help="go on from latest.pth in the run's folder when it is there",
+        help="resume the run in the run folder, if there is one",
     )
     parser.add_argument(
         "--no-validate", action="store_true", help="do not evaluate during training"
     )
-    parser.add_argument("--seed", type=int, help="of weights, order and augmentation")
+    parser.add_argument("--seed", type=int, help="seed of all random numbers")
     parser.add_argument(
         "--deterministic", action="store_true", help="only deterministic kernels (slower)"
     )
@@ -47,8 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="any other setting, such as optimizer.lr=1e-4 train.precision=bf16",
+        help="any other setting, such as optimizer.lr=1e-4 train.precision=bf16; KEY=VALUE without "
+        "the flag is the same",
     )
+    parser.add_argument("--threads", type=int, metavar="N", help="number of CPU threads")
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm"],
@@ -62,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags as settings by dotted name; what `--cfg-options` says wins."""
     settings: dict[str, Any] = {
+        "data.root": arguments.data_root,
         "work_dir": arguments.work_dir,
         "train.load_from": arguments.load_from,
         "train.seed": arguments.seed,
@@ -79,11 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the run is complete, 1 after a problem (its message is printed), 128 plus
         the number of the signal that ended it early.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_with_settings(argv)
     device = arguments.device or "auto"
     if arguments.gpu_id is not None:
         device = f"cuda:{arguments.gpu_id}"
     with explained() as ending:
+        use_threads(arguments.threads)
         result = train(
             load_config(arguments.config, overrides_of(arguments)),
             device=device,
@@ -117,7 +131,7 @@ def explained() -> Iterator[Ending]:
     Problems become their message, Ctrl-C one word; a stack trace is for bugs only.
     """
     ending = Ending()
-    with plain_warnings():
+    with plain_warnings(), speaking_as(FrontEnd.SCRIPT):
         try:
             yield ending
         except CGRSegError as error:

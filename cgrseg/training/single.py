@@ -7,20 +7,24 @@ flag and its place in the config, runs, and prints the active settings first.
 from __future__ import annotations
 
 import argparse
-import difflib
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cgrseg.config.flags import FlagParser
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import Config
-from cgrseg.errors import ConfigError, explain
+from cgrseg.config.suggestions import meant_setting, misspelt
+from cgrseg.errors import ConfigError, explain, is_first_process, option
 from cgrseg.inference.backends import use_threads
 from cgrseg.training.checkpointing import BEST, LATEST
+
+if TYPE_CHECKING:
+    from cgrseg.evaluation import EvaluationResult
 
 DEFAULT_CONFIG = "cgrseg-t_ade20k_160k"
 
@@ -45,27 +49,27 @@ FLAGS: dict[str, dict[str, Any]] = {
     "batch_size": {"type": int, "help": "images per step (train) or at a time (eval, default 1)"},
     "max_iters": {"type": int, "help": "training steps in all"},
     "eval_interval": {"type": int, "help": "steps between evaluations"},
-    "data_root": {"help": "folder of the dataset"},
-    "work_dir": {"help": "folder of the run (default: ./work_dirs/<config name>)"},
+    "data_root": {"help": "dataset root"},
+    "work_dir": {"help": "run folder (default: ./work_dirs/<config name>)"},
     "checkpoint": {"help": "eval: the weights (default: latest.pth in the run's folder)"},
     "show_dir": {"help": "eval: folder for pictures of the predictions"},
-    "opacity": {"type": float, "help": "eval: of the prediction over the image, 0 to 1"},
+    "opacity": {"type": float, "help": "eval: opacity of the labels in overlays, 0 to 1"},
     "precision": {
         "choices": ["auto", "fp32", "bf16", "fp16"],
-        "help": "eval: of the network's maths (training has train.precision=...)",
+        "help": "eval: precision of the network (training has train.precision=...)",
     },
     "compile": {
         "action": "store_true",
         "help": "eval: run the folded and compiled network, several times faster after about a "
         "minute per image size",
     },
-    "threads": {"type": int, "help": "of the CPU (default: all cores)"},
-    "seed": {"type": int, "help": "of weights, order and augmentation"},
+    "threads": {"type": int, "help": "number of CPU threads (default: all cores)"},
+    "seed": {"type": int, "help": "seed of all random numbers"},
     "deterministic": {"action": "store_true", "help": "only deterministic kernels (slower)"},
     "no_validate": {"action": "store_true", "help": "train without evaluating on the way"},
-    "resume_from": {"help": "train: checkpoint of this run to go on from, exactly"},
-    "auto_resume": {"action": "store_true", "help": "train: go on from latest.pth if it is there"},
-    "load_from": {"help": "train: checkpoint whose weights the network starts from"},
+    "resume_from": {"help": "train: checkpoint of this run to resume from"},
+    "auto_resume": {"action": "store_true", "help": "train: resume the run in the run folder"},
+    "load_from": {"help": "train: checkpoint to fine-tune from"},
     "gpu_id": {"type": int, "help": "number of the GPU, from 0"},
 }
 
@@ -98,10 +102,11 @@ class Outcome:
     stopped_by: signal.Signals | None = None
 
 
-def build_parser(defaults: Mapping[str, Any]) -> argparse.ArgumentParser:
+def build_parser(defaults: Mapping[str, Any]) -> FlagParser:
     """Flags of `run_cgrseg.py`; their help shows the dictionary's values."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="run_cgrseg.py",
+        settings_flags={name: f"--{key.replace('_', '-')}" for key, name in SETTINGS.items()},
         description="Train or evaluate CGRSeg on one device.",
         argument_default=argparse.SUPPRESS,
     )
@@ -109,7 +114,8 @@ def build_parser(defaults: Mapping[str, Any]) -> argparse.ArgumentParser:
         text = options["help"]
         if defaults.get(key) not in (None, False):
             text = f"{text} [{defaults[key]}]"
-        parser.add_argument(f"--{key.replace('_', '-')}", **{**options, "help": text})
+        names = [f"--{key.replace('_', '-')}", *(["--resume"] if key == "auto_resume" else [])]
+        parser.add_argument(*names, dest=key, **{**options, "help": text})
     parser.add_argument(
         "settings",
         nargs="*",
@@ -244,6 +250,7 @@ def describe(active: Mapping[str, Any], config: Config) -> str:
 
 def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[str, float]:
     from cgrseg.evaluation import evaluate
+    from cgrseg.evaluation.evaluate import result_name
 
     checkpoint = active["checkpoint"]
     if checkpoint is None:
@@ -255,7 +262,8 @@ def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[st
                     "checkpoint",
                     found=f"none given, and none in {config.run_dir}",
                     expected="the weights to evaluate",
-                    remedy="give --checkpoint (in Python: checkpoint=...)",
+                    remedy=f"give {option('--checkpoint', 'CHECKPOINT')}, or the "
+                    f"{option('--work-dir')} of a run that has one",
                 )
             )
         checkpoint = present[0]
@@ -269,19 +277,47 @@ def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[st
         show_dir=active["show_dir"],
         opacity=active["opacity"],
     )
+    name = result_name(config, config.data.eval_split, False, None, result.settings["precision"])
+    _print_scores(result, [Path(config.run_dir) / f"{name}.json", active["show_dir"]])
     return dict(result.metrics)
+
+
+def _print_scores(result: EvaluationResult, written: Sequence[Path | str | None]) -> None:
+    """Print the scores per class, the summary, and where they are written."""
+    from rich.console import Console
+
+    from cgrseg.evaluation.table import class_table, summary_line
+
+    if not is_first_process():
+        return
+    Console(highlight=False).print(class_table(result))
+    print(summary_line(result))
+    for path in written:
+        if path is not None:
+            print(f"written: {path}", flush=True)
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """What to do about a key that does not exist."""
+    near = misspelt(key, known)
+    if near is not None:
+        return f"did you mean {near}?"
+    meant = meant_setting(key)
+    if meant is None:
+        return "see run_cgrseg.py --help"
+    flags = {name: flag for flag, name in SETTINGS.items()}
+    return meant if " " in meant else f"did you mean {flags.get(meant, meant)}?"
 
 
 def _refuse_unknown(given: Mapping[str, Any]) -> None:
     known = [*FLAGS, "eval_batch_size", "name"]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
             raise ConfigError(
                 explain(
                     key,
                     found="there is no such setting",
                     expected=", ".join(FLAGS) + ", or a dotted setting of the config",
-                    remedy=f"did you mean {near[0]}?" if near else "see run_cgrseg.py --help",
+                    remedy=_meant(key, known),
                 )
             )

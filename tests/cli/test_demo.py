@@ -13,7 +13,7 @@ from .conftest import SMALL, Run
 @pytest.mark.slow
 def test_demo_leaves_a_report_and_can_be_started_again(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    command = ("demo", *SMALL, "--out", out, "--train-scenes", 8, "--held-out-scenes", 2)
+    command = ("demo", *SMALL, "--out", out, "--train-scenes", 8, "--val-scenes", 2)
     result = run(*command, "--device", "cpu")
     assert result.exit_code == 0, result.output
     report = out / "report.html"

@@ -24,7 +24,7 @@ def test_network_is_shown_beside_the_published_figures(run: Run) -> None:
 
 
 def test_json_has_the_same_numbers_for_other_classes_and_sizes(run: Run) -> None:
-    small = json.loads(run("info", "cgrseg_t", "--json", "--size", "256", "512").stdout)
+    small = json.loads(run("info", "cgrseg_t", "--json", "--size", "256x512").stdout)
     whole = json.loads(run("info", "cgrseg_t", "--json").stdout)
     few = json.loads(run("info", "cgrseg_t", "--json", "--num-classes", "2").stdout)
     assert small["size"] == [256, 512]
@@ -35,10 +35,10 @@ def test_json_has_the_same_numbers_for_other_classes_and_sizes(run: Run) -> None
 
 
 def test_size_that_does_not_fit_gives_the_next_that_does(run: Run) -> None:
-    result = run("info", "cgrseg_t", "--size", "500", "10")
+    result = run("info", "cgrseg_t", "--size", "500x10")
     assert result.exit_code == 2
-    assert "500 10" in result.stderr
-    assert "512 32" in result.stderr
+    assert "500x10" in result.stderr
+    assert "--size 512x32" in result.stderr
 
 
 def test_presets_are_listed_with_what_they_are(run: Run) -> None:

@@ -176,7 +176,7 @@ def test_test_settings_can_be_changed(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["-s", "optimizer.lr=1"], "a setting that prediction does not use"),
+        (["-s", "optimizer.lr=1"], "this command does not use the setting"),
         (["-s", "test.flop=1"], "did you mean test.flip?"),
         (["--precision", "double"], "fp32, bf16 or fp16"),
         (["nowhere.jpg"], "nowhere.jpg"),

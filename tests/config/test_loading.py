@@ -86,7 +86,7 @@ def test_overrides_as_a_table_are_taken_as_they_are() -> None:
         ("train.patience=true", ["train.patience: got True", "or null"]),
         ("test.ratios=[true]", ["test.ratios: got [True]", "a list of numbers greater than 0"]),
         ("train.evaluate=7", ["train.evaluate: got 7", "true or false"]),
-        ("augment.crop_size=[512]", ["augment.crop_size: got [512]", "two whole numbers"]),
+        ("augment.crop_size=[512]", ["augment.crop_size: got [512]", "a size in pixels"]),
         ("augment.crop_size=[500, 512]", ["[500, 512]", "multiples of 32", "take [512, 512]"]),
         ("augment.ratio_range=[2, 1]", ["[2, 1]", "write [1, 2]"]),
         ("augment.photometric.hue=200", ["got 200", "a whole number from 0 to 90"]),
@@ -194,3 +194,16 @@ def test_a_config_a_name_and_nothing_else() -> None:
     with pytest.raises(ConfigError, match="a value of type dict") as caught:
         as_config({"name": "mine"})  # type: ignore[arg-type]
     assert "cgrseg.load_config(name" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["64x96", "64,96", "[64, 96]", "(64,96)", "64X96", "64 x 96"])
+def test_one_size_in_every_form(text: str) -> None:
+    config = load_config("cgrseg-t_custom", [f"augment.crop_size={text}", f"test.scale={text}"])
+    assert config.augment.crop_size == config.test.scale == (64, 96)
+
+
+def test_one_number_is_a_square_and_no_truth_value_is_a_size() -> None:
+    assert load_config("cgrseg-t_custom", ["augment.crop_size=64"]).augment.crop_size == (64, 64)
+    for text in ("true", "64x", "x64", "64x96x3", "-64", "wide"):
+        with pytest.raises(ConfigError, match=r"augment\.crop_size.*: got .*\n.*a size in pixels"):
+            load_config("cgrseg-t_custom", [f"augment.crop_size={text}"])

@@ -95,17 +95,17 @@ def test_what_cannot_be_described_exits_with_two(ade, tmp_path):
 
 def test_browse_writes_a_page(ade, tmp_path):
     target = tmp_path / "sheet.html"
-    done = run("browse", ade, "--out", target, "--split", "val", "--count", "2")
+    done = run("browse", ade, "--out", target, "--split", "val", "--limit", "2")
     assert done.exit_code == 0, done.output
     assert target.read_text().count("<figure") == 2
-    done = run("browse", ade, "--out", target, "--augmented", "--count", "3")
+    done = run("browse", ade, "--out", target, "--augmented", "--limit", "3")
     assert done.exit_code == 0, done.output
     assert "3 training samples after augmentation" in target.read_text()
 
 
 def test_a_synthetic_dataset_passes_the_check(tmp_path):
     root = tmp_path / "scenes"
-    done = run("synth", root, "--train", "12", "--val", "4", "--size", "64", "64")
+    done = run("synth", root, "--train-scenes", "12", "--val-scenes", "4", "--size", "64")
     assert done.exit_code == 0, done.output
     checked = run("check", "cgrseg-t_synthetic", "--data-root", root, "--json")
     report = json.loads(checked.stdout)

@@ -99,7 +99,7 @@ def test_a_custom_folder_from_colour_masks(street, tmp_path):
         f"{name} {r} {g} {b}" for name, (r, g, b) in zip(CLASSES, COLOURS.tolist(), strict=True)
     ]
     (tmp_path / "colours.txt").write_text("\n".join([*lines, "void 0 0 0"]))
-    options = ["--colours", tmp_path / "colours.txt", "--ignore", "void"]
+    options = ["--colors", tmp_path / "colours.txt", "--ignore", "void"]
     done = run("convert", "rgb", photos, tmp_path / "masks", out, *options)
     assert done.exit_code == 0, done.output
     assert "6 label maps written" in done.stdout

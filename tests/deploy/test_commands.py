@@ -30,7 +30,7 @@ def run() -> Run:
 @pytest.fixture(scope="module")
 def exported(run: Run, checkpoint: Path) -> Path:
     """Beside its checkpoint, as without --out."""
-    result = run("export", checkpoint, "--format", "pt2", "--size", "64x96", "--batch", "1")
+    result = run("export", checkpoint, "--format", "pt2", "--size", "64x96", "--batch-size", "1")
     assert result.exit_code == 0, result.output
     assert "written:" in result.stdout and "small.pt2" in result.stdout
     assert "1 x 64x96: logits differ by" in result.stderr
@@ -76,7 +76,7 @@ def test_predict_on_a_machine_with_a_gpu(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--images", "4"), "--images: given without --int8"),
+        (("--calibration-images", "4"), "--calibration-images: given without --int8"),
         (("--max-drop", "1"), "--max-drop: given without --int8"),
         (("--limit", "3", "--split", "val"), "--split, --limit: given without --int8"),
         (("--format", "openvino", "--opset", "18"), "--opset: 18, with the format openvino"),
@@ -84,8 +84,8 @@ def test_predict_on_a_machine_with_a_gpu(
         (("--int8", "--format", "pt2"), "--int8: --format pt2"),
         (("--int8", "--size", "64x65"), "round up: 64x96"),
         (("--format", "openvino", "--out", "model.XML"), "for example model.xml"),
-        (("--batch", "0"), "--batch: '0'"),
-        (("--size", "64"), "--size: '64'"),
+        (("--batch-size", "0"), "--batch-size: '0': "),
+        (("--size", "64x"), "--size: '64x'"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(

@@ -145,7 +145,17 @@ def test_openvino_keeps_back_what_it_should(made: Callable[[str], Quantisation])
 @pytest.mark.slow
 def test_command_reports_what_was_measured(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "small.onnx"
-    options = ["--int8", "--images", "2", "--limit", "1", "--max-drop", "100", "--out", str(out)]
+    options = [
+        "--int8",
+        "--calibration-images",
+        "2",
+        "--limit",
+        "1",
+        "--max-drop",
+        "100",
+        "--out",
+        str(out),
+    ]
     runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
     result = runner.invoke(app, ["export", str(checkpoint), *options])
     assert result.exit_code == 0, result.output

@@ -484,7 +484,7 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--size", "100", "64"), "round up: 128 64"),
+        (("--size", "100x64"), "round up: --size 128x64"),
         (("--works", "sleep"), "network, labels, photo"),
         (("--subjects", "magic"), "compiled-fp32"),
         (("--device", "cuda:77"), "device cuda:77"),
@@ -499,9 +499,9 @@ def test_command_explains_what_it_cannot_do(arguments: tuple[str, ...], told: st
 def test_command_writes_its_numbers(tmp_path: Any) -> None:
     target = tmp_path / "speed.json"
     done = run_command(
-        *("cgrseg_t", "--size", "64", "64", "--num-classes", "4", "--rounds", "2"),
+        *("cgrseg_t", "--size", "64x64", "--num-classes", "4", "--rounds", "2"),
         *("--subjects", "folded-fp32", "--works", "labels", "--no-peaks", "--no-memory"),
-        *("--json", str(target)),
+        *("--out", str(target)),
     )
     assert done.returncode == 0, done.stderr
     stored = json.loads(target.read_text())

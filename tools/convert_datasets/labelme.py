@@ -5,20 +5,24 @@ Usage: python tools/convert_datasets/labelme.py annotated data/mine --background
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 # A checkout runs its own code, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from cgrseg.config.flags import FlagParser
 from cgrseg.data.convert import convert_labelme
 from cgrseg.data.convert.script import finish, progress_line
 
 
 def main() -> int:
     """Parse the arguments, convert, say what was made."""
-    parser = argparse.ArgumentParser(description="LabelMe JSON files to label PNGs")
+    parser = FlagParser(
+        prog="tools/convert_datasets/labelme.py",
+        description="LabelMe JSON files to label PNGs",
+        takes_settings=False,
+    )
     parser.add_argument("source", help="folder with the JSON files")
     parser.add_argument("out", help="folder that gets images, annotations and classes.txt")
     parser.add_argument("--image-folder", help="folder of the images (default: as the files say)")
@@ -26,9 +30,13 @@ def main() -> int:
     parser.add_argument("--classes", nargs="+", help="names in id order (default: those found)")
     parser.add_argument("--background", help="class of pixels that no shape covers")
     parser.add_argument("--ignore", nargs="+", default=[], help="names whose pixels are ignored")
-    parser.add_argument("--images", choices=["link", "copy"], default="link")
-    parser.add_argument("--nproc", type=int, help="processes (default: by the amount of work)")
-    parser.add_argument("--overwrite", action="store_true", help="make everything anew")
+    parser.add_argument(
+        "--images", "--image-mode", dest="images", choices=["link", "copy"], default="link"
+    )
+    parser.add_argument(
+        "--nproc", "--workers", type=int, help="number of worker processes (default: automatic)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     given = parser.parse_args()
     return finish(
         lambda: convert_labelme(

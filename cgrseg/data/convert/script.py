@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from cgrseg.data.convert.runner import ConversionReport
-from cgrseg.errors import CGRSegError
+from cgrseg.errors import CGRSegError, FrontEnd, speaking_as
 
 
 def progress_line(done: int, total: int) -> None:
@@ -24,7 +24,8 @@ def finish(convert: Callable[[], ConversionReport]) -> int:
         interrupted.
     """
     try:
-        report = convert()
+        with speaking_as(FrontEnd.SCRIPT):
+            report = convert()
     except CGRSegError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -109,7 +109,7 @@ class ExportedBackend:
                     expected=listed,
                     remedy="windows of at most this (test.mode=slide)"
                     if self.sizes is None
-                    else "export it for this size (--size), or for any (--size any)",
+                    else "export it for this size (--size), or for any size (without --size)",
                 )
             )
         if goal == (height, width):

@@ -109,7 +109,7 @@ def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestC
                 "test.ratios",
                 found=f"{list(config.ratios)} with a file that takes {listed} only",
                 expected="a single scale",
-                remedy="export the checkpoint for any size (--size any)",
+                remedy="export the checkpoint for any size (without --size)",
             )
         )
     if config.mode == "slide":

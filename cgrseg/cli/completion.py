@@ -1,0 +1,104 @@
+"""What the shell completes: presets, settings with their values, devices, precisions.
+
+Nothing here imports PyTorch, so that a press of the tabulator key answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def settings(ctx: Any, incomplete: str) -> list[str]:
+    """`KEY=VALUE`: names of settings, then the values of the one that was typed."""
+    key, value = _setting_before_cursor(incomplete)
+    if key is None:
+        return _setting_names(incomplete)
+    values = [text for text in _values_of(key) if text.startswith(value)]
+    # bash takes the word apart at the equals sign and replaces what comes after it.
+    return values if "COMP_WORDS" in os.environ else [f"{key}={text}" for text in values]
+
+
+def config_or_settings(ctx: Any, incomplete: str) -> list[str]:
+    """Presets and settings, for commands that take both among their arguments."""
+    return [*presets(incomplete), *settings(ctx, incomplete)]
+
+
+def presets(incomplete: str) -> list[str]:
+    """Names of runs that are known without a file."""
+    from cgrseg.config.presets import list_presets
+
+    return [name for name in list_presets() if name.startswith(incomplete)]
+
+
+def models(incomplete: str) -> list[str]:
+    """Variants of the network."""
+    from cgrseg.config.presets import VARIANTS
+
+    return [name for name in VARIANTS if name.startswith(incomplete)]
+
+
+def models_and_presets(incomplete: str) -> list[str]:
+    """Variants and presets."""
+    return [*models(incomplete), *presets(incomplete)]
+
+
+def models_or_settings(ctx: Any, incomplete: str) -> list[str]:
+    """Variants and settings."""
+    return [*models(incomplete), *settings(ctx, incomplete)]
+
+
+def datasets(incomplete: str) -> list[str]:
+    """Datasets of the presets, and `custom`."""
+    from cgrseg.config.presets import DATASETS
+
+    names = dict.fromkeys(str(recipe.settings["data"]["dataset"]) for recipe in DATASETS.values())
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def devices(incomplete: str) -> list[str]:
+    """Kinds of devices; whether one is there is found out when the command runs."""
+    return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
+
+
+def precisions(incomplete: str) -> list[str]:
+    """Precisions that networks predict in."""
+    return [name for name in PRECISIONS if name.startswith(incomplete)]
+
+
+def _setting_names(incomplete: str) -> list[str]:
+    from cgrseg.config import words
+
+    names = [name for name, _ in words.walk() if name.startswith(incomplete)]
+    if len(names) != 1:
+        return [f"{name}=" for name in names]
+    # With values after it, the shell stops at the equals sign instead of adding a blank.
+    return [f"{names[0]}={text}" for text in ("", *_values_of(names[0]))]
+
+
+def _values_of(key: str) -> list[str]:
+    from cgrseg.config import words
+    from cgrseg.config.reference import flatten
+    from cgrseg.config.schema import Config
+
+    annotation = words.find(key)
+    if annotation is None or words.subsection(annotation) is not None:
+        return []
+    choices = words.choices(annotation)
+    return list(choices) if choices else [flatten(Config())[key].strip('"')]
+
+
+def _setting_before_cursor(incomplete: str) -> tuple[str | None, str]:
+    """The setting whose value is being typed, and what is there of the value."""
+    if "=" in incomplete:
+        key, _, value = incomplete.partition("=")
+        return key, value
+    words = os.environ.get("COMP_WORDS", "").split()
+    place = int(os.environ.get("COMP_CWORD", "0") or 0)
+    if words[place : place + 1] == ["="] and place > 0:
+        return words[place - 1], ""
+    if words[place - 1 : place] == ["="] and place > 1:
+        return words[place - 2], incomplete
+    return None, incomplete

@@ -1,0 +1,224 @@
+"""The options of all commands: one name, short form, type and help text for one thing.
+
+A command takes its options from here where another command has the same one.  An option that
+means the same but says more in one command is made by a function, which adds a sentence.
+`docs/commands.md` is generated from the result, and a test holds the agreement.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cgrseg.cli import completion
+from cgrseg.errors import ConfigError, explain
+
+SETTINGS_HELP = "Settings of the config, e.g. {example} (docs/configuration.md)."
+
+
+def settings_argument(example: str = "optimizer.lr=1e-4") -> Any:
+    """Trailing `KEY=VALUE` arguments of a command that reads a config."""
+    return typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help=SETTINGS_HELP.format(example=example),
+        show_default=False,
+        autocompletion=completion.settings,
+    )
+
+
+def out_option(detail: str) -> Any:
+    """`--out`, `-o`: where a command writes; `detail` says what, and the default."""
+    return typer.Option(
+        "--out", "-o", metavar="PATH", help=f"Output path. {detail}", show_default=False
+    )
+
+
+def overwrite_option(detail: str = "") -> Any:
+    """`--overwrite`; `detail` says what is kept without it."""
+    return typer.Option("--overwrite", help=f"Replace existing results. {detail}".strip())
+
+
+def size_option(detail: str = "") -> Any:
+    """`--size`: one size, or several where the parameter is a list."""
+    return typer.Option(
+        "--size",
+        metavar="HEIGHTxWIDTH",
+        parser=size_of_option,
+        help=f"Size in pixels, e.g. 512x704, or 512 for a square. {detail}".strip(),
+        show_default=False,
+    )
+
+
+def batch_size_option(detail: str = "") -> Any:
+    """`--batch-size`: one number, or several where the parameter is a list."""
+    return typer.Option("--batch-size", help=f"Number of images per batch. {detail}".strip(), min=1)
+
+
+def split_option(detail: str) -> Any:
+    """`--split`: a split by name, or several where the parameter is a list."""
+    return typer.Option("--split", help=f"Name of the split. {detail}", show_default=False)
+
+
+def size_of_option(text: Any) -> tuple[int, int]:
+    """A size from the text of an option.
+
+    Raises:
+        ConfigError: the text is not a size.
+    """
+    from cgrseg.config.sizes import read_size
+
+    size = read_size(text)
+    if not isinstance(size, tuple):
+        raise ConfigError(
+            explain(
+                "--size",
+                found=repr(text),
+                expected="a size in pixels, HEIGHTxWIDTH",
+                remedy="for example --size 512x704, or --size 512 for a square",
+            )
+        )
+    return size
+
+
+Settings = Annotated[list[str] | None, settings_argument()]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(
+        "--data-root", help="Dataset root. Default: data.root of the config.", show_default=False
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Device: cpu, cuda, cuda:0, ... or mps. Default: a GPU if there is one.",
+        show_default=False,
+        autocompletion=completion.devices,
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Precision of the network: fp32, bf16, fp16, or auto (bf16 where the device computes "
+        "it in hardware, else fp32).",
+        autocompletion=completion.precisions,
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Run the folded and compiled network: several times faster after about a minute per "
+        "image size. The compiled network is cached.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="Number of CPU threads. Default: all cores.", min=1, show_default=False
+    ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the machine code of compiled packages (.pt2 of --format aoti). It can do "
+        "whatever you can: only for files whose origin you know.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Number of worker processes. Default: chosen from the amount of work.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of all random numbers.", min=0, show_default=False),
+]
+BatchSize = Annotated[int, batch_size_option()]
+MultiScale = Annotated[
+    bool,
+    typer.Option("--multi-scale", help="Average the published scales, each plain and mirrored."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", help="Maximum number of images.", min=1, show_default=False),
+]
+Opacity = Annotated[
+    float,
+    typer.Option("--opacity", help="Opacity of the labels in overlays, 0 to 1.", min=0, max=1),
+]
+NumClasses = Annotated[
+    int, typer.Option("--num-classes", help="Number of classes of MODEL.", min=1)
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Dataset name of FOLDER (`cgrseg data list`). Default: told from its folders.",
+        show_default=False,
+        autocompletion=completion.datasets,
+    ),
+]
+TrainScenes = Annotated[int, typer.Option("--train-scenes", help="Number of training scenes.")]
+ValScenes = Annotated[int, typer.Option("--val-scenes", help="Number of validation scenes.")]
+
+OLD_NAMES: dict[str, dict[str, str]] = {
+    "train": {"--auto-resume": "--resume"},
+    "evaluate": {"--aug-test": "--multi-scale"},
+    "predict": {"--aug-test": "--multi-scale"},
+    "export": {"--batch": "--batch-size", "--images": "--calibration-images"},
+    "bench": {"--batch": "--batch-size"},
+    "demo": {"--held-out-scenes": "--val-scenes"},
+    "data browse": {"--count": "--limit"},
+    "data synth": {"--train": "--train-scenes", "--val": "--val-scenes"},
+    "data convert coco-stuff10k": {"--images": "--image-mode", "--lists": "--split"},
+    "data convert labelme": {"--images": "--image-mode"},
+    "data convert coco": {"--images": "--image-mode"},
+    "data convert rgb": {"--images": "--image-mode", "--colours": "--colors"},
+}
+"""Command to its options that had another name: old name to the present one."""
+
+
+def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments of a command with old names replaced.
+
+    Args:
+        command: its name below `cgrseg`, e.g. `data browse`.
+        arguments: as typed.
+
+    Returns:
+        The arguments with present names, and a note for each one that was replaced.
+    """
+    names = OLD_NAMES.get(command, {})
+    result: list[str] = []
+    notes: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*result, word, *rest], notes
+        name, equals, value = word.partition("=")
+        if name in names:
+            notes.append(f"{name} is now {names[name]}")
+            word = f"{names[name]}{equals}{value}"
+        if word == "--size" and len(rest) > 1 and rest[0].isdecimal() and rest[1].isdecimal():
+            # The older form had two values.  A second number is nothing else in any command.
+            height, width = rest.pop(0), rest.pop(0)
+            notes.append(f"--size {height} {width} is now --size {height}x{width}")
+            rest.insert(0, f"{height}x{width}")
+        elif command == "bench" and word == "--json" and rest and rest[0].endswith(".json"):
+            notes.append("--json FILE is now --out FILE; --json alone prints")
+            word = "--out"
+        elif word in ("--batch-size", "--size") and rest[:1] == ["any"]:
+            notes.append(f"{word} any is the default")
+            rest.pop(0)
+            continue
+        result.append(word)
+    return result, notes

@@ -1,0 +1,93 @@
+"""The flags of `run_cgrseg.py` and of the scripts in `tools/`, read by argparse.
+
+Only the messages differ from argparse's own: they have the four parts that all of ours have, and
+name the flag or the setting that was meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from cgrseg.config.suggestions import unknown_option
+from cgrseg.errors import CGRSegError, ConfigError, explain, report_problem
+
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+_USAGE_STATUS = 2
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose messages are ours; wrong usage ends the script with status 2.
+
+    Args:
+        settings_flags: setting to the flag that sets it, e.g. `optimizer.lr` to `--lr`.
+        takes_settings: whether `KEY=VALUE` may follow, or come after `--cfg-options`.
+        **options: what argparse takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings_flags: Mapping[str, str] | None = None,
+        takes_settings: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._settings_flags = dict(settings_flags or {})
+        self._takes_settings = takes_settings
+
+    def parse_with_settings(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Read flags; `KEY=VALUE` anywhere counts as if it followed `--cfg-options`."""
+        found, rest = self.parse_known_args(argv)
+        settings = [word for word in rest if _SETTING.match(word)]
+        unknown = [word for word in rest if word not in settings]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        found.cfg_options = [*found.cfg_options, *settings]
+        return found
+
+    def flags(self) -> list[str]:
+        """All long flags that the help shows."""
+        return [
+            name
+            for action in self._actions
+            if action.help != argparse.SUPPRESS
+            for name in action.option_strings
+            if name.startswith("--")
+        ]
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and end with status 2."""
+        report_problem(self._problem(message))
+        raise SystemExit(_USAGE_STATUS)
+
+    def _problem(self, message: str) -> CGRSegError:
+        help_command = f"{self.prog} --help"
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown is not None and unknown[1].startswith("-"):
+            name = unknown[1].partition("=")[0]
+            return unknown_option(name, self.flags(), help_command, self._spell())
+        wrong = re.match(r"argument (\S+?):? (.*)", message, re.DOTALL)
+        where = self.prog if wrong is None else wrong[1].split("/")[0].rstrip(":")
+        action = next((a for a in self._actions if where in (*a.option_strings, a.dest)), None)
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        return ConfigError(
+            explain(
+                where,
+                found=message if wrong is None else wrong[2],
+                expected=usage if action is None or not action.help else action.help,
+                remedy=f"correct it; {help_command} lists the flags",
+            )
+        )
+
+    def _spell(self) -> Callable[[str], str] | None:
+        if not self._takes_settings:
+            return None
+
+        def spell(setting: str) -> str:
+            flag = self._settings_flags.get(setting)
+            return f"{flag} VALUE" if flag is not None else f"{setting}=VALUE, without dashes"
+
+        return spell
