@@ -3,29 +3,25 @@
 Understood: PyTorch `.pth`/`.pt` (mmsegmentation's, the EfficientFormerV2 authors',
 averaged-weight wrappers, bare state dicts, our own), `.safetensors`, a folder made
 by `save_pretrained`, and Hugging Face hub ids.  Pickles are read with PyTorch's
-restricted unpickler and an allow-list of plain numpy types, because old training
-code left numpy scalars in `meta`; anything that would call code is refused.
+restricted unpickler and a list of harmless stand-ins
+(:mod:`cgrseg.models.plain_pickle`); anything that would call code is refused.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from cgrseg.errors import WeightsError, explain
 from cgrseg.input_files import open_input, read_input_text
+from cgrseg.models.plain_pickle import is_dense, load_plain
 
 StateDict = dict[str, Tensor]
 
@@ -199,25 +195,6 @@ def _truncated(path: Path, error: Exception) -> str:
     )
 
 
-def _plain_types() -> list[Any]:
-    """Types of plain data that training code leaves beside weights.
-
-    numpy's scalars and arrays under the names of numpy 1 and 2, and the namespace of
-    parsed arguments (the EfficientFormerV2 authors store theirs); none runs code.
-    """
-    try:
-        multiarray = importlib.import_module("numpy._core.multiarray")
-    except ImportError:  # numpy 1
-        multiarray = importlib.import_module("numpy.core.multiarray")
-    scalar, reconstruct = multiarray.scalar, multiarray._reconstruct
-    allowed: list[Any] = [np.dtype, np.ndarray, argparse.Namespace]
-    allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed.append((scalar, f"{module}.scalar"))
-        allowed.append((reconstruct, f"{module}._reconstruct"))
-    return allowed
-
-
 def _first_bytes(path: Path, count: int = 64) -> bytes:
     try:
         with open_input(path) as stream:
@@ -247,9 +224,7 @@ def _read_pickle(path: Path) -> Checkpoint:
     if not head.startswith(b"PK\x03\x04") and head[:1] != b"\x80":
         raise WeightsError(_foreign_file(path, head))
     try:
-        with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters is said below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
         text = str(error)
         if "TorchScript" in text:
@@ -271,8 +246,7 @@ def _read_pickle(path: Path) -> Checkpoint:
                 "tensor nor plain data",
                 expected="tensors, numbers, texts, lists and dictionaries only",
                 remedy="do not load it unless you trust its author; if you do, open it in an "
-                "environment of its own (mmengine's training files need theirs) and save its "
-                "state dict alone with torch.save",
+                "environment of its own and save its state dict alone with torch.save",
             )
         ) from error
     return _unpack(path, content)
@@ -328,7 +302,22 @@ def _unpack(path: Path, content: Any) -> Checkpoint:
             )
         )
     named = {str(k): v for k, v in tensors.items() if isinstance(v, Tensor)}
+    odd = next((name for name, value in named.items() if not is_dense(value)), None)
+    if odd is not None:
+        raise WeightsError(
+            explain(
+                path,
+                found=f"{odd} is a {_form(named[odd])} tensor of shape {tuple(named[odd].shape)}",
+                expected="dense tensors of real numbers, with a value for each element",
+                remedy="save the network's state_dict() with torch.save, from the CPU",
+            )
+        )
     return Checkpoint(str(path), _strip_prefixes(named), meta, extra, notes)
+
+
+def _form(value: Tensor) -> str:
+    layout, dtype = str(value.layout).removeprefix("torch."), str(value.dtype)[6:]
+    return f"{layout} {dtype} {value.device.type}"
 
 
 def _holds_tensors(value: Any) -> bool:

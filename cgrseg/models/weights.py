@@ -198,8 +198,10 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
             numbers = [
                 int(m.group(1))
                 for key in tensors
-                if (m := re.match(r"decode_head\.trans\.transformer_blocks\.(\d+)\.", key))
+                if (m := re.match(r"decode_head\.trans\.transformer_blocks\.(\d{1,3})\.", key))
             ]
+            if set(numbers) != set(range(max(numbers, default=-1) + 1)):
+                raise WeightsError(_foreign(checkpoint))
             return {
                 "variant": name,
                 "context_blocks": max(numbers, default=-1) + 1,
@@ -234,9 +236,17 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
     }
     accepted: StateDict = {}
     report.fresh = _fresh_classifier(source, target)
+    copies = _second_weights(source)
+    if copies:
+        report.notes.append(
+            f"the file has a second set of weights ({len(copies)} names of mmcv's EMAHook, "
+            "ema_...); those under the plain names are taken, as mmsegmentation takes them"
+        )
     for name, value in source.items():
         leaf = name.rsplit(".", 1)[-1]
-        if name not in target:
+        if name in copies:
+            report.expected_unused.append(name)
+        elif name not in target:
             relative = name.removeprefix("backbone.")
             spare = imagenet and is_imagenet_classifier(relative)
             (report.expected_unused if spare else report.unexpected).append(name)
@@ -276,6 +286,11 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
         for name, value in accepted.items():
             target[name].copy_(value)
     return report
+
+
+def _second_weights(source: StateDict) -> set[str]:
+    """The copies that mmcv's EMAHook keeps: `ema_` and a parameter's name, dots replaced."""
+    return {f"ema_{name.replace('.', '_')}" for name in source} & set(source)
 
 
 def _fresh_classifier(source: StateDict, target: dict[str, Tensor]) -> list[str]:

@@ -30,6 +30,7 @@ import torch
 from cgrseg.errors import DataError, WeightsError, explain
 from cgrseg.files import atomic_write, explained
 from cgrseg.input_files import refuse_special
+from cgrseg.models.plain_pickle import are_dense, load_plain
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -128,7 +129,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
             )
         ) from error
     try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+        checkpoint = load_plain(source)
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
         raise WeightsError(
             explain(
@@ -182,22 +183,12 @@ def _malformed(checkpoint: Mapping[str, Any]) -> str | None:
         return "optimizer parameter groups without parameters"
     for where in (checkpoint, training):
         weights = where.get("state_dict", {})
-        if not isinstance(weights, dict) or not all(map(_is_plain, weights.values())):
+        if not isinstance(weights, dict) or not are_dense(weights):
             return "weights that are not dense tensors"
     scaler = training.get("scaler")
     if scaler is not None and not _is_loss_scale(scaler):
         return "a loss scale that cannot be used"
     return None
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a dense tensor of real numbers on the CPU."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not (value.is_complex() or value.is_quantized)
-    )
 
 
 def _is_loss_scale(scaler: Any) -> bool:

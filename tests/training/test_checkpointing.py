@@ -21,12 +21,14 @@ from cgrseg.training.checkpointing import (
     write_checkpoint,
 )
 
+OPTIMIZER = {"state": {}, "param_groups": [{"params": [0], "betas": (0.9, 0.999)}]}
+
 
 def checkpoint(value: float) -> dict[str, object]:
     return {
         "state_dict": {"weight": torch.full((3,), value)},
         "meta": {"iteration": int(value)},
-        "training": {"iteration": int(value), "optimizer": {"betas": (0.9, 0.999)}},
+        "training": {"iteration": int(value), "optimizer": OPTIMIZER},
     }
 
 
@@ -35,7 +37,7 @@ def test_plain_types_come_back_as_they_were(tmp_path: Path) -> None:
     write_checkpoint(path, checkpoint(2.0))
     found = read_training_checkpoint(path)
     assert found["state_dict"]["weight"].tolist() == [2.0, 2.0, 2.0]
-    assert found["training"] == {"iteration": 2, "optimizer": {"betas": (0.9, 0.999)}}
+    assert found["training"] == {"iteration": 2, "optimizer": OPTIMIZER}
     assert [entry.name for entry in path.parent.iterdir()] == ["latest.pth"]
 
 
@@ -85,7 +87,7 @@ from cgrseg.training.checkpointing import read_training_checkpoint, write_checkp
 folder = Path(sys.argv[1])
 def checkpoint(size, iteration):
     return {"state_dict": {"w": torch.zeros(size)}, "meta": {"iteration": iteration},
-            "training": {}}
+            "training": {"iteration": iteration, "optimizer": {"state": {}, "param_groups": []}}}
 write_checkpoint(folder / "latest.pth", checkpoint(1000, 1), keep_previous=True)
 try:
     write_checkpoint(folder / "latest.pth", checkpoint(1_000_000, 2), keep_previous=True)
@@ -120,7 +122,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_messages_of_files_that_cannot_be_resumed_from(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=r"(?i)no such file"):
         read_training_checkpoint(tmp_path / "latest.pth")
     whole = tmp_path / "whole.pth"
     write_checkpoint(whole, checkpoint(1.0))
