@@ -9,6 +9,7 @@ warnings are printed, by one process or by several, is at the end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -151,14 +152,38 @@ def report_problem(error: CGRSegError) -> None:
     print(f"{where}error: {error}", file=sys.stderr, flush=True)
 
 
+class _Plain(logging.Formatter):
+    """`warning: what happened`; information as it stands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            return f"{record.levelname.lower()}: {text}"
+        return text
+
+
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show warnings as one plain line each, from the first process only, in this block."""
+    """Show warnings and log lines of ours as one plain line each, on standard error.
+
+    Warnings of other packages are shown by the first process only.  Notices of this package are
+    log lines, not Python warnings: `python -W error` does not end the work.
+    """
+    logger = logging.getLogger("cgrseg")
+    if any(isinstance(handler.formatter, _Plain) for handler in logger.handlers):
+        yield  # a group of commands inside another one: the outer one shows them
+        return
 
     def show(message: Warning | str, *_rest: Any, **_named: Any) -> None:
         if is_first_process():
             print(f"warning: {message}", file=sys.stderr, flush=True)
 
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)

@@ -13,8 +13,9 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors", "input_files"},
+    {"errors", "input_files", "matplotlib_import"},
     {"files", "class_names", "provenance"},
+    {"surroundings"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"inference"},

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -23,6 +21,7 @@ from cgrseg.errors import (
     report_problem,
     speaking_as,
 )
+from cgrseg.surroundings import readable_machine_problems
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +40,9 @@ EXIT_PARTLY = 1
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
+
+LEAST_WIDTH = 60
+"""Columns that tables get at least; a narrower terminal wraps their lines."""
 
 
 class Command(TyperCommand):
@@ -74,9 +76,10 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        with _plain_warnings(), speaking_as(FrontEnd.CGRSEG):
+        with plain_warnings(), speaking_as(FrontEnd.CGRSEG):
             try:
-                return super().invoke(ctx)
+                with readable_machine_problems():
+                    return super().invoke(ctx)
             except CGRSegError as error:
                 report_problem(error)
                 raise typer.Exit(EXIT_PROBLEM) from None
@@ -89,7 +92,10 @@ def make_console(*, stderr: bool = False) -> Console:
     """Where results are printed; silent in all processes but the first."""
     from rich.console import Console
 
-    return Console(quiet=not is_first_process(), highlight=False, stderr=stderr)
+    console = Console(quiet=not is_first_process(), highlight=False, stderr=stderr)
+    if console.width < LEAST_WIDTH:
+        console.width = LEAST_WIDTH
+    return console
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:
@@ -212,30 +218,3 @@ def _explained(ctx: Any, args: Sequence[str], work: Callable[[], _Result]) -> _R
         problem = error
     report_problem(problem)
     raise typer.Exit(EXIT_PROBLEM) from None
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show warnings and log lines of ours as one plain line each, on standard error."""
-    logger = logging.getLogger("cgrseg")
-    if any(isinstance(handler.formatter, _Plain) for handler in logger.handlers):
-        yield  # a group of commands inside another one: the outer one shows them
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Plain())
-    logger.addHandler(handler)
-    try:
-        with plain_warnings():
-            yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _Plain(logging.Formatter):
-    """`warning: what happened`; information as it stands."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            return f"{record.levelname.lower()}: {text}"
-        return text

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `cgrseg --help` answers at
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import Annotated
 
@@ -14,7 +15,7 @@ import typer
 import cgrseg
 from cgrseg.cli import data
 from cgrseg.cli.bench import bench
-from cgrseg.cli.common import Command, Commands
+from cgrseg.cli.common import LEAST_WIDTH, Command, Commands
 from cgrseg.cli.demo import demo
 from cgrseg.cli.evaluate import evaluate
 from cgrseg.cli.export import export
@@ -23,6 +24,8 @@ from cgrseg.cli.predict import predict
 from cgrseg.cli.report import report
 from cgrseg.cli.train import train
 from cgrseg.cli.web import web
+
+_MOST_WIDTH = 1000
 
 app = typer.Typer(
     name="cgrseg",
@@ -71,4 +74,8 @@ def main() -> None:
         with contextlib.suppress(AttributeError, ValueError):
             # A terminal that cannot show a character shows another, instead of failing.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    stated = os.environ.get("COLUMNS", "")
+    if stated.isdecimal() and not LEAST_WIDTH <= int(stated) <= _MOST_WIDTH:
+        # Programs without a terminal set 0, at which rich prints nothing, not even help.
+        os.environ["COLUMNS"] = str(min(max(int(stated), LEAST_WIDTH), _MOST_WIDTH))
     app()

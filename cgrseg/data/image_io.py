@@ -26,6 +26,7 @@ from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write
 from cgrseg.input_files import open_input, read_input
 from cgrseg.provenance import content_digest
+from cgrseg.surroundings import raise_machine_problem
 
 Bytes8 = NDArray[np.uint8]
 
@@ -112,6 +113,7 @@ def decode_image(data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] =
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce])
     except cv2.error as error:
+        raise_machine_problem(error, name)
         raise _undecodable(name, str(error).strip().splitlines()[-1]) from error
     if pixels is None:
         raise _undecodable(name, "no decoder understands it")
@@ -141,7 +143,8 @@ def read_label(path: Path | str) -> Bytes8:
         data = _as_plain_grey(data)
     try:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+    except cv2.error as error:
+        raise_machine_problem(error, path)
         raw = None
     if raw is None:
         raise DataError(

@@ -13,6 +13,7 @@ from cgrseg.errors import CGRSegError, FrontEnd, is_first_process, report_proble
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
 from cgrseg.evaluation.table import class_table, summary_line
+from cgrseg.surroundings import readable_machine_problems
 
 
 def build_parser() -> FlagParser:
@@ -112,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"argument --limit: got {arguments.limit}, expected 1 or more")
     with speaking_as(FrontEnd.SCRIPT):
         try:
-            _run(arguments)
+            with readable_machine_problems():
+                _run(arguments)
         except CGRSegError as error:
             report_problem(error)
             return 1

@@ -22,6 +22,7 @@ from torch import Tensor
 from cgrseg.errors import WeightsError, explain
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.models.plain_pickle import is_dense, load_plain
+from cgrseg.surroundings import raise_machine_problem
 
 StateDict = dict[str, Tensor]
 
@@ -179,7 +180,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(str(path), framework="pt", device="cpu") as stream:
             state_dict = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             metadata = dict(stream.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise_machine_problem(error, path)
         raise WeightsError(_truncated(path, error)) from error
     return Checkpoint(str(path), _strip_prefixes(state_dict), metadata)
 
@@ -226,6 +228,7 @@ def _read_pickle(path: Path) -> Checkpoint:
     try:
         content = load_plain(path)
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
+        raise_machine_problem(error, path)
         text = str(error)
         if "TorchScript" in text:
             raise WeightsError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import cgrseg.matplotlib_import  # noqa: F401  before torchmetrics, which imports matplotlib
 from cgrseg.training.groups import parameter_groups
 from cgrseg.training.schedule import learning_rate
 

@@ -31,6 +31,7 @@ from cgrseg.errors import DataError, WeightsError, explain
 from cgrseg.files import atomic_write, explained
 from cgrseg.input_files import refuse_special
 from cgrseg.models.plain_pickle import are_dense, load_plain
+from cgrseg.surroundings import raise_machine_problem
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -131,6 +132,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         checkpoint = load_plain(source)
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
+        raise_machine_problem(error, source)
         raise WeightsError(
             explain(
                 source,

@@ -16,17 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgrseg.config.schema import Config
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
 from cgrseg.files import write_json, writing_problem
+from cgrseg.surroundings import is_out_of_memory, raise_machine_problem
 from cgrseg.training.checkpointing import LATEST, PREVIOUS
 
 BAD_BATCH = "bad_batch.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ONE_VALUE = "Expected more than 1 value per channel"
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 # What PyTorch says of loader processes without room in /dev/shm, or killed from outside ...
 _LOADERS = ("shared memory", "unable to write to file </torch_", "dataloader worker (pid")
 # ... and of a process that waits for one that has ended.
@@ -69,14 +67,6 @@ class BadNumbers:
     iteration: int | None = None
     batch: list[dict[str, Any]] = field(default_factory=list)
     before: list[dict[str, Any]] = field(default_factory=list)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory of the device or of the machine ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)
 
 
 def out_of_memory(config: Config, device: str, error: BaseException) -> EnvironmentProblem:
@@ -190,6 +180,7 @@ def readable_failures(config: Config, device: str, run_dir: Path) -> Iterator[No
             raise earlier from None
         if error.errno in _NO_ROOM:
             raise writing_problem(error.filename or run_dir, error) from error
+        raise_machine_problem(error, "training")
         raise
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
@@ -199,6 +190,7 @@ def readable_failures(config: Config, device: str, run_dir: Path) -> Iterator[No
             raise out_of_memory(config, device, error) from error
         if any(part in text for part in _FELLOWS):
             raise lost_process(error) from error
+        raise_machine_problem(error, "training")
         raise
 
 

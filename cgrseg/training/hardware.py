@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,11 +99,10 @@ def find_placement(device: str = "auto") -> Placement:
         )
     if kind == "auto":
         kind = _best_kind()
-        if kind == "cpu":
-            warnings.warn(
+        if kind == "cpu" and processes.get("rank", 0) == 0:
+            _LOG.warning(
                 "no GPU was found: training runs on the CPU, many times slower; smaller "
-                "augment.crop_size and train.batch_size help",
-                stacklevel=2,
+                "augment.crop_size and train.batch_size help"
             )
     if kind == "cuda":
         _check_gpus(int(number) if number else None, processes.get("local_world_size", 1))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import ConfigError, WeightsError, explain
+from cgrseg.errors import ConfigError, WeightsError, explain, is_first_process
 from cgrseg.provenance import settings_digest
 from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_checkpoint
 from cgrseg.training.tables import SCORES, read_table
+
+_LOG = logging.getLogger("cgrseg.training")
 
 # Settings that say where and how to look, not what is trained.
 _HARMLESS = {
@@ -79,7 +81,8 @@ def find_checkpoint(
         aside = newest.with_name(f"{newest.name}.damaged")
         with contextlib.suppress(OSError):
             os.replace(newest, aside)
-        warnings.warn(f"{error}\n  going on from {previous} instead", stacklevel=2)
+        if is_first_process():
+            _LOG.warning("%s\n  going on from %s instead", error, previous)
         return Checkpoint(previous, state)
 
 

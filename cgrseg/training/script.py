@@ -15,6 +15,7 @@ from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.errors import CGRSegError, FrontEnd, plain_warnings, report_problem, speaking_as
 from cgrseg.inference.backends import use_threads
+from cgrseg.surroundings import readable_machine_problems
 from cgrseg.training.runner import train
 
 
@@ -133,7 +134,8 @@ def explained() -> Iterator[Ending]:
     ending = Ending()
     with plain_warnings(), speaking_as(FrontEnd.SCRIPT):
         try:
-            yield ending
+            with readable_machine_problems():
+                yield ending
         except CGRSegError as error:
             report_problem(error)
             ending.status = 1

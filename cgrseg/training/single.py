@@ -7,8 +7,8 @@ flag and its place in the config, runs, and prints the active settings first.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from cgrseg.training.checkpointing import BEST, LATEST
 
 if TYPE_CHECKING:
     from cgrseg.evaluation import EvaluationResult
+
+_LOG = logging.getLogger("cgrseg.training")
 
 DEFAULT_CONFIG = "cgrseg-t_ade20k_160k"
 
@@ -159,7 +161,7 @@ def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Outcome:
         hint = ""
         if key == "checkpoint":
             hint = "; load_from starts from its weights, resume_from goes on with its run"
-        warnings.warn(f"{key} has no effect in mode {active['mode']}{hint}", stacklevel=2)
+        _LOG.warning("%s has no effect in mode %s%s", key, active["mode"], hint)
     use_threads(active["threads"])
     device = "auto" if active["gpu_id"] is None else f"cuda:{active['gpu_id']}"
     if active["mode"] == "train":

@@ -46,6 +46,9 @@ def figure_png(figure: Figure, *, dpi: int = 150) -> bytes:
 
 
 def _figure(width: float, height: float) -> Figure:
+    import cgrseg.matplotlib_import  # noqa: F401
+
+    # isort: split
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

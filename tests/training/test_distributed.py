@@ -20,8 +20,6 @@ from tests.training.frozen_run import train_frozen
 from tests.training.processes import run, run_group
 from tests.training.small_run import small_config, weights_of, write_dataset
 
-pytestmark = pytest.mark.filterwarnings("ignore:no GPU was found")
-
 
 @pytest.mark.parametrize("iterations", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_two_processes_with_two_images_are_one_with_four(iterations: int, tmp_path: Path) -> None:

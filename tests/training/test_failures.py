@@ -13,10 +13,10 @@ import torch
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
+from cgrseg.surroundings import is_out_of_memory
 from cgrseg.training.failures import (
     LostProcess,
     TrainingProblem,
-    is_out_of_memory,
     out_of_memory,
     readable_failures,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -24,10 +26,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
 
-def test_without_a_gpu_the_cpu_is_used_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_cpu_is_used_with_a_log_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log line, not a Python warning: `python -W error` must not end a training."""
     gpus(monkeypatch, 0)
-    with pytest.warns(UserWarning, match="no GPU was found"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert find_placement() == Placement("cpu")
+    assert "no GPU was found" in caplog.text
 
 
 def test_a_gpu_is_taken_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

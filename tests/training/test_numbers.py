@@ -17,8 +17,6 @@ from cgrseg.training.runner import train
 from tests.training.processes import run_group
 from tests.training.small_run import small_config, write_dataset
 
-pytestmark = pytest.mark.filterwarnings("ignore:no GPU was found")
-
 
 def spoil_gradient(at: int) -> Any:
     """A training step whose loss is finite and whose gradient is not, at one iteration."""

@@ -19,8 +19,6 @@ from cgrseg.training.stopping import GiveUp, StopNow, StopRequest
 from tests.training.processes import run_group
 from tests.training.small_run import small_config, write_dataset
 
-pytestmark = pytest.mark.filterwarnings("ignore:no GPU was found")
-
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:

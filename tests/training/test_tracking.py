@@ -23,7 +23,6 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         wandb_logger(Config(), tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:no GPU was found")
 @pytest.mark.skipif(
     importlib.util.find_spec("wandb") is None, reason="needs the extra wandb, which CI leaves out"
 )

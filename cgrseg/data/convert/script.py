@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from cgrseg.data.convert.runner import ConversionReport
 from cgrseg.errors import CGRSegError, FrontEnd, speaking_as
+from cgrseg.surroundings import readable_machine_problems
 
 
 def progress_line(done: int, total: int) -> None:
@@ -24,7 +25,7 @@ def finish(convert: Callable[[], ConversionReport]) -> int:
         interrupted.
     """
     try:
-        with speaking_as(FrontEnd.SCRIPT):
+        with speaking_as(FrontEnd.SCRIPT), readable_machine_problems():
             report = convert()
     except CGRSegError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cgrseg.errors import CGRSegError, ConfigError, WeightsError, explain
 from cgrseg.inference.exported.description import Description, Size
+from cgrseg.surroundings import raise_machine_problem
 
 Run = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 """The file in its runtime: one whole input to its output."""
@@ -163,6 +164,7 @@ class ExportedBackend:
         except CGRSegError:
             raise
         except Exception as error:  # every runtime has classes of its own
+            raise_machine_problem(error, self._source)
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             told = lines[0][:200] if lines else type(error).__name__
             shape = "x".join(str(side) for side in array.shape)

@@ -1,0 +1,161 @@
+"""Errors of the machine in words: memory, open files, threads, shared memory, permissions, disks.
+
+Libraries report the same lack in many ways: PyTorch as a `RuntimeError`, OpenCV as an error of its
+own, Python as a `MemoryError`.  They are recognized here, so that a file is never called damaged
+because memory was short, and no command ends in a stack trace because of its machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from cgrseg.errors import CGRSegError, EnvironmentProblem, explain
+from cgrseg.files import writing_problem
+
+_NO_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "insufficient memory",
+    "failed to allocate",
+    "unable to allocate",
+    "bad_alloc",
+    "bad allocation",
+)
+_NO_THREADS = (
+    "can't start new thread",
+    "resource temporarily unavailable",
+    "thread creation failed",
+    "pthread_create",
+)
+_NO_SHARED_MEMORY = ("shared memory", "unable to write to file </torch_", "/dev/shm")
+_NO_FILES = ("too many open files",)
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Types of errors that libraries wrap a lack of the machine in.
+_WRAPPERS = (RuntimeError, OSError, MemoryError, SystemError, ImportError)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory of the device or of the machine ran out."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return _says(error, _NO_MEMORY)
+
+
+def machine_problem(error: BaseException, where: object = "this machine") -> CGRSegError | None:
+    """The message for a lack of the machine; None for any other error.
+
+    Args:
+        error: what a library raised.
+        where: what was being done, or the file that was being read.
+    """
+    if isinstance(error, CGRSegError):
+        return None
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE) or _says(error, _NO_FILES):
+        return EnvironmentProblem(
+            explain(
+                where,
+                found="the limit of open files is reached",
+                expected="some 256 open files (data.workers and each process need more)",
+                remedy="raise the limit (ulimit -n 4096), or set data.workers=0",
+            )
+        )
+    if is_out_of_memory(error):
+        return EnvironmentProblem(
+            explain(
+                where,
+                found=f"memory ran out ({_first_line(error)})",
+                expected="enough free memory, and no lower limit (ulimit -v, a container's limit)",
+                remedy="close other programs or raise the limit; smaller images, fewer images at "
+                "once and fewer worker processes need less",
+            )
+        )
+    if number == errno.EAGAIN or _says(error, _NO_THREADS):
+        return EnvironmentProblem(
+            explain(
+                where,
+                found=f"no further thread or process can be started ({_first_line(error)})",
+                expected="some 64 threads and processes for this user",
+                remedy="raise the limit (ulimit -u, a container's pids limit), or use fewer: "
+                "--threads 1, data.workers=0",
+            )
+        )
+    if _says(error, _NO_SHARED_MEMORY):
+        return EnvironmentProblem(
+            explain(
+                where,
+                found=f"shared memory cannot be used ({_first_line(error)})",
+                expected="a writable /dev/shm with room for the batches of the worker processes",
+                remedy="data.workers=0 needs no shared memory; in a container give more of it "
+                "(docker run --shm-size=8g)",
+            )
+        )
+    return None
+
+
+@contextlib.contextmanager
+def readable_machine_problems() -> Iterator[None]:
+    """Turn what the machine lacks, and files that it refuses, into messages.
+
+    A closed pipe passes: whoever read the output has seen enough.
+
+    Raises:
+        EnvironmentProblem: in place of the error of a library.
+    """
+    try:
+        yield
+    except (CGRSegError, BrokenPipeError):
+        raise
+    except Exception as error:
+        problem = machine_problem(error)
+        if problem is None and isinstance(error, OSError):
+            problem = _file_problem(error)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def raise_machine_problem(error: BaseException, where: object) -> None:
+    """Raise the message for a lack of the machine; return for any other error.
+
+    For readers that call a file damaged when a library fails on it.
+
+    Raises:
+        EnvironmentProblem: memory, open files, threads or shared memory are used up.
+    """
+    problem = machine_problem(error, where)
+    if problem is not None:
+        raise problem from error
+
+
+def _file_problem(error: OSError) -> CGRSegError:
+    where = "a file or stream of this command" if error.filename is None else error.filename
+    if error.errno in _CANNOT_WRITE:
+        return writing_problem(where, error)
+    return EnvironmentProblem(
+        explain(
+            where,
+            found=f"the system refuses it ({error.strerror or error})",
+            expected="a file or folder that this user may read, and write where results go",
+            remedy="check that it exists, its permissions, and those of the folders above it",
+        )
+    )
+
+
+def _says(error: BaseException, parts: tuple[str, ...]) -> bool:
+    # OpenCV and ONNX Runtime have errors of their own, below Exception.
+    foreign = type(error).__module__.partition(".")[0] not in ("builtins", "cgrseg")
+    if not isinstance(error, _WRAPPERS) and not foreign:
+        return False
+    text = str(error).lower()
+    return any(part in text for part in parts)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
