@@ -31,7 +31,7 @@ CORE = (
 )
 EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
-    "web": ("gradio",),
+    "web": ("fastapi", "uvicorn", "python-multipart"),
     "convert": ("scipy",),
     "wandb": ("wandb",),
 }

@@ -1,9 +1,12 @@
-"""`cgrseg web`: a page in the browser, on this machine."""
+"""`cgrseg web`: a page in the browser, and an HTTP API."""
 
 from __future__ import annotations
 
-import importlib.util
+import math
+import secrets
+import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +15,8 @@ import typer
 from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, split_settings, test_settings
 from cgrseg.cli.options import Device, Precision, TrustCode
+
+_SHORTEST_TOKEN = 16
 
 
 def web(
@@ -26,21 +31,45 @@ def web(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets the whole network in.")
+        str, typer.Option(help="Address to listen on. 0.0.0.0: the whole network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    upload_mb: Annotated[float, typer.Option(help="Of one file.", min=0.1)] = 20,
-    megapixels: Annotated[float, typer.Option(help="Of one photo.", min=0.01)] = 40,
-    seconds: Annotated[float, typer.Option(help="For one answer, waiting included.", min=1)] = 60,
-    waiting: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 16,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CGRSEG_WEB_TOKEN",
+            help=f"Secret of at least {_SHORTEST_TOKEN} characters that every request must carry. "
+            "Default: none on this machine, a generated one beyond it.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name that the page is opened under, e.g. of a proxy; repeatable."),
+    ] = None,
+    upload_mb: Annotated[
+        float, typer.Option(help="Maximum upload size in MB.", min=0.1, max=2048)
+    ] = 20,
+    megapixels: Annotated[
+        float, typer.Option(help="Maximum size of an image in megapixels.", min=0.01, max=4096)
+    ] = 40,
+    seconds: Annotated[
+        float, typer.Option(help="Request timeout in seconds, including queueing.", min=1, max=3600)
+    ] = 60,
+    waiting: Annotated[
+        int, typer.Option(help="Maximum number of requests in the queue.", min=1, max=1024)
+    ] = 16,
+    frames: Annotated[
+        int, typer.Option(help="Maximum number of frames that the page records.", min=1)
+    ] = 600,
     precision: Precision = "fp32",
     trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
-    """Open a page that labels photos: drop one, take one, point at it to read a class.
+    """Open a page that labels images and videos: drop one, point at it to read a class.
 
-    It listens on this machine only, unless told otherwise; nothing is sent
-    anywhere, and what is uploaded is gone when it ends (Ctrl-C).
+    It listens on this machine only, unless told otherwise. Nothing is sent
+    anywhere, and nothing that is uploaded is written to a disk. Ctrl-C ends it.
 
     Examples:
       cgrseg web best.pth
@@ -48,48 +77,85 @@ def web(
       cgrseg web small.pth large.onnx --port 8000
     """
     from cgrseg.deploy.web import Limits, Service, serve
-    from cgrseg.deploy.web.guard import LOOPBACK
+    from cgrseg.deploy.web.api import PACKAGES
+    from cgrseg.deploy.web.request_filter import LOOPBACK
+    from cgrseg.errors import ConfigError, explain
     from cgrseg.inference import Predictor
     from cgrseg.inference.exported.packages import need
     from cgrseg.inference.precision import check_choice
 
-    # Imported when its temporary folder is known: it looks for one at once.
-    if importlib.util.find_spec("gradio") is None:
-        need("gradio", "cgrseg web", "web")
+    for package in PACKAGES:  # before a long loading
+        need(package, "cgrseg web", "web")
+    if token is not None and len(token) < _SHORTEST_TOKEN:
+        raise ConfigError(
+            explain(
+                "--token",
+                found=f"{len(token)} characters",
+                expected=f"at least {_SHORTEST_TOKEN}, which nobody can guess",
+                remedy="leave it out, and one is generated",
+            )
+        )
+    local = host in LOOPBACK
+    names = list(allow_host or ())
+    if not local:
+        names += [socket.gethostname(), f"{socket.gethostname()}.local"]
+        token = token or secrets.token_urlsafe(24)
+        print(
+            f"warning: everyone who can reach {host} and has the token can use this page; "
+            "the connection is not encrypted",
+            file=sys.stderr,
+        )
+    numbers = {"--upload-mb": upload_mb, "--megapixels": megapixels, "--seconds": seconds}
+    for name, value in numbers.items():
+        if math.isnan(value):
+            raise ConfigError(
+                explain(name, found="nan", expected="a number", remedy="correct the option")
+            )
     limits = Limits(
         upload_bytes=int(upload_mb * (1 << 20)),
         pixels=int(megapixels * 1e6),
         seconds=seconds,
         waiting=waiting,
+        frames=frames,
     )
-    names, settings = split_settings(checkpoints)
-    models = {
-        _name(checkpoint, names): Predictor.from_pretrained(
-            checkpoint,
-            device,
-            check_choice(precision, "--precision"),
-            trust_code=trust_code,
+    sources, settings = split_settings(checkpoints)
+    if not sources:
+        raise ConfigError(
+            explain(
+                "CHECKPOINT",
+                found="settings only",
+                expected="at least one checkpoint, folder or exported file",
+                remedy="for example `cgrseg web best.pth`",
+            )
         )
-        for checkpoint in names
+    models = {
+        name: Predictor.from_pretrained(
+            source, device, check_choice(precision, "--precision"), trust_code=trust_code
+        )
+        for name, source in zip(model_names(sources), sources, strict=True)
     }
     for predictor in models.values():
         predictor.test = test_settings(predictor.test, settings, multi_scale=False)
     console = make_console()
-    if host not in LOOPBACK:
-        print(
-            f"warning: everyone who can reach {host} can use this page; it has no passwords and no "
-            "encryption",
-            file=sys.stderr,
-        )
-    serve(
-        Service(models, limits),
-        host,
-        port,
-        lambda address: console.print(f"open {address} (Ctrl-C ends it)", markup=False),
-    )
+
+    def ready(address: str) -> None:
+        secret = f"#token={token}" if token else ""
+        console.print(f"open {address}{secret} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+
+    serve(Service(models, limits), host, port, ready, names=names, token=token)
 
 
-def _name(checkpoint: str, others: list[str]) -> str:
-    """A name for the list: the file's own, or its whole path where two are alike."""
-    own = Path(checkpoint).name
-    return own if [Path(other).name for other in others].count(own) == 1 else checkpoint
+def model_names(checkpoints: Sequence[str]) -> list[str]:
+    """Names for the list of models: never a whole path of this machine.
+
+    The file's own name; with its folder's where two are alike; numbered where they still are.
+    """
+    paths = [Path(checkpoint) for checkpoint in checkpoints]
+    names = [path.name for path in paths]
+    for number, path in enumerate(paths):
+        if [other.name for other in paths].count(path.name) > 1:
+            names[number] = "/".join(path.parts[-2:]) if len(path.parts) > 1 else path.name
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: number + 1].count(name)})"
+        for number, name in enumerate(names)
+    ]

@@ -6,6 +6,7 @@ without.  CGRSEG_SCREENSHOTS names a folder for pictures of the page.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -21,24 +22,35 @@ from PIL import Image
 
 from cgrseg.inference import Predictor
 from tests.deploy.conftest import CLASSES
-from tests.deploy.test_web_server import free_port
+from tests.deploy.web_server import free_port
 from tests.inference.fixtures import photo
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-pytest.importorskip("gradio", reason="needs the extra [web]")
+pytest.importorskip("fastapi", reason="needs the extra [web]")
 pytestmark = pytest.mark.slow
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
+FLAGS = [
+    # Containers often have no user namespaces, nor much shared memory.
+    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic"),
+    *("--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+
+
 @pytest.fixture(scope="module")
 def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a page with a small network that has random weights."""
+    """Address of a page with a small network that has random weights, offered twice."""
     port = free_port()
-    command = [sys.executable, "-m", "cgrseg", "web", str(checkpoint), "--port", str(port)]
+    again = tmp_path_factory.mktemp("again") / "second.pth"
+    shutil.copy(checkpoint, again)
+    command = [sys.executable, "-m", "cgrseg", "web", str(checkpoint), str(again)]
     temporary = tmp_path_factory.mktemp("server")
     process = subprocess.Popen(
-        command,
+        [*command, "--port", str(port), "--frames", "5"],
         env={**os.environ, "TMPDIR": str(temporary), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         text=True,
@@ -46,12 +58,14 @@ def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
-        assert said.startswith(f"open http://127.0.0.1:{port}/"), said
+        while said and not said.startswith("open "):  # which weights were loaded
+            said = process.stdout.readline()
+        assert said.startswith(f"open http://127.0.0.1:{port}/ "), said
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
         process.communicate(timeout=60)
-    assert not list(temporary.iterdir())  # uploads of all these tests are gone
+    assert not list(temporary.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +75,7 @@ def browser() -> Iterator[Any]:
         problems = []
         for path in (None, *installed):
             try:
-                launched = running.chromium.launch(
-                    executable_path=path,
-                    # Containers often have no user namespaces, nor much shared memory.
-                    args=["--no-sandbox", "--disable-dev-shm-usage"],
-                )
+                launched = running.chromium.launch(executable_path=path, args=FLAGS)
             except playwright.Error as error:
                 problems.append(str(error).splitlines()[0])
                 continue
@@ -75,42 +85,58 @@ def browser() -> Iterator[Any]:
         pytest.skip(f"no Chromium can be launched: {'; '.join(problems)}")
 
 
+class Window:
+    """A window of the browser, whose pages ask one server only and fail nowhere silently.
+
+    Attributes:
+        address: of the server.
+        context: of Playwright.
+        asked: addresses of all requests.
+        refusals: statuses that the test expects; the browser writes them into its console.
+    """
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        self.address = address
+        self.context = browser.new_context(**options)
+        self.asked: list[str] = []
+        self.refusals: list[int] = []
+        self._problems: list[str] = []
+        self.context.on("request", lambda request: self.asked.append(request.url))
+        self.context.on("weberror", lambda error: self._problems.append(str(error.error)))
+        self.context.on("console", self._note)
+
+    def _note(self, said: Any) -> None:
+        if said.type == "error" and not any(f"status of {n}" in said.text for n in self.refusals):
+            self._problems.append(said.text)
+
+    def open(self) -> Any:
+        page = self.context.new_page()
+        page.goto(self.address)
+        playwright.expect(page.locator("#model option")).to_have_count(2)
+        return page
+
+    def segmented(self) -> int:
+        """How many images were sent."""
+        return sum("/v1/segment" in url for url in self.asked)
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.segmented()
+        assert not [url for url in self.asked if not url.startswith((self.address, "blob:"))]
+        assert not self._problems
+
+
 @pytest.fixture
-def window(browser: Any, address: str) -> Iterator[Any]:
-    """For pages; in the end none has asked another machine, or failed silently."""
-    opened = browser.new_context(viewport={"width": 1280, "height": 900})
-    asked: list[str] = []
-    problems: list[str] = []
-
-    def note(said: Any) -> None:
-        if said.type == "error":
-            problems.append(said.text)
-
-    opened.on("request", lambda request: asked.append(request.url))
-    opened.on("weberror", lambda error: problems.append(str(error.error)))
-    opened.on("console", note)
-    opened.on("page", lambda page: page.on("websocket", lambda socket: asked.append(socket.url)))
+def window(browser: Any, address: str) -> Iterator[Window]:
+    opened = Window(browser, address)
     yield opened
     opened.close()
-    assert any(url.startswith(f"{address}gradio_api/upload") for url in asked)
-    assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
-    assert not problems
-
-
-def open_page(window: Any, address: str) -> Any:
-    opened = window.new_page()
-    opened.goto(address)
-    opened.wait_for_selector("text=Drop Image Here", timeout=60_000)
-    return opened
 
 
 @pytest.fixture
-def page(window: Any, address: str) -> Any:
-    return open_page(window, address)
-
-
-def upload(page: Any, path: Path) -> None:
-    page.set_input_files("input[type=file]", str(path))
+def page(window: Window) -> Any:
+    return window.open()
 
 
 def keep(page: Any, name: str) -> None:
@@ -120,6 +146,36 @@ def keep(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
 
 
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("#file", str(path))
+
+
+def wait_for_labels(page: Any, size: str = "") -> None:
+    wait_for_status(page, f"{size} pixels")
+
+
+def wait_for_status(page: Any, words: str) -> None:
+    playwright.expect(page.locator("#status[role=status]")).to_contain_text(words, timeout=120_000)
+
+
+def wait_until(page: Any, expression: str) -> None:
+    """Playwright's own waiting for an expression is what the page's policy forbids."""
+    for _ in range(1_200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never true: {expression}")
+
+
+def saved(page: Any, button: str, folder: Path) -> Path:
+    """What a button downloads, under the name that the page gives it."""
+    with page.expect_download(timeout=120_000) as download:
+        page.click(button)
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "street.jpg"
@@ -127,79 +183,205 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def labels_in(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
 def test_upload_hover_and_download(
     page: Any, picture: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     keep(page, "empty")
     upload(page, picture)
-    page.wait_for_selector(".cgrseg-paint", timeout=60_000)
+    wait_for_labels(page, "480×300")
     expected = Predictor.from_pretrained(checkpoint)(picture)
-    with page.expect_download() as download:
-        page.click(".cgrseg-download")
-    assert download.value.suggested_filename == "street_labels.png"
-    download.value.save_as(tmp_path / "labels.png")
-    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    path = saved(page, "#save-labels", tmp_path)
+    assert path.name == "street_labels.png"
+    labels = labels_in(path)
     assert np.array_equal(labels, expected.labels) and len(np.unique(labels)) > 1
 
-    box = page.locator(".cgrseg-stage").bounding_box()
+    box = page.locator("#stage").bounding_box()
     names = set()
     for y, x in ((20, 30), (150, 240), (280, 450), (150, 30), (20, 450)):
         page.mouse.move(
             box["x"] + (x + 0.5) * box["width"] / 480, box["y"] + (y + 0.5) * box["height"] / 300
         )
-        tip = page.locator(".cgrseg-tip.shown")
-        assert tip.inner_text() == CLASSES[labels[y, x]]
-        names.add(tip.inner_text())
+        assert page.locator("#tip").inner_text() == CLASSES[labels[y, x]]
+        names.add(page.locator("#tip").inner_text())
     keep(page, "result")
     assert len(names) > 1
     page.mouse.move(5, 5)
-    assert page.locator(".cgrseg-tip.shown").count() == 0
+    assert page.locator("#tip").is_hidden()
 
-    rows = page.locator(".cgrseg-legend tbody tr").all_inner_texts()
+    rows = page.locator("#legend tr").all_inner_texts()
     shares = {name: f"{100 * share:.1f} %" for name, share in expected.shares.items()}
     assert dict(row.split("\t") for row in rows) == shares
+    table = saved(page, "#save-shares", tmp_path).read_text().splitlines()
+    assert table[0] == "id,class,pixels,share" and len(table) == 1 + len(shares)
 
-    paint = "getComputedStyle(document.querySelector('.cgrseg-paint')).opacity"
+    paint = "getComputedStyle(document.querySelector('#paint')).opacity"
     assert page.evaluate(paint) == "0.5"
-    page.locator("input[type=range]").fill("0.85")
-    page.wait_for_function(f"{paint} == '0.85'")
+    page.locator("#opacity").fill("100")
+    wait_until(page, f"{paint} == '1'")
+    overlay = labels_in(saved(page, "#save-overlay", tmp_path))
+    assert np.array_equal(overlay[:, :, :3], np.asarray(expected.palette)[labels])
 
 
-def test_what_is_no_photo(page: Any, tmp_path: Path) -> None:
+def test_example_other_model_and_camera(page: Any) -> None:
+    page.click("#example")
+    wait_for_labels(page, "640×480")
+    with page.expect_response(lambda answer: "model=second.pth" in answer.url) as answer:
+        page.select_option("#model", "second.pth")
+    assert answer.value.status == 200
+    page.click("#camera")
+    wait_until(page, "document.querySelector('#preview').videoWidth > 0")
+    keep(page, "camera")
+    with page.expect_response("**/v1/segment*"):
+        page.click("#shoot")
+    wait_for_labels(page)
+    assert page.evaluate("document.querySelector('#preview').srcObject.active") is False
+
+
+def test_paste(page: Any, picture: Path, checkpoint: Path, tmp_path: Path) -> None:
+    page.evaluate(
+        """async (content) => {
+            const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "image.jpg", { type: "image/jpeg" }));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        base64.b64encode(picture.read_bytes()).decode(),
+    )
+    wait_for_labels(page, "480×300")
+    expected = Predictor.from_pretrained(checkpoint)(picture)
+    assert np.array_equal(labels_in(saved(page, "#save-labels", tmp_path)), expected.labels)
+
+
+def clip(path: Path, frames: int, rate: int) -> Path:
+    """A video whose left part is white, and wider from frame to frame."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), rate, (160, 120))
+    for number in range(frames):
+        frame = np.zeros((120, 160, 3), np.uint8)
+        frame[:, : 16 + 144 * number // frames] = 255
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_video(window: Window, tmp_path: Path) -> None:
+    page = window.open()
+    upload(page, clip(tmp_path / "clip.webm", 30, 10))
+    wait_for_labels(page, "160×120")
+    assert "Frame at 0.0 s" in page.locator("#status").inner_text()
+    first = labels_in(saved(page, "#save-labels", tmp_path))
+    assert first.shape == (120, 160)
+    page.locator("#seek").fill("2.5")
+    wait_for_status(page, "at 2.5 s")
+    later = labels_in(saved(page, "#save-labels", tmp_path))
+    assert not np.array_equal(first, later)
+    keep(page, "video")
+    page.click("#play")
+    wait_until(page, "document.querySelector('#play').textContent == 'Pause'")
+    wait_until(page, "document.querySelector('#play').textContent == 'Play'")
+    before = window.segmented()
+    recorded = saved(page, "#record", tmp_path)
+    assert recorded.name == "clip_overlay.webm"
+    assert window.segmented() == before + 5  # --frames
+    assert "the first 0.5 s: the server's limit" in page.locator("#status").inner_text()
+    reading = cv2.VideoCapture(str(recorded))
+    there, frame = reading.read()
+    assert there and frame.shape == (120, 160, 3)
+
+
+def test_a_video_of_an_hour_costs_one_frame(window: Window, tmp_path: Path) -> None:
+    page = window.open()
+    upload(page, clip(tmp_path / "hour.webm", 3600, 1))
+    wait_for_labels(page, "160×120")
+    assert window.segmented() == 1
+
+
+def test_keyboard_alone(page: Any, window: Window) -> None:
+    def press_until(selector: str) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        pytest.fail(f"{selector} is not reached with the keyboard")
+
+    press_until("#file")
+    press_until("#example")
+    page.keyboard.press("Enter")
+    wait_for_labels(page, "640×480")
+    press_until("#stage")
+    page.keyboard.press("ArrowRight")
+    middle = page.locator("#tip").inner_text()
+    assert middle in CLASSES and page.locator("#cross").is_visible()
+    keep(page, "keyboard")
+    for _ in range(60):
+        page.keyboard.press("ArrowUp")
+    assert page.locator("#cross").evaluate("each => each.style.top") == "0%"
+    press_until("#save-labels")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+
+
+def test_narrow_and_dark(browser: Any, address: str, picture: Path) -> None:
+    window = Window(browser, address, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = window.open()
+    upload(page, picture)
+    wait_for_labels(page, "480×300")
+    keep(page, "narrow")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(int(value) for value in background[4:-1].split(",")) < 64
+    window.close()
+
+
+def test_what_is_not_an_image(page: Any, window: Window, tmp_path: Path) -> None:
+    window.refusals.append(400)
     wrong = tmp_path / "wrong.jpg"
     wrong.write_text("no picture")
     upload(page, wrong)
-    refusal = page.wait_for_selector(".cgrseg-refusal", timeout=60_000).inner_text()
+    page.wait_for_selector("#problem:not([hidden])", timeout=60_000)
     keep(page, "wrong")
-    assert "no photo" in refusal and "choose another file" in refusal
+    refusal = page.locator("#problem").inner_text()
+    assert "not an image" in refusal and "choose another file" in refusal
     assert str(tmp_path) not in page.content()
 
 
-def test_a_hundred_megapixels(page: Any, picture: Path, tmp_path: Path) -> None:
+def test_a_hundred_megapixels(page: Any, window: Window, picture: Path, tmp_path: Path) -> None:
+    window.refusals.append(413)
     bomb = tmp_path / "bomb.png"
     cv2.imwrite(str(bomb), np.zeros((10_000, 10_000), np.uint8))
     upload(page, bomb)
-    refusal = page.wait_for_selector(".cgrseg-refusal", timeout=60_000).inner_text()
-    keep(page, "bomb")
+    page.wait_for_selector("#problem:not([hidden])", timeout=60_000)
+    refusal = page.locator("#problem").inner_text()
     assert "10000x10000 pixels" in refusal and "at most 40 megapixels" in refusal
-    page.click("button[aria-label='Remove Image']")
-    upload(page, picture)  # at once, while the page still notices that the other has gone
-    page.wait_for_selector(".cgrseg-paint", timeout=60_000)
-    assert page.locator(".cgrseg-refusal").count() == 0
+    upload(page, picture)
+    wait_for_labels(page, "480×300")
+    assert page.locator("#problem").is_hidden()
 
 
-def test_eight_at_once(window: Any, address: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_eight_tabs_and_their_places(window: Window, checkpoint: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    pages = [open_page(window, address) for _ in range(8)]
+    pages = [window.open() for _ in range(8)]
     files = [tmp_path / f"photo{number}.png" for number in range(8)]
     for number, path in enumerate(files):
         Image.fromarray(photo(200, 240 + number, seed=number)).save(path)
     for path, opened in zip(files, pages, strict=True):
         upload(opened, path)
-    for path, opened in zip(files, pages, strict=True):
-        opened.wait_for_selector(".cgrseg-download", timeout=120_000)
-        with opened.expect_download() as download:
-            opened.click(".cgrseg-download")
-        saved = path.with_suffix(".labels.png")
-        download.value.save_as(saved)
-        assert np.array_equal(np.asarray(Image.open(saved)), predictor(path).labels)
+    for number, (path, opened) in enumerate(zip(files, pages, strict=True)):
+        wait_for_labels(opened, f"{240 + number}×200")
+        labels = labels_in(saved(opened, "#save-labels", tmp_path))
+        assert np.array_equal(labels, predictor(path).labels)
+
+
+def test_the_place_in_the_queue_is_shown(page: Any, picture: Path) -> None:
+    """The answers of a busy server, given by the test."""
+    page.route("**/v1/queue*", lambda route: route.fulfill(json={"place": 3, "length": 7}))
+    held: list[Any] = []
+    page.route("**/v1/segment*", lambda route: held.append(route))
+    upload(page, picture)
+    wait_for_status(page, "Waiting: place 3 of 7 in the queue.")
+    keep(page, "waiting")
+    held[0].continue_()
+    wait_for_labels(page, "480×300")

@@ -1,188 +1,193 @@
-"""The server as a process of its own: when it can be asked, what it refuses, how it ends."""
+"""The server as a process of its own: what it answers, what it refuses, how it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
+from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web.server import _listen
 from cgrseg.errors import EnvironmentProblem
-from tests.inference.fixtures import photo
+from cgrseg.inference import Prediction, Predictor
+from tests.deploy.web_server import WebServer, form, free_port, png
+from tests.inference.fixtures import BlockBackend, photo
 
-pytest.importorskip("gradio", reason="needs the extra [web]")
+pytest.importorskip("fastapi", reason="needs the extra [web]")
 pytest.importorskip("uvicorn", reason="needs the extra [web]")
+pytest.importorskip("python_multipart", reason="needs the extra [web]")
 
-# What is asked within `ready` must be answered.
-PROGRAM = """
-import sys, urllib.request
-from cgrseg.config.schema import TestConfig
-from cgrseg.deploy.web import Limits, Service, serve
-from cgrseg.inference import Predictor
-from tests.inference.fixtures import BlockBackend
-
-def ready(address):
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    print(opener.open(address, timeout=30).status, address, flush=True)
-
-names = [f"class{number}" for number in range(7)]
-predictor = Predictor(BlockBackend(num_classes=7), TestConfig(resize="none"), names)
-limits = Limits(upload_bytes=200_000, pixels=50_000, waiting=1)
-try:
-    serve(Service({"blocks": predictor}, limits), "127.0.0.1", int(sys.argv[1]), ready)
-except KeyboardInterrupt:
-    sys.exit(130)  # as the command does
-"""
-
-
-class Server:
-    """A server in a process of its own.
-
-    Attributes:
-        process: that one.
-        port: that it listens on.
-        said: its first line.
-    """
-
-    def __init__(self, repository: Path, temporary: Path) -> None:
-        self.port = free_port()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(self.port)],
-            cwd=repository,
-            env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.readline()
-
-    def ask(
-        self, path: str, body: Any, headers: dict[str, str] | None = None, *, chunked: bool = False
-    ) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request("POST", path, body, headers or {}, encode_chunked=chunked)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-
-    def end(self) -> str:
-        """End it at the latest now; what it said on standard error."""
-        self.process.kill()
-        return str(self.process.communicate()[1])
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def png() -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(photo(80, 120)).save(content, "PNG")
-    return content.getvalue()
-
-
-def form(content: bytes) -> tuple[bytes, dict[str, str]]:
-    """An upload as the page sends it."""
-    head = b'--cut\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    headers = {"Content-Type": "multipart/form-data; boundary=cut"}
-    return head + content + b"\r\n--cut--\r\n", headers
+CLASSES = [f"class{number}" for number in range(7)]
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(repository, tmp_path_factory.mktemp("server"))
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+    made = WebServer(repository, tmp_path_factory.mktemp("server"))
     yield made
-    made.end()
+    out, _ = made.end()
+    assert out == ""  # no request wrote a file, or read the secret one
 
 
-def test_it_can_be_asked_when_it_says_so(server: Server) -> None:
-    assert server.said == f"200 http://127.0.0.1:{server.port}/\n"
+@pytest.fixture(scope="module")
+def expected() -> Prediction:
+    return Predictor(BlockBackend(num_classes=7), Settings(resize="none"), CLASSES)(photo(80, 120))
 
 
-def test_pages_of_other_sites_get_nothing(server: Server) -> None:
-    body, headers = form(png())
-    status, answer = server.ask("/gradio_api/upload", body, headers)
-    assert status == 200 and Path(json.loads(answer)[0]).read_bytes() == png()
-    assert server.ask("/api/predict", png())[0] == 200
-    for foreign in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
-        assert server.ask("/gradio_api/upload", body, {**headers, **foreign})[0] == 403
-        status, answer = server.ask("/api/predict", png(), foreign)
-        assert status == 403 and "another site" in json.loads(answer)["error"]
+def test_it_can_be_asked_when_it_says_so(server: WebServer) -> None:
+    assert server.said == f"200 {server.address}/\n"
 
 
-@pytest.mark.parametrize("path", ["/api/predict", "/gradio_api/upload"])
-def test_a_body_without_end_is_refused(path: str, server: Server) -> None:
-    """No length is given, so only counting helps."""
+def test_label_map(server: WebServer, expected: Prediction) -> None:
+    for body, headers in ((png(), {}), form(png())):
+        status, content = server.ask("/v1/segment", body, headers)
+        assert status == 200
+        indexed = Image.open(io.BytesIO(content))
+        assert indexed.mode == "P" and np.array_equal(np.asarray(indexed), expected.labels)
+        assert indexed.getpalette()[:3] == list(expected.palette[0])
+
+
+def test_json_and_overlay(server: WebServer, expected: Prediction) -> None:
+    asked = server.ask("/v1/segment?format=json&model=blocks", png())
+    assert asked == server.ask("/v1/segment", png(), {"Accept": "application/json, */*"})
+    found = json.loads(asked[1])
+    assert (found["width"], found["height"]) == (120, 80)
+    assert {each["name"]: each["share"] for each in found["classes"]} == expected.shares
+    first = found["classes"][0]
+    assert first["pixels"] == (expected.labels == first["id"]).sum()
+    assert first["color"] == list(expected.palette[first["id"]])
+    status, content = server.ask("/v1/segment?opacity=0", png(), {"Accept": "image/jpeg"})
+    assert status == 200
+    overlay = np.ascontiguousarray(expected.overlay(0.0)[:, :, ::-1])
+    assert content == cv2.imencode(".jpg", overlay)[1].tobytes()
+
+
+def test_what_is_there(server: WebServer, expected: Prediction) -> None:
+    about = json.loads(server.ask("/v1/models")[1])
+    assert [model["name"] for model in about["models"]] == ["blocks"]
+    assert about["models"][0]["classes"][3] == {
+        "id": 3,
+        "name": "class3",
+        "color": list(expected.palette[3]),
+    }
+    assert json.loads(server.ask("/v1/queue?ticket=a")[1]) == {"length": 0, "place": None}
+    document = json.loads(server.ask("/openapi.json")[1])
+    assert set(document["paths"]) == {"/v1/segment", "/v1/models", "/v1/queue"}
+    answers = document["paths"]["/v1/segment"]["post"]["responses"]
+    assert set(answers["200"]["content"]) == {"image/png", "application/json", "image/jpeg"}
+    for path in ("/docs", "/redoc", "/index.html", "/page/app.js"):
+        assert server.ask(path)[0] == 404
+
+
+def test_refusals_are_messages(server: WebServer) -> None:
+    no_file, form_headers = form(png(), field="other")
+    for path, body, headers, status, words in (
+        ("/v1/segment", b"no image", {}, 400, "not an image"),
+        ("/v1/segment", b"", {}, 400, "not an image"),
+        ("/v1/segment?model=other", png(), {}, 400, "model: 'other'"),
+        ("/v1/segment?format=gif", png(), {}, 422, "'png', 'json' or 'jpeg'"),
+        ("/v1/segment?opacity=nan", png(), {}, 422, "opacity"),
+        ("/v1/segment", no_file, form_headers, 400, "field `file`"),
+        ("/v1/segment", b"--cut", form_headers, 400, "field `file`"),
+        ("/v1/segment", png(), {"Content-Type": "multipart/form-data"}, 400, "field `file`"),
+        ("/v1/segment", png(), {"Origin": "https://evil.example"}, 403, "another site"),
+        ("/v1/segment", png(), {"Host": "evil.example"}, 421, "evil.example"),
+        ("/v1/nothing", b"", {}, 404, "Not Found"),
+    ):
+        found, answer = server.ask(path, body, headers)
+        assert (found, words in json.loads(answer)["error"]) == (status, True), answer
+    assert server.ask("/v1/segment")[0] == 405
+
+
+def test_too_many_bytes(server: WebServer) -> None:
+    """Chunks have no length that is told beforehand, so only counting helps."""
     body, headers = form(bytes(1_000_000))
     headers["Transfer-Encoding"] = "chunked"
     parts = (body[place : place + 50_000] for place in range(0, len(body), 50_000))
-    status, answer = server.ask(path, parts, headers, chunked=True)
-    assert status == 413  # the page's framework has its own words for it
-    if path == "/api/predict":
-        assert "more than 0.27 MB" in json.loads(answer)["error"]
-    status, answer = server.ask(path, bytes(1_000_000))
+    status, answer = server.ask("/v1/segment", parts, headers, chunked=True)
+    assert status == 413 and "more than 0.27 MB" in json.loads(answer)["error"]
+    status, answer = server.ask("/v1/segment", bytes(1_000_000))
     assert status == 413 and "1.00 MB" in json.loads(answer)["error"]
 
 
-def test_two_open_tabs_leave_room_for_a_request(server: Server) -> None:
-    """A browser holds up to six connections for each."""
-    with contextlib.ExitStack() as held:
-        for _ in range(14):
-            idle = socket.create_connection(("127.0.0.1", server.port), 10)
-            held.enter_context(idle)
-            idle.sendall(b"GET / HTTP/1.1\r\n")
-        assert server.ask("/api/predict", png())[0] == 200
+def test_the_commands_of_the_guide(server: WebServer, repository: Path, tmp_path: Path) -> None:
+    guide = (repository / "docs/deployment.md").read_text()
+    commands = re.findall(r"^(curl .*)$", guide, re.MULTILINE)
+    assert len(commands) >= 5
+    (tmp_path / "image.jpg").write_bytes(png())
+    for command in commands:
+        assert "http://127.0.0.1:7860" in command
+        own = command.replace("127.0.0.1:7860", f"127.0.0.1:{server.port}")
+        done = subprocess.run(
+            f"{own.replace('best.xml', 'blocks')} --fail --silent --show-error --noproxy '*'",
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        if " -o " not in command:
+            assert json.loads(done.stdout)
+    assert Image.open(tmp_path / "labels.png").size == (120, 80)
+    assert Image.open(tmp_path / "overlay.jpg").format == "JPEG"
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "SIGTERM",
-        pytest.param("SIGHUP", marks=pytest.mark.slow),
         pytest.param("SIGINT", marks=pytest.mark.slow),
+        pytest.param("SIGKILL", marks=pytest.mark.slow),
     ],
 )
 def test_nothing_is_left_by_a_signal(name: str, repository: Path, tmp_path: Path) -> None:
     number = getattr(signal, name, None)
     if number is None or sys.platform == "win32":
         pytest.skip("signals of POSIX systems")
-    server = Server(repository, tmp_path)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    server = WebServer(repository, temporary)
     try:
-        body, headers = form(png())
-        assert server.ask("/gradio_api/upload", body, headers)[0] == 200
-        (home,) = tmp_path.glob("cgrseg-web-*")
-        assert any(path.name == "a.png" for path in home.rglob("*"))
-        with socket.create_connection(("127.0.0.1", server.port), 10) as endless:
-            start = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        body, headers = form(bytes(150_000))
+        assert server.ask("/v1/segment", body, headers)[0] == 400
+        with server.connect() as endless:
+            start = b"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             endless.sendall(start + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n")
             time.sleep(0.5)  # until it is read, so that the server waits for more of it
             server.process.send_signal(number)
             server.process.wait(30)
-            answer = endless.recv(100)
+            with contextlib.suppress(ConnectionResetError):
+                answer = endless.recv(100)
     finally:
-        said = server.end()
+        _, said = server.end()
     # Ended by the signal, as whoever sent it expects.
-    expected = 130 if name == "SIGINT" else -signal.SIGTERM
-    assert server.process.returncode == expected
-    assert not home.exists()
-    assert answer.startswith(b"HTTP/1.1 503") and "Traceback" not in said
+    assert server.process.returncode == (130 if name == "SIGINT" else -number)
+    assert not any(temporary.iterdir())
+    assert "Traceback" not in said
+    if name != "SIGKILL":
+        assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 503"))
+
+
+@pytest.mark.slow
+def test_a_token_is_asked_for(repository: Path, tmp_path: Path) -> None:
+    server = WebServer(repository, tmp_path, token="a secret of the server")
+    try:
+        assert server.ask("/v1/segment", png())[0] == 401
+        right = {"Authorization": "Bearer a secret of the server"}
+        assert server.ask("/v1/segment", png(), right)[0] == 200
+    finally:
+        server.end()
 
 
 def test_a_taken_port() -> None:

@@ -1,60 +1,294 @@
-"""`POST /api/predict`: a photo in, labels, overlay or shares out, refusals as JSON."""
+"""The HTTP API: `POST /v1/segment` and what describes it; refusals are JSON.
 
-from __future__ import annotations
+Annotations here are evaluated, not postponed: FastAPI reads them, and its own classes are known
+inside the function only, since the package is an extra.
+"""
 
-import tempfile
-from pathlib import Path
-from typing import Any
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from cgrseg.deploy.web.result import as_json, label_png, overlay_jpeg
-from cgrseg.deploy.web.service import BusyError, Service
-from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
-from cgrseg.files import explained
+import cv2
+import numpy as np
+
+from cgrseg import __version__
+from cgrseg.data.image_io import encode_label_png
+from cgrseg.deploy.web.page_files import PageFile
+from cgrseg.deploy.web.queue import PredictionQueue
+from cgrseg.deploy.web.request_filter import INTERNAL_ERROR, SEGMENT
+from cgrseg.deploy.web.service import Refused, Service
+from cgrseg.deploy.web.uploads import Disconnected
+from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, explain
 from cgrseg.inference import Prediction
+from cgrseg.inference.exported.packages import need
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart")
+"""Import names of the extra [web]."""
+
+Format = Literal["png", "json", "jpeg"]
+TYPES: dict[str, Format] = {
+    "image/png": "png",
+    "application/json": "json",
+    "image/jpeg": "jpeg",
+}
+_JPEG_SIDE = 65_500
+"""The encoder's limit, a little below the format's."""
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "An image file (JPEG, PNG, WebP, BMP or TIFF), or a form with one.",
+        "content": {
+            "image/*": _BINARY,
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+_REFUSALS = {
+    400: "Not an image, a damaged one, or an unknown model.",
+    401: "The token is missing or wrong.",
+    403: "A page of another site sent the request.",
+    408: "The body arrived too slowly.",
+    413: "Too many bytes or pixels.",
+    421: "The request is for another host.",
+    422: "A wrong parameter.",
+    503: "The queue is full, there was no answer in time, or the server is shutting down.",
+}
 
 
-def add_api(application: Any, service: Service) -> None:
-    """Add the route to a FastAPI application."""
-    from starlette.concurrency import run_in_threadpool
-    from starlette.responses import JSONResponse, Response
+def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageFile]) -> Any:
+    """The application: page and API.
 
-    def answer(content: bytes, model: str, result: str) -> Any:
-        if result not in ("labels", "overlay", "shares"):
-            raise ConfigError(
-                explain(
-                    "result",
-                    found=repr(result)[:80],
-                    expected="labels, overlay or shares",
-                    remedy="choose from these",
-                )
+    Args:
+        service: labels the images.
+        queue: runs the predictions.
+        files: files of the page by path.
+
+    Raises:
+        EnvironmentProblem: packages are missing.
+    """
+    for package in PACKAGES:
+        need(package, "cgrseg web", "web")
+    from fastapi import FastAPI, Query, Request, responses
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    api = FastAPI(
+        title="CGRSeg",
+        version=__version__,
+        summary="Semantic segmentation: every pixel of an image gets a class.",
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+
+    def refusal(status: int, message: str) -> Any:
+        return responses.JSONResponse({"error": message}, status)
+
+    @api.exception_handler(CGRSegError)
+    async def _refuse(_request: Request, error: CGRSegError) -> Any:
+        if isinstance(error, Refused):
+            return refusal(error.status, str(error))
+        return refusal(507 if isinstance(error, EnvironmentProblem) else 400, str(error))
+
+    @api.exception_handler(Disconnected)
+    async def _tell_nobody(_request: Request, _error: Disconnected) -> Any:
+        return responses.Response(status_code=400)
+
+    @api.exception_handler(Exception)
+    async def _hide_trace(_request: Request, _error: Exception) -> Any:
+        return refusal(500, INTERNAL_ERROR)  # the request filter logs the trace
+
+    @api.exception_handler(RequestValidationError)
+    async def _refuse_parameter(_request: Request, error: RequestValidationError) -> Any:
+        first = error.errors()[0]
+        where, found = ".".join(map(str, first["loc"])), str(first["msg"])[:200]
+        text = explain(where, found=found, expected="see /openapi.json", remedy="correct it")
+        return refusal(422, text)
+
+    @api.exception_handler(HTTPException)
+    async def _refuse_address(_request: Request, error: HTTPException) -> Any:
+        text = explain(
+            "request",
+            found=str(error.detail),
+            expected=f"POST {SEGMENT}, or an address of /openapi.json",
+            remedy="correct the address or the method",
+        )
+        return refusal(error.status_code, text)
+
+    @api.post(
+        SEGMENT,
+        summary="Segment an image",
+        response_class=responses.Response,
+        openapi_extra=_BODY,
+        responses={
+            200: {
+                "description": "The label map as an indexed PNG, a summary as JSON, or the image "
+                "with the labels laid over it as JPEG; each at the image's own size.",
+                "content": {kind: {} if kind == "application/json" else _BINARY for kind in TYPES},
+            },
+            **{status: {"description": text} for status, text in _REFUSALS.items()},
+        },
+    )
+    async def segment(
+        request: Request,
+        model: Annotated[str | None, Query(description="Name from /v1/models.")] = None,
+        format: Annotated[
+            Format | None, Query(description="Format of the answer; else the header Accept.")
+        ] = None,
+        opacity: Annotated[float, Query(ge=0, le=1, description="Of the labels, in JPEG.")] = 0.5,
+        ticket: Annotated[
+            str, Query(max_length=64, description="Name of the request for /v1/queue.")
+        ] = "",
+    ) -> Any:
+        wanted = format or _accepted(request.headers.get("accept", ""))
+        data = await _image_bytes(request, service.limits.upload_bytes)
+        service.predictor(model)
+        await asyncio.to_thread(service.check, data)
+
+        def work() -> bytes | dict[str, Any]:
+            return _encoded(service.segment(data, model), wanted, opacity)
+
+        found = await _unless_disconnected(request, queue.run(work, ticket))
+        if isinstance(found, dict):
+            return responses.JSONResponse(found)
+        return responses.Response(found, media_type=f"image/{wanted}")
+
+    @api.get("/v1/models", summary="Models with their classes, and the limits of the server")
+    async def models() -> dict[str, Any]:
+        limits = service.limits
+        return {
+            "models": [
+                {
+                    "name": name,
+                    "classes": [
+                        {"id": number, "name": each, "color": list(color)}
+                        for number, (each, color) in enumerate(
+                            zip(predictor.classes, predictor.palette, strict=True)
+                        )
+                    ],
+                }
+                for name, predictor in service.models.items()
+            ],
+            "limits": {
+                "upload_bytes": limits.upload_bytes,
+                "pixels": limits.pixels,
+                "frames": limits.frames,
+            },
+        }
+
+    @api.get("/v1/queue", summary="Length of the queue, and the place of a request")
+    async def place(
+        ticket: Annotated[str, Query(max_length=64, description="As sent to /v1/segment.")] = "",
+    ) -> dict[str, int | None]:
+        return {"length": len(queue), "place": queue.place(ticket) if ticket else None}
+
+    def add_file(path: str, file: PageFile) -> None:
+        async def answer() -> Any:
+            return responses.Response(file.content, media_type=file.media_type)
+
+        api.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
+
+    for path, file in files.items():
+        add_file(path, file)
+    return api
+
+
+def _accepted(accept: str) -> Format:
+    """The format that the header `Accept` asks for first; a PNG where it asks for none of ours."""
+    for part in accept.split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind in TYPES:
+            return TYPES[kind]
+    return "png"
+
+
+async def _image_bytes(request: Any, most: int) -> bytes:
+    """The image of a request: the whole body, or the field `file` of a form."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        body: bytes = await request.body()
+        return body
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    class InMemory(MultiPartParser):
+        spool_max_size = most + 1  # nothing is written to a disk
+
+    try:
+        form = await InMemory(request.headers, request.stream(), max_files=1, max_fields=8).parse()
+        file = form.get("file")
+    except (MultiPartException, KeyError) as error:
+        file = str(error)
+    if file is None or isinstance(file, str):
+        raise DataError(
+            explain(
+                "form",
+                found="no file in the field `file`" if file is None else file or "a damaged form",
+                expected="one file in the field `file`",
+                remedy="send it with `curl -F file=@image.jpg`",
             )
-        found = _labelled(service, content, model)
-        if result == "shares":
-            return JSONResponse(as_json(found))
-        if result == "overlay":
-            return Response(overlay_jpeg(found, 0.5), media_type="image/jpeg")
-        return Response(label_png(found), media_type="image/png")
-
-    async def predict(request: Any) -> Any:
-        model = request.query_params.get("model", next(iter(service.models)))
-        result = request.query_params.get("result", "labels")
-        try:
-            return await run_in_threadpool(answer, await request.body(), model, result)
-        except BusyError as error:
-            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "30"})
-        except EnvironmentProblem as error:  # this machine's, for example a full disk
-            return JSONResponse({"error": str(error)}, 507)
-        except CGRSegError as error:
-            return JSONResponse({"error": str(error)}, 400)
-
-    application.add_route("/api/predict", predict, methods=["POST"])
+        )
+    content: bytes = file.file.read()
+    return content
 
 
-def _labelled(service: Service, content: bytes, model: str) -> Prediction:
-    with (
-        explained(tempfile.gettempdir()),
-        tempfile.NamedTemporaryFile(suffix=".upload") as upload,
-    ):
-        upload.write(content)
-        upload.flush()
-        return service.predict(Path(upload.name), model)
+async def _unless_disconnected(request: Any, work: Any) -> Any:
+    """The result of some work, which is given up when the client leaves."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(request.receive())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise Disconnected
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _encoded(prediction: Prediction, wanted: Format, opacity: float) -> bytes | dict[str, Any]:
+    """A prediction as the answer; PNG and JPEG as bytes, JSON as a dictionary."""
+    if wanted == "png":
+        return encode_label_png(prediction.labels.astype(np.uint8), prediction.palette)
+    if wanted == "json":
+        return _summary(prediction)
+    height, width = prediction.labels.shape
+    if max(height, width) > _JPEG_SIDE:
+        raise DataError(
+            explain(
+                "overlay",
+                found=f"{width}x{height} pixels",
+                expected=f"at most {_JPEG_SIDE} in width and height, as JPEG has",
+                remedy="request a PNG or JSON, or make the image smaller",
+            )
+        )
+    overlay = np.ascontiguousarray(prediction.overlay(opacity)[:, :, ::-1])
+    done, content = cv2.imencode(".jpg", overlay)
+    assert done  # an array of ours always has a form that can be encoded
+    return content.tobytes()
+
+
+def _summary(prediction: Prediction) -> dict[str, Any]:
+    """Size, and every class that occurs with its number of pixels, largest first."""
+    height, width = prediction.labels.shape
+    counts = np.bincount(prediction.labels.ravel(), minlength=len(prediction.classes))
+    order = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
+    return {
+        "width": width,
+        "height": height,
+        "classes": [
+            {
+                "id": k,
+                "name": prediction.classes[k],
+                "color": list(prediction.palette[k]),
+                "pixels": int(counts[k]),
+                "share": float(counts[k]) / (height * width),
+            }
+            for k in order
+        ],
+    }

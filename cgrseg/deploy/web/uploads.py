@@ -1,61 +1,109 @@
-"""Room for what visitors send: counted while it arrives and while it lies on the disk."""
+"""Receive request bodies: within a size, a time and a memory budget for all of them."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
-KEPT_SECONDS = 600
-"""How long an upload lies there."""
+from cgrseg.deploy.web.service import Limits, Refused
+from cgrseg.errors import explain
 
-# An empty file costs a place in a folder too.
-_LEAST = 64 << 10
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 
 
-class Room:
-    """A folder with an end.
+class Disconnected(Exception):
+    """The client left before its request was complete."""
+
+
+class _Upload:
+    """A body that is arriving."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.last = time.monotonic()
+        self.given_up = asyncio.Event()
+
+
+class Uploads:
+    """All request bodies that are arriving.
 
     Args:
-        folder: where all uploads lie.
-        most: bytes that may lie there or be under way.
+        limits: `seconds` and `stall_seconds` bound the time of one body.
+        largest: bytes of the largest body; all bodies together have room for `waiting` of them
+            and one more.  The body that paused longest makes room for others.
     """
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self._folder = folder
-        self._most = most
-        self._arriving = 0
+    def __init__(self, limits: Limits, largest: int) -> None:
+        self._limits = limits
+        self._room = (limits.waiting + 1) * largest
+        self._arriving: set[_Upload] = set()
 
-    @contextlib.contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        """Count what arrives in this block, before it lies anywhere."""
-        self._arriving += size
-        try:
-            yield
-        finally:
-            self._arriving -= size
+    async def read(self, receive: Receive, most: int, too_long: str) -> bytes:
+        """Read a whole body.
 
-    def is_full(self) -> bool:
-        """Whether more lies there, or is under way, than there is room for.
+        Args:
+            receive: of ASGI.
+            most: maximum number of bytes.
+            too_long: message for a longer body.
 
-        What is too old is deleted: uploads that broke off are known to nobody else.
+        Raises:
+            Refused: the body is too long, too slow, or there is no room for it.
+            Disconnected: the client left.
         """
-        kept = 0
-        oldest = time.time() - KEPT_SECONDS
-        for here, folders, files in os.walk(self._folder, topdown=False):
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                for name in files:
-                    path = Path(here, name)
-                    about = path.lstat()
-                    if about.st_mtime < oldest:
-                        path.unlink()
-                    else:
-                        kept += max(about.st_size, _LEAST)
-            if Path(here) in (self._folder, *self._folder.iterdir()):
-                continue  # the server's own
-            with contextlib.suppress(OSError):  # not empty
-                if not folders and Path(here).stat().st_mtime < oldest:
-                    Path(here).rmdir()
-        return kept + self._arriving > self._most
+        upload = _Upload()
+        self._arriving.add(upload)
+        collecting = asyncio.ensure_future(self._collect(receive, most, too_long, upload))
+        giving_up = asyncio.ensure_future(upload.given_up.wait())
+        try:
+            await asyncio.wait(
+                {collecting, giving_up},
+                timeout=self._limits.seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if upload.given_up.is_set():
+                raise Refused(503, _NO_ROOM)
+            if not collecting.done():
+                raise Refused(408, _SLOW)
+            collecting.result()
+            return bytes(upload.body)
+        finally:
+            collecting.cancel()
+            giving_up.cancel()
+            self._arriving.discard(upload)
+
+    async def _collect(self, receive: Receive, most: int, too_long: str, upload: _Upload) -> None:
+        more = True
+        while more:
+            try:
+                message = await asyncio.wait_for(receive(), self._limits.stall_seconds)
+            except asyncio.TimeoutError as error:
+                raise Refused(408, _SLOW) from error
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            part, more = message.get("body", b""), message.get("more_body", False)
+            if len(upload.body) + len(part) > most:
+                raise Refused(413, too_long)
+            if part:
+                upload.last = time.monotonic()
+            upload.body += part
+            while sum(len(each.body) for each in self._arriving) > self._room:
+                paused = min(self._arriving, key=lambda each: each.last)
+                paused.given_up.set()
+                self._arriving.discard(paused)
+
+
+_SLOW = explain(
+    "request",
+    found="the body arrived too slowly",
+    expected="a body within --seconds, without long pauses",
+    remedy="send a smaller image, or use a faster connection",
+)
+_NO_ROOM = explain(
+    "server",
+    found="too many images are being uploaded at the moment",
+    expected="uploads within a common memory budget (--upload-mb times --waiting)",
+    remedy="try again in a minute",
+)

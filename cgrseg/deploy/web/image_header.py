@@ -1,44 +1,46 @@
-"""How large a photo is for the decoder, told from its bytes before anything is decoded.
+"""Size of an image as the decoder will see it, read from the header before decoding.
 
-OpenCV decodes, and Pillow alone cannot say what will be decoded: of two widths in a TIFF,
-or two headers in a PNG, Pillow takes the last, libtiff and OpenCV the first.  Here these
-headers are followed as the decoder follows them, and what can be read in two ways is damage.
-Of JPEG, libjpeg refuses a second header itself; WebP is read by the same library in both;
+OpenCV decodes, and Pillow alone cannot tell what OpenCV will decode: when a TIFF has two
+widths, or a PNG two headers, Pillow takes the last one, libtiff and OpenCV the first.  This
+module follows these headers as the decoder does, and treats an ambiguous header as damage.
+libjpeg refuses a second JPEG header itself; both sides read WebP with the same library;
 BMP has one header at a fixed place.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
-from PIL import Image
+from cgrseg.data.image_io import open_with_pillow
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""What is looked for in an upload, by Pillow's names; nothing else reaches a decoder."""
+"""Accepted image formats, by Pillow's names; nothing else reaches a decoder."""
 
-# Photos have some hundreds of parts; a file of empty ones would only take time.
+# Real images have some hundreds of parts; a file of empty ones would only take time.
 _MOST_PARTS = 100_000
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # tags of TIFF
 _INTEGERS = {3: "H", 4: "I", 16: "Q"}  # types of TIFF that a size can have
 
 
-def decoded_size(path: Path) -> tuple[int, int, int]:
+def decoded_size(data: bytes) -> tuple[int, int, int]:
     """Width, height, and the pixels that the decoder makes room for (at least their product).
 
+    Args:
+        data: content of the image file.
+
     Raises:
-        Exception: of many classes, for a damaged or ambiguous header, and for no photo.
+        Exception: a damaged or ambiguous header, or no image; exceptions of many classes.
     """
-    with Image.open(path, formats=FORMATS) as picture:
+    with open_with_pillow(io.BytesIO(data), FORMATS) as picture:
         kind, (width, height) = picture.format, picture.size
-    data = path.read_bytes()
     room = width * height
     if kind == "PNG":
         _agree((width, height), _png(data))
     elif kind == "TIFF":
         across, down, *tile = _tiff(data)
-        # Pillow turns the picture as the file says.
+        # Pillow turns the image as the file says.
         _agree(sorted((width, height)), sorted((across, down)))
         room = max(across, tile[0]) * max(down, tile[1])
     return width, height, room

@@ -1,19 +1,18 @@
-"""Photos whose header says one size to a check and another to the decoder."""
+"""Images whose header says one size to a check and another to the decoder."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web import Limits, Service
-from cgrseg.deploy.web.headers import decoded_size
+from cgrseg.deploy.web.image_header import decoded_size
+from cgrseg.deploy.web.service import Refused
 from cgrseg.errors import DataError
 from cgrseg.inference import Predictor
 from tests.inference.fixtures import BlockBackend, photo
@@ -22,12 +21,10 @@ LARGE, SMALL = 10_000, 10
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
+def service() -> Service:
     classes = [f"class{number}" for number in range(7)]
     blocks = Predictor(BlockBackend(num_classes=7), Settings(resize="none"), classes)
-    made = Service({"blocks": blocks}, Limits(pixels=1_000_000))
-    yield made
-    made.close()
+    return Service({"blocks": blocks}, Limits(pixels=1_000_000))
 
 
 def tiff(*sizes: int, order: str = "<", tile: tuple[int, int] | None = None) -> bytes:
@@ -73,50 +70,45 @@ def png(*sizes: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [tiff, png])
-def test_a_second_size_is_refused_undecoded(make, service: Service, tmp_path: Path) -> None:
+def test_a_second_size_is_refused_undecoded(make, service: Service) -> None:
     """A hundred megapixels for the decoder, a hundred pixels for who reads the last size."""
-    path = tmp_path / "two"
-    path.write_bytes(make(LARGE, SMALL))
-    assert path.stat().st_size < service.limits.upload_bytes
-    with Image.open(path) as picture:
+    content = make(LARGE, SMALL)
+    assert len(content) < service.limits.upload_bytes
+    with Image.open(io.BytesIO(content)) as picture:
         assert picture.size == (SMALL, SMALL)  # so the ordinary check lets it through
-    with pytest.raises(DataError, match="no photo"):
-        service.check(path)
-    path.write_bytes(make(LARGE))
-    with pytest.raises(DataError, match="10000x10000 pixels"):
-        service.check(path)
-    path.write_bytes(make(200))
-    assert service.check(path) == (200, 200)
-    assert service.predict(path, "blocks").labels.shape == (200, 200)
+    with pytest.raises(DataError, match="not an image"):
+        service.check(content)
+    with pytest.raises(Refused, match="10000x10000 pixels"):
+        service.check(make(LARGE))
+    assert service.check(make(200)) == (200, 200)
+    assert service.segment(make(200)).labels.shape == (200, 200)
 
 
-def test_a_tile_counts_whole(service: Service, tmp_path: Path) -> None:
-    path = tmp_path / "tile.tif"
-    path.write_bytes(tiff(200, order=">", tile=(30_000, 30_000)))
-    assert decoded_size(path) == (200, 200, 900_000_000)
-    with pytest.raises(DataError, match="at most 1 megapixels"):
-        service.check(path)
-    path.write_bytes(tiff(200, order=">", tile=(256, 256)))
-    assert service.check(path) == (200, 200)
+def test_a_tile_counts_whole(service: Service) -> None:
+    content = tiff(200, order=">", tile=(30_000, 30_000))
+    assert decoded_size(content) == (200, 200, 900_000_000)
+    with pytest.raises(Refused, match="at most 1 megapixels"):
+        service.check(content)
+    assert service.check(tiff(200, order=">", tile=(256, 256))) == (200, 200)
 
 
-def test_a_chunk_without_end_is_damage(service: Service, tmp_path: Path) -> None:
+def test_a_chunk_without_end_is_damage(service: Service) -> None:
     """The decoder makes room for two gigabytes before it sees that they are not there."""
-    path = tmp_path / "chunk.png"
     whole = png(200)
     # Behind the pixels, where Pillow does not look yet.
-    path.write_bytes(whole[:-12] + struct.pack(">I", 0x7FFF_FF00) + b"tEXt" + whole[-12:])
-    with Image.open(path) as picture:
+    content = whole[:-12] + struct.pack(">I", 0x7FFF_FF00) + b"tEXt" + whole[-12:]
+    with Image.open(io.BytesIO(content)) as picture:
         assert picture.size == (200, 200)
-    with pytest.raises(DataError, match="no photo"):
-        service.check(path)
+    with pytest.raises(DataError, match="not an image"):
+        service.check(content)
 
 
-def test_what_was_decoded_has_the_size_that_was_checked(service: Service, tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(png(200))
-    with pytest.raises(DataError, match="no photo"):
-        service._label(path, (10, 10), service.models["blocks"])
+def test_what_was_decoded_has_the_size_that_was_checked(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "check", lambda _data: (10, 10))
+    with pytest.raises(DataError, match="not an image"):
+        service.segment(png(200))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,7 @@ def test_what_was_decoded_has_the_size_that_was_checked(service: Service, tmp_pa
         ("TIFF", {"big_tiff": True}),
     ],
 )
-def test_ordinary_photos_pass(kind: str, options: dict, service: Service, tmp_path: Path) -> None:
+def test_ordinary_images_pass(kind: str, options: dict, service: Service) -> None:
     picture = Image.fromarray(photo(90, 140))
     options = dict(options)
     orientation = options.pop("orientation", None)
@@ -147,7 +139,5 @@ def test_ordinary_photos_pass(kind: str, options: dict, service: Service, tmp_pa
         options["append_images"] = [picture.rotate(180)]
     content = io.BytesIO()
     picture.save(content, kind, **options)
-    path = tmp_path / "photo"
-    path.write_bytes(content.getvalue())
     shape = (90, 140) if orientation is None else (140, 90)
-    assert service.predict(path, "blocks").labels.shape == shape
+    assert service.segment(content.getvalue()).labels.shape == shape
