@@ -25,6 +25,7 @@ from cgrseg.inference.exported.description import KEY
 from cgrseg.inference.exported.openvino_file import file_digest
 from cgrseg.inference.exported.packages import need
 from cgrseg.inference.exported.program_file import DESCRIPTION_FILE, model_name
+from cgrseg.inference.exported.seal import UNSEALED, sealed
 from cgrseg.inference.fast.compilers import missing_compiler
 
 _MAX_BATCH = 1024
@@ -59,9 +60,10 @@ def write_onnx_model(model: Any, description: Description, path: Path) -> None:
     """Write an `onnx.ModelProto` with its description, and no other metadata."""
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, description.model_dump_json()
+    told = description.model_copy(update={"file_digest": UNSEALED})
+    entry.key, entry.value = KEY, told.model_dump_json()
     model.producer_name, model.producer_version = "cgrseg", description.version
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(sealed(model.SerializeToString()))
 
 
 def onnx_model(form: ExportForm, size: Size | None, description: Description, opset: int) -> Any:
@@ -100,9 +102,10 @@ def write_openvino(model: Any, description: Description, path: Path) -> None:
     openvino = need("openvino", "export as openvino")
     openvino.save_model(model, path, compress_to_fp16=False)
     digest = file_digest(path.with_suffix(".bin"))
-    told = description.model_copy(update={"weights_file_digest": digest})
+    told = description.model_copy(update={"weights_file_digest": digest, "file_digest": UNSEALED})
     model.set_rt_info(told.model_dump_json(), [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
+    path.write_bytes(sealed(path.read_bytes()))
 
 
 def openvino_model(form: ExportForm, size: Size | None, description: Description) -> Any:

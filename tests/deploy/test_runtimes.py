@@ -9,8 +9,8 @@ import pytest
 
 from cgrseg.deploy import Tolerance, export
 from cgrseg.deploy.verify import normalised, sample_pictures, verify
-from cgrseg.deploy.writers import write_openvino
-from cgrseg.errors import WeightsError
+from cgrseg.deploy.writers import write_onnx_model, write_openvino
+from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported import describe, open_exported
 from cgrseg.inference.exported.openvino_file import open_openvino
@@ -64,7 +64,12 @@ def test_openvino_agrees(openvino_file: Path, network: CGRSeg) -> None:
 def test_damaged_models(onnx_file: Path, openvino_file: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(onnx_file.read_bytes()[:-50_000])
-    with pytest.raises(WeightsError, match=r"cut\.onnx: a file of .* that cannot be read"):
+    with pytest.raises(WeightsError, match=r"cut\.onnx: a model without .*cut short"):
+        open_exported(cut)
+    flipped = bytearray(onnx_file.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    cut.write_bytes(flipped)
+    with pytest.raises(WeightsError, match=r"cut\.onnx: .* not those that were written"):
         open_exported(cut)
     alone = tmp_path / "alone.xml"
     alone.write_bytes(openvino_file.read_bytes())
@@ -75,6 +80,26 @@ def test_damaged_models(onnx_file: Path, openvino_file: Path, tmp_path: Path) ->
     alone.with_suffix(".bin").write_bytes(weights)
     with pytest.raises(WeightsError, match=r"alone\.bin"):
         open_exported(alone)
+    graph = openvino_file.read_bytes()
+    for old, new in ((b'strides="1, 1"', b'strides="2, 1"'), (b"<net", b"<!DOCTYPE net><net")):
+        assert old in graph
+        alone.write_bytes(graph.replace(old, new, 1))
+        with pytest.raises(WeightsError, match=r"alone\.xml: .* cannot be read"):
+            open_exported(alone)
+
+
+def test_tensors_in_other_files_are_refused(onnx_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(onnx_file)
+    tensor = next(t for t in model.graph.initializer if t.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "../secret.bin"), ("offset", "0"), ("length", "16")):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    out = tmp_path / "out.onnx"
+    write_onnx_model(model, describe(onnx_file), out)
+    with pytest.raises(WeightsError, match="tensors lie in other files"):
+        open_exported(out)
 
 
 @pytest.mark.slow
@@ -123,3 +148,6 @@ def test_compiled_package_with_two_sizes(checkpoint: Path, tmp_path: Path) -> No
     result = export(checkpoint, "aoti", out, sizes=sizes)
     assert {check.size for check in result.checks} == set(sizes)
     assert describe(out).kind == "aoti"
+    with pytest.raises(ConfigError, match="--trust-code"):
+        Predictor.from_pretrained(out)
+    assert Predictor.from_pretrained(out, trust_code=True)(photo(64, 96)).labels.shape == (64, 96)

@@ -45,6 +45,8 @@ class Description(BaseModel):
         source_digest: of its weights.
         version: of this package.
         weights_file_digest: of a second file that belongs to it; empty: there is none.
+        file_digest: of the file itself, see :mod:`cgrseg.inference.exported.seal`; empty where
+            the format has checksums.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,6 +71,7 @@ class Description(BaseModel):
     source_digest: str
     version: str
     weights_file_digest: str = ""
+    file_digest: str = ""
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Description:
@@ -81,7 +84,8 @@ class Description(BaseModel):
             raise WeightsError(
                 explain(
                     path,
-                    found="a model without the description that cgrseg writes into its exports",
+                    found="a model without the description that cgrseg writes into its exports: a "
+                    "file of another program, or one that was cut short",
                     expected="a file made by cgrseg export",
                     remedy="export the checkpoint with cgrseg export; networks of other origin "
                     "can be wrapped in a Backend (docs/inference.md)",

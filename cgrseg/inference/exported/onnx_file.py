@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.errors import WeightsError
+from cgrseg.errors import WeightsError, explain
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
 from cgrseg.inference.exported.packages import need
+from cgrseg.inference.exported.seal import refuse_damage
 from cgrseg.input_files import read_input
 
 # Each shape has a session of its own, with its own copy of the weights.
@@ -33,9 +34,14 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
     """
     onnxruntime = need("onnxruntime", path)
     content = read_input(path)
+    text = _description_in(content)
+    description = Description.read(text, path)
+    refuse_damage(content, description, path, "an ONNX model")
+    _refuse_other_files(content, text, path)
     threads = torch.get_num_threads()
     first = _session(onnxruntime, content, {}, path, threads, optimise=False)
-    description = Description.read(first.get_modelmeta().custom_metadata_map.get(KEY), path)
+    if first.get_modelmeta().custom_metadata_map.get(KEY) != text:
+        raise WeightsError(damaged(path, "an ONNX model", "it holds two descriptions"))
     source = first.get_inputs()[0]
     name, axes = source.name, list(source.shape)
     del first
@@ -58,6 +64,45 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
         return result
 
     return description, run
+
+
+def _description_in(content: bytes) -> str | None:
+    """The description in a file's metadata, found without a runtime; None: there is none.
+
+    An entry of the metadata is a message of two texts: field 1 the key, field 2 the value, each
+    behind its length in groups of 7 bits.
+    """
+    key = KEY.encode()
+    marker = b"\x0a" + bytes([len(key)]) + key + b"\x12"
+    place = content.rfind(marker)
+    if place < 0:
+        return None
+    place += len(marker)
+    length = shift = 0
+    for byte in content[place : place + 5]:
+        place += 1
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return content[place : place + length].decode("utf-8", "replace")
+
+
+def _refuse_other_files(content: bytes, text: str | None, path: Path) -> None:
+    """Refuse tensors that lie in other files: a foreign file could name any file, or memory.
+
+    Such a tensor has an entry with the key `location`, which nothing else in our files has but
+    the description.
+    """
+    if content.count(b"location") > (text or "").encode().count(b"location"):
+        raise WeightsError(
+            explain(
+                path,
+                found="an ONNX model whose tensors lie in other files",
+                expected="one file that holds everything, as cgrseg export writes it",
+                remedy="export the checkpoint again with cgrseg export",
+            )
+        )
 
 
 def _session(

@@ -91,15 +91,17 @@ def open_exported(
         run,
         file.name,
         has_threads=suffix in (".onnx", ".xml"),
-        reopen=functools.partial(_reopen, str(file.absolute()), precision, keep_memory),
+        reopen=functools.partial(_reopen, str(file.absolute()), precision, trust_code, keep_memory),
     )
 
 
 def _reopen(
-    path: str, precision: Precision, keep_memory: bool, description: Description
+    path: str, precision: Precision, trust_code: bool, keep_memory: bool, description: Description
 ) -> ExportedBackend:
     """Open the file that a pickled backend ran."""
-    backend = open_exported(path, precision=precision, keep_memory=keep_memory)
+    backend = open_exported(
+        path, precision=precision, trust_code=trust_code, keep_memory=keep_memory
+    )
     if backend.description != description:
         raise WeightsError(
             explain(

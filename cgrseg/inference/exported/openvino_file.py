@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
 from cgrseg.inference.exported.packages import need
+from cgrseg.inference.exported.seal import refuse_damage
 from cgrseg.inference.precision import Precision, check_precision
-from cgrseg.input_files import open_input
+from cgrseg.input_files import open_input, read_input
 
 _MAX_SHAPES = 4
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -56,16 +58,20 @@ def open_openvino(
                 remedy="copy the .bin file too",
             )
         )
-    try:
-        model = core.read_model(path, weights)
-    except Exception as error:  # the runtime raises RuntimeError for everything
-        raise WeightsError(damaged(path, "an OpenVINO model", error)) from error
-    text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    content = read_input(path)
+    text = _description_in(content, path)
     description = Description.read(text, path)
+    refuse_damage(content, description, path, "an OpenVINO model")
     if file_digest(weights) != description.weights_file_digest:
         raise WeightsError(
             damaged(weights, f"the weights that belong to {path.name}", "another content")
         )
+    try:
+        model = core.read_model(path, weights)
+    except Exception as error:  # the runtime raises RuntimeError for everything
+        raise WeightsError(damaged(path, "an OpenVINO model", error)) from error
+    if model.get_rt_info([KEY]).astype(str) != text:
+        raise WeightsError(damaged(path, "an OpenVINO model", "it holds two descriptions"))
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -93,6 +99,17 @@ def open_openvino(
         return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
     return description, run
+
+
+def _description_in(content: bytes, path: Path) -> str | None:
+    """The description in a model's metadata, found without the runtime; None: there is none."""
+    try:
+        if b"<!" in content:
+            raise ValueError("a document type, which OpenVINO does not write")
+        entry = ElementTree.fromstring(content).find(f"rt_info/{KEY}")
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        raise WeightsError(damaged(path, "an OpenVINO model", error)) from error
+    return None if entry is None else entry.get("value")
 
 
 def _with_classes_last(model: Any, openvino: Any) -> Any:
