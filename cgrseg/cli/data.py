@@ -140,7 +140,12 @@ def check(
     config = _load(subject, settings, data_root, dataset)
     with progress_bar("checking", hidden=as_json) as progress:
         report = check_dataset(
-            config.data, splits=split or None, quick=quick, workers=workers, progress=progress
+            config.data,
+            splits=split or None,
+            quick=quick,
+            evaluate=config.train.evaluate,
+            workers=workers,
+            progress=progress,
         )
     console = make_console()
     if as_json:

@@ -146,7 +146,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, (bool, int, float, str))
 
 

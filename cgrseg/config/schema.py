@@ -112,6 +112,21 @@ class DataConfig(Section):
         False,
         description="Custom datasets only: raw 0 means 'unlabelled' and class k is stored as k+1.",
     )
+    label_values: dict[Level, Level] | None = Field(
+        None,
+        description="Custom datasets only: stored label value to class id, such as {0: 0, 128: 1}; "
+        "the id 255 ignores a value. None: stored values are class ids.",
+    )
+    label_threshold: Annotated[int, Field(ge=1, le=255)] | None = Field(
+        None,
+        description="Custom datasets of two classes only: stored label values from this one on "
+        "are class 1, lower ones class 0. 128 reads masks of 0 and 255, also from JPEG files.",
+    )
+    label_name: str = Field(
+        "{stem}",
+        description="Custom datasets only: name of a label file without its ending, as in "
+        "{stem}_mask; {stem} is the name of its image.",
+    )
     images: str = Field(
         "images", description="Custom datasets: folder of images below root; may hold {split}."
     )
@@ -119,7 +134,9 @@ class DataConfig(Section):
         "annotations", description="Custom datasets: folder of labels below root; may hold {split}."
     )
     split_lists: dict[str, str] | None = Field(
-        None, description="Split name to a text file (below root) with one image stem a line."
+        None,
+        description="Split name to a text file (below root): an image stem a line, the path of an "
+        "image, or the paths of an image and its label.",
     )
     val_fraction: Probability = Field(
         0.2,
@@ -140,6 +157,13 @@ class DataConfig(Section):
     check: bool = Field(
         True, description="Look for unusable files and labels before the first iteration."
     )
+
+    @field_validator("label_name")
+    @classmethod
+    def _holds_the_stem(cls, value: str) -> str:
+        if value.count("{stem}") != 1 or "/" in value:
+            raise ValueError("a name without folders that holds {stem} once, such as {stem}_mask")
+        return value
 
 
 class PhotometricConfig(Section):

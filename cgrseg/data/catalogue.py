@@ -15,6 +15,7 @@ from pathlib import Path
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.class_edits import edit_classes
 from cgrseg.data.custom import CLASS_LIST, custom_spec, read_class_list
+from cgrseg.data.findings import Finding
 from cgrseg.data.label_rules import Hint, LabelRule
 from cgrseg.data.pairs import find_pairs, split_stems
 from cgrseg.data.spec import Colour, DatasetSpec, HeldOut, Pair, SplitLayout
@@ -111,7 +112,20 @@ def _from_catalogue(config: DataConfig) -> DatasetSpec:
                 remedy="remove the setting; nothing has to be subtracted by hand",
             )
         )
+    own = ("label_values", "label_threshold", "split_lists")
+    given = [name for name in own if getattr(config, name) is not None]
+    if given or config.label_name != "{stem}":
+        name = f"data.{given[0] if given else 'label_name'}"
+        raise ConfigError(
+            explain(
+                name,
+                found=f"set for {spec.name}, whose files and encoding are fixed",
+                expected="this setting for data.dataset=custom only",
+                remedy="remove the setting, or describe your files with data.dataset=custom",
+            )
+        )
     _check_class_file(spec, Path(config.root) / CLASS_LIST)
+    spec = _without_lists(spec, config)
     if config.palette is not None:
         if len(config.palette) != spec.num_classes:
             raise ConfigError(
@@ -126,6 +140,41 @@ def _from_catalogue(config: DataConfig) -> DatasetSpec:
     if config.ignore_index != spec.ignore_index:
         spec = _with_ignore_index(spec, config.ignore_index)
     return spec
+
+
+def _without_lists(spec: DatasetSpec, config: DataConfig) -> DatasetSpec:
+    """A dataset whose folder has no split lists at all: images are then held out by seed.
+
+    The layout that is announced for Pascal Context has none.
+    """
+    root = Path(config.root)
+    lists = {layout.list_file for layout in spec.splits.values()}
+    if None in lists or (root / "ImageSets").exists():
+        return spec
+    if not all((root / spec.splits[name].images).is_dir() for name in ("train", "val")):
+        return spec
+    splits = {
+        name: replace(
+            layout,
+            list_file=None,
+            held_out=HeldOut(config.split_seed, config.val_fraction, validation=name != "train"),
+            labeled_only=True,
+        )
+        for name, layout in spec.splits.items()
+        if name in ("train", "val", "test")
+    }
+    published = spec.splits["train"].list_file or ""
+    finding = Finding(
+        "warning",
+        "layout",
+        str(root),
+        f"no split lists ({published} and the like are missing): "
+        f"{config.val_fraction:.0%} of the labeled images are held out by seed "
+        f"{config.split_seed}, so scores cannot be compared with published ones",
+        "for the published split, add the lists; `cgrseg data convert pascal-context` writes "
+        "them for Pascal Context",
+    )
+    return replace(spec, splits=splits, findings=(*spec.findings, finding))
 
 
 def _check_class_file(spec: DatasetSpec, path: Path) -> None:

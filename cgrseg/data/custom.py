@@ -1,33 +1,30 @@
 """A person's own folder as a dataset.
 
 Wanted: images, label PNGs of the same stem whose values are class ids, and a list of
-class names in id order (`data.classes`, or `classes.txt` with one name a line).  The
-split comes from, in this order: `{split}` in the folder names, `data.split_lists`,
-sub-folders named after the split, or an automatic split by seed.
+class names in id order (`data.classes`, or `classes.txt` with one name a line).
+:mod:`cgrseg.data.custom_layout` finds the folders and the splits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cgrseg.class_names import MAX_CLASSES, check_class_names, parse_class_list
 from cgrseg.config.schema import DataConfig
+from cgrseg.data.custom_layout import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    find_layout,
+    refuse_misplaced_root,
+)
 from cgrseg.data.label_rules import LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, HeldOut, SplitLayout
+from cgrseg.data.spec import Colour, DatasetSpec
 from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import ConfigError, DataError, explain
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings of image files that are looked for."""
-
 CLASS_LIST = "classes.txt"
 """Name of the class list in a dataset's root."""
-
-_ALIASES = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
-}
 
 HOW_TO_GET = (
     "put images into <root>/images/train and <root>/images/val (or all into <root>/images), "
@@ -54,6 +51,7 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
                 remedy=f"set data.root (--data-root); {HOW_TO_GET}",
             )
         )
+    refuse_misplaced_root(config, root)
     if config.classes:
         classes = check_class_names(
             config.classes,
@@ -74,17 +72,26 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
                 remedy="correct it, or leave it out: colours are then made",
             )
         )
+    layout = find_layout(config, root)
+    rule = _rule(config, classes)
+    before, _, after = config.label_name.partition("{stem}")
+    # JPEG changes values, which a threshold undoes and ids do not survive.
+    endings = (*LABEL_SUFFIXES, *((".jpg", ".jpeg") if config.label_threshold else ()))
     return DatasetSpec(
         name="custom",
         title=f"custom dataset ({len(classes)} classes)",
         classes=classes,
         palette=tuple(config.palette) if config.palette else distinct_colours(len(classes)),
-        label_rule=_rule(config, len(classes)),
-        splits=_splits(config, root),
+        label_rule=rule,
+        splits=layout.splits,
         default_root=config.root,
         how_to_get=HOW_TO_GET,
         image_suffixes=IMAGE_SUFFIXES,
+        label_suffix=after + endings[0],
+        label_prefix=before,
+        other_encodings=tuple((after + ending, rule) for ending in endings[1:]),
         ignore_index=config.ignore_index,
+        findings=layout.findings,
     )
 
 
@@ -122,7 +129,9 @@ def distinct_colours(count: int) -> tuple[Colour, ...]:
     return tuple(colours)
 
 
-def _rule(config: DataConfig, num_classes: int) -> LabelRule:
+def _rule(config: DataConfig, classes: Sequence[str]) -> LabelRule:
+    num_classes = len(classes)
+    _refuse_two_encodings(config)
     if config.ignore_index < num_classes:
         raise ConfigError(
             explain(
@@ -133,6 +142,20 @@ def _rule(config: DataConfig, num_classes: int) -> LabelRule:
                 "classes count from 1, set data.zero_is_ignore=true and leave 0 out of the list",
             )
         )
+    if config.label_threshold is not None:
+        if num_classes != 2:
+            raise ConfigError(
+                explain(
+                    "data.label_threshold",
+                    found=f"set for {num_classes} classes: {', '.join(classes)}",
+                    expected="two classes: the one below the threshold, and the one from it on",
+                    remedy="name both in the class list, such as background and "
+                    f"{classes[0]}; for more classes use data.label_values",
+                )
+            )
+        return LabelRule.threshold(config.label_threshold, ignore_index=config.ignore_index)
+    if config.label_values is not None:
+        return _rule_of_values(config.label_values, classes, config.ignore_index)
     if config.zero_is_ignore:
         # An ignore index that is also the stored id of the last class can only be meant
         # for training; on disk that value is the class.
@@ -141,34 +164,43 @@ def _rule(config: DataConfig, num_classes: int) -> LabelRule:
     return LabelRule.identity(num_classes, config.ignore_index)
 
 
-def _splits(config: DataConfig, root: Path) -> dict[str, SplitLayout]:
-    names = list(dict.fromkeys(["train", "val", "test", config.train_split, config.eval_split]))
-    if config.split_lists is not None:
-        return {
-            name: SplitLayout(
-                config.images.format(split=name), config.labels.format(split=name), list_file=path
+def _rule_of_values(
+    values: Mapping[int, int], classes: Sequence[str], ignore_index: int
+) -> LabelRule:
+    """The rule of `data.label_values`: values that are not named must not occur, 255 is ignored."""
+    ignored = {raw for raw, new in values.items() if new in (255, ignore_index)}
+    mapping = {raw: new for raw, new in values.items() if raw not in ignored}
+    if set(mapping.values()) != set(range(len(classes))):
+        raise ConfigError(
+            explain(
+                "data.label_values",
+                found=f"class ids {sorted(set(mapping.values()))} for {len(classes)} classes",
+                expected=f"each id from 0 to {len(classes) - 1} at least once, and 255 for values "
+                "that are ignored",
+                remedy="give each stored value the id of its class in the class list",
             )
-            for name, path in config.split_lists.items()
-        }
-    if "{split}" in config.images:
-        return {
-            name: SplitLayout(config.images.format(split=name), config.labels.format(split=name))
-            for name in names
-            if (root / config.images.format(split=name)).is_dir() or name != "test"
-        }
-    found: dict[str, SplitLayout] = {}
-    for name in names:
-        for folder in _ALIASES.get(name, (name,)):
-            if (root / config.images / folder).is_dir():
-                found[name] = SplitLayout(f"{config.images}/{folder}", f"{config.labels}/{folder}")
-                break
-    if found:
-        return found
-    return {
-        name: SplitLayout(
-            config.images,
-            config.labels,
-            held_out=HeldOut(config.split_seed, config.val_fraction, validation=name == "val"),
         )
-        for name in ("train", "val")
+    return LabelRule.from_mapping(
+        mapping,
+        ignored=ignored | ({255} - set(mapping)),
+        ignore_index=ignore_index,
+        meaning=", ".join(f"{raw} is {classes[new]}" for raw, new in sorted(mapping.items())),
+    )
+
+
+def _refuse_two_encodings(config: DataConfig) -> None:
+    named = {
+        "data.label_values": config.label_values is not None,
+        "data.label_threshold": config.label_threshold is not None,
+        "data.zero_is_ignore": config.zero_is_ignore,
     }
+    given = [name for name, is_set in named.items() if is_set]
+    if len(given) > 1:
+        raise ConfigError(
+            explain(
+                given[0],
+                found=f"set together with {' and '.join(given[1:])}",
+                expected="one setting that says how labels are stored",
+                remedy="keep the one that describes the labels",
+            )
+        )

@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import cv2
 import numpy as np
@@ -42,6 +42,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 _NOTE = "cgrseg"  # keyword of the text chunk with a note
 _JPEG_MAGIC = b"\xff\xd8"
+_INDEXED_MAGICS = (b"BM", b"II*\0", b"MM\0*")  # BMP, TIFF
 MAX_PIXELS = 1 << 30
 """Pixels of the largest image that is read: OpenCV's own limit."""
 
@@ -125,13 +126,17 @@ def decode_image(data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] =
 def read_label(path: Path | str) -> Bytes8:
     """Read a label map as it is stored.
 
-    Palette PNGs give their indices, grey PNGs their values, 1-bit masks 0 and 1.
+    Palette files give their indices, gray files their values, 1-bit masks 0 and 1.  JPEG files
+    give gray values, which a threshold alone can read.
+
+    Args:
+        path: a PNG, BMP or TIFF file; or a JPEG file whose name says so.
 
     Returns:
         (H, W), C-contiguous, raw ids 0..255.
 
     Raises:
-        DataError: missing or damaged file, a colour picture, or ids beyond 8 bits.
+        DataError: missing or damaged file, a color image, several pages, or ids beyond 8 bits.
     """
     path = Path(path)
     data = _read_bytes(path, "a label map")
@@ -141,17 +146,13 @@ def read_label(path: Path | str) -> Bytes8:
         # Grey of fewer than 8 bits is spread over 0..255 by decoders; undo that.
         step = 255 // (2 ** min(data[24], 8) - 1)
         data = _as_plain_grey(data)
-    try:
-        raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise_machine_problem(error, path)
-        raw = None
+    raw = _stored_values(data, path)
     if raw is None:
         raise DataError(
             explain(
                 path,
                 found="the label cannot be decoded: the file is damaged, or no image",
-                expected="a complete PNG with one class id per pixel",
+                expected="a complete PNG, BMP or TIFF file with one class id per pixel",
                 remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
             )
         )
@@ -165,11 +166,13 @@ def read_label(path: Path | str) -> Bytes8:
                 "colour of each class; check that images and labels are not swapped",
             )
         )
-    if raw.dtype != np.uint8 and not (raw.min() >= 0 and raw.max() <= 255):
+    whole = raw.dtype.kind != "f" or bool(np.array_equal(raw, np.floor(raw)))
+    if raw.dtype != np.uint8 and not (whole and raw.min() >= 0 and raw.max() <= 255):
         raise DataError(
             explain(
                 path,
-                found=f"ids from {raw.min()} to {raw.max()}",
+                found=f"ids from {raw.min()} to {raw.max()}"
+                + ("" if whole else ", with fractions"),
                 expected="class ids from 0 to 255",
                 remedy="store class ids, not instance ids or depths; convert the file again",
             )
@@ -205,6 +208,40 @@ def decode_grey(data: bytes, within: tuple[int, int]) -> Bytes8:
     if pixels is None or pixels.shape != (height, width):
         raise ValueError("the embedded image is damaged")
     return np.asarray(pixels, np.uint8)
+
+
+def _stored_values(data: bytes, path: Path) -> NDArray[Any] | None:
+    """Values of a label file, (H, W), or (H, W, channels) of a color image; None: damaged."""
+    try:
+        if data.startswith(_INDEXED_MAGICS):
+            # OpenCV turns the palettes of these formats into colors.
+            return _pillow_values(data, path)
+        flags = cv2.IMREAD_UNCHANGED
+        if data.startswith(_JPEG_MAGIC) and path.suffix.lower() in (".jpg", ".jpeg"):
+            flags = cv2.IMREAD_GRAYSCALE
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise_machine_problem(error, path)
+        return None
+
+
+def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
+    try:
+        with open_with_pillow(io.BytesIO(data), ("BMP", "TIFF")) as picture:
+            pages = getattr(picture, "n_frames", 1)
+            values = np.array(picture)
+    except Exception:  # Pillow lets through what its parsers stumble over
+        return None
+    if pages != 1:
+        raise DataError(
+            explain(
+                path,
+                found=f"{pages} pages in one file",
+                expected="one label map",
+                remedy="save the page that holds the class ids as a file of its own",
+            )
+        )
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

@@ -113,6 +113,20 @@ class LabelRule:
         )
 
     @classmethod
+    def threshold(cls, lowest: int, *, ignore_index: int = 255) -> LabelRule:
+        """Two classes: values from `lowest` on are class 1, lower ones class 0.
+
+        Masks of two classes that went through JPEG or a smooth resize are read like this.
+        """
+        return cls(
+            lookup=tuple(int(raw >= lowest) for raw in range(256)),
+            allowed=frozenset(range(256)),
+            num_classes=2,
+            ignore_index=ignore_index,
+            meaning=f"values from {lowest} on are class 1, lower ones class 0",
+        )
+
+    @classmethod
     def from_mapping(
         cls,
         mapping: Mapping[int, int],
@@ -243,13 +257,15 @@ class LabelRule:
         for hint in self.hints:
             if forbidden & hint.ids:
                 return hint.text
+        number = self.unedited.num_classes
         if len(forbidden) > 16:
             return (
-                "so many strange values are typical of a colour mask turned grey, or of labels "
-                "that went through JPEG or a smooth resize; convert masks with "
+                "so many strange values are typical of a color mask turned gray, or of labels "
+                "that went through JPEG or a smooth resize; convert color masks with "
                 "`cgrseg data convert rgb` and keep labels in PNG"
-            )
-        number = self.unedited.num_classes
+            ) + ("; masks of two classes are read with data.label_threshold=128" * (number == 2))
+        if number == 1:
+            return "name the background as a class too: a network of one class learns nothing"
         if forbidden == {number} and self.unedited.lookup[0] == 0:
             return (
                 f"the ids run up to {number} for {number} classes, as if they "

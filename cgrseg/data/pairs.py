@@ -1,22 +1,23 @@
 """Which image goes with which label.
 
 Images and labels are matched by name below their folders.  What does not match is never
-skipped: an image without its label, a listed stem without its image, or two images of
-one stem stop the run with their names; labels without an image are counted in a warning.
+skipped silently: :func:`list_pairs` returns every problem as a finding, as a check reports
+them, and :func:`find_pairs` stops at the first error, as a run does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cgrseg.data.file_index import FileIndex, index_images, index_labels
+from cgrseg.data.findings import Finding, raise_for_errors
+from cgrseg.data.pairing_advice import Unpaired
+from cgrseg.data.placing import nearby_root
 from cgrseg.data.spec import DatasetSpec, HeldOut, Pair, SplitLayout
-from cgrseg.data.text_lists import read_lines
-from cgrseg.errors import DataError, explain
+from cgrseg.data.split_lists import read_split_list
 
 _LOG = logging.getLogger("cgrseg.data")
 _NAMED = 5  # how many names a message lists before it only counts
@@ -35,36 +36,64 @@ def find_pairs(spec: DatasetSpec, root: Path | str, split: str) -> list[Pair]:
             stems without images, or several images of one stem.
     """
     root = Path(root)
+    pairs, findings = list_pairs(spec, root, split)
+    raise_for_errors(root, findings)
+    if spec.splits[split].labeled_only:  # scores are not those of the published split
+        findings = [*spec.findings, *findings]
+    warnings: dict[str, list[Finding]] = {}
+    for finding in findings:
+        warnings.setdefault(finding.code, []).append(finding)
+    for same in warnings.values():
+        more = f" (and {len(same) - 1} more of this kind)" if len(same) > 1 else ""
+        _LOG.warning("%s: %s%s", same[0].file, same[0].message, more)
+    return pairs
+
+
+def list_pairs(spec: DatasetSpec, root: Path, split: str) -> tuple[list[Pair], list[Finding]]:
+    """The usable pairs of a split, and everything wrong with the others.
+
+    Args:
+        spec: the dataset.
+        root: its folder.
+        split: name of the split.
+
+    Returns:
+        Pairs that have image and label, sorted by stem or in the list's order; findings.
+    """
+    if not root.is_dir():
+        return [], [_missing_root(spec, root)]
     if split not in spec.splits:
-        raise DataError(
-            explain(
-                f"split {split!r} of {spec.name}",
-                found="no such split",
-                expected="one of " + ", ".join(spec.splits),
-                remedy="set data.train_split or data.eval_split to one of these",
-            )
-        )
+        return [], [_no_such_split(spec, root, split)]
     layout = spec.splits[split]
-    image_folder = _folder(spec, root, layout.images)
-    images = _by_stem(image_folder, spec.image_suffixes, spec)
-    if not images:
-        raise DataError(
-            explain(
-                image_folder,
-                found="no images in it" + _what_is_there(image_folder),
-                expected="files that end in " + ", ".join(spec.image_suffixes),
-                remedy=spec.how_to_get,
-            )
-        )
-    labels: dict[str, Path] = {}
-    if layout.labels is not None:
-        labels = labels_by_stem(_folder(spec, root, layout.labels), spec)
-    stems = _stems(spec, root, layout, images)
-    if layout.labels is not None:
-        _every_image_has_a_label(spec, root / layout.labels, stems, images, labels)
-        if layout.list_file is None and layout.held_out is None:
-            _count_orphans(root / layout.labels, images, labels)
-    return [Pair(stem, images[stem], labels.get(stem)) for stem in stems]
+    findings: list[Finding] = []
+    images = _images(spec, root, layout, findings)
+    if layout.labels is None:
+        stems = sorted(images.by_stem)
+        return [Pair(stem, images.by_stem[stem], None) for stem in stems], findings
+    labels = _labels(spec, root, layout.labels, findings)
+    given: Mapping[str, Path | None] = {}
+    if layout.list_file is not None:
+        listed = read_split_list(spec, root, layout, images.by_stem, labels.by_stem)
+        findings += listed.findings
+        given = listed.labels
+        stems = list(given)
+    else:
+        stems = _stems_of_folder(root, layout, images.by_stem, labels.by_stem, findings)
+    chosen = {stem: given.get(stem) or labels.by_stem.get(stem) for stem in stems}
+    missing = [stem for stem, label in chosen.items() if label is None]
+    # A list that names its labels needs none of the images' names.
+    used = set(chosen.values())
+    orphans = {
+        stem: path
+        for stem, path in labels.by_stem.items()
+        if stem not in images.by_stem and path not in used
+    }
+    unpaired = Unpaired(spec, root, layout, images, labels, missing, orphans)
+    findings += unpaired.missing_labels()
+    findings += unpaired.orphan_labels()
+    return [
+        Pair(stem, images.by_stem[stem], label) for stem, label in chosen.items() if label
+    ], findings
 
 
 def split_stems(stems: Iterable[str], rule: HeldOut) -> list[str]:
@@ -93,198 +122,141 @@ def _draw(stem: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
-def _folder(spec: DatasetSpec, root: Path, below: str) -> Path:
-    folder = root / below
-    if folder.is_dir():
-        return folder
-    if not root.is_dir():
-        found, remedy = f"the root of {spec.title} is not there", spec.how_to_get
-    else:
-        inside = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
-        found = "this folder is not there; the root holds " + (", ".join(inside) or "no folders")
-        remedy = spec.how_to_get
-    raise DataError(
-        explain(
-            folder,
-            found=found,
-            expected=f"the folder {below} below the root {root}",
-            remedy=f"point data.root (--data-root) at the folder that holds {below}; or {remedy}",
+def _images(
+    spec: DatasetSpec, root: Path, layout: SplitLayout, findings: list[Finding]
+) -> FileIndex:
+    folder = root / layout.images
+    if not folder.is_dir():
+        findings.append(_missing_folder(spec, root, layout.images))
+        return FileIndex()
+    index = index_images(folder, spec, beside_labels=layout.images == layout.labels)
+    findings += _links(index)
+    findings += [
+        Finding(
+            "error",
+            "duplicate-stem",
+            str(second),
+            f"the same stem as {first.name}; one label cannot belong to both",
+            "remove or rename one of the two",
         )
-    )
-
-
-def visible_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files below a folder as (relative name with `/`, path); hidden ones are left out."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = Path(parent).relative_to(folder).as_posix()
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield (name if prefix == "." else f"{prefix}/{name}"), Path(parent, name)
-
-
-def cut_suffix(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
-    """Stem and the longest suffix that the name ends in, whatever its case."""
-    lowered = name.lower()
-    fitting = [s for s in suffixes if lowered.endswith(s.lower())]
-    if not fitting:
-        return None
-    suffix = max(fitting, key=len)
-    return name[: len(name) - len(suffix)], suffix
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...], spec: DatasetSpec) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for name, path in visible_files(folder):
-        cut = cut_suffix(name, suffixes)
-        if cut is None:
-            continue
-        stem = cut[0]
-        if stem in found:
-            raise DataError(
-                explain(
-                    path,
-                    found=f"a second image of the stem {stem!r}, beside {found[stem].name}",
-                    expected="one image per label",
-                    remedy="remove or rename one of the two",
-                )
+        for second, first in index.repeated
+    ]
+    if not index.by_stem:
+        findings.append(
+            Finding(
+                "error",
+                "no-images",
+                str(folder),
+                "no images in it"
+                + _what_is_there(index)
+                + f"; expected: files that end in {', '.join(spec.image_suffixes)}",
+                spec.how_to_get,
             )
-        found[stem] = path
-    return found
+        )
+    return index
 
 
-def labels_by_stem(folder: Path, spec: DatasetSpec) -> dict[str, Path]:
-    """Label per stem; where several encodings are present the spec's first one wins."""
-    order = {suffix: place for place, (suffix, _) in enumerate(spec.encodings)}
-    found: dict[str, tuple[int, Path]] = {}
-    for name, path in visible_files(folder):
-        cut = cut_suffix(name, order)
-        if cut is None:
-            continue
-        stem, suffix = cut
-        if stem not in found or order[suffix] < found[stem][0]:
-            found[stem] = (order[suffix], path)
-    return {stem: path for stem, (_, path) in found.items()}
+def _labels(spec: DatasetSpec, root: Path, below: str, findings: list[Finding]) -> FileIndex:
+    if not (root / below).is_dir():
+        findings.append(_missing_folder(spec, root, below))
+        return FileIndex()
+    index = index_labels(root / below, spec)
+    findings += _links(index)
+    return index
 
 
-def _stems(
-    spec: DatasetSpec, root: Path, layout: SplitLayout, images: Mapping[str, Path]
+def _stems_of_folder(
+    root: Path,
+    layout: SplitLayout,
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    findings: list[Finding],
 ) -> list[str]:
-    if layout.list_file is not None:
-        return _read_list(spec, root / layout.list_file, images)
+    stems = sorted(stem for stem in images if stem in labels or not layout.labeled_only)
     if layout.held_out is None:
-        return sorted(images)
-    if len(images) < 2:
-        raise DataError(
-            explain(
-                root / layout.images,
-                found="a single image, which cannot be split into training and validation",
-                expected="two images or more",
-                remedy="add images, or make folders named train and val below images and labels",
-            )
-        )
-    return split_stems(images, layout.held_out)
-
-
-def listed_names(spec: DatasetSpec, path: Path) -> list[str]:
-    """The stems that a split list names, in its order; endings of images are cut off.
-
-    Raises:
-        DataError: the list cannot be read.
-    """
-    lines = read_lines(
-        path,
-        what="the list of the split",
-        expected="a text file with one image stem a line",
-        remedy=spec.how_to_get,
-    )
-    cuts = ((name, cut_suffix(name, spec.image_suffixes)) for name in lines if name)
-    return [cut[0] if cut else name for name, cut in cuts]
-
-
-def _read_list(spec: DatasetSpec, path: Path, images: Mapping[str, Path]) -> list[str]:
-    stems = listed_names(spec, path)
-    if not stems:
-        raise DataError(
-            explain(
-                path,
-                found="the list is empty",
-                expected="one image stem a line",
-                remedy=spec.how_to_get,
-            )
-        )
-    repeated = sorted(stem for stem, times in Counter(stems).items() if times > 1)
-    if repeated:
-        raise DataError(
-            explain(
-                path,
-                found=f"{len(repeated)} stems are listed more than once: {_names(repeated)}",
-                expected="each stem once",
-                remedy="remove the repeated lines",
-            )
-        )
-    missing = [stem for stem in stems if stem not in images]
-    if missing:
-        raise DataError(
-            explain(
-                path,
-                found=f"{len(missing)} of {len(stems)} listed stems have no image: "
-                f"{_names(missing)}",
-                expected=f"an image for each, ending in {', '.join(spec.image_suffixes)}",
-                remedy="fetch the missing images, or remove these lines",
+        return stems
+    if len(stems) >= 2:
+        return split_stems(stems, layout.held_out)
+    if stems:
+        findings.append(
+            Finding(
+                "error",
+                "too-few-images",
+                str(root / layout.images),
+                "a single image, which cannot be split into training and validation",
+                "add images, or make folders named train and val below images and labels",
             )
         )
     return stems
 
 
-def _every_image_has_a_label(
-    spec: DatasetSpec,
-    folder: Path,
-    stems: list[str],
-    images: Mapping[str, Path],
-    labels: Mapping[str, Path],
-) -> None:
-    missing = [stem for stem in stems if stem not in labels]
-    if not missing:
-        return
-    endings = " or ".join(suffix for suffix, _ in spec.encodings)
-    orphans = len(set(labels) - set(images))
-    if not labels:
-        found = "no labels in it" + _what_is_there(folder)
-        remedy = f"{spec.how_to_get}; or make the labels with `cgrseg data convert`"
-    else:
-        found = (
-            f"{len(missing)} of {len(stems)} images have no label: "
-            + _names([images[stem].name for stem in missing])
-            + f"; {orphans} labels have no image"
+def _links(index: FileIndex) -> list[Finding]:
+    return [
+        Finding(
+            "warning",
+            "link-loop",
+            str(link),
+            "a symbolic link to a folder above it, which is not followed",
+            "remove the link",
         )
-        remedy = "add the missing labels, or move these images away"
-    raise DataError(
-        explain(
-            folder,
-            found=found,
-            expected=f"for each image a label of the same stem that ends in {endings}",
-            remedy=remedy,
-        )
+        for link in index.links
+    ]
+
+
+def _missing_root(spec: DatasetSpec, root: Path) -> Finding:
+    return Finding(
+        "error",
+        "folder-missing",
+        str(root),
+        f"the root of {spec.title} is not there",
+        f"set data.root (--data-root) to the dataset's folder; {spec.how_to_get}",
     )
 
 
-def _count_orphans(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path]) -> None:
-    orphans = sorted(set(labels) - set(images))
-    if orphans:
-        _LOG.warning(
-            "%s: %d labels have no image and are left out: %s",
-            folder,
-            len(orphans),
-            _names([labels[stem].name for stem in orphans]),
+def _missing_folder(spec: DatasetSpec, root: Path, below: str) -> Finding:
+    near = nearby_root(root, below)
+    if near is not None:
+        return Finding(
+            "error",
+            "folder-missing",
+            str(root),
+            f"no folder {below} in it, but {near} holds one",
+            f"set data.root (--data-root) to {near}",
         )
+    inside = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
+    return Finding(
+        "error",
+        "folder-missing",
+        str(root / below),
+        "no such folder; the root holds " + (", ".join(inside) or "no folders"),
+        f"point data.root (--data-root) at the folder that holds {below}; or {spec.how_to_get}",
+    )
 
 
-def _what_is_there(folder: Path) -> str:
-    names = [name for name, _ in visible_files(folder)]
-    return f"; it holds {_names(names)}" if names else "; it is empty"
+def _no_such_split(spec: DatasetSpec, root: Path, split: str) -> Finding:
+    there = list(spec.splits)
+    remedy = "set data.train_split and data.eval_split, or add the folders of that split"
+    if spec.name == "custom" and "train" in there and split == "val":
+        layout = spec.splits["train"]
+        remedy = (
+            "to validate on a fifth of the training images: "
+            f"data.images={layout.images} data.labels={layout.labels}; "
+            "to train without validation: train.evaluate=false; or add the folders of that split"
+        )
+        if "test" in there:
+            remedy = f"to validate on the test split: data.eval_split=test; {remedy}"
+    return Finding(
+        "error",
+        "split-missing",
+        str(root),
+        f"no split {split!r}; expected: one of {', '.join(there)}",
+        remedy,
+    )
 
 
-def _names(names: list[str]) -> str:
+def _what_is_there(index: FileIndex) -> str:
+    names = list(index.others)
     shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+    if len(names) > _NAMED:
+        shown += f" and {len(names) - _NAMED} more"
+    return f"; it holds {shown}" if names else "; it is empty"

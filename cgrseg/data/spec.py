@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgrseg.data.findings import Finding
 from cgrseg.data.label_rules import LabelRule
 
 Colour = tuple[int, int, int]
@@ -26,12 +27,15 @@ class SplitLayout:
         list_file: text file with one stem a line; None: every image of the folder.
         held_out: only for folders without a published split: the stems that belong to
             this split are chosen by :func:`cgrseg.data.pairs.split_stems`.
+        labeled_only: images without a label are no part of the split, as in Pascal VOC,
+            where one folder holds the images of several tasks.
     """
 
     images: str
     labels: str | None
     list_file: str | None = None
     held_out: HeldOut | None = None
+    labeled_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,10 @@ class DatasetSpec:
         image_suffixes: endings of image files, compared without case.
         label_suffix: ending of label files, compared without case; the rest of the name
             is the stem.
+        label_prefix: what the names of label files begin with, before the stem.
         other_encodings: further endings that are accepted, each with its rule.
         ignore_index: training id of pixels that count nowhere.
+        findings: what was noticed when the folder's layout was read.
         notes: what a user should know about the labels.
     """
 
@@ -89,8 +95,10 @@ class DatasetSpec:
     how_to_get: str
     image_suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
     label_suffix: str = ".png"
+    label_prefix: str = ""
     other_encodings: tuple[tuple[str, LabelRule], ...] = ()
     ignore_index: int = 255
+    findings: tuple[Finding, ...] = ()
     notes: str = ""
 
     def __post_init__(self) -> None:

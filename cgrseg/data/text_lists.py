@@ -6,14 +6,17 @@ of them may become part of a name.
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from cgrseg.errors import DataError, explain
-from cgrseg.input_files import read_input_text
+from cgrseg.input_files import read_input
 
 
 def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str]:
-    """All lines of a text file in UTF-8, without surrounding blanks; blank ones are kept.
+    """All lines of a text file, without surrounding blanks; blank ones are kept.
+
+    The text is UTF-8, or UTF-16 with its byte-order mark, as some editors save it.
 
     Args:
         path: the file; a byte-order mark and any kind of line end do no harm.
@@ -22,12 +25,14 @@ def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str
         remedy: what to do when it cannot be read.
 
     Raises:
-        DataError: missing, unreadable, or no text in UTF-8.
+        DataError: missing, unreadable, or neither UTF-8 nor UTF-16.
     """
     try:
-        text = read_input_text(path, "utf-8-sig")
+        data = read_input(path)
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8 or UTF-16"
         raise DataError(
             explain(
                 path,

@@ -173,6 +173,15 @@ class SegmentationScores:
             )
 
     @property
+    def caution(self) -> str:
+        """What makes these scores worthless, in words; empty where nothing does."""
+        labeled = int(np.count_nonzero(self.frequency > 0))
+        if labeled >= 2:
+            return ""
+        what = "one class" if labeled else "no class"
+        return f"{what} is labeled: these scores do not show whether classes are told apart"
+
+    @property
     def mean_iou(self) -> float:
         """mIoU: mean over the classes that occur in labels or predictions."""
         return mean_of_defined(self.iou)

@@ -62,7 +62,9 @@ def summary_line(result: EvaluationResult, metrics: Sequence[str] | None = None)
     if result.interval is not None and "mIoU" in wanted:
         low, high = percent(result.interval.low), percent(result.interval.high)
         parts.append(f"(mIoU {low} to {high} with {100 * result.interval.confidence:.0f} %)")
-    return f"{len(result.stems)} images, in percent: {'  '.join(parts)}"
+    line = f"{len(result.stems)} images, in percent: {'  '.join(parts)}"
+    caution = result.scores.caution
+    return f"{line}\nwarning: {caution}" if caution else line
 
 
 def percent(share: float) -> str:

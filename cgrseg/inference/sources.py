@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.data.custom import IMAGE_SUFFIXES
+from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_io import decode_image, read_image
 from cgrseg.errors import DataError, explain
 from cgrseg.inference.frames import Frame

@@ -189,7 +189,12 @@ class RunCallback(lightning.Callback):
         self.journal.log_pictures(module.iteration, taker.pictures)
         self.journal.log_scores(module.iteration, values, time.monotonic() - begun)
         if is_best:
-            self.journal.say(f"best so far, kept as {self.run_dir / BEST}")
+            caution = self.scores.caution
+            self.journal.say(
+                f"kept as {self.run_dir / BEST}; warning: {caution}"
+                if caution
+                else f"best so far, kept as {self.run_dir / BEST}"
+            )
         if self.exchange.gather(self.keeper.out_of_patience)[0]:
             self.journal.say(
                 f"stopped early: {self.config.train.patience} evaluations without a better mIoU"

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cgrseg.config.schema import Config
 from cgrseg.data.catalogue import resolve_spec
-from cgrseg.data.check import quick_check
+from cgrseg.data.check import quick_check, refuse_nothing_to_learn
 from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.sampling import StreamSampler
@@ -96,6 +96,10 @@ class DatasetSource:
             config.augment,
             config.train.seed,
         )
+        if placement.rank == 0:
+            refuse_nothing_to_learn(
+                self.spec, config.data.root, config.data.train_split, self.train.pairs
+            )
         self.validation: EvalDataset | None = None
         if config.train.evaluate:
             self.validation = EvalDataset(
@@ -181,10 +185,7 @@ def look_before_training(config: Config) -> None:
     Raises:
         DataError: what would have spoilt the training.
     """
-    splits = [config.data.train_split]
-    if config.train.evaluate and config.data.eval_split not in splits:
-        splits.append(config.data.eval_split)
-    report = quick_check(config.data, splits=splits)
+    report = quick_check(config.data, evaluate=config.train.evaluate)
     report.raise_for_errors()
     for finding in report.findings:
         if finding.severity == "warning":

@@ -19,9 +19,9 @@ from PIL import Image
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.catalogue import find_pairs, get_spec
 from cgrseg.data.check import check_dataset, guess_dataset
-from cgrseg.data.check.inventory import list_pairs
 from cgrseg.data.convert import convert_coco_stuff10k
 from cgrseg.data.image_io import read_image, read_label, write_label_png
+from cgrseg.data.pairs import list_pairs
 
 CAMVID_FRAMES = {"train": 48, "val": 16, "test": 16}
 

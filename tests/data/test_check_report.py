@@ -75,7 +75,7 @@ def test_the_report_is_json_and_words(custom):
     text = report.text()
     assert "error: an image has no label (missing-label, 1x)" in text
     assert "what to do: add the label" in text
-    assert "train: 8 pairs" in text
+    assert "train (images/train): 8 pairs" in text
 
 
 def test_a_label_with_an_addition_to_its_name_is_recognised(custom):
@@ -253,11 +253,13 @@ def test_an_ade_layout_with_a_class_list_is_custom(shared_data, tmp_path):
     assert guess_dataset(tmp_path / "mine").dataset == "custom"
 
 
-def test_a_folder_with_one_split_is_checked_by_it(custom):
+def test_a_folder_without_the_training_split_is_an_error_as_in_training(custom):
     shutil.rmtree(custom / "images" / "train")
     config = guess_dataset(custom)
-    assert (config.train_split, config.eval_split) == ("val", "val")
-    assert check_dataset(config).ok
+    [error] = check_dataset(config).of("error")
+    assert error.code == "split-missing"
+    assert "'train'" in error.message
+    assert check_dataset(config, splits=["val"]).ok
 
 
 @pytest.mark.parametrize("inside", [(), ("photos", "masks")])

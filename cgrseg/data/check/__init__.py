@@ -7,8 +7,10 @@ runs before training.  Both return a :class:`CheckReport`.
 from __future__ import annotations
 
 from cgrseg.data.check.doctor import check_dataset, quick_check
-from cgrseg.data.check.findings import CODES, CheckReport, Finding, SplitSummary
 from cgrseg.data.check.guess import guess_dataset
+from cgrseg.data.check.learnable import refuse_nothing_to_learn
+from cgrseg.data.check.report import CheckReport, SplitSummary
+from cgrseg.data.findings import CODES, Finding
 
 __all__ = [
     "CODES",
@@ -18,4 +20,5 @@ __all__ = [
     "check_dataset",
     "guess_dataset",
     "quick_check",
+    "refuse_nothing_to_learn",
 ]

@@ -15,11 +15,18 @@ from cgrseg.data.check.encoding import (
     never_occurring,
     summarise,
 )
-from cgrseg.data.check.findings import CheckReport, Finding, SplitSummary
 from cgrseg.data.check.guess import guess_dataset
 from cgrseg.data.check.inspect import Facts, Job, inspect_pair
-from cgrseg.data.check.inventory import list_pairs, overlapping_stems
-from cgrseg.data.check.leakage import find_leaks
+from cgrseg.data.check.leakage import find_leaks, overlapping_stems
+from cgrseg.data.check.learnable import (
+    judge_class_list,
+    judge_stored_values,
+    judge_training_split,
+    stored_values,
+)
+from cgrseg.data.check.report import CheckReport, SplitSummary
+from cgrseg.data.findings import Finding
+from cgrseg.data.pairs import list_pairs
 from cgrseg.data.parallel import Progress, run_parallel
 
 QUICK_LABELS = 500
@@ -34,10 +41,14 @@ def check_dataset(
     *,
     splits: Sequence[str] | None = None,
     quick: bool = False,
+    evaluate: bool = True,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Look for everything that spoils training or its scores.
+
+    The same functions decide here and in a training which splits there are, what belongs to
+    them and how labels are read, so that a training starts where this finds no errors.
 
     Args:
         data: settings of a dataset, or its folder (then the dataset is guessed).
@@ -46,6 +57,10 @@ def check_dataset(
         quick: all names, but only some of the files: what a run does before it starts.
             Up to 1,000 labels a split all are read, beyond that 500 spread evenly;
             32 images a split are decoded; leaks and rare classes are not looked for.
+            Where these labels hold fewer than two classes, further labels of the training
+            split are read until there are two.
+        evaluate: whether the run validates (`train.evaluate`), which needs the split of
+            the settings for it.
         workers: processes (threads when quick); None chooses by the amount of work.
         progress: called with (done, total) over all files.
 
@@ -58,14 +73,15 @@ def check_dataset(
     spec, root = resolve_spec(config), Path(config.root)
     report = CheckReport(spec.name, str(root), spec.classes, quick=quick)
     pairs: dict[str, list[Pair]] = {}
-    for name in _choose_splits(config, spec, root, splits, quick):
-        if name not in spec.splits:
-            report.add([_no_such_split(spec, name, root)])
-            continue
-        if spec.splits[name].labels is None and name in (config.train_split, config.eval_split):
-            report.add([_without_labels(spec, name, root)])
+    report.add(spec.findings)
+    for name in _choose_splits(config, spec, root, splits, quick, evaluate):
         pairs[name], findings = list_pairs(spec, root, name)
         report.add(findings)
+        layout = spec.splits.get(name)
+        if layout is None:
+            del pairs[name]
+        elif layout.labels is None and name in (config.train_split, config.eval_split):
+            report.add([_without_labels(spec, name, root)])
     report.add(overlapping_stems(pairs))
     jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick)]
     facts: dict[str, list[Facts]] = {name: [] for name in pairs}
@@ -74,11 +90,18 @@ def check_dataset(
     for job, item in zip(jobs, results, strict=True):
         facts[job.split].append(item)
         tallies.setdefault((job.split, job.rule), Tally()).add(item)
+    labels = str(root / next((s.labels for s in spec.splits.values() if s.labels), ""))
+    told = [*judge_class_list(spec, tallies), *judge_stored_values(spec, tallies, labels)]
+    report.add(told)
     report.add(finding for items in facts.values() for item in items for finding in item.findings)
-    report.splits = _judge(report, spec, root, pairs, facts, tallies)
+    report.splits = {name: _summary(spec, name, pairs[name], facts[name]) for name in pairs}
+    if not told:
+        # A wrong encoding of all labels explains the rest.
+        _judge(report, spec, root, config.train_split, pairs, jobs, tallies)
     if not quick:
         report.add(find_leaks(facts, _same_split(pairs)))
-        report.add(never_occurring(spec, list(report.splits.values()), str(root)))
+        if not told:
+            report.add(never_occurring(spec, list(report.splits.values()), str(root)))
     report.seconds = time.perf_counter() - started
     return report
 
@@ -87,6 +110,7 @@ def quick_check(
     config: DataConfig,
     *,
     splits: Sequence[str] | None = None,
+    evaluate: bool = True,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -94,7 +118,14 @@ def quick_check(
 
     Only the training and evaluation splits of the settings are looked at, or `splits`.
     """
-    return check_dataset(config, splits=splits, quick=True, workers=workers, progress=progress)
+    return check_dataset(
+        config,
+        splits=splits,
+        quick=True,
+        evaluate=evaluate,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def _choose_splits(
@@ -103,13 +134,14 @@ def _choose_splits(
     root: Path,
     splits: Sequence[str] | None,
     quick: bool,
+    evaluate: bool,
 ) -> list[str]:
     if splits is not None:
         return list(splits)
-    named = [config.train_split, config.eval_split]
-    if quick:
-        return list(dict.fromkeys(named))
+    named = [config.train_split, *([config.eval_split] if evaluate else [])]
     chosen = list(dict.fromkeys(named))
+    if quick:
+        return chosen
     layouts = [spec.splits[name] for name in chosen if name in spec.splits]
     for name, layout in spec.splits.items():
         # 'val' and 'test' are one split in some datasets; once is enough.
@@ -119,16 +151,6 @@ def _choose_splits(
             chosen.append(name)
             layouts.append(layout)
     return chosen
-
-
-def _no_such_split(spec: DatasetSpec, name: str, root: Path) -> Finding:
-    return Finding(
-        "error",
-        "split-missing",
-        str(root),
-        f"there is no split {name!r}, only {', '.join(spec.splits)}",
-        "set data.train_split and data.eval_split, or add the folders of that split",
-    )
 
 
 def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:
@@ -167,24 +189,40 @@ def spread(length: int, count: int) -> list[int]:
     return [place * length // count for place in range(count)]
 
 
+def _summary(
+    spec: DatasetSpec, name: str, pairs: Sequence[Pair], facts: Sequence[Facts]
+) -> SplitSummary:
+    layout = spec.splits[name]
+    source = layout.list_file or layout.images
+    if layout.held_out is not None:
+        share = layout.held_out.fraction
+        source += f", {share if name == 'val' else 1 - share:.0%} by seed {layout.held_out.seed}"
+    return summarise(facts, spec.num_classes, len(pairs), source)
+
+
 def _judge(
     report: CheckReport,
     spec: DatasetSpec,
     root: Path,
+    train: str,
     pairs: Mapping[str, Sequence[Pair]],
-    facts: Mapping[str, Sequence[Facts]],
+    jobs: Sequence[Job],
     tallies: Mapping[tuple[str, LabelRule], Tally],
-) -> dict[str, SplitSummary]:
-    summaries = {}
+) -> None:
     for name in pairs:
-        where = str(root / (spec.splits[name].labels or spec.splits[name].images))
-        summaries[name] = summarise(facts[name], spec.num_classes, len(pairs[name]))
-        report.add(judge_split(spec, name, summaries[name], where))
+        layout = spec.splits[name]
+        where = str(root / (layout.labels or layout.images))
+        if name == train and layout.labels is not None:
+            read = {job.pair.image for job in jobs if job.split == name}
+            unread = [pair for pair in pairs[name] if pair.image not in read]
+            stored = stored_values({key: tally for key, tally in tallies.items() if key[0] == name})
+            summary = report.splits[name]
+            report.add(judge_training_split(spec, name, summary, stored, unread, where))
+        report.add(judge_split(spec, name, report.splits[name], where, trains=name == train))
         # Labels of two encodings may lie side by side; each is judged by itself.
         for (split, rule), tally in tallies.items():
             if split == name:
                 report.add(judge_encoding(spec, rule, name, tally, where))
-    return summaries
 
 
 def _same_split(pairs: Mapping[str, Sequence[Pair]]) -> set[frozenset[str]]:

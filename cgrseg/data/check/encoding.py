@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cgrseg.data.catalogue import DatasetSpec, LabelRule
-from cgrseg.data.check.findings import Finding, SplitSummary
 from cgrseg.data.check.inspect import Facts
+from cgrseg.data.check.report import SplitSummary
+from cgrseg.data.findings import Finding
 
 _ABOVE = frozenset({"sky", "cloud", "clouds", "ceiling"})
 # fmt: off
@@ -64,7 +65,9 @@ class Tally:
             self.seen[raw] += 1
 
 
-def summarise(facts: Sequence[Facts], num_classes: int, pairs: int) -> SplitSummary:
+def summarise(
+    facts: Sequence[Facts], num_classes: int, pairs: int, source: str = ""
+) -> SplitSummary:
     """The histogram of classes of one split, from what was seen of its pairs."""
     pixels, images = [0] * num_classes, [0] * num_classes
     for item in facts:
@@ -79,6 +82,7 @@ def summarise(facts: Sequence[Facts], num_classes: int, pairs: int) -> SplitSumm
         images=tuple(images),
         ignored=sum(item.ignored for item in facts),
         sizes=(sizes[0], sizes[-1]) if sizes else None,
+        source=source,
     )
 
 
@@ -136,8 +140,10 @@ def judge_encoding(
     return []
 
 
-def judge_split(spec: DatasetSpec, name: str, summary: SplitSummary, where: str) -> list[Finding]:
-    """What the histogram of a split tells."""
+def judge_split(
+    spec: DatasetSpec, name: str, summary: SplitSummary, where: str, *, trains: bool = False
+) -> list[Finding]:
+    """What the histogram of a split tells; a split that trains has its own judgment of classes."""
     findings = []
     total = sum(summary.pixels) + summary.ignored
     if total and summary.ignored > total / 2:
@@ -152,14 +158,15 @@ def judge_split(spec: DatasetSpec, name: str, summary: SplitSummary, where: str)
             )
         )
     present = [k for k, count in enumerate(summary.pixels) if count]
-    if len(present) == 1 and spec.num_classes > 1:
+    if len(present) == 1 and spec.num_classes > 1 and not trains:
         findings.append(
             Finding(
                 "warning",
                 "single-class",
                 where,
-                f"in {name} only {spec.classes[present[0]]!r} occurs",
-                "check that these are the labels of this class list",
+                f"in {name} only {spec.classes[present[0]]!r} occurs: scores on this split do not "
+                "show whether classes are told apart",
+                "check that these are the labels of this class list, or validate on other images",
             )
         )
     return findings

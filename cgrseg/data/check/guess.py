@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import get_spec, list_specs, resolve_spec
+from cgrseg.data.catalogue import get_spec, list_specs
 from cgrseg.data.custom import CLASS_LIST, read_class_list
-from cgrseg.data.pairs import cut_suffix, visible_files
+from cgrseg.data.custom_layout import find_folders, refuse_misplaced_root
+from cgrseg.data.file_index import cut_suffix, visible_files
 from cgrseg.errors import DataError, explain
+
+COLOR_TABLE = "labelmap.txt"
+"""Name of the color table that CVAT writes beside its masks."""
 
 
 def guess_dataset(folder: Path | str) -> DataConfig:
     """Settings for a folder that no config describes.
 
     A class list makes it a custom dataset unless it is CamVid's; otherwise it is the
-    dataset of the catalogue whose training folders and label endings are there.
+    dataset of the catalogue whose folders and label endings are there.
 
     Args:
         folder: root of a dataset.
@@ -35,41 +39,56 @@ def guess_dataset(folder: Path | str) -> DataConfig:
         )
     # "synthetic" is written in ADE20K's layout, which speaks for ADE20K's rule here.
     fitting = [name for name in list_specs() if name != "synthetic" and _fits(name, root)]
-    class_file = root / CLASS_LIST
+    class_file, folders = root / CLASS_LIST, find_folders(root)
     if class_file.is_file():
         names = read_class_list(class_file)
         same = [name for name in fitting if get_spec(name).classes == names]
         if len(same) == 1:
-            return _settings(same[0], root)
-        if (root / DataConfig().images).is_dir():
-            return _settings("custom", root)
+            return DataConfig(dataset=same[0], root=str(root))
+        if folders is not None or (root / DataConfig().images).is_dir():
+            return DataConfig(dataset="custom", root=str(root))
+    else:
+        _refuse_color_masks(root, folders)
+    # CamVid's folders are those of any custom dataset: only its class list tells it.
+    fitting = [name for name in fitting if name != "camvid"]
     if "pascal_context59" in fitting:
         # The 60-class form shares its files; 59 is the one of the published numbers.
         fitting = [name for name in fitting if name != "pascal_context60"]
     if len(fitting) == 1:
-        return _settings(fitting[0], root)
-    inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        return DataConfig(dataset=fitting[0], root=str(root))
+    refuse_misplaced_root(DataConfig(dataset="custom"), root)
+    if folders is not None and not fitting:
+        found = f"images in {folders[0]} and labels in {folders[1]}, but no class list"
+    elif fitting:
+        found = f"the layouts of {', '.join(fitting)}"
+    else:
+        inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        found = f"it holds {inside}"
     raise DataError(
         explain(
             root,
-            found=f"the layouts of {', '.join(fitting)}" if fitting else f"it holds {inside}",
+            found=found,
             expected="the layout of one dataset of the catalogue, or a custom one with "
             f"{CLASS_LIST}",
             remedy="name the dataset (--dataset), or write the class names into "
-            f"{class_file}, one a line",
+            f"{class_file}, one a line in id order",
         )
     )
 
 
-def _settings(name: str, root: Path) -> DataConfig:
-    """Settings whose splits exist; a folder may hold one split alone."""
-    settings = DataConfig(dataset=name, root=str(root))
-    splits = list(resolve_spec(settings).splits)
-    if settings.train_split not in splits:
-        settings.train_split = splits[0]
-    if settings.eval_split not in splits:
-        settings.eval_split = settings.train_split
-    return settings
+def _refuse_color_masks(root: Path, folders: tuple[str, str] | None) -> None:
+    table = root / COLOR_TABLE
+    if folders is None or not table.is_file():
+        return
+    images, masks = (root / name for name in folders)
+    raise DataError(
+        explain(
+            root,
+            found=f"color masks with {COLOR_TABLE}, as CVAT exports them",
+            expected="label maps of class ids",
+            remedy=f"cgrseg data convert rgb {images} {masks} OUT --colours {table}",
+        )
+    )
 
 
 def _fits(name: str, root: Path) -> bool:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from cgrseg.data.catalogue import LabelRule, Pair
-from cgrseg.data.check.findings import Finding, finding_from_error
+from cgrseg.data.findings import Finding, finding_from_error
 from cgrseg.data.image_io import open_with_pillow, read_image, read_label
 from cgrseg.errors import DataError
 from cgrseg.input_files import read_input

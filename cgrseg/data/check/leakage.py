@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cgrseg.data.check.findings import Finding
+from cgrseg.data.catalogue import Pair
 from cgrseg.data.check.inspect import THUMB_SIDE, Facts
+from cgrseg.data.findings import Finding
 
 LIMIT = 3.0  # grey levels, root mean square
 _FLAT = 6.0  # below this contrast (standard deviation) all thumbnails look alike
@@ -134,3 +135,27 @@ def _thumbs(items: Sequence[Facts]) -> np.ndarray:
     """(N, 1024) float32 grey levels."""
     joined = np.frombuffer(b"".join(item.thumb for item in items), dtype=np.uint8)
     return joined.reshape(len(items), -1).astype(np.float32)
+
+
+def overlapping_stems(splits: Mapping[str, list[Pair]]) -> list[Finding]:
+    """Stems of the very same image file that two splits share, as lists may say."""
+    findings = []
+    names = list(splits)
+    for place, first in enumerate(names):
+        mine = {pair.image: pair.stem for pair in splits[first]}
+        for second in names[place + 1 :]:
+            shared = [pair for pair in splits[second] if pair.image in mine]
+            if len(shared) == len(splits[first]) == len(splits[second]):
+                continue  # one split under two names, as some datasets publish it
+            findings += [
+                Finding(
+                    "error",
+                    "split-overlap",
+                    str(pair.image),
+                    f"{pair.stem!r} belongs to {first} and to {second}",
+                    "remove it from one of the two lists: a score on images that were trained on "
+                    "says nothing",
+                )
+                for pair in shared
+            ]
+    return findings

@@ -26,7 +26,7 @@ from cgrseg.data.convert.custom import (
     settle_classes,
     written_name,
 )
-from cgrseg.data.convert.place import ImageMode, named_inside
+from cgrseg.data.convert.place import ImageMode, find_file, named_inside
 from cgrseg.data.convert.polygons import fill_polygon
 from cgrseg.data.convert.rle import decode_mask
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
@@ -131,7 +131,7 @@ def convert_coco_instances(
     tasks = []
     for record in data["images"]:
         try:
-            image = named_inside(folder, record["file_name"])
+            image = find_file(named_inside(folder, record["file_name"]))
         except ValueError as error:
             report.failures.append(_misnamed(path, record, error))
             continue

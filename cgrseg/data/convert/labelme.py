@@ -26,10 +26,11 @@ from cgrseg.data.convert.custom import (
     unused_ignored,
     written_name,
 )
-from cgrseg.data.convert.place import ImageMode, named_inside
+from cgrseg.data.convert.place import ImageMode, find_file, named_inside
 from cgrseg.data.convert.polygons import fill_circle, fill_polygon
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
-from cgrseg.data.custom import IMAGE_SUFFIXES, distinct_colours
+from cgrseg.data.custom import distinct_colours
+from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_io import decode_grey
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import MALFORMED, DataError, explain
@@ -262,14 +263,15 @@ def _find_image(path: Path, image: str, images: Path | str | None) -> Path | Fai
             above = f"{path.absolute().parent.name}/{image}"
             candidates.insert(0, named_inside(path.absolute().parent.parent, above))
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        found = find_file(candidate)
+        if found.is_file():
+            return found
     return Failure(
         str(path),
         explain(
             path,
             found=f"its image {image!r} is neither there nor in {folder}",
             expected="the image beside its JSON file",
-            remedy="put it there, or name the folder of the images (--images)",
+            remedy="put it there, or name the folder of the images (--image-folder)",
         ),
     )

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from cgrseg.data.custom import IMAGE_SUFFIXES
+from cgrseg.data.custom_layout import IMAGE_SUFFIXES
+from cgrseg.data.file_index import plain_form
 from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write, atomic_write_text, make_folder
@@ -117,7 +118,7 @@ def _hard_link(source: Path, target: Path) -> bool:
 
 
 def index_images(folder: Path) -> dict[str, Path]:
-    """Images directly in `folder`, stem to path.
+    """Images directly in `folder`, stem in NFC to path.
 
     Raises:
         DataError: no such folder, no images, or one stem with two suffixes.
@@ -135,16 +136,17 @@ def index_images(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in found:
+        stem = plain_form(path.stem)
+        if stem in found:
             raise DataError(
                 explain(
                     path,
-                    found=f"the same name as {found[path.stem].name} but for the suffix",
+                    found=f"the same name as {found[stem].name} but for the suffix",
                     expected="one image per name: image and label are paired by it",
                     remedy="rename or remove one of the two",
                 )
             )
-        found[path.stem] = path
+        found[stem] = path
     if not found:
         raise DataError(
             explain(
@@ -155,6 +157,20 @@ def index_images(folder: Path) -> dict[str, Path]:
             )
         )
     return found
+
+
+def find_file(path: Path) -> Path:
+    """The file of this path, also where its name has another form of Unicode.
+
+    Where there is no such file, the path itself.
+    """
+    if not path.is_file() and path.parent.is_dir():
+        wanted = plain_form(path.name)
+        if wanted != path.name or not wanted.isascii():
+            for other in path.parent.iterdir():
+                if plain_form(other.name) == wanted:
+                    return other
+    return path
 
 
 def read_stems(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from cgrseg.class_names import check_class_names, clean_name, is_comment, unesca
 from cgrseg.data.convert.custom import CustomLayout, refuse_unused_ignored, settle_classes
 from cgrseg.data.convert.place import ImageMode, index_images
 from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.file_index import plain_form
 from cgrseg.data.image_io import read_image
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import DataError, explain
@@ -27,6 +28,8 @@ _SHOWN_COLOURS = 40
 _GAP, _RGB = r"[\s,]+", r"(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)"
 _NAME_FIRST = re.compile(rf"[\s,]*(?P<name>[^\s,].*?){_GAP}{_RGB}[\s,]*")
 _NAME_LAST = re.compile(rf"[\s,]*{_RGB}{_GAP}(?P<name>[^\s,].*?)[\s,]*")
+# CVAT's labelmap.txt: name:R,G,B:parts:actions
+_CVAT = re.compile(rf"\s*(?P<name>\S.*?)\s*:\s*{_RGB}\s*(:.*)?")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def read_colour_table(path: Path) -> dict[Colour, str]:
     """Colour to class name, in the order of the file.
 
     Text files have one class a line, `name R G B` or `R G B name`, separated by
-    spaces, tabs or commas; a header line `name,r,g,b` is skipped.  JSON files hold
+    spaces, tabs or commas; a header line `name,r,g,b` is skipped.  CVAT's `labelmap.txt` has
+    lines `name:R,G,B:parts:actions`.  JSON files hold
     {"name": [R, G, B]}.  A class may have several colours, a colour one class.
 
     Raises:
@@ -91,7 +95,7 @@ def _from_lines(text: str) -> list[tuple[str, Colour]]:
             or [word.lower() for word in words[-3:]] == ["r", "g", "b"]
         ):
             continue
-        found = _NAME_FIRST.fullmatch(line) or _NAME_LAST.fullmatch(line)
+        found = _CVAT.fullmatch(line) or _NAME_FIRST.fullmatch(line) or _NAME_LAST.fullmatch(line)
         if found is None:
             raise ValueError(f"line {number} reads {line.strip()!r}")
         red, green, blue = (int(found[channel]) for channel in "rgb")
@@ -253,7 +257,7 @@ def convert_rgb_masks(
                 content=content,
             )
         )
-    for stem in sorted(set(all_images) - {task.label.stem for task in tasks}):
+    for stem in sorted(set(all_images) - {plain_form(task.label.stem) for task in tasks}):
         report.failures.append(_unpaired(all_images[stem], Path(masks), "mask"))
     return run_conversion(
         report,

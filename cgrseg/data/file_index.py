@@ -1,0 +1,138 @@
+"""The files below a folder, by stem.
+
+Names are compared in one form of Unicode (NFC), because macOS writes names decomposed (NFD) and
+other systems composed: the two look the same and belong together.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cgrseg.data.spec import DatasetSpec
+
+
+@dataclass
+class FileIndex:
+    """Files of one folder and its subfolders.
+
+    Attributes:
+        by_stem: path below the folder without the suffix, in NFC and with `/`, to the file.
+        repeated: (second file, first file) of one stem.
+        others: files with another suffix, by relative name in NFC.
+        links: symbolic links that lead back to a folder above them; they are not followed.
+    """
+
+    by_stem: dict[str, Path] = field(default_factory=dict)
+    repeated: list[tuple[Path, Path]] = field(default_factory=list)
+    others: dict[str, Path] = field(default_factory=dict)
+    links: list[Path] = field(default_factory=list)
+
+
+def plain_form(name: str) -> str:
+    """A name in the form in which names are compared (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def visible_files(folder: Path, links: list[Path] | None = None) -> Iterator[tuple[str, Path]]:
+    """Files below a folder as (relative name with `/`, path); hidden ones are left out.
+
+    Args:
+        folder: where to start.
+        links: receives the symbolic links that lead back to a folder above them.
+    """
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            if name.startswith("."):
+                continue
+            if _leads_back(folder, Path(parent), name):
+                if links is not None:
+                    links.append(Path(parent, name))
+                continue
+            kept.append(name)
+        folders[:] = kept
+        prefix = Path(parent).relative_to(folder).as_posix()
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield (name if prefix == "." else f"{prefix}/{name}"), Path(parent, name)
+
+
+def _leads_back(start: Path, parent: Path, name: str) -> bool:
+    """Whether a folder is a link to a folder above it, directly or through other links."""
+    if not os.path.islink(parent / name):
+        return False
+    target = os.path.realpath(parent / name)
+    steps = [start, *(start / step for step in _prefixes(parent.relative_to(start)))]
+    return any(
+        os.path.commonpath([target, real]) == target for real in map(os.path.realpath, steps)
+    )
+
+
+def _prefixes(path: Path) -> list[Path]:
+    return [Path(*path.parts[: k + 1]) for k in range(len(path.parts))]
+
+
+def cut_suffix(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
+    """Stem and the longest suffix that the name ends in, whatever its case."""
+    lowered = name.lower()
+    fitting = [s for s in suffixes if lowered.endswith(s.lower())]
+    if not fitting:
+        return None
+    suffix = max(fitting, key=len)
+    return name[: len(name) - len(suffix)], suffix
+
+
+def index_images(folder: Path, spec: DatasetSpec, *, beside_labels: bool = False) -> FileIndex:
+    """Images of a folder.
+
+    Args:
+        folder: searched with its subfolders.
+        spec: gives the endings of images.
+        beside_labels: the labels lie in the same folder; their names are told by the spec.
+    """
+    index = FileIndex()
+    for name, path in visible_files(folder, index.links):
+        name = plain_form(name)
+        cut = cut_suffix(name, spec.image_suffixes)
+        if cut is None or (beside_labels and _label_stem(name, spec) is not None):
+            index.others[name] = path
+        elif cut[0] in index.by_stem:
+            index.repeated.append((path, index.by_stem[cut[0]]))
+        else:
+            index.by_stem[cut[0]] = path
+    return index
+
+
+def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
+    """Labels of a folder; where several encodings are present the spec's first one wins."""
+    index = FileIndex()
+    order = {suffix: place for place, (suffix, _) in enumerate(spec.encodings)}
+    found: dict[str, tuple[int, Path]] = {}
+    for name, path in visible_files(folder, index.links):
+        name = plain_form(name)
+        cut = _label_stem(name, spec)
+        if cut is None:
+            index.others[name] = path
+            continue
+        stem, suffix = cut
+        if stem not in found or order[suffix] < found[stem][0]:
+            found[stem] = (order[suffix], path)
+    index.by_stem = {stem: path for stem, (_, path) in found.items()}
+    return index
+
+
+def _label_stem(name: str, spec: DatasetSpec) -> tuple[str, str] | None:
+    """Stem and suffix of a label's relative name; None: the name is no label's."""
+    cut = cut_suffix(name, [suffix for suffix, _ in spec.encodings])
+    if cut is None:
+        return None
+    stem, suffix = cut
+    parent, _, last = stem.rpartition("/")
+    if not last.startswith(spec.label_prefix):
+        return None
+    last = last[len(spec.label_prefix) :]
+    return (f"{parent}/{last}" if parent else last), suffix
