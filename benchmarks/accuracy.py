@@ -48,10 +48,10 @@ from cgrseg.evaluation.loop import evaluate_model
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.training.checkpointing import read_training_checkpoint
 from cgrseg.training.hardware import Placement
-from cgrseg.training.journal import LOG
 from cgrseg.training.runner import build_model, train_on
 from cgrseg.training.sources import DatasetSource
 from cgrseg.training.tables import METRICS, read_table
+from cgrseg.training.transcript import LOG
 from cgrseg.visual.plots import save_figure, training_curves
 
 PRESET = "cgrseg-t_camvid"
@@ -162,7 +162,7 @@ def run_one(method: str, seed: int, data_root: str, folder: Path) -> None:
     torch.manual_seed(seed)
     model: Any = SegFormerB0(spec) if method == "segformer_b0" else None
     if model is None:
-        model = build_model(config, spec, fresh=True, verbose=False)
+        model = build_model(config, spec, fresh=True)
     else:
         model = model.to(memory_format=torch.channels_last)
     wall, processor = time.perf_counter(), time.process_time()

@@ -122,7 +122,7 @@ def test_resume_from_and_auto_resume_exclude_each_other(
 def test_one_process(script: str, checkout: Path) -> None:
     said = run_python(script, CONFIG, "--cfg-options", *SMALL, cwd=checkout)
     assert iteration_of(checkout / RUN / "latest.pth") == 1
-    assert "training cgrseg_t, 150 classes" in said and "evaluation at 1: mIoU" in said
+    assert "training cgrseg_t on ade20k" in said and "evaluation at 1: mIoU" in said
     if not torch.cuda.is_available():
         assert "warning: no GPU was found" in said
 

@@ -85,7 +85,7 @@ def info(
         if as_json:
             console.print_json(config.model_dump_json())
         else:
-            print_settings(console, config, every=True)
+            print_settings(console, config)
     else:
         if settings:
             raise ConfigError(

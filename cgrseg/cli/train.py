@@ -76,8 +76,8 @@ def train(
         train__seed=seed,
     )
     resolved = load_config(config, changes)
-    print_settings(console, resolved, every=print_config)
     if print_config:
+        print_settings(console, resolved)
         return
 
     from cgrseg.inference.backends import use_threads
@@ -92,21 +92,12 @@ def train(
         raise typer.Exit(128 + int(result.stopped_by))
 
 
-def print_settings(console: Console, config: Config, *, every: bool = False) -> None:
-    """Print a config: one setting a line, or a paragraph per section."""
+def print_settings(console: Console, config: Config) -> None:
+    """Print all settings, one a line."""
     from cgrseg.config.reference import flatten
 
-    values = flatten(config)
-    if every:
-        for path, value in values.items():
-            console.print(f"{path} = {value}", markup=False, soft_wrap=True)
-        return
-    sections: dict[str, list[str]] = {}
-    for path, value in values.items():
-        section, _, leaf = path.rpartition(".")
-        sections.setdefault(section or "run", []).append(f"{leaf}={value}")
-    for section, parts in sections.items():
-        console.print(f"{section}: {' '.join(parts)}", markup=False, style="dim")
+    for path, value in flatten(config).items():
+        console.print(f"{path} = {value}", markup=False, soft_wrap=True)
 
 
 def _say_what_is_where(console: Console, result: TrainResult) -> None:

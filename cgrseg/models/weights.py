@@ -81,10 +81,6 @@ class LoadReport:
         ):
             if names:
                 lines.append(f"  {len(names)} {title}: {_shown(names)}")
-        if self.expected_missing:
-            lines.append(f"  {len(self.expected_missing)} not in the file, as expected")
-        if self.expected_unused:
-            lines.append(f"  {len(self.expected_unused)} in the file and not needed, as expected")
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 

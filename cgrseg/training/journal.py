@@ -8,19 +8,17 @@ process writes or prints.
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.files import explained
 from cgrseg.training.tables import METRICS, SCORES, RunTable
+from cgrseg.training.transcript import Transcript, print_line
 
-LOG = "train.log"
 _BAR_SECONDS = 1.0
 
 
@@ -34,8 +32,10 @@ class Journal:
         loss_columns: names of the loss terms that will be logged.
         score_columns: names of the scores that will be logged.
         images_per_iteration: of all processes together.
+        eval_interval: iterations between evaluations; none: no evaluation.
         loggers: Lightning loggers (TensorBoard and the like).
-        active: false in every process but the first: then nothing is written or shown.
+        transcript: takes the lines; not active in every process but the first: then nothing is
+            written or shown.
     """
 
     def __init__(
@@ -47,19 +47,21 @@ class Journal:
         loss_columns: Sequence[str],
         score_columns: Sequence[str],
         images_per_iteration: int,
+        eval_interval: int | None = None,
         loggers: Sequence[Any] = (),
-        active: bool = True,
+        transcript: Transcript | None = None,
     ) -> None:
         self.end = end
         self.images = images_per_iteration
         self.loggers = list(loggers)
-        self.active = active
-        self._pace = Pace(start, end)
+        self.transcript = Transcript() if transcript is None else transcript
+        self.active = self.transcript.active
+        self._pace = Pace(start, end, eval_interval)
+        self._told_duration = False
         self._progress: Any = None
         self._task: Any = None
         self._shown = 0.0
-        if active:
-            self._log = run_dir / LOG
+        if self.active:
             columns = [*loss_columns, "acc_seg", "rate", "images_per_second", "memory_gib"]
             self._metrics = RunTable(run_dir / METRICS, columns, keep_until=start)
             self._scores = RunTable(run_dir / SCORES, score_columns, keep_until=start)
@@ -84,24 +86,18 @@ class Journal:
         )
         self._task = self._progress.add_task("training", total=self.end, text="")
         self._progress.start()
+        self.transcript.show = lambda text: console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
         """Take the progress bar down."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+            self.transcript.show = print_line
 
     def say(self, text: str) -> None:
         """Print a line and add it to the log."""
-        if not self.active:
-            return
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        with explained(self._log), self._log.open("a", encoding="utf-8") as stream:
-            stream.write(f"{stamp} {text}\n")
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, flush=True)
+        self.transcript.say(text)
 
     def tick(self, iteration: int, loss: Any, rate: float) -> None:
         """Note that an iteration is done; the bar follows about once a second.
@@ -112,6 +108,9 @@ class Journal:
             rate: of the base group.
         """
         self._pace.step()
+        if not self._told_duration and self._pace.is_measured:
+            self._told_duration = True
+            self._tell_duration(iteration)
         if self._progress is None:
             return
         now = time.monotonic()
@@ -124,6 +123,21 @@ class Journal:
             f"left {format_seconds(self._pace.seconds_left(iteration))}"
         )
         self._progress.update(self._task, completed=iteration, text=text)
+
+    def _tell_duration(self, iteration: int) -> None:
+        """Say how long the rest takes on this machine, once a few iterations were measured."""
+        rest = self.end - iteration
+        if rest <= 0:
+            return
+        evaluations = self._pace.evaluations_left(iteration)
+        unknown = f", and {evaluations} evaluations on top" if evaluations else ""
+        if self._pace.knows_evaluations:
+            unknown = ", evaluations included"
+        self.say(
+            f"duration: about {format_seconds(self._pace.seconds_left(iteration))} for the "
+            f"remaining {rest} iterations on this machine ("
+            f"{self._pace.per_second * self.images:.1f} images/s){unknown}"
+        )
 
     def log_step(self, iteration: int, values: Mapping[str, float], memory_gib: float) -> None:
         """Log the losses of an interval.
@@ -181,50 +195,102 @@ class Journal:
 
 
 class Pace:
-    """How fast iterations go, evaluations left out, and how long the rest will take."""
+    """How fast iterations go, evaluations left out, and how long the rest will take.
 
-    def __init__(self, start: int, end: int) -> None:
+    The first iteration does not count: it fills caches, and may compile.
+
+    Args:
+        start: iteration that this part of the run starts from.
+        end: iteration that the run ends at.
+        eval_interval: iterations between evaluations; none: no evaluation.
+        clock: gives seconds.
+    """
+
+    _LEAST_STEPS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 3, 20, 2.0
+
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        eval_interval: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._end = end
+        self._eval_interval = eval_interval
+        self._clock = clock
         self._interval_start = start
         self._steps = 0
-        self._excluded = 0.0
+        self._evaluations: list[float] = []
         self.restart()
 
     def restart(self) -> None:
         """Start the clock again."""
-        self._begun = self._interval_begun = time.monotonic()
-        self._interval_excluded = 0.0
+        self._begun = self._interval_begun = self._clock()
+        self._excluded = self._interval_excluded = 0.0
 
     def step(self) -> None:
         """Count one iteration."""
         self._steps += 1
+        if self._steps == 1:
+            self._first = self._clock() - self._begun - self._excluded
+            self._begun, self._excluded = self._clock(), 0.0
 
     def exclude(self, seconds: float) -> None:
         """Count seconds of an evaluation."""
+        self._evaluations.append(seconds)
         self._excluded += seconds
         self._interval_excluded += seconds
 
     @property
     def per_second(self) -> float:
-        """Iterations per second of training since the start."""
-        spent = time.monotonic() - self._begun - self._excluded
-        return self._steps / spent if spent > 0 else 0.0
+        """Iterations per second of training; 0 before the first one."""
+        if not self._steps:
+            return 0.0
+        spent = self._clock() - self._begun - self._excluded
+        if self._steps == 1:
+            return 1 / self._first if self._first > 0 else 0.0
+        return (self._steps - 1) / spent if spent > 0 else 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether enough iterations were timed for an estimate."""
+        timed, spent = self._steps - 1, self._clock() - self._begun - self._excluded
+        enough = timed >= self._ENOUGH_STEPS or spent >= self._ENOUGH_SECONDS
+        return timed >= self._LEAST_STEPS and enough
+
+    @property
+    def knows_evaluations(self) -> bool:
+        """Whether an evaluation was timed."""
+        return bool(self._evaluations)
 
     def interval_speed(self, iteration: int) -> float:
         """Iterations per second since the last call."""
-        now = time.monotonic()
+        now = self._clock()
         spent = now - self._interval_begun - self._interval_excluded
         steps = iteration - self._interval_start
         self._interval_begun, self._interval_start = now, iteration
         self._interval_excluded = 0.0
         return steps / spent if spent > 0 else 0.0
 
+    def evaluations_left(self, iteration: int) -> int:
+        """Evaluations from an iteration to the end of the run, without that iteration's own."""
+        if self._eval_interval is None or iteration >= self._end:
+            return 0
+        last = 1 if self._end % self._eval_interval else 0
+        return self._end // self._eval_interval - iteration // self._eval_interval + last
+
     def seconds_left(self, iteration: int) -> float:
-        """Estimate for the rest, evaluations included at the share they had so far."""
-        if not self._steps:
+        """Estimate for the rest, with evaluations as long as they took so far.
+
+        NaN before the first iteration; evaluations count once one was timed.
+        """
+        if not self.per_second:
             return float("nan")
-        spent = time.monotonic() - self._begun
-        return spent / self._steps * (self._end - iteration)
+        seconds = (self._end - iteration) / self.per_second
+        if self._evaluations:
+            mean = sum(self._evaluations) / len(self._evaluations)
+            seconds += self.evaluations_left(iteration) * mean
+        return seconds
 
 
 def format_seconds(seconds: float) -> str:

@@ -82,7 +82,7 @@ def find_checkpoint(
         with contextlib.suppress(OSError):
             os.replace(newest, aside)
         if is_first_process():
-            _LOG.warning("%s\n  going on from %s instead", error, previous)
+            _LOG.warning("%s\n  resuming from %s instead", error, previous)
         return Checkpoint(previous, state)
 
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
+from cgrseg.errors import CGRSegError, is_first_process
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.models import CGRSeg, create_model, load_weights
-from cgrseg.models.variants import imagenet_weights
+from cgrseg.training.announcement import announce_settings, headline, weights_line
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
 from cgrseg.training.failures import readable_failures
@@ -44,7 +44,6 @@ from cgrseg.training.keeper import Keeper, refuse_other_optimizer, restore_weigh
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.resuming import (
     Checkpoint,
-    changed_settings,
     data_record,
     find_checkpoint,
     refuse_occupied,
@@ -54,6 +53,7 @@ from cgrseg.training.resuming import (
 from cgrseg.training.sources import DatasetSource, Source
 from cgrseg.training.stopping import GiveUp
 from cgrseg.training.tables import SCORES, read_table
+from cgrseg.training.transcript import LOG, Transcript
 
 CONFIG = "config.json"
 
@@ -106,14 +106,19 @@ def train(
             message says what to do.  Nothing of an earlier run is overwritten.
     """
     config = as_config(config)
-    placement = find_placement(device)
-    run_dir = Path(config.run_dir)
-    checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)
-    refuse_occupied(run_dir, checkpoint)
-    if auto_resume and checkpoint is None and placement.rank == 0:
-        message = f"{run_dir} holds nothing to go on from: this run starts at its beginning"
-        print(message, flush=True)
-    return train_on(DatasetSource(config, placement), config, placement, checkpoint)
+    transcript = Transcript(is_first_process())
+    with transcript.recording():
+        transcript.say(headline(config))
+        placement = find_placement(device)
+        run_dir = Path(config.run_dir)
+        checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)
+        refuse_occupied(run_dir, checkpoint)
+        if auto_resume and checkpoint is None:
+            transcript.say(
+                f"{run_dir} holds nothing to go on from: this run starts at its beginning"
+            )
+        source = DatasetSource(config, placement)
+        return train_on(source, config, placement, checkpoint, transcript=transcript)
 
 
 def train_on(
@@ -122,6 +127,8 @@ def train_on(
     placement: Placement,
     checkpoint: Checkpoint | None = None,
     model: CGRSeg | None = None,
+    *,
+    transcript: Transcript | None = None,
 ) -> TrainResult:
     """Train on any source of batches.
 
@@ -131,12 +138,33 @@ def train_on(
         placement: device and processes.
         checkpoint: what to resume from, if anything.
         model: the network to train; none: the one that the settings describe.
+        transcript: what was said so far; none: nothing.
 
     Returns:
         As :func:`train`.
     """
+    if transcript is None:
+        transcript = Transcript(placement.rank == 0)
+        transcript.say(headline(config))
+    try:
+        with transcript.recording():
+            return _train_on(source, config, placement, checkpoint, model, transcript)
+    except CGRSegError as error:
+        transcript.keep(f"error: {error}")
+        raise
+
+
+def _train_on(
+    source: Source,
+    config: Config,
+    placement: Placement,
+    checkpoint: Checkpoint | None,
+    model: CGRSeg | None,
+    transcript: Transcript,
+) -> TrainResult:
     config, precision = settle_precision(config, placement, stored_precision(checkpoint))
     options = trainer_options(config, placement)
+    transcript.say(f"device: {placement.description}; precision: {precision}")
     run_dir = Path(config.run_dir)
     data = data_record(source.spec, source.image_lists())
     if checkpoint is not None:
@@ -145,7 +173,7 @@ def train_on(
     if model is None:
         torch.manual_seed(config.train.seed)
         fresh = checkpoint is None
-        model = build_model(config, source.spec, fresh=fresh, verbose=placement.rank == 0)
+        model = build_model(config, source.spec, fresh=fresh, say=transcript.say)
     if config.train.precision == "fp64":
         # Lightning would do it too, but only after the checkpoint's weights were cut to fit.
         model = model.double()
@@ -158,17 +186,24 @@ def train_on(
         make_folder(run_dir)
         remove_leftovers(run_dir)
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
+        transcript.write_to(run_dir / LOG)
     try:
         with _quiet_lightning(), readable_failures(config, placement.description, run_dir):
             meta = {**model_meta(module.model), "data": data}
             return _run(
-                config, placement, options, run_dir, source, module, checkpoint, precision, meta
+                config, placement, options, run_dir, source, module, checkpoint, transcript, meta
             )
     except GiveUp:
         raise KeyboardInterrupt from None
 
 
-def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool) -> CGRSeg:
+def build_model(
+    config: Config,
+    spec: DatasetSpec,
+    *,
+    fresh: bool,
+    say: Callable[[str], None] = lambda text: None,
+) -> CGRSeg:
     """The network of a run, with the weights that it starts from.
 
     Args:
@@ -176,7 +211,7 @@ def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool
         spec: gives classes and palette.
         fresh: load `model.pretrained` and `train.load_from`; false when a checkpoint
             replaces all weights anyway.
-        verbose: print the reports of what was loaded.
+        say: is told where the weights come from.
     """
     settings = config.model
     model = create_model(
@@ -192,15 +227,11 @@ def build_model(config: Config, spec: DatasetSpec, *, fresh: bool, verbose: bool
         preprocessing=config.test.model_dump(mode="json"),
     )
     if fresh and settings.pretrained is not None:
-        load_weights(model, settings.pretrained, part="backbone", verbose=verbose)
+        say(str(load_weights(model, settings.pretrained, part="backbone", verbose=False)))
     if fresh and config.train.load_from is not None:
-        load_weights(model, config.train.load_from, verbose=verbose)
-    elif fresh and settings.pretrained is None and verbose:
-        print(
-            "note: the backbone starts from random weights; published results start from "
-            f"ImageNet's: model.pretrained={imagenet_weights(settings.name)}",
-            file=sys.stderr,
-        )
+        say(str(load_weights(model, config.train.load_from, verbose=False)))
+    elif fresh and settings.pretrained is None:
+        say(weights_line(config))
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -214,7 +245,7 @@ def _run(
     source: Source,
     module: TrainingModule,
     checkpoint: Checkpoint | None,
-    precision: str,
+    transcript: Transcript,
     meta: dict[str, Any],
 ) -> TrainResult:
     start, end = module.iteration, config.schedule.max_iters
@@ -227,8 +258,9 @@ def _run(
         loss_columns=_loss_columns(config),
         score_columns=score_columns(source.spec.classes),
         images_per_iteration=source.images_per_iteration,
+        eval_interval=config.train.eval_interval if config.train.evaluate else None,
         loggers=loggers,
-        active=first,
+        transcript=transcript,
     )
     keeper = Keeper(run_dir, config, meta, start=start, active=first)
     callback = RunCallback(
@@ -242,7 +274,7 @@ def _run(
     # Several processes listen from their first step on: before it, one that waits for others
     # must not hold up the launcher that wants to end it.
     with callback.stop.listening(at_once=placement.world_size == 1):
-        _announce(config, placement, journal, source, checkpoint, precision)
+        announce_settings(config, placement, journal.say, checkpoint, source)
         if start < end and keeper.out_of_patience:
             journal.say(
                 f"this run was stopped early: {keeper.evaluations_without_progress} evaluations "
@@ -332,39 +364,6 @@ def _loss_columns(config: Config) -> list[str]:
     if config.loss.initial_weight > 0:
         columns.append("loss_initial")
     return columns
-
-
-def _announce(
-    config: Config,
-    placement: Placement,
-    journal: Journal,
-    source: Source,
-    checkpoint: Checkpoint | None,
-    precision: str,
-) -> None:
-    parameters = f"{config.model.name}, {source.spec.num_classes} classes"
-    journal.say(
-        f"training {parameters} on {placement.description} in {precision}; "
-        f"{source.size} images of {source.spec.title}, "
-        f"{source.images_per_iteration} per iteration"
-    )
-    if checkpoint is None:
-        return
-    iteration = checkpoint.state["training"]["iteration"]
-    if iteration >= config.schedule.max_iters:
-        journal.say(
-            f"{checkpoint.path} is at iteration {iteration} of {config.schedule.max_iters}: this "
-            "run is finished; raise schedule.max_iters to train on"
-        )
-    else:
-        journal.say(f"going on from {checkpoint.path} at iteration {iteration}")
-    for line in checkpoint.changed_data:
-        journal.say(f"  changed since then, and accepted: {line}")
-    for line in changed_settings(checkpoint.state["meta"].get("config"), config):
-        journal.say(f"  changed since then: {line}")
-    world = checkpoint.state["training"].get("world_size")
-    if world != placement.world_size:
-        journal.say(f"  changed since then: processes {world} -> {placement.world_size}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from cgrseg.data.spec import DatasetSpec
 from cgrseg.evaluation.loop import Sink, evaluate_model
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.training.hardware import Placement
+
+_LOG = logging.getLogger("cgrseg.training")
 
 
 class Source(Protocol):
@@ -189,7 +191,4 @@ def look_before_training(config: Config) -> None:
     report.raise_for_errors()
     for finding in report.findings:
         if finding.severity == "warning":
-            print(
-                f"warning: {finding.file}: {finding.message}\n  what to do: {finding.remedy}",
-                file=sys.stderr,
-            )
+            _LOG.warning("%s: %s\n  what to do: %s", finding.file, finding.message, finding.remedy)

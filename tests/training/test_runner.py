@@ -365,7 +365,8 @@ def test_a_damaged_latest_falls_back_to_the_one_before(
     kept = weights_of(latest)
     latest.write_bytes(latest.read_bytes()[:100_000])
     result = train(config, device="cpu", auto_resume=True)
-    assert "previous.pth instead" in caplog.text
+    assert f"resuming from {latest.with_name('previous.pth')} instead" in caplog.text
+    assert "previous.pth instead" in (tmp_path / "run" / "train.log").read_text()
     assert result.iterations == 3
     again = weights_of(latest)
     assert all(torch.equal(again[name], kept[name]) for name in kept)
@@ -379,8 +380,8 @@ def test_random_backbones_are_said(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(small_config(dataset, tmp_path / "run", schedule__max_iters=1), device="cpu")
-    told = capsys.readouterr().err
-    assert "random weights" in told
+    told = capsys.readouterr().out
+    assert "weights: random, from scratch" in told
     assert "timm/efficientformerv2_s1.snap_dist_in1k" in told
 
 

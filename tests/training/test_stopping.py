@@ -74,7 +74,7 @@ def test_a_signal_between_announcement_and_first_step_loses_nothing(
 
     def say_and_be_terminated(journal: Journal, text: str) -> None:
         say(journal, text)
-        if text.startswith("training "):
+        if text.startswith("settings: "):
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
