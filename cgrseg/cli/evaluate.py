@@ -90,8 +90,8 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint: mIoU and more, per class and in all.
 
-    The scores are printed, and written as evaluation.json into the run's
-    folder.
+    The scores are printed, and written as evaluation.json into the folder of
+    the checkpoint, or of the CONFIG; work_dir=FOLDER names another.
 
     Examples:
       cgrseg evaluate work_dirs/cgrseg-t_camvid/best.pth --split test
@@ -188,6 +188,9 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, str, list[str]]:
 def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> Config:
     """The config that was named, else the one that the checkpoint was trained with.
 
+    The folder for results in the latter is beside the checkpoint, unless `changes` name one:
+    nothing inside a file chooses where results are written.
+
     Raises:
         ConfigError: neither is there, or settings that do not fit.
         WeightsError: a checkpoint that cannot be read.
@@ -210,7 +213,16 @@ def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> C
                 remedy=f"name it first: cgrseg evaluate cgrseg-t_ade20k_160k {checkpoint}",
             )
         )
-    return build(merge(build(stored, checkpoint).model_dump(), changes))
+    settings = build(stored, checkpoint).model_dump()
+    return build(merge({**settings, "work_dir": str(_beside(checkpoint))}, changes))
+
+
+def _beside(checkpoint: str) -> Path:
+    """Folder for the results of a checkpoint: its own, or one named after a hub id."""
+    path = Path(checkpoint).expanduser()
+    if not path.exists():
+        return Path("work_dirs") / checkpoint.replace("/", "--")
+    return path if path.is_dir() else path.parent
 
 
 def print_scores(console: Console, result: EvaluationResult) -> None:

@@ -33,8 +33,8 @@ def load_config(
 
     Args:
         path_or_name: a `.py` file that exposes `config`, a `.json` file, a run's folder
-            (its `config.json`, with that folder as `work_dir`), or a name from
-            :func:`list_presets`.
+            (its `config.json`, with that folder as `work_dir` in the place of a stored
+            one), or a name from :func:`list_presets`.
         overrides: `key=value` texts with dotted keys, or a table of the same keys (nested
             tables too) whose values are taken as they are.
 
@@ -76,6 +76,11 @@ def _load(path_or_name: str | Path) -> Config:
         config = _from_json(path / "config.json")
         # The run lives there now, wherever it was trained from or has been moved to.
         config.work_dir = str(path)
+        return config
+    if path.name == "config.json" and path.is_file() and any(path.parent.glob("*.pth")):
+        config = _from_json(path)
+        if config.work_dir is not None:
+            config.work_dir = str(path.parent)
         return config
     if path.suffix == ".py" and os.path.lexists(path) and not path.is_dir():
         return _from_python(path)

@@ -8,6 +8,7 @@ dataset (:mod:`cgrseg.data.catalogue`).
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -400,6 +401,21 @@ class Config(Section):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder_below(cls, value: str) -> str:
+        path = PurePath(value)
+        if not value.strip() or path.is_absolute() or ".." in path.parts or "\0" in value:
+            raise ConfigError(
+                explain(
+                    "name",
+                    found=repr(value),
+                    expected="a name for the run and its folder below work_dirs",
+                    remedy="choose a plain name; work_dir puts the run into any other folder",
+                )
+            )
+        return value
 
     @property
     def run_dir(self) -> str:

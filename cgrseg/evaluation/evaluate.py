@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
 from cgrseg.config.loading import as_config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
@@ -116,6 +118,8 @@ def evaluate(
     sinks = _sinks(config, spec, stems, out, show_dir, opacity, format_only, work_dir)
     for sink in sinks:
         refuse_own_data(sink.folder, pairs, config.data.root)
+    if not format_only:
+        _refuse_unwritable(Path(work_dir or config.run_dir))
     dataset = _dataset(spec, pairs, format_only)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
     _check_fit(model, config, spec, checkpoint)
@@ -162,6 +166,20 @@ def evaluate(
                 name = result_name(config, split, aug_test, limit, precision)
                 _write(result, Path(work_dir or config.run_dir), name, out)
     return result
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Stop before the work whose result could not be written."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise EnvironmentProblem(
+            explain(
+                folder,
+                found=f"results cannot be written there ({nearest} is read-only for this user)",
+                expected="a folder for evaluation.json",
+                remedy="name another folder: work_dir=FOLDER (in Python work_dir=...)",
+            )
+        )
 
 
 def result_name(
@@ -274,30 +292,26 @@ def _check_fit(
             config.name,
             config.model.name,
         )
-    if model.classes is None:
+    if model.classes is None or model.classes == numbered_names(model.num_classes):
         return
     ours, theirs = _plain(spec.classes), _plain(model.classes)
-    moved = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
-    if moved and sorted(ours) == sorted(theirs):
+    changed = differences(theirs, ours)
+    if changed is None:
+        return
+    moved = [name for k, name in enumerate(theirs) if name in ours and ours[k] != name]
+    if moved:
         raise ConfigError(
             explain(
                 where,
-                found=f"the same classes in another order ({moved[0][1]!r} where {moved[0][0]!r} "
-                "is expected)",
-                expected=f"the order of {spec.title}: {', '.join(spec.classes[:5])}, ...",
-                remedy="use the class list that the checkpoint was trained with",
+                found=f"classes in another order than {spec.title} has them: {changed}\n"
+                f"  checkpoint: {listed(model.classes)}\n  data: {listed(spec.classes)}",
+                expected=f"each class at one id: {moved[0]!r} stands at two",
+                remedy="use the class list that the checkpoint was trained with (classes.txt, "
+                "data.classes)",
             )
         )
-    if moved and is_first_process():
-        _LOG.warning(
-            "%s names %d of its %d classes otherwise than %s does: %r for %r and so on",
-            where,
-            len(moved),
-            len(ours),
-            spec.title,
-            moved[0][1],
-            moved[0][0],
-        )
+    if is_first_process():
+        _LOG.warning("%s: other class names than %s has: %s", where, spec.title, changed)
 
 
 def _plain(names: Sequence[str]) -> list[str]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgrseg.config import load_config
+from cgrseg.config.presets import named_preset
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
-from cgrseg.errors import CGRSegError, DataError, explain
+from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import TorchBackend, make_backend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
@@ -169,9 +170,21 @@ def _config(
     """The run's config: the one in its folder, else the shipped one of its name."""
     changes = {} if data_root is None else {"data.root": str(data_root)}
     stored = source.parent / "config.json"
-    named = stored if stored.is_file() else str(evaluation.get("settings", {}).get("run"))
+    run = str(evaluation.get("settings", {}).get("run"))
     try:
-        return load_config(named, changes)
+        if stored.is_file():
+            return load_config(stored, changes)
+        # A name in a result is no path: it never chooses a Python file to run.
+        if named_preset(run) is None:
+            raise ConfigError(
+                explain(
+                    source,
+                    found=f"no config.json beside it, and no preset is called {run!r}",
+                    expected="the config of the run",
+                    remedy="put the config.json of the run beside it",
+                )
+            )
+        return load_config(run, changes)
     except CGRSegError as error:
         _tell(missing, f"the report comes without pictures: {error}")
         return None

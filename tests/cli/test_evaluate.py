@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -158,3 +160,84 @@ def test_report_of_a_run_and_submission(
     assert written.exit_code == 0, written.output
     assert len(list((tmp_path / "files").glob("*.png"))) == 2
     assert "2 label files" in written.stdout
+
+
+def changed_copy(checkpoint: Path, target: Path, **meta: object) -> Path:
+    """A checkpoint with other entries in its `meta`."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["meta"].update(meta)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, target)
+    return target
+
+
+@pytest.mark.parametrize("stored", ["absolute", "name"])
+def test_a_checkpoint_does_not_choose_where_results_go(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = torch.load(trained / "best.pth", weights_only=True)["meta"]["config"]
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    if stored == "absolute":
+        settings["work_dir"] = str(victim)
+    else:
+        settings.update(work_dir=None, name="elsewhere")
+    foreign = changed_copy(trained / "best.pth", tmp_path / "foreign" / "x.pth", config=settings)
+    result = run("evaluate", foreign, "--device", "cpu", "--limit", 1)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "foreign" / "evaluation_first1.json").is_file()
+    assert not any(victim.iterdir()) and not (tmp_path / "work_dirs").exists()
+    mine = tmp_path / "mine"
+    result = run("evaluate", foreign, "--device", "cpu", "--limit", 1, f"work_dir={mine}")
+    assert result.exit_code == 0, result.output
+    assert (mine / "evaluation_first1.json").is_file()
+
+
+def test_a_run_name_that_leads_out_of_its_folder_is_refused(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    settings = torch.load(trained / "best.pth", weights_only=True)["meta"]["config"]
+    settings.update(work_dir=None, name="../../victim")
+    foreign = changed_copy(trained / "best.pth", tmp_path / "x.pth", config=settings)
+    result = run("evaluate", foreign, "--device", "cpu", "--limit", 1)
+    assert result.exit_code == 2
+    assert "name: '../../victim'" in result.stderr
+
+
+def test_a_wrong_number_of_names_is_said_by_every_command(
+    run: Run, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = torch.load(trained / "best.pth", weights_only=True)["meta"]["classes"]
+    short = changed_copy(trained / "best.pth", tmp_path / "x.pth", classes=names[:-1])
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((64, 64, 3), np.uint8))
+    for command in (
+        ("evaluate", short, "--device", "cpu", "--limit", 1),
+        ("predict", short, image, "--device", "cpu", "--out", tmp_path / "out"),
+        ("info", short),
+    ):
+        caplog.clear()
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+        told = f"it holds {len(names) - 1} class names for {len(names)} classes"
+        assert told in caplog.text, command
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["classes"] == [f"class {k}" for k in range(len(names))]
+
+
+def test_results_that_cannot_be_written_stop_before_the_work(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also for a superuser, who may write anywhere but on a read-only file system.
+    writable = os.access
+
+    def access(path: Path, mode: int) -> bool:
+        return Path(path) != tmp_path and writable(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    target = tmp_path / "none" / "deeper"
+    result = run("evaluate", trained / "best.pth", "--device", "cpu", f"work_dir={target}")
+    assert result.exit_code == 2
+    assert f"{target}: results cannot be written there ({tmp_path} is" in result.stderr
+    assert "mIoU" not in result.stdout

@@ -62,11 +62,25 @@ def test_json_of_a_run_loads_as_it_was_saved(tmp_path: Path) -> None:
     config = preset("cgrseg_t", "camvid", data={"merge": {"thing": ["car", "pole"]}})
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
     assert load_config(tmp_path / "config.json") == config
+    # In the folder of a run, that folder counts, not the one that the file names.
+    (tmp_path / "best.pth").write_bytes(b"")
+    assert load_config(tmp_path / "config.json").work_dir == config.work_dir
+    config.work_dir = "/somewhere/else"
+    (tmp_path / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    assert load_config(tmp_path / "config.json").work_dir == str(tmp_path)
+
     # the folder stands for the run in it: whoever goes on with it writes there
     in_folder = load_config(tmp_path)
     assert in_folder.run_dir == str(tmp_path)
     assert in_folder == config.model_copy(update={"work_dir": str(tmp_path)})
     assert load_config(tmp_path, ["work_dir=other"]).run_dir == "other"
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../b", " ", "a\0b"])
+def test_a_name_that_leads_out_of_work_dirs_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name: "):
+        load_config("cgrseg-t_camvid", {"name": name})
+    assert load_config("cgrseg-t_camvid", {"name": "a/b"}).run_dir == "work_dirs/a/b"
 
 
 def test_overrides_as_a_table_are_taken_as_they_are() -> None:

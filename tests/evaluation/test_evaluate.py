@@ -184,8 +184,13 @@ def test_classes_in_another_order_are_refused_and_other_names_told(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     turned = CGRSeg("cgrseg_t", 11, classes=CAMVID.classes[::-1])
-    with pytest.raises(ConfigError, match="another order"):
+    with pytest.raises(ConfigError, match=r"another order.*id 0: .*\n  checkpoint: .*\n  data: "):
         evaluate(config, turned, device="cpu", limit=1, progress=False)
+    names = [CAMVID.classes[1], CAMVID.classes[0], "himmel", *CAMVID.classes[3:]]
+    with pytest.raises(ConfigError, match="another order"):
+        evaluate(
+            config, CGRSeg("cgrseg_t", 11, classes=names), device="cpu", limit=1, progress=False
+        )
     renamed = CGRSeg("cgrseg_t", 11, classes=("himmel", *CAMVID.classes[1:]))
     config.model.name = "cgrseg_b"
     with caplog.at_level(logging.WARNING, "cgrseg.evaluation"):

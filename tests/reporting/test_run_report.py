@@ -142,3 +142,16 @@ def test_pictures_are_those_that_were_evaluated(
     files.json.write_text("mine")
     with pytest.raises(DataError, match="it is there already"):
         check_targets(files.html, TABLES, own=config.name)
+
+
+def test_a_result_chooses_no_python_file_to_run(run_folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    script = run_folder / "evil.py"
+    script.write_text(f"open({str(ran)!r}, 'w').close()\nconfig = {{}}\n")
+    source = run_folder / "evaluation.json"
+    evaluation = json.loads(source.read_text(encoding="utf-8"))
+    evaluation["settings"]["run"] = str(script)
+    source.write_text(json.dumps(evaluation), encoding="utf-8")
+    page = report_on(run_folder, device="cpu").html.read_text(encoding="utf-8")
+    assert not ran.exists()
+    assert "no preset is called" in page
