@@ -58,8 +58,8 @@ def bench(
     works: Annotated[
         str,
         typer.Option(
-            help="network (tensor to logits), labels (tensor to label map) and photo (photo to "
-            "label map), separated by commas."
+            help="Measured work, separated by commas: network (tensor to logits), labels "
+            "(tensor to label map) and photo (image file to label map)."
         ),
     ] = "network,labels,photo",
     rounds: Annotated[
@@ -70,8 +70,8 @@ def bench(
     clock: Annotated[
         str,
         typer.Option(
-            help="wall, or processor: time on the processor, for a machine that others use too "
-            "(with --threads 1)."
+            help="Clock: wall, or processor: time on the processor, for a machine that others "
+            "use too (with --threads 1)."
         ),
     ] = "wall",
     num_classes: NumClasses = 150,

@@ -113,13 +113,13 @@ def check(
     dataset: Dataset = None,
     split: Annotated[list[str] | None, split_option("May be repeated. Default: all.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The short form that runs before every training.")
+        bool, typer.Option("--quick", help="Run only the checks that run before every training.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Warnings count as errors for the exit status.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Write the histogram of classes to this .png, .svg or .pdf.")
+        Path | None, typer.Option(help="Histogram of the classes, a .png, .svg or .pdf file.")
     ] = None,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -182,7 +182,9 @@ def browse(
     split: Annotated[str | None, split_option("Default: the training split.")] = None,
     augmented: Annotated[
         bool,
-        typer.Option("--augmented", help="The first training samples, as the network gets them."),
+        typer.Option(
+            "--augmented", help="Show the first training samples, as the network gets them."
+        ),
     ] = False,
     limit: Limit = 24,
     class_name: Annotated[

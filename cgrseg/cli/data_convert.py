@@ -76,7 +76,7 @@ def coco_stuff10k(
         out_option("Folder for the result. Default: SOURCE itself."),
     ] = None,
     split: Annotated[
-        list[str] | None, split_option("train or test; may be repeated. Default: both.")
+        list[str] | None, split_option("May be repeated: train, test. Default: both.")
     ] = None,
     image_mode: ImageMode = Placing.link,
     workers: Workers = None,

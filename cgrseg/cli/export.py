@@ -38,8 +38,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx, openvino, pt2 (portable PyTorch program) or aoti (compiled for this "
-            "machine).",
+            help="Export format: onnx, openvino, pt2 (portable PyTorch program) or aoti "
+            "(compiled for this machine).",
         ),
     ] = "onnx",
     out: Annotated[
@@ -58,14 +58,15 @@ def export(
         str,
         typer.Option(
             "--input",
-            help="normalised: float32 (N, 3, H, W); pixels: uint8 RGB (N, H, W, 3), normalised "
-            "inside the file.",
+            help="Input of the file: normalised, float32 (N, 3, H, W); or pixels, uint8 RGB "
+            "(N, H, W, 3), normalised inside the file.",
         ),
     ] = "normalised",
     gives: Annotated[
         str,
         typer.Option(
-            "--output", help="logits at an eighth of the size, or labels at the input's size."
+            "--output",
+            help="Output of the file: logits at 1/8 of the size, or labels at the input size.",
         ),
     ] = "logits",
     opset: Annotated[

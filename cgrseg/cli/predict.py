@@ -55,10 +55,10 @@ def predict(
         Path,
         out_option("Folder for labels/ and overlays/, or one video file. Default: predictions."),
     ] = Path("predictions"),
-    overlays: Annotated[bool, typer.Option(help="Also paint the labels over the photos.")] = True,
+    overlays: Annotated[bool, typer.Option(help="Overlays of the labels on the images.")] = True,
     legend: Annotated[
         bool | None,
-        typer.Option(help="Class names and shares beside photos, unless refused."),
+        typer.Option(help="Class names and shares beside the images."),
     ] = None,
     opacity: Opacity = 0.5,
     overwrite: Annotated[bool, overwrite_option("Without it they are kept.")] = False,

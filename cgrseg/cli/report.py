@@ -31,13 +31,13 @@ def report(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="One run: predicts the images to show. Default: the one that was evaluated.",
+            help="Checkpoint that predicts the images. Default: the one that was evaluated.",
             show_default=False,
         ),
     ] = None,
     data_root: DataRoot = None,
     pictures: Annotated[
-        bool, typer.Option(help="One run: show the worst and the best images.")
+        bool, typer.Option(help="Show the worst and the best images of one run.")
     ] = True,
     overwrite: Annotated[bool, overwrite_option()] = False,
     device: Device = None,

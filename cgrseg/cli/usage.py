@@ -80,7 +80,9 @@ def _known(name: str, params: Iterable[Any]) -> bool:
 def _found(message: str, names: Sequence[str], args: Sequence[str]) -> str:
     """What typer says of a value, with the value."""
     given = [value for name, value in itertools.pairwise(args) if name in names]
-    given += [word.partition("=")[2] for word in args if word.partition("=")[0] in names]
+    given += [
+        word.partition("=")[2] for word in args if word.startswith(tuple(f"{n}=" for n in names))
+    ]
     return f"{given[-1]!r}: {message}".rstrip(".") if given else message.rstrip(".")
 
 
