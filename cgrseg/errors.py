@@ -89,29 +89,49 @@ class FrontEnd(Enum):
     """What a person typed to start this process: messages name the options that it has."""
 
     CGRSEG = "cgrseg"
+    DEMO = "cgrseg demo"
     SCRIPT = "run_cgrseg.py or a script of tools/"
     PYTHON = "Python"
 
 
-_SCRIPT_OPTIONS = {"--resume": "--auto-resume", "--multi-scale": "--aug-test"}
-_PYTHON_OPTIONS = {
-    "--resume": "auto_resume=True",
-    "--multi-scale": "aug_test=True",
-    "--work-dir": "work_dir",
-    "--data-root": "data.root",
+_OWN_OPTIONS: dict[FrontEnd, dict[str, str]] = {
+    FrontEnd.CGRSEG: {},
+    FrontEnd.DEMO: {"--resume": "the same command", "--work-dir": "--out"},
+    FrontEnd.SCRIPT: {"--resume": "--auto-resume"},
+    FrontEnd.PYTHON: {
+        "--resume": "auto_resume=True",
+        "--image-folder": "images",
+        "--colors": "colours",
+        "--format-only": "format_only=True",
+        "--overwrite": "overwrite=True",
+        "--trust-code": "trust_code=True",
+        "--work-dir": "work_dir",
+        "--data-root": "data.root",
+    },
 }
-_front_end = FrontEnd.PYTHON
+_VARIABLE = "CGRSEG_FRONT_END"
+"""Environment variable: processes that are started for the work speak as the first one does."""
 
 
 @contextlib.contextmanager
-def speaking_as(front_end: FrontEnd) -> Iterator[None]:
+def speaking_as(speaker: FrontEnd) -> Iterator[None]:
     """Messages made in this block name the options of a front end; outside, those of Python."""
-    global _front_end
-    before, _front_end = _front_end, front_end
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = speaker.value
     try:
         yield
     finally:
-        _front_end = before
+        if before is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = before
+
+
+def front_end() -> FrontEnd:
+    """What started the work of this process."""
+    value = os.environ.get(_VARIABLE)
+    known = {each.value: each for each in FrontEnd}
+    return known.get(value or "", FrontEnd.PYTHON)
 
 
 def option(name: str, value: object = None) -> str:
@@ -122,13 +142,24 @@ def option(name: str, value: object = None) -> str:
         value: what to give it; None: a flag, or left to the reader.
 
     Returns:
-        `--resume`, `--auto-resume` (scripts) or `auto_resume=True` (Python).
+        For `--resume`: `--resume`, `--auto-resume` (scripts), `auto_resume=True` (Python), or
+        `the same command` (`cgrseg demo`, which always resumes).
     """
-    if _front_end is not FrontEnd.PYTHON:
-        name = _SCRIPT_OPTIONS.get(name, name) if _front_end is FrontEnd.SCRIPT else name
-        return name if value is None else f"{name} {value}"
-    name = _PYTHON_OPTIONS.get(name, name.lstrip("-").replace("-", "_"))
-    return name if value is None else f"{name}={str(value)!r}"
+    name = _OWN_OPTIONS[front_end()].get(name, name)
+    if front_end() is FrontEnd.PYTHON:
+        name = name.removeprefix("--").replace("-", "_")
+        return name if value is None else f"{name}={str(value)!r}"
+    return name if value is None else f"{name} {value}"
+
+
+def speaks_python() -> bool:
+    """Whether the work was started from Python, not by a command or a script."""
+    return front_end() is FrontEnd.PYTHON
+
+
+def has_option(name: str) -> bool:
+    """Whether the front end that runs has an option; `cgrseg demo` cannot choose a checkpoint."""
+    return not (front_end() is FrontEnd.DEMO and name == "--resume-from")
 
 
 def process_rank() -> int:

@@ -55,7 +55,7 @@ def demo(
     from cgrseg.cli.evaluate import print_scores
     from cgrseg.config import load_config
     from cgrseg.data.synthetic import colour_baseline, write_dataset
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError, FrontEnd, explain, speaking_as
     from cgrseg.evaluation import evaluate
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
@@ -87,7 +87,8 @@ def demo(
         settings, name="demo", work_dir=str(out), data__root=str(data), train__seed=seed
     )
     config = load_config("cgrseg-t_synthetic", changes)
-    trained = train(config, device=device or "auto", auto_resume=True)
+    with speaking_as(FrontEnd.DEMO):
+        trained = train(config, device=device or "auto", auto_resume=True)
     if trained.stopped_by is not None:
         raise typer.Exit(128 + int(trained.stopped_by))
     checkpoint = trained.best or trained.latest

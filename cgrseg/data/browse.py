@@ -26,7 +26,7 @@ from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.dataset import TrainDataset, load_image, load_label
 from cgrseg.data.parallel import Progress
 from cgrseg.data.sampling import StreamSampler
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, option
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input
 
@@ -146,7 +146,7 @@ def _refuse_other_files(target: Path, overwrite: bool) -> None:
             target,
             found="something else than a contact sheet is there",
             expected="a new file, or an earlier contact sheet",
-            remedy="choose another name, or --overwrite",
+            remedy=f"choose another name, or replace it with {option('--overwrite')}",
         )
     )
 

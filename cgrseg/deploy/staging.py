@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
+from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain, option
 from cgrseg.files import explained, make_folder, writing_problem
 
 # Below this much free space a failed write of a runtime is taken for a full disk.
@@ -29,8 +29,8 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
                     path,
                     found="a folder of that name" if path.is_dir() else "a file is there already",
                     expected="a new name",
-                    remedy="choose another name with --out"
-                    + ("" if path.is_dir() else ", or replace the file with --overwrite"),
+                    remedy=f"choose another name with {option('--out')}"
+                    + ("" if path.is_dir() else f", or replace it with {option('--overwrite')}"),
                 )
             )
 

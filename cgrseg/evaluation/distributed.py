@@ -82,7 +82,7 @@ def joined_processes(
                 f"launcher {launcher}",
                 found=f"the environment lacks {', '.join(missing)}",
                 expected="the variables that torchrun sets for each process",
-                remedy="start with tools/dist_test.sh or torchrun, or leave --launcher out",
+                remedy="start with tools/dist_test.sh or torchrun, or leave the launcher out",
             )
         )
     mine = device_of_process(device)
@@ -182,10 +182,10 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
     if str(device).startswith("cuda:") and several > 1:
         raise ConfigError(
             explain(
-                "--device",
+                "device",
                 found=f"{device} for {several} processes of this machine, which would all use it",
                 expected="a GPU for each of them",
-                remedy="leave --device out, or choose GPUs with CUDA_VISIBLE_DEVICES",
+                remedy="leave the device out, or choose GPUs with CUDA_VISIBLE_DEVICES",
             )
         )
     shared = device is None or str(device) == "auto"
@@ -205,7 +205,7 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
                 "processes",
                 found=f"process {number} of this machine, which has {visible} GPUs",
                 expected="at most one process per GPU",
-                remedy="start fewer processes, or choose --device cpu",
+                remedy="start fewer processes, or hide the GPUs with CUDA_VISIBLE_DEVICES=",
             )
         )
     torch.cuda.set_device(number)

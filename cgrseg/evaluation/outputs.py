@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cgrseg.data.catalogue import DatasetSpec
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.spec import Pair
-from cgrseg.errors import ConfigError, DataError, explain
+from cgrseg.errors import ConfigError, DataError, explain, option
 from cgrseg.inference.modes import Segmentation
 from cgrseg.visual.overlay import overlay, with_legend
 
@@ -89,8 +89,8 @@ class SubmissionWriter:
                         found=f"{other} and {stem}, whose label files would have the same name",
                         expected="a name of its own for each image, as servers expect files "
                         "without folders",
-                        remedy="rename one of them, or write label maps with --out instead, "
-                        "which keeps folders",
+                        remedy="rename one of them, or write plain label maps, "
+                        f"which keep folders: {option('--out')} without {option('--format-only')}",
                     )
                 )
         self._ids = submission_ids(spec)
@@ -131,7 +131,7 @@ def refuse_own_data(folder: Path | str, pairs: Sequence[Pair], root: Path | str)
                 folder,
                 found=f"a folder of the dataset itself ({min(own)})",
                 expected="a folder of its own for results",
-                remedy="choose another --out or --show-dir",
+                remedy="choose another folder",
             )
         )
 
@@ -155,7 +155,8 @@ def submission_ids(spec: DatasetSpec) -> NDArray[np.uint8]:
                     "format_only",
                     found=f"class {spec.classes[training_id]!r} stands for the stored ids {raw}",
                     expected="one stored id per class",
-                    remedy="write label files with --out instead, or leave data.merge out",
+                    remedy=f"write plain label files with {option('--out')}, without "
+                    f"{option('--format-only')}; or leave data.merge out",
                 )
             )
         stored.append(raw[0])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.data.image_io import image_digest, label_note
-from cgrseg.errors import CGRSegError, DataError, explain
+from cgrseg.errors import CGRSegError, DataError, explain, option
 from cgrseg.files import write_json
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.fast import CompiledBackend
@@ -197,7 +197,8 @@ def _record(
                 folder,
                 found=f"files that are not known to be results ({strangers[0]})",
                 expected=f"an empty folder, or one with results and their {RECORD}",
-                remedy="choose another folder; --overwrite replaces files of the same names",
+                remedy=f"choose another folder; {option('--overwrite')} replaces files of the "
+                "same names",
             )
         )
     overwriting = overwrite and bool(strangers)
@@ -214,7 +215,8 @@ def _record(
                     folder,
                     found=f"results of other {', '.join(others)} (see {RECORD} in it)",
                     expected="an empty folder, or one with results of the same kind to go on with",
-                    remedy="choose another folder, or overwrite these results (--overwrite)",
+                    remedy="choose another folder, or replace these results with "
+                    f"{option('--overwrite')}",
                 )
             )
         if painted is None or before.get("overlays") == painted:
@@ -247,7 +249,7 @@ def _is_of(labels: Path, maps: str, look: str, image: Path, overwriting: bool) -
             labels,
             found=f"the map of another image than {image}, under the same name",
             expected="results of the same images to go on with",
-            remedy="choose another folder with --out, or overwrite these results (--overwrite)",
+            remedy=f"choose another folder, or replace these results with {option('--overwrite')}",
         )
     )
 

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import DataError, EnvironmentProblem, explain
+from cgrseg.errors import DataError, EnvironmentProblem, explain, option
 from cgrseg.files import atomic_path
 from cgrseg.inference.frames import USUAL_RATE, Clip
 from cgrseg.inference.overlap import Behind, read_ahead
@@ -223,6 +223,7 @@ def _check_target(source: Path, out: Path, overwrite: bool) -> None:
                 out,
                 found="the clip itself" if same else "a file of that name",
                 expected="a name that is free",
-                remedy="choose another name" + ("" if same else ", or overwrite it (--overwrite)"),
+                remedy="choose another name"
+                + ("" if same else f", or replace it with {option('--overwrite')}"),
             )
         )

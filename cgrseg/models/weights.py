@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from cgrseg.class_names import differences, usable_names, usable_palette
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError, explain, speaks_python
 from cgrseg.files import atomic_write
 from cgrseg.models.cgrseg import CGRSeg
 from cgrseg.models.checkpoint_files import (
@@ -341,8 +341,7 @@ def _refuse_incomplete(
             checkpoint.source,
             found=f"weights of {there}",
             expected=f"weights of {here}",
-            remedy="build that network (cgrseg.load_model does it by itself), or choose another "
-            "file",
+            remedy=_build_that(checkpoint, model) + "; or choose another file",
         )
     elif report.mismatched:
         problem = explain(
@@ -376,6 +375,20 @@ def _described(checkpoint: Checkpoint) -> str | None:
     except WeightsError:
         return None
     return _in_words(options["variant"], options["context_blocks"], options["attention_bias"])
+
+
+def _build_that(checkpoint: Checkpoint, model: CGRSeg) -> str:
+    """How to get the network of a checkpoint: settings, or in Python one call."""
+    if speaks_python():
+        return f"build that network: cgrseg.load_model({checkpoint.source!r})"
+    theirs = _architecture(checkpoint)
+    settings = {
+        "model.name": (theirs["variant"], model.variant),
+        "model.context_blocks": (theirs["context_blocks"], model.context_blocks),
+        "model.attention_bias": (theirs["attention_bias"], model.backbone.attention_bias),
+    }
+    changed = [f"{name}={there}" for name, (there, here) in settings.items() if there != here]
+    return f"train that network: {' '.join(changed)}"
 
 
 def _described_model(model: CGRSeg) -> str:

@@ -223,7 +223,11 @@ def _backend(
     assert problem is not None
     if checkpoint is not None:
         raise problem
-    _tell(missing, f"the report comes without pictures (--checkpoint names one): {problem}")
+    _tell(
+        missing,
+        "the report comes without pictures (cgrseg report RUN --checkpoint CHECKPOINT names "
+        f"one): {problem}",
+    )
     return None
 
 
@@ -260,8 +264,8 @@ def _samples(
                     config.data.root,
                     found=f"no image {record['image']} in split {split}",
                     expected="the images that were evaluated",
-                    remedy="name the folder of that data (--data-root), or leave the pictures "
-                    "out (--no-pictures)",
+                    remedy="name the folder of that data: cgrseg report RUN --data-root FOLDER; "
+                    "or leave the images out: cgrseg report RUN --no-pictures",
                 )
             )
         item = dataset[position[record["image"]]]
@@ -302,7 +306,8 @@ def _another_network(where: object, found: str) -> DataError:
             where,
             found=found,
             expected="the network and the data that were evaluated",
-            remedy="name its checkpoint, evaluate again, or leave the pictures out (--no-pictures)",
+            remedy="name its checkpoint: cgrseg report RUN --checkpoint CHECKPOINT; evaluate "
+            "again; or leave the images out: cgrseg report RUN --no-pictures",
         )
     )
 

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.config.schema import Config
-from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain
+from cgrseg.errors import (
+    CGRSegError,
+    ConfigError,
+    EnvironmentProblem,
+    explain,
+    has_option,
+    option,
+)
 from cgrseg.files import write_json, writing_problem
 from cgrseg.surroundings import is_out_of_memory, raise_machine_problem
 from cgrseg.training.checkpointing import LATEST, PREVIOUS
@@ -143,7 +150,7 @@ def lost_process(error: BaseException) -> LostProcess:
             found=f"it has ended ({_first_line(error).partition('. This is')[0]})",
             expected="all processes until the end",
             remedy="its own message tells why (look above, or in the log of its machine); then "
-            "go on with --auto-resume",
+            f"go on with {option('--resume')}",
         )
     )
 
@@ -293,7 +300,7 @@ def bad_numbers(
 def _ways_on(run_dir: Path) -> str:
     if not (run_dir / LATEST).is_file():
         return "; then start again: there is no checkpoint yet"
-    text = f"; then go on from {run_dir / LATEST} with --auto-resume"
-    if (run_dir / PREVIOUS).is_file():
-        text += f", or from the one before with --resume-from {run_dir / PREVIOUS}"
+    text = f"; then go on from {run_dir / LATEST} with {option('--resume')}"
+    if (run_dir / PREVIOUS).is_file() and has_option("--resume-from"):
+        text += f", or from the one before with {option('--resume-from', run_dir / PREVIOUS)}"
     return text

@@ -13,7 +13,7 @@ from typing import Any
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import ConfigError, WeightsError, explain, is_first_process
+from cgrseg.errors import ConfigError, WeightsError, explain, is_first_process, option
 from cgrseg.provenance import settings_digest
 from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_checkpoint
 from cgrseg.training.tables import SCORES, read_table
@@ -102,8 +102,10 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
             run_dir,
             found=f"the folder of an earlier run ({present.name}); it is not overwritten",
             expected="a folder without a run, or leave to go on with this one",
-            remedy=("go on with --auto-resume, " if find_latest(run_dir) is not None else "")
-            + "choose another --work-dir, or move the old folder away",
+            remedy=(
+                f"go on with {option('--resume')}, " if find_latest(run_dir) is not None else ""
+            )
+            + f"choose another {option('--work-dir')}, or move the old folder away",
         )
     )
 

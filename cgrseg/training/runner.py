@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import CGRSegError, is_first_process
+from cgrseg.errors import CGRSegError, is_first_process, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.models import CGRSeg, create_model, load_weights
@@ -307,7 +307,9 @@ def _run(
     stopped = callback.stopped_by
     latest, best = run_dir / LATEST, run_dir / BEST
     if stopped is not None:
-        kept = f"; {latest} has everything, go on with --auto-resume" if latest.is_file() else ""
+        kept = ""
+        if latest.is_file():
+            kept = f"; {latest} has everything, go on with {option('--resume')}"
         journal.say(f"stopped by {stopped.name} after iteration {module.iteration}{kept}")
     return TrainResult(
         work_dir=run_dir,

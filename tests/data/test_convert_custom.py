@@ -125,7 +125,7 @@ def test_labelme_every_unusable_file_is_named_and_the_rest_converted(tmp_path):
     assert "shape 1: it cannot be drawn" in told["keypoint.json"]
     assert "at least three" in told["two.json"]
     assert "7" in told["size.json"] and "one size" in told["size.json"]
-    assert "--image-folder" in told["gone.json"]
+    assert "(images)" in told["gone.json"]
     assert "'lorry'" in told["stranger.json"] and "road, car" in told["stranger.json"]
     assert "cannot be read" in told["cut.json"]
     assert len(told) == 6

@@ -99,7 +99,7 @@ def test_any_size_means_the_smallest_too(checkpoint: Path, tmp_path: Path) -> No
 
 def test_nothing_is_overwritten_unasked(program: Path, checkpoint: Path) -> None:
     before = program.read_bytes()
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="overwrite=True"):
         export(checkpoint, "pt2", program, sizes=[(64, 96)])
     assert program.read_bytes() == before
 
@@ -170,7 +170,7 @@ def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
-    with pytest.raises(ConfigError, match="--overwrite"), staged(target) as draft:
+    with pytest.raises(ConfigError, match="overwrite=True"), staged(target) as draft:
         draft.write_text("mine")
         target.write_text("another's")
     assert target.read_text() == "another's" and len(list(tmp_path.iterdir())) == 1

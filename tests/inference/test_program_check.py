@@ -262,7 +262,7 @@ def test_damage_is_said(program: Path, tmp_path: Path) -> None:
 def test_compiled_packages_are_opened_only_when_asked_for(program: Path, tmp_path: Path) -> None:
     change = in_json("archive/extra/cgrseg.json", lambda d: d.update(kind="aoti", sizes=[[32, 32]]))
     path = changed(program, tmp_path / "compiled.pt2", change)
-    with pytest.raises(ConfigError, match=r"machine code(.|\n)*--trust-code"):
+    with pytest.raises(ConfigError, match=r"machine code(.|\n)*trust_code=True"):
         open_program(path)
     with pytest.raises(WeightsError, match="does not load here"):
         open_program(path, trust_code=True)

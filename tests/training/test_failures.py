@@ -52,7 +52,9 @@ def test_a_loss_that_is_no_number_names_the_files_and_saves_nothing(
     # the last checkpoint is from before
     kept = torch.load(tmp_path / "run" / "latest.pth", weights_only=True)
     assert kept["meta"]["iteration"] == saved["iteration"] - 1
-    assert f"go on from {tmp_path / 'run' / 'latest.pth'} with --auto-resume" in str(caught.value)
+    assert f"go on from {tmp_path / 'run' / 'latest.pth'} with auto_resume=True" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_gradient_that_is_no_number_is_not_saved(
             train(config, device="cpu")
     text = str(caught.value)
     assert text.startswith("weights after iteration 3: the loss is finite, but its gradient")
-    assert f"--resume-from {run_dir / 'previous.pth'}" in text and "--auto-resume" in text
+    assert f"resume_from='{run_dir / 'previous.pth'}'" in text and "auto_resume=True" in text
     saved = json.loads((run_dir / "bad_batch.json").read_text())
     assert saved["iteration"] == 3 and saved["found"] == "weights"
     assert len(saved["batch"]) == len(saved["batch_before"]) == 2

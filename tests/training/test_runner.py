@@ -231,7 +231,7 @@ def test_averaged_weights_are_the_published_ones(finished: Path) -> None:
 
 def test_an_earlier_run_is_not_overwritten(dataset: Path, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
-    with pytest.raises(ConfigError, match="--auto-resume"):
+    with pytest.raises(ConfigError, match="auto_resume=True"):
         train(small_config(dataset, finished), device="cpu")
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 

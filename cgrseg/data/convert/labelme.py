@@ -33,7 +33,7 @@ from cgrseg.data.custom import distinct_colours
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_io import decode_grey
 from cgrseg.data.parallel import Progress, run_parallel
-from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.errors import MALFORMED, DataError, explain, option
 from cgrseg.input_files import read_input_text
 
 # LabelMe's own names, as its labels.txt has them.
@@ -272,6 +272,6 @@ def _find_image(path: Path, image: str, images: Path | str | None) -> Path | Fai
             path,
             found=f"its image {image!r} is neither there nor in {folder}",
             expected="the image beside its JSON file",
-            remedy="put it there, or name the folder of the images (--image-folder)",
+            remedy=f"put it there, or name the folder of the images ({option('--image-folder')})",
         ),
     )

@@ -15,7 +15,7 @@ from typing import Literal
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.text_lists import read_lines
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, option
 from cgrseg.files import atomic_write, atomic_write_text, make_folder
 from cgrseg.input_files import open_input, read_input
 
@@ -83,7 +83,8 @@ def place_image(
                     target,
                     found=f"another image than {source}",
                     expected="that image, or nothing yet",
-                    remedy="choose another output folder, or --overwrite to replace it",
+                    remedy="choose another output folder, or replace it with "
+                    f"{option('--overwrite')}",
                 )
             )
     make_folder(target.parent)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cgrseg.data.convert.place import same_content
 from cgrseg.data.image_io import label_note
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, option
 from cgrseg.input_files import read_input_text
 from cgrseg.provenance import content_digest, file_state, joint_state, settings_digest
 
@@ -117,7 +117,8 @@ def refuse_other_settings(
             record.parent,
             found=f"label maps made with other settings ({RECORD_NAME} says: {before})",
             expected=f"settings as now: {dict(identity)}",
-            remedy="choose another output folder, or --overwrite to make all of it anew",
+            remedy="choose another output folder, or make all of it anew with "
+            f"{option('--overwrite')}",
         )
     )
 
@@ -154,7 +155,8 @@ def refuse_other_sources(record: Path, sources: Mapping[str, str], tasks: Sequen
                     f"earlier, from {before}",
                     expected="one source for each label map",
                     remedy="rename one of the two, or convert them into different folders (or "
-                    "splits); if it is the same source, moved since, --overwrite makes it anew",
+                    f"splits); if it is the same source, moved since, {option('--overwrite')} "
+                    "makes it anew",
                 )
             )
 
@@ -196,6 +198,7 @@ def refuse_strangers(record: Path, sources: Mapping[str, str], tasks: Sequence[T
                     strangers[0],
                     found="a file that this converter did not write",
                     expected="a folder that is empty or was made by this converter",
-                    remedy="choose another output folder, or --overwrite to replace such files",
+                    remedy="choose another output folder, or replace such files with "
+                    f"{option('--overwrite')}",
                 )
             )

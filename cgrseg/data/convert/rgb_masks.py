@@ -17,7 +17,7 @@ from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conv
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.image_io import read_image
 from cgrseg.data.parallel import Progress, run_parallel
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, option
 from cgrseg.input_files import read_input_text
 
 Colour = tuple[int, int, int]
@@ -288,7 +288,10 @@ def _no_colour_table(masks: Path, found: Mapping[Colour, float]) -> DataError:
     shown = list(found.items())[:_SHOWN_COLOURS]
     lines = "".join(f"\n    {r} {g} {b}   {share:.2%}" for (r, g, b), share in shown)
     more = f"\n    and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
-    remedy = "write a text file of lines such as 'road 128 64 128', and give it with --colours"
+    remedy = (
+        "write a text file of lines such as 'road 128 64 128', and give it with "
+        f"{option('--colors')}"
+    )
     if len(found) > 256:
         remedy = "export the masks without smoothing and never through JPEG; then " + remedy
     return DataError(

@@ -39,7 +39,7 @@ from cgrseg.data.convert.record import (
 from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import MAX_PIXELS, label_note, read_image, write_label_png
 from cgrseg.data.parallel import Progress, run_parallel
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, option
 from cgrseg.files import atomic_write_text, write_json
 
 
@@ -227,8 +227,8 @@ def run_conversion(
     if unrecorded:
         report.notes.append(
             f"{unrecorded} label maps without a record of what they were made from were kept: an "
-            "earlier version made them, or something else has written them since; --overwrite "
-            "makes them anew"
+            "earlier version made them, or something else has written them since; "
+            f"{option('--overwrite')} makes them anew"
         )
     sources = {**sources, **names}
     entries = {"format": 2, **identity, "generation": generation, "sources": sources}

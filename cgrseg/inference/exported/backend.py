@@ -76,7 +76,7 @@ class ExportedBackend:
                     self._source,
                     found="a file that gives label maps",
                     expected="logits, which windows, several scales, mirroring and confidence need",
-                    remedy="export it again with --output logits",
+                    remedy="export it again: cgrseg export CHECKPOINT --output logits",
                 )
             )
         height, width = batch.shape[2:]
@@ -110,7 +110,8 @@ class ExportedBackend:
                     expected=listed,
                     remedy="windows of at most this (test.mode=slide)"
                     if self.sizes is None
-                    else "export it for this size (--size), or for any size (without --size)",
+                    else "export it for this size: cgrseg export CHECKPOINT --size "
+                    f"{height}x{width}; or for any size, without --size",
                 )
             )
         if goal == (height, width):
@@ -174,7 +175,7 @@ class ExportedBackend:
                     found=f"its runtime failed on an input of {shape} ({told})",
                     expected="an input that the file was exported for, and memory for it",
                     remedy="try a smaller photo or batch; export the checkpoint again with the "
-                    "versions installed here (--size names the sizes that are tried out)",
+                    "versions installed here: cgrseg export CHECKPOINT --size HEIGHTxWIDTH",
                 )
             ) from error
 

@@ -69,7 +69,7 @@ def open_exported(
                 f"precision {precision}",
                 found=f"{file.name}, which computes in the precision that it was exported with",
                 expected="fp32",
-                remedy="leave --precision out; OpenVINO models take bf16 and fp16",
+                remedy="leave the precision out; OpenVINO models take bf16 and fp16",
             )
         )
     if suffix == ".onnx":

@@ -109,7 +109,7 @@ def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestC
                 "test.ratios",
                 found=f"{list(config.ratios)} with a file that takes {listed} only",
                 expected="a single scale",
-                remedy="export the checkpoint for any size (without --size)",
+                remedy="export it for any size: cgrseg export CHECKPOINT, without --size",
             )
         )
     if config.mode == "slide":
@@ -196,7 +196,7 @@ def _from_labels(
                 "exported model",
                 found=f"{wanted} with a file that gives label maps",
                 expected="one plain look at the whole photo",
-                remedy="export the checkpoint with --output logits",
+                remedy="export it again: cgrseg export CHECKPOINT --output logits",
             )
         )
     transform = TestTransform(config)

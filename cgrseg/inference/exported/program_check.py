@@ -147,8 +147,8 @@ def checked_program(path: Path) -> io.BytesIO:
                 found=f"not a portable program as cgrseg export writes it ({told[:300]}); nothing "
                 "of it was run",
                 expected="tensors, and a graph of the operators that CGRSeg uses",
-                remedy="the file is damaged or foreign: copy it again, or export the checkpoint "
-                "again with --format pt2",
+                remedy="the file is damaged or foreign: copy it again, or export it again: "
+                "cgrseg export CHECKPOINT --format pt2",
             )
         ) from error
 

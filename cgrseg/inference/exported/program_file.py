@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.errors import ConfigError, WeightsError, explain
+from cgrseg.errors import ConfigError, WeightsError, explain, option
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import Description
@@ -84,8 +84,8 @@ def _machine_code(path: Path) -> str:
         path,
         found="a compiled package: machine code, which can do whatever you can on this machine",
         expected="a file without code, or your word that you trust this one",
-        remedy="only if you know where the file comes from: --trust-code (in Python "
-        "trust_code=True); the formats pt2, onnx and openvino hold no code",
+        remedy=f"only if you know where the file comes from: {option('--trust-code')}; the "
+        "formats pt2, onnx and openvino hold no code",
     )
 
 
@@ -116,8 +116,8 @@ def _compiled(path: Path, description: Description) -> Run:
                     path,
                     found=f"a compiled package that does not load here ({str(error)[:200]})",
                     expected=f"one compiled on such a machine with PyTorch {torch.__version__}",
-                    remedy="export it again on this machine (--format aoti), or use the portable "
-                    "formats pt2, onnx or openvino",
+                    remedy="export it again on this machine: cgrseg export CHECKPOINT --format "
+                    "aoti; or use the portable formats pt2, onnx or openvino",
                 )
             ) from error
 
