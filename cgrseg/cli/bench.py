@@ -64,7 +64,9 @@ def bench(
     ] = "network,labels,photo",
     rounds: Annotated[
         int,
-        typer.Option(help="Number of rounds; the second of two measurements counts.", min=1),
+        typer.Option(
+            help="Number of rounds; the second of two measurements counts.", min=1, max=1000
+        ),
     ] = 15,
     threads: Threads = None,
     clock: Annotated[

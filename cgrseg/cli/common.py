@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -55,7 +56,19 @@ class Command(TyperCommand):
         if not ctx.resilient_parsing:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr, flush=True)
-        return _explained(ctx, args, lambda: list(super(Command, self).parse_args(ctx, list(args))))
+
+        def parse() -> list[str]:
+            rest = list(super(Command, self).parse_args(ctx, list(args)))
+            for param in self.params:
+                value = ctx.params.get(param.name)
+                # A range lets nan pass: it is neither smaller nor greater than a bound.
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise typer.BadParameter(
+                        f"{value} is not a finite number.", ctx, cast(Any, param)
+                    )
+            return rest
+
+        return _explained(ctx, args, parse)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The line of usage, with each argument as its metavar says."""

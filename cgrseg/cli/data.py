@@ -192,7 +192,7 @@ def browse(
         typer.Option("--class", help="Show only images with this class.", show_default=False),
     ] = None,
     width: Annotated[
-        int, typer.Option(help="Width of an image on the page in pixels.", min=16)
+        int, typer.Option(help="Width of an image on the page in pixels.", min=16, max=4096)
     ] = 360,
     overwrite: Annotated[
         bool, overwrite_option("Without it only an earlier page is replaced.")

@@ -92,6 +92,7 @@ def export(
         typer.Option(
             help="Maximum number of calibration images, sampled evenly. Default: 128.",
             min=1,
+            max=1_000_000,
             show_default=False,
         ),
     ] = None,
@@ -107,6 +108,7 @@ def export(
             help="Largest accepted mIoU drop, in points. A larger drop discards the export. "
             "Default: 1.",
             min=0,
+            max=100,
             show_default=False,
         ),
     ] = None,

@@ -52,7 +52,9 @@ def size_option(detail: str = "") -> Any:
 
 def batch_size_option(detail: str = "") -> Any:
     """`--batch-size`: one number, or several where the parameter is a list."""
-    return typer.Option("--batch-size", help=f"Number of images per batch. {detail}".strip(), min=1)
+    return typer.Option(
+        "--batch-size", help=f"Number of images per batch. {detail}".strip(), min=1, max=65_536
+    )
 
 
 def split_option(detail: str) -> Any:
@@ -66,15 +68,16 @@ def size_of_option(text: Any) -> tuple[int, int]:
     Raises:
         ConfigError: the text is not a size.
     """
+    from cgrseg.config.schema import MAX_SIDE
     from cgrseg.config.sizes import read_size
 
     size = read_size(text)
-    if not isinstance(size, tuple):
+    if not isinstance(size, tuple) or not all(1 <= side <= MAX_SIDE for side in size):
         raise ConfigError(
             explain(
                 "--size",
                 found=repr(text),
-                expected="a size in pixels, HEIGHTxWIDTH",
+                expected=f"a size in pixels, HEIGHTxWIDTH, each from 1 to {MAX_SIDE}",
                 remedy="for example --size 512x704, or --size 512 for a square",
             )
         )
@@ -117,7 +120,11 @@ Compile = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", help="Number of CPU threads. Default: all cores.", min=1, show_default=False
+        "--threads",
+        help="Number of CPU threads. Default: all cores.",
+        min=1,
+        max=1024,
+        show_default=False,
     ),
 ]
 TrustCode = Annotated[
@@ -133,12 +140,16 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         help="Number of worker processes. Default: chosen from the amount of work.",
+        min=0,
+        max=512,
         show_default=False,
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", help="Seed of all random numbers.", min=0, show_default=False),
+    typer.Option(
+        "--seed", help="Seed of all random numbers.", min=0, max=2**63 - 1, show_default=False
+    ),
 ]
 BatchSize = Annotated[int, batch_size_option()]
 MultiScale = Annotated[
@@ -148,14 +159,16 @@ MultiScale = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", help="Maximum number of images.", min=1, show_default=False),
+    typer.Option(
+        "--limit", help="Maximum number of images.", min=1, max=2**31 - 1, show_default=False
+    ),
 ]
 Opacity = Annotated[
     float,
     typer.Option("--opacity", help="Opacity of the labels in overlays, 0 to 1.", min=0, max=1),
 ]
 NumClasses = Annotated[
-    int, typer.Option("--num-classes", help="Number of classes of MODEL.", min=1)
+    int, typer.Option("--num-classes", help="Number of classes of MODEL.", min=1, max=10_000)
 ]
 Dataset = Annotated[
     str | None,
@@ -166,8 +179,12 @@ Dataset = Annotated[
         autocompletion=completion.datasets,
     ),
 ]
-TrainScenes = Annotated[int, typer.Option("--train-scenes", help="Number of training scenes.")]
-ValScenes = Annotated[int, typer.Option("--val-scenes", help="Number of validation scenes.")]
+TrainScenes = Annotated[
+    int, typer.Option("--train-scenes", help="Number of training scenes.", min=0, max=1_000_000)
+]
+ValScenes = Annotated[
+    int, typer.Option("--val-scenes", help="Number of validation scenes.", min=0, max=1_000_000)
+]
 
 OLD_NAMES: dict[str, dict[str, str]] = {
     "train": {"--auto-resume": "--resume"},

@@ -60,7 +60,8 @@ def web(
         int, typer.Option(help="Maximum number of requests in the queue.", min=1, max=1024)
     ] = 16,
     frames: Annotated[
-        int, typer.Option(help="Maximum number of frames that the page records.", min=1)
+        int,
+        typer.Option(help="Maximum number of frames that the page records.", min=1, max=100_000),
     ] = 600,
     precision: Precision = "fp32",
     trust_code: TrustCode = False,

@@ -24,11 +24,25 @@ from pydantic import (
 from cgrseg.config.sizes import read_size
 from cgrseg.errors import ConfigError, explain
 
+MAX_SIDE = 32_767
+"""Longest side of an image in pixels, also after a resize: OpenCV's limit."""
+
+# Counts of steps and images: what a 32-bit number holds.
+_MOST = 2**31 - 1
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-Size = Annotated[tuple[Positive, Positive], BeforeValidator(read_size)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+CountOrNone = Annotated[int, Field(ge=0, le=_MOST)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(read_size)]
 Level = Annotated[int, Field(ge=0, le=255)]
-Factor = Annotated[float, Field(ge=0.0)]
+Factor = Annotated[float, Field(ge=0.0, le=100.0)]
+Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+# PyTorch's generators take 64 bits with a sign.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 NETWORK_STRIDE = 32
@@ -49,6 +63,8 @@ class Section(BaseModel):
         field = cls.model_fields[info.field_name or ""]
         if _holds_truth(value) and bool not in _plain_types(field.annotation):
             raise ValueError("true and false are no numbers")
+        if not _is_section(field.annotation) and _holds_null_character(value):
+            raise ValueError("no file and no name holds a null character")
         return value
 
 
@@ -58,7 +74,7 @@ class ModelConfig(Section):
     name: Literal["cgrseg_t", "cgrseg_b", "cgrseg_l"] = Field(
         "cgrseg_t", description="Variant of the network."
     )
-    context_blocks: Positive | None = Field(
+    context_blocks: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Blocks of pyramid context; none: the variant's own number (5)."
     )
     pretrained: str | None = Field(
@@ -66,8 +82,8 @@ class ModelConfig(Section):
         description="ImageNet weights of the backbone: a local .pth or .safetensors file, or a "
         "Hugging Face hub id of timm's EfficientFormerV2. None: from scratch.",
     )
-    dropout: Probability = Field(0.1, description="Whole-channel dropout before the classifier.")
-    drop_path: Probability | None = Field(
+    dropout: BelowOne = Field(0.1, description="Whole-channel dropout before the classifier.")
+    drop_path: BelowOne | None = Field(
         None,
         description="Stochastic depth of the last backbone block, rising linearly from 0 at the "
         "first; none: the variant's own rate.",
@@ -144,7 +160,7 @@ class DataConfig(Section):
         description="Custom datasets with neither split folders nor lists: share of images held "
         "out for validation.",
     )
-    split_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of that automatic split.")
+    split_seed: Seed = Field(0, description="Seed of that automatic split.")
     merge: dict[str, list[str]] = Field(
         default_factory=dict, description="New class name to the class names it replaces."
     )
@@ -152,7 +168,7 @@ class DataConfig(Section):
     drop: list[str] = Field(
         default_factory=list, description="Class names whose pixels become ignored."
     )
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: Annotated[int, Field(ge=0, le=512)] = Field(
         4, description="Loader processes per training process."
     )
     check: bool = Field(
@@ -171,7 +187,9 @@ class PhotometricConfig(Section):
     """Colour distortion on 8-bit images; each step happens with `probability`."""
 
     probability: Probability = Field(0.5, description="Of each of the four steps.")
-    brightness: Annotated[float, Field(ge=0)] = Field(32.0, description="Grey levels, plus/minus.")
+    brightness: Annotated[float, Field(ge=0, le=255)] = Field(
+        32.0, description="Largest change of the brightness in gray levels."
+    )
     contrast: tuple[Factor, Factor] = Field((0.5, 1.5), description="Factor, drawn uniformly.")
     saturation: tuple[Factor, Factor] = Field((0.5, 1.5), description="Factor, drawn uniformly.")
     hue: Annotated[int, Field(ge=0, le=90)] = Field(
@@ -189,7 +207,7 @@ class AugmentConfig(Section):
     """The train pipeline, in order."""
 
     scale: Size = Field((2048, 512), description="Base scale in pixels, in either order.")
-    ratio_range: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = Field(
+    ratio_range: tuple[Ratio, Ratio] = Field(
         (0.5, 2.0), description="Factor of the base scale, drawn uniformly."
     )
     crop_size: Size = Field((512, 512), description="Size of the crop in pixels.")
@@ -230,6 +248,7 @@ class AugmentConfig(Section):
     @model_validator(mode="after")
     def _fits_network(self) -> AugmentConfig:
         _check_rises("augment.ratio_range", self.ratio_range)
+        _check_side("augment.scale times augment.ratio_range", self.scale, self.ratio_range[1])
         if any(side % NETWORK_STRIDE for side in self.crop_size):
             raise ConfigError(
                 explain(
@@ -254,18 +273,23 @@ class TestConfig(Section):
         "'keep_ratio_divisible': within scale, then each side resized up to a multiple of "
         "`divisor`; 'none': native resolution, padded.",
     )
-    divisor: Positive = Field(32, description="Sides fed to the network are multiples of this.")
+    divisor: Annotated[int, Field(ge=1, le=1024)] = Field(
+        32, description="Sides fed to the network are multiples of this."
+    )
     mode: Literal["whole", "slide"] = Field("whole", description="Whole image or windows.")
     crop_size: Size = Field((512, 512), description="Window of 'slide' in pixels.")
     stride: Size = Field((341, 341), description="Step of 'slide' in pixels: down x right.")
-    ratios: list[Annotated[float, Field(gt=0)]] = Field(
+    ratios: list[Ratio] = Field(
         default_factory=lambda: [1.0],
+        min_length=1,
+        max_length=100,
         description="Factors of the scale whose results are averaged.",
     )
     flip: bool = Field(False, description="Average with the mirrored image.")
 
     @model_validator(mode="after")
     def _windows_leave_no_gap(self) -> TestConfig:
+        _check_side("test.scale times test.ratios", self.scale, max(self.ratios))
         if any(step > side for step, side in zip(self.stride, self.crop_size, strict=True)):
             raise ConfigError(
                 explain(
@@ -281,18 +305,22 @@ class TestConfig(Section):
 class OptimizerConfig(Section):
     """AdamW with the published groups of parameters."""
 
-    lr: Annotated[float, Field(gt=0)] = Field(1.2e-4, description="Rate of the base group.")
-    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="Of AdamW.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of AdamW, decoupled.")
-    head_multiplier: Annotated[float, Field(gt=0)] = Field(
+    lr: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.2e-4, description="Learning rate of the base group."
+    )
+    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="Betas of AdamW.")
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.01, description="Decoupled weight decay of AdamW."
+    )
+    head_multiplier: Annotated[float, Field(gt=0, le=10_000)] = Field(
         10.0, description="Factor of the rate for parameters whose name contains 'head'."
     )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+    layer_decay: Annotated[float, Field(ge=0.01, le=1)] = Field(
         1.0,
         description="Factor of the rate per layer of the backbone, counted from its end; 1 gives "
         "every layer the same rate (published).",
     )
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+    clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         None, description="Largest norm of all gradients together; none: not clipped (published)."
     )
 
@@ -300,10 +328,12 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """How long, and how the rate moves."""
 
-    max_iters: Positive = Field(160_000, description="Optimiser steps in all.")
-    warmup_iters: Annotated[int, Field(ge=0)] = Field(1_500, description="Steps of linear warm-up.")
+    max_iters: Count = Field(160_000, description="Optimiser steps in all.")
+    warmup_iters: CountOrNone = Field(1_500, description="Steps of linear warm-up.")
     warmup_ratio: Probability = Field(1e-6, description="Share of the rate at the first step.")
-    power: Annotated[float, Field(ge=0)] = Field(1.0, description="Of the polynomial decay to 0.")
+    power: Annotated[float, Field(ge=0, le=100)] = Field(
+        1.0, description="Exponent of the polynomial learning-rate decay to 0."
+    )
 
 
 class LossConfig(Section):
@@ -315,7 +345,7 @@ class LossConfig(Section):
     label_smoothing: Probability = Field(
         0.0, description="Share of the target spread evenly over all classes."
     )
-    class_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+    class_weights: list[Weight] | None = Field(
         None, description="Factor of the cross-entropy per class, in id order; none: all 1."
     )
     ohem_threshold: Probability | None = Field(
@@ -323,13 +353,13 @@ class LossConfig(Section):
         description="Hard pixels only: those whose true class gets less than this probability "
         "count, averaged over themselves; none: every pixel counts (published).",
     )
-    ohem_min_pixels: Positive = Field(
+    ohem_min_pixels: Count = Field(
         100_000, description="Hard pixels kept per image at least, whatever their probability."
     )
-    dice_weight: Annotated[float, Field(ge=0)] = Field(
+    dice_weight: Weight = Field(
         0.0, description="Weight of an added Dice loss over the classes that occur; 0: none."
     )
-    initial_weight: Annotated[float, Field(ge=0)] = Field(
+    initial_weight: Weight = Field(
         0.0, description="Weight of the same loss on the head's first prediction; 0: none."
     )
 
@@ -337,21 +367,21 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The loop around the network."""
 
-    batch_size: Positive = Field(4, description="Images per process and step.")
-    accumulate: Positive = Field(
+    batch_size: BatchSize = Field(4, description="Images per process and step.")
+    accumulate: BatchSize = Field(
         1, description="Batches whose gradients are averaged before one optimiser step."
     )
-    eval_interval: Positive = Field(4_000, description="Iterations between evaluations.")
+    eval_interval: Count = Field(4_000, description="Iterations between evaluations.")
     evaluate: bool = Field(True, description="Evaluate during training.")
-    checkpoint_interval: Positive | None = Field(
+    checkpoint_interval: Count | None = Field(
         None, description="Iterations between checkpoints; none: as eval_interval."
     )
-    keep_best: Annotated[int, Field(ge=0)] = Field(
+    keep_best: CountOrNone = Field(
         0,
         description="Besides best.pth, keep the checkpoints of this many best evaluations, named "
         "by iteration.",
     )
-    patience: Positive | None = Field(
+    patience: Count | None = Field(
         None,
         description="Stop early after this many evaluations without a better mIoU; none: never.",
     )
@@ -377,10 +407,12 @@ class TrainConfig(Section):
     )
     compile: bool = Field(False, description="Run the network through torch.compile.")
     channels_last: bool = Field(False, description="Memory layout of images and features.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of weights, order, augmentation.")
+    seed: Seed = Field(
+        0, description="Seed of the initial weights, the image order and the augmentation."
+    )
     deterministic: bool = Field(False, description="Only deterministic kernels.")
-    log_interval: Positive = Field(50, description="Iterations between lines of the log.")
-    log_images: Annotated[int, Field(ge=0)] = Field(
+    log_interval: Count = Field(50, description="Iterations between lines of the log.")
+    log_images: Annotated[int, Field(ge=0, le=1000)] = Field(
         4,
         description="Images of the evaluation split whose label and prediction each evaluation "
         "shows in TensorBoard.",
@@ -431,6 +463,18 @@ def _plain_types(annotation: Any) -> set[Any]:
     return set().union(*(_plain_types(argument) for argument in arguments))
 
 
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _holds_null_character(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null_character, [*value.keys(), *value.values()]))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_null_character, value))
+    return isinstance(value, str) and "\0" in value
+
+
 def _holds_truth(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_holds_truth(item) for item in value)
@@ -446,6 +490,19 @@ def _check_rises(name: str, bounds: tuple[float, float]) -> None:
                 found=f"[{low:g}, {high:g}]",
                 expected="the lower bound first",
                 remedy=f"write [{high:g}, {low:g}]",
+            )
+        )
+
+
+def _check_side(name: str, scale: Size, ratio: float) -> None:
+    longest = max(scale) * ratio
+    if longest > MAX_SIDE:
+        raise ConfigError(
+            explain(
+                name,
+                found=f"{max(scale)} x {ratio:g} = {longest:.0f} pixels for the longest side",
+                expected=f"at most {MAX_SIDE} pixels",
+                remedy="make one of the two smaller",
             )
         )
 

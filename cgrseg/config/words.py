@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cgrseg.config.schema import Config, Section, Size
+from cgrseg.config.schema import MAX_SIDE, Config, Section, Size
 
 _NUMBER = {int: "a whole number", float: "a number"}
 _NUMBERS = {int: "whole numbers", float: "numbers", str: "texts"}
@@ -58,7 +58,10 @@ def find(path: str) -> Any | None:
 def describe(annotation: Any) -> str:
     """What an annotation admits, e.g. 'a whole number greater than 0, or null'."""
     if annotation == Size:
-        return "a size in pixels, HEIGHTxWIDTH, e.g. 512x704, or 512 for a square"
+        return (
+            "a size in pixels, HEIGHTxWIDTH, e.g. 512x704, or 512 for a square; each side at "
+            f"most {MAX_SIDE}"
+        )
     base, limits = _split(annotation)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if origin in (typing.Union, types.UnionType):
@@ -125,7 +128,10 @@ def _split(annotation: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _bounds(limits: Mapping[str, Any]) -> str:
-    shown = {bound: f"{value:g}" for bound, value in limits.items()}
+    shown = {
+        bound: str(value) if isinstance(value, int) else f"{value:g}"
+        for bound, value in limits.items()
+    }
     if {"ge", "le"} <= shown.keys():
         return f" from {shown['ge']} to {shown['le']}"
     words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
@@ -149,5 +155,5 @@ def _plural(annotation: Any) -> str:
 
 def _example(parts: tuple[Any, ...]) -> str:
     whole = _split(parts[0])[0] is int
-    values = [512, 512, 512] if whole else [0.5, 1.0, 1.0]
+    values = [512, 512, 512] if whole else [0.5, 0.9, 0.9]
     return str(values[: len(parts)])

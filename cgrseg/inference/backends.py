@@ -167,23 +167,29 @@ def make_backend(
     return CompiledBackend(model, where, precision)
 
 
+MOST_THREADS = 1024
+"""More threads than any CPU has; the system refuses to start many more than that."""
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def use_threads(threads: int | None) -> None:
     """Let PyTorch and OpenCV use so many threads of the CPU, in the whole process.
 
     Args:
-        threads: at least 1; None leaves both as they are (all cores).
+        threads: 1 to `MOST_THREADS`; None leaves both as they are (all cores).
 
     Raises:
-        ConfigError: a number below 1.
+        ConfigError: another number.
     """
     if threads is None:
         return
-    if threads < 1:
+    if not 1 <= threads <= MOST_THREADS:
         raise ConfigError(
             explain(
                 "threads",
                 found=str(threads),
-                expected="1 or more",
+                expected=f"1 to {MOST_THREADS}",
                 remedy="leave it out to use all cores",
             )
         )
@@ -203,6 +209,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cpu")
     try:
         found = torch.device(device)
+        if found.type not in _DEVICES:
+            raise RuntimeError(f"networks cannot run on devices of type {found.type!r}")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise EnvironmentProblem(

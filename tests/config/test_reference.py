@@ -20,7 +20,7 @@ def test_every_setting_is_described() -> None:
 
 def test_descriptions_match_the_schema() -> None:
     by_path = {field.path: field for field in describe_fields()}
-    assert by_path["optimizer.lr"].accepts == "a number greater than 0"
+    assert by_path["optimizer.lr"].accepts == "a number greater than 0 and at most 1000"
     assert by_path["optimizer.lr"].default == "0.00012"
     assert by_path["augment.crop_size"].default == "[512, 512]"
     assert by_path["augment.photometric.hue"].accepts == "a whole number from 0 to 90"

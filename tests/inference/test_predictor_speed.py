@@ -122,5 +122,5 @@ def test_threads_are_set(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
-    with pytest.raises(ConfigError, match="1 or more"):
+    with pytest.raises(ConfigError, match="1 to 1024"):
         Predictor.from_pretrained(tmp_path, "cpu", threads=0)
