@@ -138,7 +138,9 @@ def predict(
     )
     if clips:
         mine = clips[rank::world_size]
-        if not _paint_clips(predictor, mine, out, opacity, overwrite, batch_size, others):
+        if not _paint_clips(
+            predictor, checkpoint, mine, out, opacity, overwrite, batch_size, others
+        ):
             _end_partly(others)
         return
     with shown_progress("predicting", is_first_process()) as progress:
@@ -253,6 +255,7 @@ def _clips(
 
 def _paint_clips(
     predictor: Predictor,
+    checkpoint: str,
     clips: list[tuple[Path, Path]],
     out: Path,
     opacity: float,
@@ -262,31 +265,43 @@ def _paint_clips(
 ) -> bool:
     """Paint videos one after another; whether all of them were whole.
 
-    In a folder those that are there are kept; a single file is refused if it is there.
+    In a folder those that are there are kept, as far as their records say that they are what
+    would be painted now; a single file is refused if it is there.
     """
+    import contextlib
+
     from cgrseg.errors import DataError
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import predict_video
+    from cgrseg.inference.painted import PaintRecord
 
     console = make_console()
     problems: list[DataError] = []
     for clip, target in clips:
-        there = target.is_file() and not (clip.exists() and target.samefile(clip))
-        if there and target != out and not overwrite:
-            console.print(
-                f"was there already (--overwrite does it again): {target}",
-                markup=False,
-                soft_wrap=True,
-            )
-            continue
+        itself = target.is_file() and clip.exists() and target.samefile(clip)
+        in_folder = target != out and not itself
+        record = PaintRecord(predictor, checkpoint, opacity, clip, target)
         try:
-            with shown_progress(f"painting {clip.name}", is_first_process()) as progress:
+            found = "paint" if overwrite or not in_folder else record.look()
+            if found != "paint":
+                unknown = ", and no record says what it was painted from"
+                console.print(
+                    f"was there already{unknown if found == 'unrecorded' else ''} (--overwrite "
+                    f"does it again): {target}",
+                    markup=False,
+                    soft_wrap=True,
+                )
+                continue
+            with (
+                shown_progress(f"painting {clip.name}", is_first_process()) as progress,
+                record.painting() if in_folder else contextlib.nullcontext(),
+            ):
                 report = predict_video(
                     predictor,
                     clip,
                     target,
                     opacity=opacity,
-                    overwrite=overwrite,
+                    overwrite=overwrite or in_folder,
                     batch_size=batch_size,
                     progress=progress,
                 )

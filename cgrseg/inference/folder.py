@@ -162,6 +162,17 @@ def _refuse_videos(images: Iterable[FoundImage]) -> None:
             )
 
 
+def made_by(predictor: Predictor, checkpoint: str | Path | None) -> dict[str, Any]:
+    """What decides the label maps of a predictor, in plain types: the record of its results."""
+    return {
+        "weights": _weights(predictor, checkpoint),
+        "precision": str(getattr(predictor.backend, "precision", "fp32")),
+        "compile": isinstance(predictor.backend, CompiledBackend),
+        "classes": list(predictor.classes),
+        "test": predictor.test.model_dump(mode="json"),
+    }
+
+
 def _record(
     predictor: Predictor,
     folder: Path,
@@ -175,19 +186,13 @@ def _record(
         What stands in the record once all is done, the digest of what makes the maps, and
         whether an overwriting is under way.
     """
-    made_by: dict[str, Any] = {
-        "weights": _weights(predictor, checkpoint),
-        "precision": str(getattr(predictor.backend, "precision", "fp32")),
-        "compile": isinstance(predictor.backend, CompiledBackend),
-        "classes": list(predictor.classes),
-        "test": predictor.test.model_dump(mode="json"),
-    }
+    maker = made_by(predictor, checkpoint)
     # As it was before there was this field, so that older results are still known.
     digest = settings_digest(
-        {key: value for key, value in made_by.items() if key != "compile" or value}
+        {key: value for key, value in maker.items() if key != "compile" or value}
     )
     name = None if checkpoint is None else str(checkpoint)
-    now = {"checkpoint": name, **made_by, "overlays": painted}
+    now = {"checkpoint": name, **maker, "overlays": painted}
     path = folder / RECORD
     # Looked for before the record: every process writes the record before its first label.
     strangers = [p for part in PARTS for p in sorted((folder / part).rglob("*")) if p.is_file()]
@@ -205,7 +210,7 @@ def _record(
     if path.is_file() and not overwrite:
         before = {"compile": False, **_read(path)}
         overwriting = bool(before.get("overwriting"))
-        others = [key for key, value in made_by.items() if before.get(key) != value]
+        others = [key for key, value in maker.items() if before.get(key) != value]
         # Pictures can be added to maps; two looks of them are not mixed.
         if painted is not None and before.get("overlays") not in (None, painted):
             others.append("overlays")

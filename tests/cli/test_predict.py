@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import cv2
@@ -225,7 +227,7 @@ def test_videos_into_a_folder_and_one_that_is_broken(
     result = run("predict", trained / "best.pth", bad, good, "--out", out, "--device", "cpu")
     assert result.exit_code == 1
     assert "bad.mp4" in result.stderr and "Traceback" not in result.output
-    assert [path.name for path in out.iterdir()] == ["good.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == ["good.mp4", "good.mp4.json"]
     mixed = run("predict", trained / "best.pth", good, tmp_path, "--out", out, "--device", "cpu")
     assert mixed.exit_code == 2 and "either videos or photos" in mixed.stderr
     one = tmp_path / "one.mp4"
@@ -238,6 +240,29 @@ def test_videos_into_a_folder_and_one_that_is_broken(
     assert again.exit_code == 0, again.output
     assert "was there already" in again.stdout and (out / "bad.mp4").is_file()
     assert (out / "good.mp4").stat().st_mtime_ns == before
+    # A clip that was replaced, by one with an older date, is painted again.
+    good.write_bytes((tmp_path / "other.avi").read_bytes()[:-1])
+    os.utime(good, (1, 1))
+    again = run("predict", trained / "best.pth", good, "--out", out, "--device", "cpu")
+    assert again.exit_code == 0 and "6 frames painted" in again.stdout, again.output
+    assert (out / "good.mp4").stat().st_mtime_ns != before
+    # So is one whose painting ended before its record was written.
+    record = json.loads((out / "good.mp4.json").read_text())
+    (out / "good.mp4.json").write_text(json.dumps({**record, "painting": True}))
+    again = run("predict", trained / "best.pth", good, "--out", out, "--device", "cpu")
+    assert "6 frames painted" in again.stdout
+    # Other settings and other clips of the name are not mixed, and a stranger's file stays.
+    options = ("--out", out, "--device", "cpu")
+    other = run("predict", trained / "best.pth", good, *options, "--opacity", 0.9)
+    assert other.exit_code == 2 and "painted with other opacity" in other.stderr
+    (tmp_path / "else").mkdir()
+    elsewhere = clip(tmp_path / "else" / "good.avi")
+    another = run("predict", trained / "best.pth", elsewhere, *options)
+    assert another.exit_code == 2 and "another clip than" in another.stderr
+    (out / "good.mp4").write_bytes(b"retouched")
+    kept = run("predict", trained / "best.pth", good, *options)
+    assert kept.exit_code == 0 and "no record says what it was painted from" in kept.stdout
+    assert (out / "good.mp4").read_bytes() == b"retouched"
 
 
 @pytest.mark.parametrize(
