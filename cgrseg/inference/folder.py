@@ -25,6 +25,7 @@ from cgrseg.data.image_io import image_digest, label_note
 from cgrseg.errors import CGRSegError, DataError, explain, option
 from cgrseg.files import write_json
 from cgrseg.inference.backends import TorchBackend
+from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.frames import is_video
@@ -265,6 +266,9 @@ def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
         return weights_digest(predictor.backend.model)
     if isinstance(predictor.backend, CompiledBackend):
         return predictor.backend.weights
+    if isinstance(predictor.backend, ExportedBackend) and predictor.backend.description.file_digest:
+        # Of the bytes that were opened: the file may be another one by now.
+        return predictor.backend.description.file_digest
     if checkpoint is None:
         return None
     files = sorted(p for p in [Path(checkpoint), *Path(checkpoint).rglob("*")] if p.is_file())

@@ -12,6 +12,7 @@ Legend: N images, H x W pixels, C_i channels of scale i, M head width, K classes
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from cgrseg.models.layers import ConvNormAct, is_recorded
 from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
 from cgrseg.models.variants import VARIANTS, Variant
+
+_LOG = logging.getLogger("cgrseg.models")
 
 
 class CGRSegHead(nn.Module):
@@ -249,14 +252,23 @@ class CGRSeg(
             local_files_only=local_files_only,
             token=token,
         )
+        left_out: list[str] = []
         for name in ("classes", "palette"):  # of the saved network, when the caller asks for
             values = model_kwargs.get(name)  # another number of classes
             if values is not None and len(values) != model_kwargs.get("num_classes", 150):
                 model_kwargs[name] = None
+                left_out.append(f"{len(values)} entries of {name}")
         model = cls(**model_kwargs)
         report = load_weights(model, path, verbose=False)
         if report.fresh:
             print(report, file=sys.stderr)
+        elif left_out:
+            _LOG.warning(
+                "%s: it holds %s for %d classes; they are left out",
+                path,
+                " and ".join(left_out),
+                model.num_classes,
+            )
         return model.to(map_location).eval()
 
 

@@ -226,6 +226,19 @@ def test_saved_folder_with_another_number_of_classes_says_so(
     assert "starts afresh" in capsys.readouterr().err
 
 
+def test_names_of_a_saved_folder_that_do_not_fit_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_model("cgrseg_t", 3, classes=CLASSES, palette=PALETTE).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["classes"] = config["classes"][:2]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert CGRSeg.from_pretrained(tmp_path).classes is None
+    assert "it holds 2 entries of classes for 3 classes" in caplog.text
+    assert load_model(tmp_path).classes == ("class 0", "class 1", "class 2")
+    assert "it holds 2 class names for 3 classes" in caplog.text
+
+
 def test_arguments_of_older_hub_clients_are_understood(tmp_path: Path) -> None:
     create_model("cgrseg_t", 3).save_pretrained(tmp_path)
     model = CGRSeg._from_pretrained(
