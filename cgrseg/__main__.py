@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from cgrseg.cli.main import main
+from cgrseg.processes import ending_by_signals
+
+
+def main() -> None:
+    """Run the command line; signals are answered while it is imported, too."""
+    with ending_by_signals():
+        from cgrseg.cli.main import main as run
+
+        run()
+
 
 if __name__ == "__main__":
     main()

@@ -27,6 +27,8 @@ MALFORMED = (
     RecursionError,
 )
 """What Python raises on a file's values when their form is another one than expected."""
+EXIT_PROBLEM = 2
+"""Exit status when input, settings or surroundings do not allow the work."""
 
 _FIRST_SPEAKS = 20.0  # seconds for the first process to say what all processes met
 

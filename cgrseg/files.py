@@ -3,20 +3,34 @@
 Everything is written beside its target, in the same folder (so on the same file
 system), flushed to disk, then renamed into place: a reader sees the old file or
 the new one, nothing between.
+
+What is written so has a name that ends in `.cgrseg.partial` (and perhaps the target's ending).
+It is removed when the writing fails and when a signal ends the process; what a killed process
+leaves, the next command that locks the folder removes (:mod:`cgrseg.locks`).
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.processes import signals_held_back
+
+PARTIAL = ".cgrseg.partial"
+"""Part of every name of what is not finished."""
+_LEFTOVER = re.compile(r"\..*" + re.escape(PARTIAL) + r"(\.\w+)?")
+# Characters of the target's name in that of its partial file: a name may have 255 bytes in all.
+_SHOWN = 40
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another folder"),
@@ -67,9 +81,133 @@ def make_folder(path: Path | str) -> Path:
         EnvironmentProblem: when it cannot be created; the message names the reason.
     """
     folder = Path(path)
+    refuse_moved(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+# Folders that must stay where they are while this process writes to them: device and inode.
+_STAYING: dict[str, tuple[int, int]] = {}
+
+
+@contextlib.contextmanager
+def staying(folder: Path) -> Iterator[None]:
+    """Write nothing into a folder of this name in this block if it is no longer the same one.
+
+    Without it, a folder that somebody renames or removes would be made anew by the next file.
+
+    Args:
+        folder: which exists.
+    """
+    name = os.path.abspath(folder)
+    if name in _STAYING:
+        yield
+        return
+    _STAYING[name] = _identity(name)
+    try:
+        yield
+    finally:
+        del _STAYING[name]
+
+
+def refuse_moved(path: Path | str) -> None:
+    """Refuse to write to a path below a folder that was renamed or removed meanwhile.
+
+    Raises:
+        EnvironmentProblem: it is not the folder that this process began to write to.
+    """
+    moved = moved_folder(path)
+    if moved is not None:
+        raise EnvironmentProblem(
+            explain(
+                moved,
+                found="the folder was renamed or removed while this command writes to it",
+                expected="a folder that stays in its place until the command has ended",
+                remedy="give the folder its name back, if it was renamed, and run the command "
+                "again (a training goes on with --resume)",
+            )
+        )
+
+
+def moved_folder(path: Path | str) -> str | None:
+    """The folder of :func:`staying` above a path that is no longer the same one, if any."""
+    target = os.path.abspath(path) if _STAYING else ""
+    for name, identity in list(_STAYING.items()):
+        if target != name and not target.startswith(name.rstrip(os.sep) + os.sep):
+            continue
+        try:
+            if _identity(name) != identity:
+                return name
+        except (FileNotFoundError, NotADirectoryError):
+            return name
+        except OSError:
+            continue  # the write itself says what is wrong
+    return None
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    known = os.stat(folder)
+    return known.st_dev, known.st_ino
+
+
+# Partial files and folders of this process that still have to go, with the process's id: a
+# forked child must not remove those of its parent.
+_PARTIALS: dict[Path, int] = {}
+
+
+def _new_partial(folder: Path, name: str, ending: str, *, is_folder: bool) -> tuple[int, Path]:
+    """An empty file (with its open descriptor) or folder whose name says that it is partial."""
+    start, end = f".{name[:_SHOWN]}.", PARTIAL + ending
+    with signals_held_back():
+        descriptor, made = -1, ""
+        if is_folder:
+            made = tempfile.mkdtemp(end, start, folder)
+        else:
+            descriptor, made = tempfile.mkstemp(end, start, folder)
+        partial = Path(made)
+        _PARTIALS[partial] = os.getpid()
+    return descriptor, partial
+
+
+def _remove_partial(partial: Path) -> None:
+    with signals_held_back():
+        _remove(partial)
+        _PARTIALS.pop(partial, None)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()  # gone already once it has replaced its target
+
+
+@atexit.register
+def _remove_partials() -> None:
+    """Remove what an exception at an unlucky moment has left."""
+    for partial, process in list(_PARTIALS.items()):
+        if process == os.getpid():
+            _remove(partial)
+
+
+def remove_leftovers(folder: Path, *, below: bool = False, other_lock: str = "") -> None:
+    """Remove partial files and folders that a killed process has left; nobody else may write.
+
+    Args:
+        folder: where to look.
+        below: in its subfolders as well.
+        other_lock: subfolders that hold a file of this name are left alone.
+    """
+    for place, folders, names in os.walk(folder):
+        if other_lock in names and Path(place) != folder:
+            folders.clear()
+            continue
+        for name in [*folders, *names]:
+            if _LEFTOVER.fullmatch(name):
+                _remove(Path(place) / name)
+        folders[:] = [name for name in folders if below and not _LEFTOVER.fullmatch(name)]
 
 
 class _ReportingStream:
@@ -90,30 +228,47 @@ class _ReportingStream:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path, prefix: str, suffix: str) -> Iterator[tuple[int, Path]]:
+def _replacing(target: Path, name: str, ending: str = "") -> Iterator[tuple[int, Path]]:
     """An empty file beside `target` that replaces it once the block ends without an error.
 
     Args:
         target: the file; its folder is created if need be.
-        prefix: how the name of the partial file begins.
-        suffix: how it ends.
+        name: shown in the name of the partial file.
+        ending: of the partial file.
 
     Yields:
         Its descriptor, which the block closes once all is written and synced, and its path.
     """
     make_folder(target.parent)
     with explained(target):
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
-    partial = Path(name)
+        descriptor, partial = _new_partial(target.parent, name, ending, is_folder=False)
     try:
         yield descriptor, partial
+        refuse_moved(target.parent)
         with explained(target):
             os.chmod(partial, 0o666 & ~_UMASK)
             os.replace(partial, target)
         _sync_folder(target.parent)
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()  # gone already once it has replaced the target
+        _remove_partial(partial)
+
+
+@contextlib.contextmanager
+def partial_folder(folder: Path, name: str) -> Iterator[Path]:
+    """A folder for what is not finished; gone at the end of the block, with all that is in it.
+
+    Args:
+        folder: where to make it; it exists.
+        name: shown in its name, after a dot.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _, partial = _new_partial(folder, name, "", is_folder=True)
+    try:
+        yield partial
+    finally:
+        _remove_partial(partial)
 
 
 @contextlib.contextmanager
@@ -127,7 +282,7 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     target = Path(path)
-    with _replacing(target, f".{target.name}.", ".partial") as (descriptor, _):
+    with _replacing(target, target.name) as (descriptor, _):
         stream = os.fdopen(descriptor, "wb")
         try:
             yield cast(IO[bytes], _ReportingStream(stream, target))
@@ -151,7 +306,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     target = Path(path)
-    with _replacing(target, f".{target.stem}.partial", target.suffix) as (descriptor, partial):
+    with _replacing(target, target.stem, target.suffix) as (descriptor, partial):
         os.close(descriptor)
         yield partial
         with explained(target), partial.open("rb+") as stream:

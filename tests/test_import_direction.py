@@ -13,9 +13,9 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors", "input_files", "matplotlib_import"},
+    {"errors", "input_files", "matplotlib_import", "processes"},
     {"files", "class_names", "provenance"},
-    {"surroundings"},
+    {"locks", "surroundings"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"inference"},

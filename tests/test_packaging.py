@@ -105,6 +105,6 @@ print(config.augment.crop_size, sum(p.numel() for p in model.parameters()))
     listing = run(sys.executable, "-m", "cgrseg", "--help", cwd=elsewhere, PYTHONPATH=str(target))
     assert "predict" in listing
     assert (
-        "cgrseg = cgrseg.cli.main:main"
+        "cgrseg = cgrseg.__main__:main"
         in next(target.glob("*.dist-info/entry_points.txt")).read_text()
     )

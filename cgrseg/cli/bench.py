@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cgrseg.cli import completion
-from cgrseg.cli.common import make_console, model_options, split_settings
+from cgrseg.cli.common import hold_lock, make_console, model_options, split_settings
 from cgrseg.cli.options import (
     AsJson,
     Device,
@@ -111,6 +111,8 @@ def bench(
     from cgrseg.inference.backends import resolve_device, use_threads
     from cgrseg.reporting.bench import CLOCKS, WORKS, as_markdown, run_bench
 
+    if out is not None:
+        hold_lock(out.parent)
     use_threads(threads)
     _check_size(size)
     names, settings = split_settings(models or [])

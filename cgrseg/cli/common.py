@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
@@ -15,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from cgrseg.cli.options import present_names
 from cgrseg.cli.usage import UsageError, usage_problem
 from cgrseg.errors import (
+    EXIT_PROBLEM,
     CGRSegError,
     FrontEnd,
     is_first_process,
@@ -32,9 +36,6 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
-
-EXIT_PROBLEM = 2
-"""Exit status when input, settings or surroundings do not allow the work."""
 
 EXIT_PARTLY = 1
 """Exit status when the work is done but for some files, which were named."""
@@ -76,6 +77,10 @@ class Command(TyperCommand):
         return [self.options_metavar or "", *(str(each.metavar or each.name) for each in arguments)]
 
 
+# What a command holds until it ends.
+_UNTIL_THE_END: ContextVar[contextlib.ExitStack] = ContextVar("until the end")
+
+
 class Commands(TyperGroup):
     """The group of commands: problems become messages, never stack traces."""
 
@@ -91,7 +96,8 @@ class Commands(TyperGroup):
         """Run the command that was asked for."""
         with plain_warnings(), speaking_as(FrontEnd.CGRSEG):
             try:
-                with readable_machine_problems():
+                with readable_machine_problems(), contextlib.ExitStack() as ending:
+                    _UNTIL_THE_END.set(ending)
                     return super().invoke(ctx)
             except CGRSegError as error:
                 report_problem(error)
@@ -99,6 +105,21 @@ class Commands(TyperGroup):
             except KeyboardInterrupt:
                 print("\nstopped", file=sys.stderr, flush=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def hold_lock(folder: Path, *, below: bool = False) -> None:
+    """Hold the lock of an output folder until the command ends.
+
+    Args:
+        folder: where the command writes.
+        below: it writes into subfolders as well.
+
+    Raises:
+        EnvironmentProblem: another command holds it.
+    """
+    from cgrseg.locks import output_lock
+
+    _UNTIL_THE_END.get().enter_context(output_lock(folder, below=below))
 
 
 def make_console(*, stderr: bool = False) -> Console:

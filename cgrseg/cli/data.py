@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cgrseg.cli import completion, data_convert
-from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console, with_changes
+from cgrseg.cli.common import (
+    EXIT_PARTLY,
+    Command,
+    Commands,
+    hold_lock,
+    make_console,
+    with_changes,
+)
 from cgrseg.cli.data_convert import progress_bar
 from cgrseg.cli.options import (
     AsJson,
@@ -138,6 +145,8 @@ def check(
     from cgrseg.data.check import check_dataset
 
     config = _load(subject, settings, data_root, dataset)
+    if plot is not None:
+        hold_lock(plot.parent)
     with progress_bar("checking", hidden=as_json) as progress:
         report = check_dataset(
             config.data,

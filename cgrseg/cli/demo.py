@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cgrseg.cli.common import make_console, with_changes
+from cgrseg.cli.common import hold_lock, make_console, with_changes
 from cgrseg.cli.options import (
     Device,
     Seed,
@@ -73,6 +73,7 @@ def demo(
             )
         )
     use_threads(threads)
+    hold_lock(out, below=True)
     console = make_console()
     begun = time.monotonic()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cgrseg.cli import completion
-from cgrseg.cli.common import make_console, split_settings, with_changes
+from cgrseg.cli.common import hold_lock, make_console, split_settings, with_changes
 from cgrseg.cli.options import (
     AsJson,
     BatchSize,
@@ -121,6 +121,8 @@ def evaluate(
     folder = Path(resolved.run_dir)
     name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
     page = folder / f"report{name.removeprefix('evaluation')}.html"
+    if not format_only:
+        hold_lock(folder)
     if report:  # refused before any work
         from cgrseg.reporting import report_on
         from cgrseg.reporting.targets import TABLES, check_targets

@@ -24,6 +24,7 @@ from cgrseg.cli.predict import predict
 from cgrseg.cli.report import report
 from cgrseg.cli.train import train
 from cgrseg.cli.web import web
+from cgrseg.processes import ending_by_signals
 
 _MOST_WIDTH = 1000
 
@@ -78,4 +79,5 @@ def main() -> None:
     if stated.isdecimal() and not LEAST_WIDTH <= int(stated) <= _MOST_WIDTH:
         # Programs without a terminal set 0, at which rich prints nothing, not even help.
         os.environ["COLUMNS"] = str(min(max(int(stated), LEAST_WIDTH), _MOST_WIDTH))
-    app()
+    with ending_by_signals():
+        app()

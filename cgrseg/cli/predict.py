@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cgrseg.cli import completion
-from cgrseg.cli.common import EXIT_PARTLY, make_console, split_settings, test_settings
+from cgrseg.cli.common import (
+    EXIT_PARTLY,
+    hold_lock,
+    make_console,
+    split_settings,
+    test_settings,
+)
 from cgrseg.cli.options import (
     BatchSize,
     Compile,
@@ -125,6 +131,7 @@ def predict(
             )
         )
     clips = _clips(names, out, overlays, legend)
+    hold_lock(clips[0][1].parent if clips else out, below=not clips)
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cgrseg.cli.common import make_console
+from cgrseg.cli.common import hold_lock, make_console
 from cgrseg.cli.options import DataRoot, Device, out_option, overwrite_option
 
 
@@ -70,6 +70,7 @@ def report(
         make_console().print(f"report: {files.html.resolve()}", markup=False, soft_wrap=True)
         return
     target = out or Path("comparison.html")
+    hold_lock(target.parent)
     check_targets(target, COMPARISON_TABLES, overwrite=overwrite)  # before the comparison's work
     files = write_comparison(target, compare_runs(runs), overwrite=overwrite)
     make_console().print(f"comparison: {files.html.resolve()}", markup=False, soft_wrap=True)

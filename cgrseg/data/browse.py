@@ -29,6 +29,7 @@ from cgrseg.data.sampling import StreamSampler
 from cgrseg.errors import DataError, explain, option
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input
+from cgrseg.locks import locking
 
 _GENERATOR = "cgrseg data browse"
 _CLEAR = 255  # palette index of the label picture that lets the image through
@@ -72,6 +73,7 @@ class Sheet:
     problems: tuple[str, ...]
 
 
+@locking(lambda given: Path(given["out"]).parent)
 def write_sheet(
     config: Config,
     out: Path | str,

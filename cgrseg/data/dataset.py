@@ -6,7 +6,6 @@ stops the run with the file's name before it reaches a loss.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -25,6 +24,7 @@ from cgrseg.data.image_io import is_jpeg, read_image, read_label
 from cgrseg.data.sampling import Key, sample_generator
 from cgrseg.data.transforms import Plan, TrainTransform
 from cgrseg.errors import DataError, explain
+from cgrseg.processes import end_with_parent, ignore_signals
 
 
 class TrainSample(TypedDict):
@@ -222,16 +222,14 @@ def load_image(
 
 
 def initialise_worker(worker: int) -> None:
-    """Prepare a loader process: one thread, and no ear for signals.
+    """Prepare a loader process: one thread, ignores signals, ends with its parent.
 
-    There is one worker per core already.  Ctrl-C, SIGTERM and SIGUSR1 reach every process of
-    a terminal or a batch job; the process that trains or evaluates answers them, by writing a
-    checkpoint for one, for which its loaders must live on.  They end when it does.
+    There is one worker per core already.  The process that trains or evaluates answers signals,
+    by writing a checkpoint for one, for which its loaders must live on.
     """
+    ignore_signals()
+    end_with_parent()
     cv2.setNumThreads(0)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def keep_as_they_are(batch: list[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.processes import end_with_parent, ignore_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,6 +91,8 @@ def run_parallel(
 
 
 def _start_worker() -> None:
+    ignore_signals()
+    end_with_parent()
     import cv2
 
     cv2.setNumThreads(1)

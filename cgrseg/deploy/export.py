@@ -34,6 +34,7 @@ from cgrseg.inference.exported import (
 from cgrseg.inference.exported.description import Kind
 from cgrseg.inference.exported.openvino_file import open_openvino
 from cgrseg.inference.fast.artefacts import weights_digest
+from cgrseg.locks import locking
 from cgrseg.models import CGRSeg, load_model
 
 SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
@@ -62,6 +63,7 @@ class ExportResult:
     seconds: float
 
 
+@locking(lambda given: target_path(given["checkpoint"], given["kind"], given["out"]).parent)
 def export(
     checkpoint: str | Path | CGRSeg,
     kind: Kind,

@@ -39,6 +39,7 @@ from cgrseg.evaluation.progress import shown_progress
 from cgrseg.inference.exported import InputKind, OutputKind, Size, open_exported
 from cgrseg.inference.exported.description import Kind
 from cgrseg.inference.stored import stored_test_settings
+from cgrseg.locks import locking
 from cgrseg.models import load_model, read_checkpoint
 
 # What is kept in float32, step by step: names for people, and patterns of nodes.
@@ -87,6 +88,7 @@ class Quantisation:
     unmeasured: str = ""
 
 
+@locking(lambda given: target_path(given["checkpoint"], given["kind"], given["out"]).parent)
 def export_int8(
     checkpoint: str | Path,
     kind: Kind,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain, option
-from cgrseg.files import explained, make_folder, writing_problem
+from cgrseg.files import explained, make_folder, partial_folder, refuse_moved, writing_problem
+from cgrseg.processes import signals_held_back
 
 # Below this much free space a failed write of a runtime is taken for a full disk.
 _FULL_BELOW = 1 << 20
@@ -56,34 +56,35 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         EnvironmentProblem: full disk, read-only folder and the like.
     """
     make_folder(target.parent)
-    with explained(target):
-        folder = tempfile.mkdtemp(dir=target.parent, prefix=".exporting-")
-    try:
-        draft = Path(folder) / target.name
-        yield draft
-        for part in parts_of(draft):
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
-        refuse_existing(target, overwrite)
-        _put_in_place(draft, target)
-    except CGRSegError:
-        raise
-    except OSError as error:
-        raise writing_problem(target, error) from error
-    except Exception as error:
-        # Runtimes that write by themselves report a full disk in words of their own.
-        if shutil.disk_usage(folder).free < _FULL_BELOW:
-            raise EnvironmentProblem(
-                explain(
-                    target,
-                    found="the disk is full",
-                    expected="a place that can be written",
-                    remedy="free some space, or choose another folder",
-                )
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with explained(target):
+            folder = stack.enter_context(partial_folder(target.parent, "exporting"))
+        try:
+            draft = folder / target.name
+            yield draft
+            for part in parts_of(draft):
+                with part.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            refuse_moved(target.parent)
+            refuse_existing(target, overwrite)
+            with signals_held_back():
+                _put_in_place(draft, target)
+        except CGRSegError:
+            raise
+        except OSError as error:
+            raise writing_problem(target, error) from error
+        except Exception as error:
+            # Runtimes that write by themselves report a full disk in words of their own.
+            if shutil.disk_usage(target.parent).free < _FULL_BELOW:
+                raise EnvironmentProblem(
+                    explain(
+                        target,
+                        found="the disk is full",
+                        expected="a place that can be written",
+                        remedy="free some space, or choose another folder",
+                    )
+                ) from error
+            raise
 
 
 def _put_in_place(draft: Path, target: Path) -> None:

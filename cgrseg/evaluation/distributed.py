@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from cgrseg.errors import ConfigError, EnvironmentProblem, explain
 from cgrseg.inference.backends import resolve_device
+from cgrseg.processes import signals_end_at_once
 
 Launcher = Literal["auto", "none", "pytorch", "slurm"]
 
@@ -94,11 +95,14 @@ def joined_processes(
 
 
 def _join(backend: str) -> None:
-    store, rank, world_size = next(rendezvous("env://", timeout=_STARTED_WITHIN))
-    store.set_timeout(_FINISHED_WITHIN)  # NCCL first asks it for something at the first exchange
-    dist.init_process_group(
-        backend, timeout=_FINISHED_WITHIN, store=store, rank=rank, world_size=world_size
-    )
+    # When another process has failed, the launcher ends this one, which waits for it.
+    with signals_end_at_once():
+        store, rank, world_size = next(rendezvous("env://", timeout=_STARTED_WITHIN))
+        # NCCL first asks the store for something at the first exchange.
+        store.set_timeout(_FINISHED_WITHIN)
+        dist.init_process_group(
+            backend, timeout=_FINISHED_WITHIN, store=store, rank=rank, world_size=world_size
+        )
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import augmented
 from cgrseg.inference.precision import AnyPrecision, resolve_precision
+from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
 
 __all__ = ["evaluate", "evaluate_model"]
@@ -125,7 +126,9 @@ def evaluate(
     _check_fit(model, config, spec, checkpoint)
     test = augmented(config.test) if aug_test else config.test
     use_threads(threads)
-    with joined_processes(launcher, device) as place:
+    results = None if format_only else Path(work_dir or config.run_dir)
+    copy = out if Path(out or "").suffix.lower() in (".json", ".npz") else None
+    with _locked(results, copy, sinks), joined_processes(launcher, device) as place:
         precision = resolve_precision(precision, place.device)
         network: CGRSeg | Backend = model
         if compile:
@@ -316,6 +319,23 @@ def _check_fit(
 
 def _plain(names: Sequence[str]) -> list[str]:
     return [name.strip().lower() for name in names]
+
+
+@contextlib.contextmanager
+def _locked(
+    results: Path | None,
+    copy: str | Path | None,
+    sinks: Sequence[LabelWriter | OverlayWriter | SubmissionWriter],
+) -> Iterator[None]:
+    """Hold the locks of all folders that an evaluation writes to."""
+    with contextlib.ExitStack() as locks:
+        if results is not None:
+            locks.enter_context(output_lock(results))
+        if copy is not None:
+            locks.enter_context(output_lock(Path(copy).parent))
+        for sink in sinks:
+            locks.enter_context(output_lock(sink.folder, below=True))
+        yield
 
 
 def _write(result: EvaluationResult, folder: Path, name: str, out: str | Path | None) -> None:

@@ -9,10 +9,18 @@ from pathlib import Path
 from cgrseg.config import load_config
 from cgrseg.config.flags import FlagParser
 from cgrseg.config.overrides import parse_overrides
-from cgrseg.errors import CGRSegError, FrontEnd, is_first_process, report_problem, speaking_as
+from cgrseg.errors import (
+    EXIT_PROBLEM,
+    CGRSegError,
+    FrontEnd,
+    is_first_process,
+    report_problem,
+    speaking_as,
+)
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
 from cgrseg.evaluation.table import class_table, summary_line
+from cgrseg.processes import ending_by_signals
 from cgrseg.surroundings import readable_machine_problems
 
 
@@ -103,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says.
 
     Returns:
-        0, or 1 after a problem whose message was printed.
+        0, or 2 after a problem whose message was printed.
+
+    Raises:
+        SystemExit: with 128 plus the number of a signal that ended it.
     """
     parser = build_parser()
     arguments = parser.parse_with_settings(argv)
@@ -113,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"argument --limit: got {arguments.limit}, expected 1 or more")
     with speaking_as(FrontEnd.SCRIPT):
         try:
-            with readable_machine_problems():
+            with ending_by_signals(), readable_machine_problems():
                 _run(arguments)
         except CGRSegError as error:
             report_problem(error)
-            return 1
+            return EXIT_PROBLEM
     return 0
 
 

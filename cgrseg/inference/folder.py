@@ -34,6 +34,7 @@ from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
 from cgrseg.input_files import open_input, read_input_text
+from cgrseg.locks import locking
 from cgrseg.provenance import path_digest, settings_digest
 
 RECORD = "prediction.json"
@@ -60,6 +61,11 @@ class FolderReport:
     speed: Speed = field(default_factory=Speed)
 
 
+@locking(
+    lambda given: given["out"],
+    below=True,
+    share=lambda given: f"share of {given['world_size']}" if given["world_size"] > 1 else "",
+)
 def predict_folder(
     predictor: Predictor,
     inputs: str | Path | Iterable[str | Path],

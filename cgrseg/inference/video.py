@@ -27,6 +27,7 @@ from cgrseg.inference.frames import USUAL_RATE, Clip
 from cgrseg.inference.overlap import Behind, read_ahead
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
+from cgrseg.locks import locking
 
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v"}
 _CODECS |= {".webm": "VP80", ".avi": "MJPG"}
@@ -159,6 +160,7 @@ class VideoWriter:
         )
 
 
+@locking(lambda given: Path(given["out"]).parent)
 def predict_video(
     predictor: Predictor,
     source: str | Path,

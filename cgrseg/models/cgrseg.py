@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from cgrseg.locks import locking
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
 from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
 from cgrseg.models.layers import ConvNormAct, is_recorded
@@ -219,6 +220,20 @@ class CGRSeg(
             else None,
             "preprocessing": self.preprocessing,
         }
+
+    @locking(lambda given: given["save_directory"])
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write `model.safetensors` and `config.json` into a folder.
+
+        Args:
+            save_directory: the folder; made if need be.
+            **options: as for `huggingface_hub.PyTorchModelHubMixin.save_pretrained`.
+
+        Raises:
+            EnvironmentProblem: another command writes into the folder, or it cannot be written.
+        """
+        result: str | None = super().save_pretrained(save_directory, **options)
+        return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from cgrseg.models.weights import save_safetensors

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cgrseg.data.catalogue import get_spec, list_specs
 from cgrseg.files import atomic_write_text, write_json
+from cgrseg.locks import locking
 from cgrseg.reporting.charts import difference_bar
 from cgrseg.reporting.comparison import FALSE_DISCOVERY_RATE, Comparison, Difference
 from cgrseg.reporting.page import Section, escape, facts, flatten, page, percent
@@ -25,6 +26,7 @@ Cell = tuple[float | str | None, str]
 _SCORES = ("mIoU", "aAcc", "mAcc", "mDice", "mFscore", "fwIoU", "mBoundaryIoU", "ECE")
 
 
+@locking(lambda given: Path(given["path"]).parent)
 def write_comparison(
     path: Path | str,
     comparison: Comparison,

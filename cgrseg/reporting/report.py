@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write_text, write_json
+from cgrseg.locks import locking
 from cgrseg.reporting.charts import Points, bar, line_chart, reliability_chart
 from cgrseg.reporting.page import Section, escape, facts, page, percent
 from cgrseg.reporting.records import (
@@ -46,6 +47,7 @@ class ReportFiles:
     tables: tuple[Path, ...]
 
 
+@locking(lambda given: Path(given["path"]).parent)
 def write_report(path: Path | str, report: ReportInput) -> ReportFiles:
     """Write a report as `path` (.html), with `.json` and `_*.csv` of the same stem beside it.
 

@@ -21,6 +21,7 @@ from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import segment
 from cgrseg.input_files import read_input_text
+from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model
 from cgrseg.reporting.records import (
     EvaluationRecord,
@@ -82,18 +83,20 @@ def report_on(
     evaluation = read_evaluation(source)
     stem = "report" + source.stem.removeprefix("evaluation")
     target = Path(out) if out is not None else source.with_name(f"{stem}.html")
-    check_targets(target, TABLES, overwrite=overwrite)
-    missing: list[str] = []
-    if config is None:
-        config = _config(source, evaluation, data_root, missing)
-    backend = None
-    if not pictures:
-        missing = ["Images were left out, as was asked for."]
-    elif config is not None:
-        backend = _backend(source, evaluation, checkpoint, device, missing)
-    return _write(target, source.parent, config, evaluation, backend, {}, missing)
+    with output_lock(target.parent):
+        check_targets(target, TABLES, overwrite=overwrite)
+        missing: list[str] = []
+        if config is None:
+            config = _config(source, evaluation, data_root, missing)
+        backend = None
+        if not pictures:
+            missing = ["Images were left out, as was asked for."]
+        elif config is not None:
+            backend = _backend(source, evaluation, checkpoint, device, missing)
+        return _write(target, source.parent, config, evaluation, backend, {}, missing)
 
 
+@locking(lambda given: given["run_dir"])
 def write_run_report(
     run_dir: Path | str,
     config: Config,

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from cgrseg.errors import DataError, WeightsError, explain
-from cgrseg.files import atomic_write, explained
+from cgrseg.files import PARTIAL, atomic_write, explained
 from cgrseg.input_files import refuse_special
 from cgrseg.models.plain_pickle import are_dense, load_plain
 from cgrseg.surroundings import raise_machine_problem
@@ -70,7 +70,7 @@ def write_checkpoint(
 
 def _keep(current: Path, previous: Path) -> None:
     """Give the present file a second name, so that replacing the first one loses nothing."""
-    second = previous.with_name(f".{previous.name}.{os.getpid()}.partial")
+    second = previous.with_name(f".{previous.name}.{os.getpid()}{PARTIAL}")
     with contextlib.suppress(FileNotFoundError):
         second.unlink()
     try:
@@ -212,17 +212,6 @@ def find_latest(run_dir: Path | str) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
-
-
-def remove_leftovers(run_dir: Path | str) -> None:
-    """Delete the half-written files that a killed training left in its folder.
-
-    Only those of files that a training writes: an evaluation may be writing there right now.
-    """
-    for name in (LATEST, PREVIOUS, "best*.pth", "config.json", "*.csv", "bad_batch.json"):
-        for partial in Path(run_dir).glob(f".{name}.*.partial"):
-            with contextlib.suppress(OSError):
-                partial.unlink()
 
 
 def _first_line(error: BaseException) -> str:

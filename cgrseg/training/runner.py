@@ -28,10 +28,11 @@ from cgrseg.data.spec import DatasetSpec
 from cgrseg.errors import CGRSegError, is_first_process, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
+from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, create_model, load_weights
 from cgrseg.training.announcement import announce_settings, headline, weights_line
 from cgrseg.training.callback import RunCallback, score_columns
-from cgrseg.training.checkpointing import BEST, LATEST, remove_leftovers
+from cgrseg.training.checkpointing import BEST, LATEST
 from cgrseg.training.failures import readable_failures
 from cgrseg.training.hardware import (
     Placement,
@@ -107,10 +108,13 @@ def train(
     """
     config = as_config(config)
     transcript = Transcript(is_first_process())
-    with transcript.recording():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(transcript.recording())
         transcript.say(headline(config))
         placement = find_placement(device)
         run_dir = Path(config.run_dir)
+        if placement.rank == 0:  # the other processes of a job write nothing
+            stack.enter_context(output_lock(run_dir))
         checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)
         refuse_occupied(run_dir, checkpoint)
         if auto_resume and checkpoint is None:
@@ -184,7 +188,6 @@ def _train_on(
     # Only now, when the run can go on: a refused one leaves its folder as it was.
     if placement.rank == 0:
         make_folder(run_dir)
-        remove_leftovers(run_dir)
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
         transcript.write_to(run_dir / LOG)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,16 @@ from typing import Any
 from cgrseg.config.flags import FlagParser
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
-from cgrseg.errors import CGRSegError, FrontEnd, plain_warnings, report_problem, speaking_as
+from cgrseg.errors import (
+    EXIT_PROBLEM,
+    CGRSegError,
+    FrontEnd,
+    plain_warnings,
+    report_problem,
+    speaking_as,
+)
 from cgrseg.inference.backends import use_threads
+from cgrseg.processes import Terminated, ending_by_signals
 from cgrseg.surroundings import readable_machine_problems
 from cgrseg.training.runner import train
 
@@ -90,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says.
 
     Returns:
-        0 when the run is complete, 1 after a problem (its message is printed), 128 plus
+        0 when the run is complete, 2 after a problem (its message is printed), 128 plus
         the number of the signal that ended it early.
     """
     arguments = build_parser().parse_with_settings(argv)
@@ -134,11 +141,10 @@ def explained() -> Iterator[Ending]:
     ending = Ending()
     with plain_warnings(), speaking_as(FrontEnd.SCRIPT):
         try:
-            with readable_machine_problems():
+            with ending_by_signals(), readable_machine_problems():
                 yield ending
         except CGRSegError as error:
             report_problem(error)
-            ending.status = 1
-        except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr, flush=True)
-            ending.status = 128 + signal.SIGINT
+            ending.status = EXIT_PROBLEM
+        except Terminated as end:
+            ending.status = int(str(end.code))

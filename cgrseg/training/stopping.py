@@ -68,6 +68,8 @@ class StopRequest:
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         if at_once:
             self.take_signals()
+        else:
+            self.let_launcher_end_this()
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cgrseg.files import atomic_write_text, explained
+from cgrseg.files import atomic_write_text, explained, refuse_moved
 from cgrseg.input_files import read_input_text
 
 METRICS = "metrics.csv"
@@ -48,6 +48,7 @@ class RunTable:
         Raises:
             EnvironmentProblem: when the file cannot be written.
         """
+        refuse_moved(self.path)
         row = {"iteration": str(iteration)}
         row.update({name: _shown(value) for name, value in values.items()})
         with (

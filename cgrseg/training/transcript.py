@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cgrseg.files import explained
+from cgrseg.files import explained, refuse_moved
 
 LOG = "train.log"
 
@@ -62,6 +62,7 @@ class Transcript:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         self._early.append(f"{stamp} {text}\n")
         if self._log is not None:
+            refuse_moved(self._log)
             lines, self._early = self._early, []
             with explained(self._log), self._log.open("a", encoding="utf-8") as stream:
                 stream.writelines(lines)

@@ -21,7 +21,7 @@ from cgrseg.data.synthetic import (
 from cgrseg.data.synthetic import writer as writer_module
 from cgrseg.data.synthetic.baseline import ImageLabel
 from cgrseg.data.synthetic.texture import Light, Paints, polygon
-from cgrseg.errors import DataError
+from cgrseg.errors import DataError, EnvironmentProblem
 
 SIZE = (128, 128)
 
@@ -307,7 +307,7 @@ def test_a_foreign_folder_is_never_touched(tmp_path: Path, overwrite: bool) -> N
 
 def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="file"):
+    with pytest.raises(EnvironmentProblem, match="a file is where a folder should be"):
         write_dataset(tmp_path / "file", train=1, val=1, size=SIZE)
     (tmp_path / "empty").mkdir()
     root = write_dataset(tmp_path / "empty", train=1, val=1, size=SIZE)

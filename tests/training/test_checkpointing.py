@@ -16,7 +16,6 @@ from cgrseg.errors import DataError, EnvironmentProblem, WeightsError
 from cgrseg.training.checkpointing import (
     find_latest,
     read_training_checkpoint,
-    remove_leftovers,
     to_plain,
     write_checkpoint,
 )
@@ -146,16 +145,6 @@ def test_the_newest_checkpoint_of_a_folder(tmp_path: Path) -> None:
     assert find_latest(tmp_path) == tmp_path / "previous.pth"
     (tmp_path / "latest.pth").touch()
     assert find_latest(tmp_path) == tmp_path / "latest.pth"
-
-
-def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path: Path) -> None:
-    leftovers = ["latest.pth", "previous.pth", "best.pth", "best_40.pth", "config.json"]
-    leftovers += ["metrics.csv", "scores.csv", "bad_batch.json"]
-    kept = [".evaluation.json.abc.partial", ".other", "best_40.pth", "latest.pth"]
-    for name in [*(f".{name}.abc.partial" for name in leftovers), *kept]:
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == kept
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -29,7 +29,13 @@ from cgrseg.data.convert.custom import (
 from cgrseg.data.convert.place import ImageMode, find_file, named_inside
 from cgrseg.data.convert.polygons import fill_polygon
 from cgrseg.data.convert.rle import decode_mask
-from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.convert.runner import (
+    ConversionReport,
+    Failure,
+    Task,
+    locking_output,
+    run_conversion,
+)
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
@@ -80,6 +86,7 @@ def _mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return mask
 
 
+@locking_output
 def convert_coco_instances(
     source: Path | str,
     images: Path | str,

@@ -20,7 +20,13 @@ import numpy as np
 from cgrseg.data.catalogue import get_spec
 from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import ImageMode, read_stems
-from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.convert.runner import (
+    ConversionReport,
+    Failure,
+    Task,
+    locking_output,
+    run_conversion,
+)
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import DataError, explain
 
@@ -70,6 +76,7 @@ def draw_label(task: Task) -> np.ndarray:
     return labels
 
 
+@locking_output
 def convert_coco_stuff10k(
     source: Path | str,
     out: Path | str | None = None,

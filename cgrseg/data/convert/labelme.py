@@ -28,7 +28,13 @@ from cgrseg.data.convert.custom import (
 )
 from cgrseg.data.convert.place import ImageMode, find_file, named_inside
 from cgrseg.data.convert.polygons import fill_circle, fill_polygon
-from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.convert.runner import (
+    ConversionReport,
+    Failure,
+    Task,
+    locking_output,
+    run_conversion,
+)
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_io import decode_grey
@@ -129,6 +135,7 @@ def _embedded_mask(text: str, points: np.ndarray, height: int, width: int) -> np
     return mask
 
 
+@locking_output
 def convert_labelme(
     source: Path | str,
     out: Path | str,

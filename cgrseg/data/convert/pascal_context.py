@@ -26,7 +26,13 @@ from cgrseg.data.catalogue import get_spec
 from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import named_inside, read_stems, write_stems
 from cgrseg.data.convert.rle import decode_mask
-from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.convert.runner import (
+    ConversionReport,
+    Failure,
+    Task,
+    locking_output,
+    run_conversion,
+)
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
 from cgrseg.input_files import read_input_text
@@ -99,6 +105,7 @@ def draw_from_regions(task: Task) -> np.ndarray:
     return labels
 
 
+@locking_output
 def convert_pascal_context(
     source: Path | str,
     out: Path | str,

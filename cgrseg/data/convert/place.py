@@ -7,7 +7,6 @@ import filecmp
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import DataError, explain, option
-from cgrseg.files import atomic_write, atomic_write_text, make_folder
+from cgrseg.files import atomic_write, atomic_write_text, make_folder, partial_folder
 from cgrseg.input_files import open_input, read_input
 
 ImageMode = Literal["link", "copy"]
@@ -108,8 +107,8 @@ def place_image(
 def _hard_link(source: Path, target: Path) -> bool:
     """Hard-link beside the target, then rename; False where links are impossible."""
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".link.") as folder:
-            link = Path(folder) / target.name
+        with partial_folder(target.parent, "link") as folder:
+            link = folder / target.name
             # A link to a symbolic link would lead nowhere from its new folder.
             os.link(source.resolve(), link)
             os.replace(link, target)

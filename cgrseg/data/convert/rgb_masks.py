@@ -13,7 +13,13 @@ import numpy as np
 from cgrseg.class_names import check_class_names, clean_name, is_comment, unescaped
 from cgrseg.data.convert.custom import CustomLayout, refuse_unused_ignored, settle_classes
 from cgrseg.data.convert.place import ImageMode, index_images
-from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.convert.runner import (
+    ConversionReport,
+    Failure,
+    Task,
+    locking_output,
+    run_conversion,
+)
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.image_io import read_image
 from cgrseg.data.parallel import Progress, run_parallel
@@ -191,6 +197,7 @@ def _count_colours(path: Path) -> dict[int, int]:
     return {int(v): int(c) for v, c in zip(values, counts, strict=True)}
 
 
+@locking_output
 def convert_rgb_masks(
     images: Path | str,
     masks: Path | str,

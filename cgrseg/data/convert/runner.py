@@ -41,6 +41,12 @@ from cgrseg.data.image_io import MAX_PIXELS, label_note, read_image, write_label
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import DataError, explain, option
 from cgrseg.files import atomic_write_text, write_json
+from cgrseg.locks import locking
+
+# For every converter: without `out`, it writes beside its source.
+locking_output = locking(
+    lambda given: given["source"] if given["out"] is None else given["out"], below=True
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 
 from cgrseg.data.convert.runner import ConversionReport
-from cgrseg.errors import CGRSegError, FrontEnd, speaking_as
+from cgrseg.errors import EXIT_PROBLEM, CGRSegError, FrontEnd, speaking_as
+from cgrseg.processes import ending_by_signals
 from cgrseg.surroundings import readable_machine_problems
 
 
@@ -21,17 +22,16 @@ def finish(convert: Callable[[], ConversionReport]) -> int:
     """Run a conversion and say what was made.
 
     Returns:
-        Exit status: 0 all well, 1 something was skipped, 2 nothing could be done, 130
-        interrupted.
+        Exit status: 0 all well, 1 something was skipped, 2 nothing could be done.
+
+    Raises:
+        SystemExit: with 128 plus the number of a signal that ended it.
     """
     try:
-        with speaking_as(FrontEnd.SCRIPT), readable_machine_problems():
+        with ending_by_signals(), speaking_as(FrontEnd.SCRIPT), readable_machine_problems():
             report = convert()
     except CGRSegError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return EXIT_PROBLEM
     print(report.text())
     return report.exit_code

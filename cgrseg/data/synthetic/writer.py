@@ -8,14 +8,13 @@ Below the root, as in the challenge's download::
     classes.txt                               class names, one a line
     synthetic.json                            the settings it was made with
 
-The folder appears whole or not at all: it is built beside its target and renamed.
+All of it is built in a hidden folder below the root and moved into place at the end.  Until
+then the root is empty or holds the earlier result.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,10 +30,20 @@ from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PALETTE
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
 from cgrseg.errors import DataError, explain
-from cgrseg.files import atomic_write_text, explained, make_folder, write_json, writing_problem
+from cgrseg.files import (
+    atomic_write_text,
+    explained,
+    partial_folder,
+    refuse_moved,
+    write_json,
+)
 from cgrseg.input_files import read_input_text
+from cgrseg.locks import NAME as LOCK
+from cgrseg.locks import locking
+from cgrseg.processes import signals_held_back
 
 MARKER = "synthetic.json"
+MADE_BY = "cgrseg data synth"
 VERSION = 1
 """Raised whenever the drawing changes, so that older folders are not taken for current ones."""
 
@@ -53,6 +62,7 @@ class _Job:
     index: int
 
 
+@locking(lambda given: given["root"])
 def write_dataset(
     root: Path | str,
     train: int = 240,
@@ -86,7 +96,7 @@ def write_dataset(
     """
     target = Path(root)
     settings: dict[str, Any] = {
-        "made_by": "cgrseg data synth",
+        "made_by": MADE_BY,
         "version": VERSION,
         "seed": seed,
         "train": train,
@@ -98,19 +108,14 @@ def write_dataset(
         if progress is not None:
             progress(train + val, train + val)
         return target
-    make_folder(target.parent)
-    with explained(target):
-        building = Path(
-            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-        )
-    try:
+    with explained(target), partial_folder(target, "scenes") as building:
         counts = _write_scenes(building, train, val, size, seed, workers, progress)
         _write_lists(building, counts)
-        write_json(building / MARKER, settings)
-        building.chmod(0o755)
-        _swap(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        refuse_moved(target)
+        with signals_held_back(), partial_folder(target, "replaced") as aside:
+            _put_in_place(building, target, aside)
+            # The marker comes last: where it stands, all is there.
+            write_json(target / MARKER, settings)
     return target
 
 
@@ -137,26 +142,23 @@ def _check_settings(train: int, val: int, size: tuple[int, int], seed: int, work
 
 def _is_there(target: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether `target` already holds exactly this; raises when it may not be written."""
-    if target.is_file() or (target.is_symlink() and not target.exists()):
-        found, remedy = "a file or a broken link of that name", "choose another folder"
-    elif not target.is_dir() or not any(target.iterdir()):
+    if not any(path.name != LOCK for path in target.iterdir()):
         return False
+    earlier = _read_marker(target)
+    if earlier == settings:
+        return True
+    if earlier is not None and (overwrite or earlier.get("finished") is False):
+        return False
+    if earlier is not None:
+        changed = [key for key in settings if earlier.get(key) != settings[key]]
+        found = "procedural scenes made with other settings (" + ", ".join(
+            f"{key} {earlier.get(key)}, now {settings[key]}" for key in changed
+        )
+        found += ")" if changed else "more settings than this version knows)"
+        remedy = "choose another folder, or ask for it to be overwritten"
     else:
-        earlier = _read_marker(target)
-        if earlier == settings:
-            return True
-        if earlier is not None and overwrite:
-            return False
-        if earlier is not None:
-            changed = [key for key in settings if earlier.get(key) != settings[key]]
-            found = "procedural scenes made with other settings (" + ", ".join(
-                f"{key} {earlier.get(key)}, now {settings[key]}" for key in changed
-            )
-            found += ")" if changed else "more settings than this version knows)"
-            remedy = "choose another folder, or ask for it to be overwritten"
-        else:
-            found = "a folder with files that did not come from here"
-            remedy = "choose another folder; this one is left as it is"
+        found = "a folder with files that did not come from here"
+        remedy = "choose another folder; this one is left as it is"
     raise DataError(explain(target, found=found, expected="a new or empty folder", remedy=remedy))
 
 
@@ -166,7 +168,7 @@ def _read_marker(target: Path) -> dict[str, Any] | None:
         value = json.loads(read_input_text(target / MARKER))
     except (OSError, ValueError):
         return None
-    if isinstance(value, dict) and value.get("made_by") == "cgrseg data synth":
+    if isinstance(value, dict) and value.get("made_by") == MADE_BY:
         return value
     return None
 
@@ -243,23 +245,11 @@ def _write_lists(folder: Path, counts: dict[str, npt.NDArray[np.int64]]) -> None
     atomic_write_text(folder / "classes.txt", class_list_text(SYNTHETIC_CLASSES))
 
 
-def _swap(building: Path, target: Path) -> None:
-    """Put the finished folder in place of an absent, empty or earlier one."""
-    aside: Path | None = None
-    try:
-        if target.is_dir():
-            aside = Path(
-                tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".replaced")
-            )
-            target.rename(aside / target.name)
-        try:
-            building.rename(target)
-        except OSError:
-            if aside is not None:
-                (aside / target.name).rename(target)
-            raise
-    except OSError as error:
-        raise writing_problem(target, error) from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+def _put_in_place(building: Path, target: Path, aside: Path) -> None:
+    """Move finished files into their folder, and those that they replace out of it."""
+    write_json(target / MARKER, {"made_by": MADE_BY, "finished": False})
+    for new in sorted(building.iterdir()):
+        old = target / new.name
+        if old.exists():
+            old.rename(aside / new.name)
+        new.rename(old)

@@ -1,0 +1,368 @@
+"""One command at a time writes into a folder.
+
+Every command that writes holds the lock of its output folder, from before its first file until
+its end.  A second one is refused.  The lock belongs to the open file `.cgrseg.lock` in the
+folder, so it ends with its process, however that ends; the file itself is removed where
+possible, and one that is left hinders nobody.
+
+The processes of one job (`torchrun`, `srun`) share a lock: the first one to come takes it, the
+others join it by the name of the job, which stands in the file.
+
+On NFS the lock holds between machines.  A file system without locks is told by a warning.
+Windows has no shared locks: there the lock of a job ends with the process that took it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import inspect
+import json
+import os
+import shlex
+import socket
+import stat
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.files import explained, make_folder, moved_folder, remove_leftovers, staying
+from cgrseg.processes import signals_held_back
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+NAME = ".cgrseg.lock"
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+_TAKEN = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# Between taking the file and writing who has it; much longer than that takes.
+_WRITTEN_WITHIN = 5.0
+_LOOK = 0.02  # seconds between two attempts
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_WINDOWS_BYTE = 1 << 30  # which byte is locked there: locked ones cannot be read
+
+
+@dataclass
+class _Held:
+    """A lock of this process.
+
+    Attributes:
+        descriptor: of the open lock file.
+        place: descriptor of its folder, which may be renamed; none where there are none.
+        thread: the only one that may enter again.
+        depth: blocks that hold it.
+    """
+
+    descriptor: int
+    place: int | None
+    thread: int
+    depth: int = 1
+
+
+_HELD: dict[Path, _Held] = {}
+
+
+@contextlib.contextmanager
+def output_lock(folder: Path | str, *, below: bool = False, share: str = "") -> Iterator[None]:
+    """Hold the lock of an output folder, alone or with the other processes of the same job.
+
+    The folder is made if need be, and removed again if nothing was written into it.  What a
+    killed process has left in it is removed.  In the block, nothing is written into the folder
+    once it was renamed or removed.  The same thread may enter several times.
+
+    Args:
+        folder: where the block writes.
+        below: remove leftovers from its subfolders as well: for commands that write there.
+        share: processes of the same share hold the lock together, where the environment does
+            not name their job.
+
+    Raises:
+        EnvironmentProblem: another process, or another thread, holds it; or the folder cannot
+            be written.
+    """
+    folder = Path(folder)
+    made = _missing(folder)
+    try:
+        key = _enter(folder, _job() or share, below)
+        try:
+            with staying(folder):
+                try:
+                    yield
+                finally:
+                    if moved_folder(folder):
+                        made = []  # what has this name now is another's
+        finally:
+            _leave(key)
+    finally:
+        for empty in made:
+            with contextlib.suppress(OSError):  # it is not empty, or gone already
+                empty.rmdir()
+
+
+def locking(
+    folder: Callable[[Mapping[str, Any]], Path | str],
+    *,
+    below: bool = False,
+    share: Callable[[Mapping[str, Any]], str] = lambda given: "",
+) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Let a function hold the lock of its output folder; see :func:`output_lock`.
+
+    Args:
+        folder: finds the folder among the function's arguments.
+        below: as there.
+        share: finds the name of the share.
+    """
+
+    def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locked(*values: Given.args, **named: Given.kwargs) -> Result:
+            bound = signature.bind(*values, **named)
+            bound.apply_defaults()
+            given = bound.arguments
+            with output_lock(folder(given), below=below, share=share(given)):
+                return function(*values, **named)
+
+        return locked
+
+    return decorate
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _enter(folder: Path, job: str, below: bool) -> Path:
+    key = folder.resolve()
+    held = _HELD.get(key)
+    if held is not None:
+        if held.thread != threading.get_ident():
+            raise _refusal(folder, _about(""))
+        held.depth += 1
+        return key
+    deadline = time.monotonic() + _WRITTEN_WITHIN
+    while True:
+        with signals_held_back():
+            descriptor, owner = _attempt(folder, job, below)
+            if descriptor is not None:
+                place = os.open(folder, _FOLDER) if os.unlink in os.supports_dir_fd else None
+                _HELD[key] = _Held(descriptor, place, threading.get_ident())
+                return key
+        # Fellows of a job come in as soon as the first one has written its name.
+        early = not owner and time.monotonic() < deadline
+        if not early and (not job or owner.get("job") != job):
+            raise _refusal(folder, owner)
+        time.sleep(_LOOK)
+
+
+def _leave(key: Path) -> None:
+    with signals_held_back():
+        held = _HELD.get(key)
+        if held is None:  # this is a forked child
+            return
+        held.depth -= 1
+        if held.depth == 0:
+            del _HELD[key]
+            _let_go(held, key)
+
+
+def _attempt(folder: Path, job: str, below: bool) -> tuple[int | None, dict[str, Any]]:
+    """Try to take the lock of a folder: its descriptor, or what its owner says about itself."""
+    make_folder(folder)
+    try:
+        descriptor = _open(folder / NAME)
+    except FileNotFoundError:  # its owner has ended, and removed the folder, since it was made
+        return None, {}
+    owner: dict[str, Any] = {}
+    taken = False
+    try:
+        if _lock(descriptor, folder):
+            # Else its owner has removed the file, since it was opened here.
+            if _is_current(descriptor, folder):
+                _write(descriptor, job)
+                if not _is_below_another(folder):
+                    remove_leftovers(folder, below=below, other_lock=NAME)
+                taken = not job or _lock(descriptor, folder, shared=True)
+        else:
+            owner = _read(descriptor)
+            if job and owner.get("job") == job and _lock(descriptor, folder, shared=True):
+                taken = _is_current(descriptor, folder) and _read(descriptor).get("job") == job
+    finally:
+        if not taken:
+            os.close(descriptor)
+    return (descriptor if taken else None), owner
+
+
+def _is_below_another(folder: Path) -> bool:
+    """Whether another command writes into a folder above this one, and perhaps into this one."""
+    above = folder.resolve().parents
+    return any(place not in _HELD and (place / NAME).exists() for place in above)
+
+
+def _open(path: Path) -> int:
+    """Open the lock file without following links, or waiting for a FIFO."""
+    flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        try:
+            descriptor = os.open(path, flags | os.O_RDWR, 0o666)
+        except PermissionError:
+            descriptor = os.open(path, flags & ~os.O_CREAT | os.O_RDONLY)  # another user's
+    except FileNotFoundError:
+        if path.parent.is_dir() and path.is_symlink():
+            raise _not_a_file(path) from None
+        raise
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise _not_a_file(path) from error
+        with explained(path.parent):
+            raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_a_file(path)
+    return descriptor
+
+
+def _not_a_file(path: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        explain(
+            path,
+            found="a link, a folder or a device",
+            expected="the lock file of this folder, or nothing",
+            remedy="remove it",
+        )
+    )
+
+
+def _lock(descriptor: int, folder: Path, *, shared: bool = False) -> bool:
+    """Lock an open file, or change its lock, without waiting; false when others hold it."""
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        elif not shared:
+            os.lseek(descriptor, _WINDOWS_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        if error.errno in _NO_LOCKS:
+            warnings.warn(
+                f"{folder}: its file system has no file locks ({error.strerror}): make sure that "
+                "no other command writes into this folder",
+                stacklevel=2,
+            )
+            return True
+        with explained(folder):
+            raise
+    return True
+
+
+def _is_current(descriptor: int, folder: Path, place: int | None = None) -> bool:
+    """Whether the open file is still the lock file of the folder."""
+    path = folder / NAME if place is None else NAME
+    try:
+        known, named = os.fstat(descriptor), os.stat(path, dir_fd=place, follow_symlinks=False)
+    except OSError:
+        return False
+    return known.st_nlink > 0 and os.path.samestat(known, named)
+
+
+def _let_go(held: _Held, folder: Path) -> None:
+    """Give a lock back; the last process of a job removes the file."""
+    descriptor, place = held.descriptor, held.place
+    if place is not None:
+        # The file is removed while it is locked: whoever has it open already sees that it is gone.
+        with contextlib.suppress(OSError, EnvironmentProblem):
+            if _lock(descriptor, folder) and _is_current(descriptor, folder, place):
+                os.unlink(NAME, dir_fd=place)
+        os.close(place)
+    os.close(descriptor)
+    if place is None:
+        with contextlib.suppress(OSError):  # somebody else has it open (Windows)
+            (folder / NAME).unlink()
+
+
+def _write(descriptor: int, job: str) -> None:
+    """Note who has the lock; not being able to costs the name in a message only."""
+    content = json.dumps(_about(job)).encode("utf-8")
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, content)
+
+
+def _about(job: str | None) -> dict[str, Any]:
+    program = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    program = "cgrseg" if program == "__main__.py" else program
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join([program, *sys.argv[1:]])[:500],
+        "job": job,
+    }
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    """What a lock file says; empty where it says nothing (yet)."""
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        found = json.loads(os.read(descriptor, 1 << 16).decode("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refusal(folder: Path, owner: dict[str, Any]) -> EnvironmentProblem:
+    def shown(key: str) -> str:
+        text = str(owner.get(key, "unknown"))[:500]
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+    return EnvironmentProblem(
+        explain(
+            folder,
+            found=f"another command writes into this folder: process {shown('process')} on "
+            f"{shown('host')} ({shown('command')})",
+            expected="one command at a time in an output folder",
+            remedy="wait until that command has ended, or choose another output folder; nothing "
+            "was changed",
+        )
+    )
+
+
+def _job() -> str:
+    """Name of the job that this process belongs to, equal in all of its processes; or empty."""
+    environment = os.environ
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return f"slurm {environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
+    world = int(environment.get("WORLD_SIZE", "1"))
+    if world < 2:
+        return ""
+    # Of one machine: its name, since every machine may call itself localhost.
+    host = socket.gethostname() if environment.get("LOCAL_WORLD_SIZE") == str(world) else ""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(["torchrun", host, str(world), *(environment.get(n, "") for n in names)])
+
+
+def _after_fork() -> None:
+    """Close the locks of the parent, which must end with the parent."""
+    for held in _HELD.values():
+        os.close(held.descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
