@@ -170,7 +170,7 @@ def test_train_then_evaluate_from_another_folder(repository: Path, tmp_path: Pat
     assert "warning: lr has no effect in mode eval" in evaluated
     assert "opacity has no effect" not in evaluated
 
-    again = run("--mode", "train", status=1)
+    again = run("--mode", "train", status=2)
     assert "it is not overwritten" in again and "Traceback" not in again
 
 
@@ -198,7 +198,7 @@ def test_problems_are_messages_without_a_trace(repository: Path, tmp_path: Path)
     process = processes.start(
         processes.run_script, repository / "run_cgrseg.py", folder, *given, log=log
     )
-    said = processes.finish(process, log, status=1)
+    said = processes.finish(process, log, status=2)
     assert "error: nowhere" in said and "what to do" in said
     assert "Traceback" not in said
     # nothing was made for a run that could not start

@@ -233,7 +233,7 @@ def test_a_problem_is_a_message_without_a_trace(
         checkpoints / "ade",
         *camvid_options(shared_data),
         cwd=tmp_path,
-        status=1,
+        status=2,
     )
     assert "\nerror: " in f"\n{finished.stderr}" and "Traceback" not in finished.stderr
     assert "a network with 150 classes" in finished.stderr
@@ -261,7 +261,7 @@ def test_flags_that_do_not_fit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["cgrseg-t_camvid", str(checkpoints / "camvid"), *flags]
-    assert main([*arguments, *camvid_options(shared_data)]) == 1
+    assert main([*arguments, *camvid_options(shared_data)]) == 2
     printed = capsys.readouterr().err
     assert "\nerror: " in f"\n{printed}" and message in printed
     assert not list(tmp_path.iterdir())

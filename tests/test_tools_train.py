@@ -159,7 +159,7 @@ def test_a_problem_is_printed_once_by_two_processes(checkout: Path) -> None:
         *("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *("-m", "cgrseg", "train", "cgrseg-t_ade20k_160k", "optimizer.lrr=1"),
         cwd=checkout,
-        status=1,
+        status=2,
     )
     assert finished.stderr.count("error: optimizer.lrr") == 1
     assert "did you mean optimizer.lr?" in finished.stderr
@@ -213,7 +213,7 @@ def test_a_gpu_that_was_asked_for_must_be_there(repository: Path, tmp_path: Path
         *("python", repository / "tools" / "train.py", "cgrseg-t_ade20k_160k"),
         *("--gpu-id", str(missing)),
         cwd=tmp_path,
-        status=1,
+        status=2,
     )
     assert f"cuda:{missing}" in finished.stderr or "no NVIDIA GPU" in finished.stderr
     assert "Traceback" not in finished.stderr

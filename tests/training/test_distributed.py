@@ -127,7 +127,7 @@ def test_a_problem_of_another_process_is_printed_and_ends_all(tmp_path: Path) ->
     root = write_dataset(tmp_path / "data")
     damaged = write_dataset(tmp_path / "damaged")
     first, second = run_group(
-        2, one_with_a_damaged_image, root, tmp_path / "run", folder=tmp_path, status=1
+        2, one_with_a_damaged_image, root, tmp_path / "run", folder=tmp_path, status=2
     )
     assert f"[process 1] error: {damaged / 'images' / 'train'}" in second
     assert "error: another process of this training: it has ended" in first

@@ -113,7 +113,7 @@ def train_in_little_memory(root: Path, folder: Path) -> int:
 def test_a_training_that_runs_out_of_memory(tmp_path: Path) -> None:
     root, log = write_dataset(tmp_path / "data"), tmp_path / "output.log"
     process = processes.start(train_in_little_memory, root, tmp_path / "run", log=log)
-    said = processes.finish(process, log, status=1)
+    said = processes.finish(process, log, status=2)
     assert "out of memory while training cgrseg_t" in said
     assert "train.batch_size=3 with train.accumulate=2" in said
     assert "Traceback" not in said
