@@ -75,6 +75,8 @@ _SETTINGS = {
     "model.dropout": "dropout_ratio drop_rate dropout_rate dropout_p classifier_dropout drop_out",
     "model.drop_path": "drop_path_rate stochastic_depth stochastic_depth_prob",
     "model.freeze_norm": "norm_eval freeze_bn bn_freeze freeze_batch_norm",
+    "model.freeze_backbone": "freeze_encoder encoder_freeze frozen_backbone frozen_stages "
+    "backbone.frozen_stages freeze",
     "model.sync_norm": "sync_bn sync_batchnorm syncbn",
     # augmentation
     "augment.crop_size": "crop imgsz img_size image_size input_size crop_sz",

@@ -91,6 +91,11 @@ class ModelConfig(Section):
     freeze_norm: bool = Field(
         False, description="Keep the backbone's batch norms at their stored statistics."
     )
+    freeze_backbone: bool = Field(
+        False,
+        description="Train the head alone: the backbone keeps its weights and statistics. Needs "
+        "`pretrained` or `train.load_from`.",
+    )
     attention_bias: Literal["published", "geometric"] = Field(
         "published",
         description="How attention follows the input's size. 'published': what published "

@@ -121,6 +121,7 @@ class CGRSeg(
         dropout: chance that a channel is dropped before the classifier.
         drop_path: stochastic depth of the last backbone block; none: the variant's own.
         freeze_norm: the backbone's batch norms keep their stored statistics.
+        freeze_backbone: nothing of the backbone trains.
         attention_bias: "published", which published weights need, or "geometric": true
             offsets at every size, from ImageNet's table
             (:mod:`cgrseg.models.geometric_bias`).
@@ -143,6 +144,7 @@ class CGRSeg(
         dropout: float = 0.1,
         drop_path: float | None = None,
         freeze_norm: bool = False,
+        freeze_backbone: bool = False,
         attention_bias: BiasForm = "published",
         classes: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
@@ -177,7 +179,7 @@ class CGRSeg(
         )
         self.preprocessing = preprocessing
         self.backbone = EfficientFormerV2(
-            table.backbone, table.drop_path, freeze_norm, attention_bias
+            table.backbone, table.drop_path, freeze_norm, attention_bias, freeze_backbone
         )
         self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
 
@@ -213,6 +215,7 @@ class CGRSeg(
             "dropout": self.decode_head.dropout.p,
             "drop_path": self.drop_path_rate if self.drop_path_rate != table.drop_path else None,
             "freeze_norm": self.backbone.freeze_norm,
+            "freeze_backbone": self.backbone.frozen,
             "attention_bias": self.backbone.attention_bias,
             "classes": list(self.classes) if self.classes is not None else None,
             "palette": [[int(v) for v in colour] for colour in self.palette]

@@ -291,6 +291,8 @@ class EfficientFormerV2(nn.Module):
         freeze_norm: keep batch norms at their stored statistics in training mode too.
         attention_bias: "published": a table for 512-pixel inputs, expanded to all pairs and
             resized as a picture; "geometric": ImageNet's table, resized by true offsets.
+        frozen: nothing of the backbone trains: no gradients, batch norms at their stored
+            statistics and no stochastic depth in training mode too.
 
     Raises:
         KeyError: for a variant that does not exist.
@@ -304,9 +306,11 @@ class EfficientFormerV2(nn.Module):
         drop_path_rate: float = 0.0,
         freeze_norm: bool = False,
         attention_bias: BiasForm = "published",
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         table = BACKBONES[variant]
+        self.frozen = frozen
         self.attention_bias = attention_bias
         self.variant = variant
         self.channels = table.channels
@@ -345,10 +349,13 @@ class EfficientFormerV2(nn.Module):
                     blocks.append(ConvBlock(channels, expansion, rate))
             layers.append(nn.Sequential(*blocks))
         self.network = nn.ModuleList(layers)
+        if frozen:
+            self.requires_grad_(False)
+            self.eval()
 
     def train(self, mode: bool = True) -> EfficientFormerV2:
-        """Switch mode; frozen batch norms stay in eval mode."""
-        super().train(mode)
+        """Switch mode; a frozen backbone and frozen batch norms stay in eval mode."""
+        super().train(mode and not self.frozen)
         if self.freeze_norm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

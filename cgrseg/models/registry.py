@@ -20,8 +20,8 @@ def create_model(name: str = "cgrseg_t", num_classes: int = 150, **options: Any)
         name: "cgrseg_t", "cgrseg_b" or "cgrseg_l".
         num_classes: K, classes to tell apart.
         **options: what :class:`cgrseg.models.CGRSeg` takes: `context_blocks`, `channels`
-            (head width), `dropout`, `drop_path`, `freeze_norm`, `attention_bias`, `classes`,
-            `palette`, `preprocessing`.
+            (head width), `dropout`, `drop_path`, `freeze_norm`,
+            `freeze_backbone`, `attention_bias`, `classes`, `palette`, `preprocessing`.
 
     Returns:
         A module in training mode, from float (N, 3, H, W), H and W multiples of 32, to

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from cgrseg.config.schema import Config
+from cgrseg.errors import ConfigError, explain
 from cgrseg.models.variants import imagenet_weights
 from cgrseg.training.hardware import Placement
 from cgrseg.training.resuming import Checkpoint, changed_settings
@@ -31,6 +32,24 @@ def weights_line(config: Config) -> str:
     )
 
 
+def refuse_random_backbone(config: Config) -> None:
+    """Refuse to freeze a backbone that has learned nothing.
+
+    Raises:
+        ConfigError: neither `model.pretrained` nor `train.load_from` gives its weights.
+    """
+    if config.model.pretrained is None and config.train.load_from is None:
+        raise ConfigError(
+            explain(
+                "model.freeze_backbone",
+                found="true, for a backbone with random weights",
+                expected="trained weights in the part that is kept as it is",
+                remedy=f"set model.pretrained={imagenet_weights(config.model.name)} or "
+                "train.load_from=CHECKPOINT",
+            )
+        )
+
+
 def announce_settings(
     config: Config,
     placement: Placement,
@@ -52,6 +71,8 @@ def announce_settings(
     warmup = f" after {schedule.warmup_iters} of warm-up" if schedule.warmup_iters else ""
     evaluation = f"evaluation every {train.eval_interval}" if train.evaluate else "no evaluation"
     counts = " and ".join(f"{len(stems)} {use}" for use, stems in source.image_lists().items())
+    if config.model.freeze_backbone:
+        say("frozen: the backbone keeps its weights and statistics; the head alone trains")
     say(f"data: {counts} images of {source.spec.title}")
     say(
         f"settings: {schedule.max_iters} iterations, {source.images_per_iteration} images per "

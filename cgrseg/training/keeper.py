@@ -186,8 +186,8 @@ def refuse_other_optimizer(module: TrainingModule, checkpoint: dict[str, Any]) -
             explain(
                 "resume-from",
                 found="different optimizer parameter groups",
-                expected="the groups that the optimizer.* settings make",
-                remedy="resume with the optimizer settings of that run, or use load-from",
+                expected="the groups that the optimizer.* settings and model.freeze_backbone make",
+                remedy="resume with these settings as that run had them, or use load-from",
             )
         )
     owners: dict[Any, tuple[str, torch.Tensor]] = {}

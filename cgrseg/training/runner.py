@@ -30,7 +30,12 @@ from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, create_model, load_weights
-from cgrseg.training.announcement import announce_settings, headline, weights_line
+from cgrseg.training.announcement import (
+    announce_settings,
+    headline,
+    refuse_random_backbone,
+    weights_line,
+)
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST
 from cgrseg.training.failures import readable_failures
@@ -224,11 +229,14 @@ def build_model(
         dropout=settings.dropout,
         drop_path=settings.drop_path,
         freeze_norm=settings.freeze_norm,
+        freeze_backbone=settings.freeze_backbone,
         attention_bias=settings.attention_bias,
         classes=spec.classes,
         palette=spec.palette,
         preprocessing=config.test.model_dump(mode="json"),
     )
+    if settings.freeze_backbone and fresh:
+        refuse_random_backbone(config)
     if fresh and settings.pretrained is not None:
         say(str(load_weights(model, settings.pretrained, part="backbone", verbose=False)))
     if fresh and config.train.load_from is not None:

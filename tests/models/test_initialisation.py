@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from cgrseg.config.schema import OptimizerConfig
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.models.layers import DropPath
+from cgrseg.training.groups import parameter_groups
 
 VARIANTS = ["cgrseg_t", "cgrseg_b", "cgrseg_l"]
 
@@ -105,3 +107,19 @@ def test_frozen_norms_stay_in_eval_mode_and_others_train() -> None:
     head = [m for m in model.decode_head.modules() if isinstance(m, nn.BatchNorm2d)]
     assert head and all(norm.training for norm in head)
     assert all(m.training for m in create_model("cgrseg_t").train().modules())
+
+
+def test_a_frozen_backbone_does_not_train_and_the_head_does() -> None:
+    model = create_model("cgrseg_t", num_classes=3, drop_path=0.5, freeze_backbone=True).train()
+    assert model.options()["freeze_backbone"]
+    assert not any(m.training for m in model.backbone.modules())
+    assert all(m.training for m in model.decode_head.modules())
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.grad is not None for p in model.decode_head.parameters())
+    after = model.backbone.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    groups = parameter_groups(model, OptimizerConfig())
+    names = {name for group in groups for name in group["names"]}
+    assert names == {name for name, _ in model.named_parameters() if name.startswith("decode_head")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -389,3 +390,35 @@ def test_a_name_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="data/custom"):
         train("cgrseg-t_custom", device="cpu")
+
+
+def test_a_frozen_backbone_resumes_exactly_and_keeps_its_weights(
+    dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model__freeze_backbone": True, "train__load_from": str(finished / "latest.pth")}
+    options["augment__crop_size"] = [32, 32]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_config(dataset, whole, schedule__max_iters=3, **options), device="cpu")
+    assert "frozen: the backbone" in capsys.readouterr().out
+    start, end = weights_of(finished / "latest.pth"), weights_of(whole / "latest.pth")
+    for name, value in end.items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, start[name]), name
+    assert not torch.equal(end["decode_head.conv_seg.weight"], start["decode_head.conv_seg.weight"])
+    config = small_config(dataset, parts, schedule__max_iters=3, **options)
+    config.train.checkpoint_interval = 2
+    train(config, device="cpu")
+    assert not differing(whole / "latest.pth", parts / "latest.pth")
+    shutil.copy(parts / "previous.pth", parts / "second.pth")
+    train(config, device="cpu", resume_from=parts / "second.pth")
+    assert not differing(whole / "latest.pth", parts / "latest.pth")
+    config.model.freeze_backbone = False
+    with pytest.raises(ConfigError, match=r"model\.freeze_backbone"):
+        train(config, device="cpu", resume_from=parts / "second.pth")
+
+
+def test_a_random_backbone_is_not_frozen(dataset: Path, tmp_path: Path) -> None:
+    config = small_config(dataset, tmp_path / "run", model__freeze_backbone=True)
+    with pytest.raises(ConfigError, match="for a backbone with random weights"):
+        train(config, device="cpu")
+    assert not (tmp_path / "run").exists()
