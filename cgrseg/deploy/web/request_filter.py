@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cgrseg.deploy.web.service import Limits, Refused, too_many_bytes
-from cgrseg.deploy.web.uploads import Disconnected, Message, Receive, Uploads
+from cgrseg.deploy.web.uploads import Disconnected, Message, Receive, Uploads, discard
 from cgrseg.errors import explain
 
 Send = Callable[[Message], Awaitable[None]]
@@ -74,7 +74,7 @@ class RequestFilter:
         self._application = application
         self._limits = limits
         self._local = host in LOOPBACK
-        self._names = {name.lower() for name in (*LOOPBACK, *names)}
+        self._names = {name.lower() for name in (*LOOPBACK, host, *names)}
         self._token = token
         self._check_room = check_room
         self._largest = limits.upload_bytes + _ENVELOPE
@@ -104,6 +104,7 @@ class RequestFilter:
             body = await self._admit(scope, receive)
             await self._application(scope, _replayed(body, receive), send_with_headers)
         except Refused as error:
+            await discard(receive)
             await _refuse(send_with_headers, error.status, str(error))
         except Disconnected:
             pass

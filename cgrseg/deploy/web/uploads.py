@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -13,9 +14,30 @@ from cgrseg.errors import explain
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
+_DISCARDED_BYTES = 4 << 20
+_DISCARDED_SECONDS = 1.0
+
 
 class Disconnected(Exception):
     """The client left before its request was complete."""
+
+
+async def discard(receive: Receive) -> None:
+    """Read the rest of a body, unless it is long or slow, and forget it.
+
+    A client that is still sending when the connection is closed may never see the answer.
+    """
+
+    async def read() -> None:
+        left = _DISCARDED_BYTES
+        while left > 0:
+            message = await receive()
+            if not message.get("more_body", False):
+                return
+            left -= len(message["body"])
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _DISCARDED_SECONDS)
 
 
 class _Upload:
