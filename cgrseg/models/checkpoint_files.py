@@ -10,6 +10,7 @@ restricted unpickler and a list of harmless stand-ins
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
     Raises:
         WeightsError: neither a path that exists nor a hub id that can be fetched.
     """
-    location = Path(path).expanduser()
+    location = Path(os.path.expanduser(path))
     if location.exists():
         return location
     text = str(path)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from cgrseg.errors import ConfigError
+from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference import Predictor
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.fast import CompiledBackend, artefacts, compiled
@@ -135,9 +135,9 @@ def test_many_sizes_are_not_all_compiled(
     """Which sizes are compiled, with a compiler that only notes what it is asked for."""
     asked: list[tuple[int, ...]] = []
 
-    def note(network: torch.nn.Module, example: torch.Tensor, target: Path) -> None:
+    def note(network: torch.nn.Module, example: torch.Tensor, target: Path) -> Path:
         asked.append(tuple(example.shape[2:]))
-        target.write_bytes(b"")
+        return keep(target, b"")
 
     monkeypatch.setattr(compiled, "missing_compiler", lambda device: "")
     monkeypatch.setattr(artefacts, "compile_to_file", note)
@@ -192,17 +192,109 @@ def test_slow_precisions_are_told_without_onednn_too(
     assert "this CPU has no fp16 instructions" in caplog.text
 
 
-def test_only_damaged_files_are_removed(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole.pt2", tmp_path / "broken.pt2"
-    with zipfile.ZipFile(whole, "w") as archive:
-        archive.writestr("data", b"of another kind" * 100)
-    content = bytearray(whole.read_bytes())
-    content[100] ^= 1
-    broken.write_bytes(content)
-    for path in (whole, broken):
-        with pytest.raises(RuntimeError, match="not a usable compiled network"):
-            artefacts.load(path)
-    assert whole.exists() and not broken.exists()
+def keep(target: Path, content: bytes) -> Path:
+    """A file as a compilation leaves it, whatever it holds."""
+    artefacts.prepare_folder(target.parent)
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    kept = target.with_name(f"{target.stem}-{digest}.pt2")
+    kept.write_bytes(content)
+    kept.chmod(0o600)
+    return kept
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "nothing"])
+def test_files_that_cannot_be_used_are_removed(tmp_path: Path, change: str) -> None:
+    target = tmp_path / "cgrseg_t-fp32-1.pt2"
+    kept = keep(target, b"not a package" * 100)
+    assert artefacts.find(target) == kept
+    content = bytearray(kept.read_bytes())
+    if change == "flip":
+        content[100] ^= 1
+    kept.write_bytes(content[:-4] if change == "cut" else content)
+    reason = "" if change == "nothing" else "its content has changed"
+    with pytest.raises(RuntimeError, match=f"not a usable compiled network .{reason}"):
+        artefacts.load(kept)
+    assert artefacts.find(target) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files here")
+def test_machine_code_that_others_may_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "cache" / "cgrseg_t-fp32-1.pt2"
+    kept = keep(target, b"code")
+    assert target.parent.stat().st_mode & 0o777 == 0o700
+    kept.chmod(0o622)
+    with pytest.raises(EnvironmentProblem, match="others may write to it"):
+        artefacts.load(kept)
+    assert kept.exists()
+    kept.chmod(0o600)
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    if kept.stat().st_uid != 0:
+        with pytest.raises(EnvironmentProblem, match="belongs to another user"):
+            artefacts.load(kept)
+        with pytest.raises(EnvironmentProblem, match="belongs to another user"):
+            artefacts.prepare_folder(target.parent)
+
+
+_COMPILES = """
+import sys, time
+from pathlib import Path
+from cgrseg.inference.fast import artefacts
+target, begun = Path(sys.argv[1]), Path(sys.argv[2])
+with artefacts.turn(target, lambda: print("waiting", flush=True)):
+    if artefacts.find(target) is None:
+        (target.parent / f".compiling-{target.stem}-x").mkdir()
+        begun.touch()
+        while not begun.with_name("go on").exists():
+            time.sleep(0.01)
+        target.with_name(target.stem + "-" + "0" * 32 + ".pt2").touch()
+        print("compiled")
+    else:
+        print("found")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no waiting on Windows")
+def test_one_compiles_and_the_other_waits(tmp_path: Path) -> None:
+    target, begun = tmp_path / "cache" / "cgrseg_t-fp32-1.pt2", tmp_path / "begun"
+    command = [sys.executable, "-c", _COMPILES, str(target), str(begun)]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    killed = start()
+    while not begun.exists():
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    begun.unlink()
+    (target.parent / ".compiling-cgrseg_t-fp32-of a dead one-y").mkdir()
+    first = start()
+    while not begun.exists():  # the dead process's lock and folder are no hindrance
+        time.sleep(0.01)
+    assert [path.name for path in target.parent.glob(".compiling-*")] == [
+        ".compiling-cgrseg_t-fp32-1-x"
+    ]
+    second = start()
+    assert second.stdout is not None
+    assert second.stdout.readline() == "waiting\n"
+    (tmp_path / "go on").touch()
+    assert first.communicate()[0] == "compiled\n"
+    assert second.communicate()[0] == "found\n"
+    left = [path.name for path in target.parent.iterdir()]
+    assert left == [f"cgrseg_t-fp32-1-{'0' * 32}.pt2"]
+
+
+def test_a_user_without_a_home_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CGRSEG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert default_folder().parent.name.startswith("cgrseg-")
 
 
 def test_a_batch_on_a_gpu_is_not_taken_apart(

@@ -1,12 +1,18 @@
 """Compiled networks on disk: one file per weights, input shape, precision and machine.
 
 A compilation takes about a minute; its result is kept and found again by name.  The name
-is a digest of everything that the machine code depends on, so a stale file cannot be hit.
+holds a digest of everything that the machine code depends on, so a stale file cannot be hit, and
+a digest of the file's own content, so a file that has changed is not run.
+
+The files are machine code, so their folder belongs to the user alone: files that somebody else
+may have written are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
 import platform
@@ -14,9 +20,7 @@ import shutil
 import tempfile
 import threading
 import time
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +29,21 @@ from torch import Tensor, nn
 
 import cgrseg
 from cgrseg.errors import EnvironmentProblem, explain
-from cgrseg.files import make_folder
+from cgrseg.files import explained, make_folder
+from cgrseg.input_files import open_input
+from cgrseg.surroundings import raise_machine_problem
 
 # Part of every name: raise it when the compiled function itself changes.
-_FORM = 2
+_FORM = 3
 # What the folder may hold: compiled networks that nobody has used for so long go, and beyond
 # so many bytes those that were used longest ago.
 _UNUSED_FOR = 90 * 24 * 3600.0
 _MOST_BYTES = 4 << 30
-# Folder of a compilation under way; one that is a day old was abandoned.
+# Begins the name of the folder of a compilation under way; what it is for follows.
 _UNFINISHED = ".compiling-"
-_ABANDONED_AFTER = 24 * 3600.0
+_DIGEST = 32  # hexadecimal digits
+_TEMPORARY_ROOM = 2.0  # times its size, free where PyTorch unpacks a compiled network
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # One compilation at a time: where PyTorch builds is a setting of the whole process.
 _COMPILING = threading.Lock()
 
@@ -45,8 +53,14 @@ def default_folder() -> Path:
     chosen = os.environ.get("CGRSEG_CACHE")
     if chosen:
         return Path(chosen) / "compiled"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cgrseg" / "compiled"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "cgrseg" / "compiled"
+    try:
+        return Path.home() / ".cache" / "cgrseg" / "compiled"
+    except RuntimeError:  # no HOME, and a user without an entry, as in containers
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        return Path(tempfile.gettempdir()) / f"cgrseg-{user}" / "compiled"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -78,7 +92,7 @@ def machine_digest() -> str:
 def artefact_path(
     folder: Path, weights: str, variant: str, precision: str, shape: tuple[int, ...]
 ) -> Path:
-    """Where the compiled network of a shape is kept.
+    """Where the compiled network of a shape is kept; its content's digest is added to the name.
 
     Args:
         folder: of all of them.
@@ -92,25 +106,37 @@ def artefact_path(
     return folder / f"{name}-{key}.pt2"
 
 
-def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
+def find(target: Path) -> Path | None:
+    """The file that was kept for a path of :func:`artefact_path`; None where there is none."""
+    with contextlib.suppress(OSError):
+        pattern = f"{glob.escape(target.stem)}-{'[0-9a-f]' * _DIGEST}{target.suffix}"
+        return next(iter(sorted(target.parent.glob(pattern))), None)
+    return None
+
+
+def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
     """Compile a network ahead of time and store it; the file is whole or not there.
 
     Args:
         network: frozen, in eval mode.
         example: an input of the shape, type and layout to compile for.
-        target: ends in `.pt2`.
+        target: from :func:`artefact_path`.
+
+    Returns:
+        The file, which :func:`find` finds.
 
     Raises:
-        EnvironmentProblem: the folder cannot be written.
+        EnvironmentProblem: the folder cannot be written, or others may write into it.
     """
     from torch._inductor.utils import fresh_inductor_cache  # slow to import
 
-    make_folder(target.parent)
-    _remove_abandoned(target.parent)
+    prepare_folder(target.parent)
     try:
         with (
             _COMPILING,
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder,
+            tempfile.TemporaryDirectory(
+                dir=target.parent, prefix=f"{_UNFINISHED}{target.stem}-"
+            ) as folder,
         ):
             partial = Path(folder) / target.name
             # What PyTorch builds on the way would stay for ever in the system's folder for
@@ -120,10 +146,12 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
                 torch._inductor.aoti_compile_and_package(
                     exported, package_path=str(partial), inductor_configs={"freezing": True}
                 )
+            os.chmod(partial, 0o600)
             with partial.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            os.replace(partial, target)
-        prune(target.parent, keep=target)
+            kept = target.with_name(f"{target.stem}-{_content_digest(partial)}{target.suffix}")
+            os.replace(partial, kept)
+        prune(target.parent, keep=kept)
     except OSError as error:
         raise EnvironmentProblem(
             explain(
@@ -133,26 +161,177 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> None:
                 remedy="free space, or set CGRSEG_CACHE to another folder",
             )
         ) from error
+    return kept
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
     """The compiled network of a file, as a function.
 
     Raises:
-        RuntimeError: a file that cannot be loaded.  A damaged one is removed, so that the next
-            attempt compiles anew; one that is whole stays (memory or the disk for temporary
-            files may have been short).
+        RuntimeError: the file has changed or cannot be run.  It is removed, so that the next
+            attempt compiles anew.
+        EnvironmentProblem: somebody else may have written it, or the machine cannot load it now.
     """
+    _refuse_foreign(path)
+    try:
+        whole = _content_digest(path) == path.stem.rpartition("-")[2]
+    except OSError as error:
+        raise RuntimeError(f"{path}: not a usable compiled network ({error.strerror})") from error
+    if not whole:
+        raise _removed(path, "its content has changed")
     try:
         runner: Any = torch._inductor.aoti_load_package(str(path))
     except Exception as error:
-        if _is_damaged(path):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise RuntimeError(f"{path}: not a usable compiled network ({error})") from error
+        _refuse_no_place(path, error)
+        raise_machine_problem(error, path)
+        raise _removed(path, error) from error
     with contextlib.suppress(OSError):
         os.utime(path)  # pruning goes by when it was last used
     return runner
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of compiled networks, for this user alone.
+
+    Raises:
+        EnvironmentProblem: it cannot be made, or belongs to somebody else.
+    """
+    make_folder(folder.parent)
+    with explained(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid == os.getuid():
+            os.chmod(folder, 0o700)
+    _refuse_foreign(folder)
+
+
+@contextlib.contextmanager
+def turn(target: Path, tell: Callable[[], None]) -> Iterator[None]:
+    """Hold the right to compile a network: other processes that want the same one wait.
+
+    What killed compilations have left is removed.  On a file system
+    without locks nobody waits, and each compiles for itself.
+
+    Args:
+        target: from :func:`artefact_path`.
+        tell: called when another process has the right.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written, or others may write into it.
+    """
+    prepare_folder(target.parent)
+    place = target.with_name(f".{target.stem}.lock")
+    with explained(place):
+        descriptor = _locked(place, tell)
+    try:
+        for left in target.parent.glob(f"{_UNFINISHED}*"):
+            stem = left.name.removeprefix(_UNFINISHED).rpartition("-")[0]
+            if stem == target.stem or not _is_held(target.with_name(f".{stem}.lock")):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink()  # while it is locked: whoever waits for it opens a new one
+        os.close(descriptor)
+
+
+def _locked(place: Path, tell: Callable[[], None]) -> int:
+    """Descriptor of the locked file, which stays locked until it is closed."""
+    told = False
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(place, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return descriptor
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    tell()
+                told = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return descriptor
+            os.close(descriptor)
+            raise
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # the one who had it has removed it
+
+
+def _is_held(place: Path) -> bool:
+    """Whether a process holds a lock file; it is made before anything that it protects."""
+    try:
+        import fcntl
+
+        descriptor = os.open(place, os.O_RDWR)
+    except (ImportError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        place.unlink()
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _content_digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=_DIGEST // 2)
+    with open_input(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _removed(path: Path, reason: object) -> RuntimeError:
+    with contextlib.suppress(OSError):
+        path.unlink()
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    return RuntimeError(f"{path}: not a usable compiled network ({lines[0]}); it is removed")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse machine code, or a folder of it, that another user may have written."""
+    if not hasattr(os, "getuid"):
+        return
+    with explained(path):
+        known = path.stat()
+    by_others = "others may write to it" if known.st_mode & 0o022 else ""
+    if known.st_uid not in (os.getuid(), 0):
+        by_others = f"it belongs to another user (number {known.st_uid})"
+    if by_others:
+        raise EnvironmentProblem(
+            explain(
+                path,
+                found=f"{by_others}, and compiled networks are machine code",
+                expected="a file or folder that this user alone may write",
+                remedy="remove it (rm -r), or set CGRSEG_CACHE to a folder of your own",
+            )
+        )
+
+
+def _refuse_no_place(path: Path, error: Exception) -> None:
+    """Tell a folder for temporary files that is full, or that runs no programs."""
+    place = tempfile.gettempdir()
+    room = shutil.disk_usage(place).free
+    wanted = int(_TEMPORARY_ROOM * path.stat().st_size)
+    if room >= wanted and "failed to map segment" not in str(error):
+        return
+    raise EnvironmentProblem(
+        explain(
+            place,
+            found=f"a compiled network cannot be loaded from there ({error})",
+            expected=f"{wanted:,} free bytes on a file system that may run programs (no noexec)",
+            remedy="free space, or set TMPDIR to another folder",
+        )
+    ) from error
 
 
 def prune(
@@ -187,25 +366,6 @@ def prune(
                 removed.append(path)
                 held -= size
     return removed
-
-
-def _is_damaged(path: Path) -> bool:
-    """Whether the archive itself is incomplete or changed; not if it cannot be read now."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (zipfile.BadZipFile, EOFError, zlib.error):
-        return True
-    except OSError:
-        return False
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Clear away what compilations that were killed have left."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _cpu_flags() -> str:

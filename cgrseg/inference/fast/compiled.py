@@ -196,7 +196,7 @@ class CompiledBackend:
             return None
         self._seen[shape] += 1
         often = self._seen[shape] >= self.compile_after
-        if often or (on_cpu and self._seen[shape] == 1 and self._path(shape).is_file()):
+        if often or (on_cpu and self._seen[shape] == 1 and artefacts.find(self._path(shape))):
             if len(self._runners) < self.most_sizes:
                 self.prepare(shape[1], shape[2], shape[0])
             elif not self._told_of_many_sizes:
@@ -219,20 +219,43 @@ class CompiledBackend:
     def _obtain(self, shape: Shape, example: Tensor) -> tuple[Callable[[Tensor], Tensor], How]:
         """Load or compile; raises whatever goes wrong."""
         path = self._path(shape)
-        if self.device.type == "cpu" and path.is_file():
-            try:
-                return artefacts.load(path), "loaded"
-            except RuntimeError as error:
-                _LOG.warning("%s; compiling it again", error)
+        on_cpu = self.device.type == "cpu"
+        runner = self._load(path) if on_cpu else None
+        if runner is not None:
+            return runner, "loaded"
         lacking = missing_compiler(self.device)
         if lacking:
             raise _NoCompilerError(lacking)
-        _LOG.info("compiling the network for %d images of %dx%d, about a minute", *shape)
         self._network.prepare(shape[1], shape[2])
-        if self.device.type == "cpu":
-            artefacts.compile_to_file(self._network, example, path)
-            return artefacts.load(path), "compiled"
-        return _compile_for_gpu(self._network), "compiled"
+        if not on_cpu:
+            _announce(shape)
+            return _compile_for_gpu(self._network), "compiled"
+
+        def tell() -> None:
+            _LOG.info(
+                "another process compiles the network for %d images of %dx%d: waiting", *shape
+            )
+
+        with artefacts.turn(path, tell):
+            runner = self._load(path)  # of the process that was waited for
+            if runner is not None:
+                return runner, "loaded"
+            _announce(shape)
+            return artefacts.load(
+                artefacts.compile_to_file(self._network, example, path)
+            ), "compiled"
+
+    def _load(self, path: Path) -> Callable[[Tensor], Tensor] | None:
+        """The kept network if it is there and runs; one that does not is removed."""
+        kept = artefacts.find(path)
+        if kept is None:
+            return None
+        try:
+            runner = artefacts.load(kept)
+        except RuntimeError as error:
+            _LOG.warning("%s; compiling it again", error)
+            return None
+        return runner
 
     def _refuse(self, shape: Shape, error: Exception) -> None:
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -245,6 +268,10 @@ class CompiledBackend:
             shape[2],
             reason,
         )
+
+
+def _announce(shape: Shape) -> None:
+    _LOG.info("compiling the network for %d images of %dx%d, about a minute", *shape)
 
 
 class _NoCompilerError(Exception):
