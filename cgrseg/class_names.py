@@ -25,7 +25,7 @@ MAX_CLASSES = 255
 _LOG = logging.getLogger("cgrseg.class_names")
 _COMMENT, _ESCAPE = "#", "\\"
 _REFUSED = {"Cc": "a control character", "Zl": "a line break", "Zp": "a line break"}
-_SHOWN_NAMES, _SHOWN_DIFFERENCES = 30, 8
+_SHOWN_NAMES, _SHOWN_DIFFERENCES, _NAMES_IN_REPR = 30, 8, 4
 
 
 def clean_name(text: str) -> str:
@@ -227,6 +227,12 @@ def listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_SHOWN_NAMES])
     more = len(names) - _SHOWN_NAMES
     return shown if more <= 0 else f"{shown} and {more} more"
+
+
+def counted(names: Sequence[str]) -> str:
+    """Number of classes and the first names, for a line that describes an object."""
+    more = ", ..." if len(names) > _NAMES_IN_REPR else ""
+    return f"{len(names)} classes ({', '.join(names[:_NAMES_IN_REPR])}{more})"
 
 
 def differences(one: Sequence[str], other: Sequence[str]) -> str | None:

@@ -454,6 +454,17 @@ class Config(Section):
             )
         return value
 
+    def __repr__(self) -> str:
+        """The run in a line; `model_dump()` has every setting."""
+        return (
+            f"Config({self.name!r}: {self.model.name} on {self.data.dataset} in {self.data.root}, "
+            f"{self.schedule.max_iters} iterations of {self.train.batch_size} images, "
+            f"lr {self.optimizer.lr:g}, {self.train.precision}, into {self.run_dir})"
+        )
+
+    def __str__(self) -> str:
+        return repr(self)
+
     @property
     def run_dir(self) -> str:
         """Folder of the run, relative to the working directory unless absolute."""

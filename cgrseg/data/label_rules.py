@@ -37,7 +37,7 @@ class Hint:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelRule:
     """Raw id to training id.
 
@@ -60,6 +60,9 @@ class LabelRule:
     meaning: str = ""
     hints: tuple[Hint, ...] = field(default=())
     published: LabelRule | None = None
+
+    def __repr__(self) -> str:
+        return f"LabelRule({self.num_classes} classes: {self.meaning})"
 
     def __post_init__(self) -> None:
         if len(self.lookup) != 256:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgrseg.class_names import counted
 from cgrseg.data.findings import Finding
 from cgrseg.data.label_rules import LabelRule
 
@@ -62,7 +63,7 @@ class Pair:
     label: Path | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DatasetSpec:
     """One dataset.
 
@@ -115,6 +116,11 @@ class DatasetSpec:
                     f"{rule.ignore_index}; the class list has {len(self.classes)} and "
                     f"{self.ignore_index}"
                 )
+
+    def __repr__(self) -> str:
+        return (
+            f"DatasetSpec({self.name!r}, {counted(self.classes)}, splits {', '.join(self.splits)})"
+        )
 
     @property
     def num_classes(self) -> int:

@@ -118,7 +118,7 @@ class ConfusionMatrix(Metric):
         return self.counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SegmentationScores:
     """Scores in 0..1, per class and in the mean; not a number where undefined.
 
@@ -143,6 +143,12 @@ class SegmentationScores:
     precision: Scores
     recall: Scores
     frequency: Scores
+
+    def __repr__(self) -> str:
+        """The means in percent; `summary()` and the arrays have the rest."""
+        means = self.summary()
+        shown = ", ".join(f"{name} {100 * means[name]:.2f} %" for name in ("mIoU", "mAcc", "aAcc"))
+        return f"SegmentationScores({shown}, {len(self.iou)} classes)"
 
     @classmethod
     def from_matrix(cls, matrix: Tensor | Counts) -> SegmentationScores:

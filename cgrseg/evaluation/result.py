@@ -30,7 +30,7 @@ from cgrseg.input_files import open_input, read_input
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult:
     """Scores of a checkpoint on a split, with the counts behind them.
 
@@ -60,6 +60,15 @@ class EvaluationResult:
         object.__setattr__(self, "scores", SegmentationScores.from_matrix(self.confusion))
         labelled = len(self.stems) and bool(self.confusion.any())
         object.__setattr__(self, "interval", miou_interval(self.counts) if labelled else None)
+
+    def __repr__(self) -> str:
+        """Data and mean scores in a line; `metrics` and `per_class()` have the rest."""
+        where = [str(self.settings[key]) for key in ("dataset", "split") if key in self.settings]
+        return (
+            f"EvaluationResult({' '.join([*where, str(len(self.stems)), 'images'])}, "
+            f"{len(self.classes)} classes: mIoU {100 * self.scores.mean_iou:.2f} %, "
+            f"aAcc {100 * self.scores.pixel_accuracy:.2f} %)"
+        )
 
     @property
     def metrics(self) -> dict[str, float]:

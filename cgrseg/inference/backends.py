@@ -95,6 +95,10 @@ class TorchBackend:
         with torch.inference_mode(), self._autocast():
             return self.model(batch)  # type: ignore[no-any-return]
 
+    def __repr__(self) -> str:
+        name = getattr(self.model, "variant", type(self.model).__name__)
+        return f"TorchBackend({name}, {self.device}, {self.precision})"
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": packed(self.model)}
 

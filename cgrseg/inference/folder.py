@@ -44,7 +44,7 @@ _UNREAD = "-"  # in place of the digest of an image that could not be read
 _WRITERS = 4  # threads that encode and write results
 
 
-@dataclass
+@dataclass(repr=False)
 class FolderReport:
     """What became of the images of this process.
 
@@ -59,6 +59,11 @@ class FolderReport:
     kept: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
     speed: Speed = field(default_factory=Speed)
+
+    def __repr__(self) -> str:
+        return (
+            f"FolderReport({len(self.done)} done, {len(self.kept)} kept, {len(self.failed)} failed)"
+        )
 
 
 @locking(

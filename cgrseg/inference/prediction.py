@@ -64,7 +64,7 @@ class Speed:
         return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Labels of one image.
 
@@ -90,6 +90,15 @@ class Prediction:
     timing: Timing | None = None
     frame: int | None = None
     digest: str | None = None
+
+    def __repr__(self) -> str:
+        """Source, size and the classes that cover most."""
+        height, width = self.labels.shape
+        where = "" if self.source is None else f"{self.source}, "
+        where += "" if self.frame is None else f"frame {self.frame}, "
+        most = list(self.shares.items())[:3]
+        shown = ", ".join(f"{name} {100 * share:.0f} %" for name, share in most)
+        return f"Prediction({where}{height}x{width} pixels: {shown})"
 
     @property
     def shares(self) -> dict[str, float]:

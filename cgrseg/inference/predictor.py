@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.class_names import numbered_names, usable_names, usable_palette
+from cgrseg.class_names import counted, numbered_names, usable_names, usable_palette
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.image_io import read_image_with_digest
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
@@ -84,6 +84,13 @@ class Predictor:
         self.classes = tuple(classes)
         self.palette = tuple(palette)
         self._seen_sizes: set[tuple[int, int]] = set()
+
+    def __repr__(self) -> str:
+        long, short = self.test.scale
+        return (
+            f"Predictor({self.backend!r}, {counted(self.classes)}, {self.test.mode} images, "
+            f"scale {long}x{short})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen_sizes": set()}  # nothing is warm where it arrives

@@ -204,6 +204,12 @@ class CGRSeg(
         logits, initial = self.decode_head(self.backbone(x)[1:])
         return logits, initial
 
+    def extra_repr(self) -> str:
+        """What `repr` shows above the submodules."""
+        text = f"{self.variant}, num_classes={self.num_classes}"
+        text += f", context_blocks={self.context_blocks}"
+        return f"{text}, freeze_backbone=True" if self.backbone.frozen else text
+
     def options(self) -> dict[str, Any]:
         """Arguments that build this network again, as plain values fit for JSON."""
         table = VARIANTS[self.variant]

@@ -50,7 +50,7 @@ _CONSTANTS = ("attention_bias_idxs", "attention_bias_idxs_seg", "num_batches_tra
 _NAMES_SHOWN = 6
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadReport:
     """What a load did, name by name (names of the network; `unexpected`: of the file)."""
 
@@ -70,6 +70,13 @@ class LoadReport:
     """In the file and rightly left aside: ImageNet's classifier, constants."""
     notes: list[str] = field(default_factory=list)
     """In words: a classifier that starts afresh, translated names."""
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{len(getattr(self, name))} {name}"
+            for name in ("loaded", "missing", "unexpected", "mismatched", "fresh")
+        )
+        return f"LoadReport({self.source}: {counts})"
 
     def __str__(self) -> str:
         """A few readable lines."""

@@ -39,7 +39,7 @@ class SplitSummary:
     source: str = ""
 
 
-@dataclass
+@dataclass(repr=False)
 class CheckReport:
     """Everything that a check found.
 
@@ -60,6 +60,10 @@ class CheckReport:
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     quick: bool = False
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.of(severity))} {severity}s" for severity in SEVERITIES)
+        return f"CheckReport({self.dataset} in {self.root}: {counts})"
 
     def add(self, found: Iterable[Finding]) -> None:
         """Add findings, leaving out those that are there, and keep the order."""

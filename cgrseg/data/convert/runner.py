@@ -87,7 +87,7 @@ class Failure:
     message: str
 
 
-@dataclass
+@dataclass(repr=False)
 class ConversionReport:
     """What a conversion made.
 
@@ -126,6 +126,12 @@ class ConversionReport:
     def exit_code(self) -> int:
         """0 when all went well, 1 when something was skipped."""
         return 0 if self.ok else 1
+
+    def __repr__(self) -> str:
+        return (
+            f"ConversionReport({self.converter} into {self.out}: {self.written} written, "
+            f"{self.kept} kept, {len(self.failures)} skipped)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""

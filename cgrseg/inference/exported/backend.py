@@ -58,6 +58,9 @@ class ExportedBackend:
         self._source = source
         self._reopen = reopen
 
+    def __repr__(self) -> str:
+        return f"ExportedBackend({self._source}, {self.description.kind}, {self.device})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None:
             raise TypeError(f"{self._source}: only a backend that was opened from a file pickles")

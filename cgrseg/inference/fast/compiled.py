@@ -113,6 +113,13 @@ class CompiledBackend:
         if keep_memory and self.device.type == "cpu":
             keep_freed_memory()
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{height}x{width}" for _, height, width in self._runners) or "none yet"
+        return (
+            f"CompiledBackend({self._network.variant}, {self.device}, {self.precision}, "
+            f"compiled sizes: {sizes})"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code stays behind: on a CPU the artefacts on disk are taken again.
         return {**self.__dict__, "_network": packed(self._network), "_runners": OrderedDict()}
