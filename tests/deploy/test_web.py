@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cgrseg.cli.web import model_names
@@ -16,7 +17,7 @@ from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web import Limits, Service
 from cgrseg.deploy.web.queue import PredictionQueue
 from cgrseg.deploy.web.service import Refused
-from cgrseg.errors import ConfigError, DataError
+from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
 from cgrseg.inference import Predictor
 from tests.deploy.web_server import png
 from tests.inference.fixtures import BlockBackend, photo
@@ -60,6 +61,16 @@ def test_too_large_is_told_before_anything_is_decoded(service: Service) -> None:
     assert caught.value.status == 413
     with pytest.raises(Refused, match=r"0\.3 MB"):
         service.segment(b"BM" + bytes(300_000))
+
+
+def test_too_little_memory_is_not_called_damage() -> None:
+    class Starved(BlockBackend):
+        def logits(self, batch: torch.Tensor) -> torch.Tensor:
+            return torch.empty(1 << 60)  # more than any machine has
+
+    service = Service({"starved": predictor(Starved(num_classes=7))}, Limits())
+    with pytest.raises(EnvironmentProblem, match="memory ran out"):
+        service.segment(png())
 
 
 def test_large_inputs_use_sliding_windows() -> None:

@@ -15,7 +15,7 @@ from cgrseg import __version__
 from cgrseg.data.image_io import encode_label_png
 from cgrseg.deploy.web.page_files import PageFile
 from cgrseg.deploy.web.queue import PredictionQueue
-from cgrseg.deploy.web.request_filter import INTERNAL_ERROR, SEGMENT
+from cgrseg.deploy.web.request_filter import INTERNAL_ERROR, LOG, SEGMENT
 from cgrseg.deploy.web.service import Refused, Service
 from cgrseg.deploy.web.uploads import Disconnected
 from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, explain
@@ -51,6 +51,12 @@ _BODY = {
         },
     }
 }
+_LACK = explain(
+    "server",
+    found="it lacks memory or something else for this image",
+    expected="an answer",
+    remedy="send a smaller image, or see the output of the server",
+)
 _REFUSALS = {
     400: "Not an image, a damaged one, or an unknown model.",
     401: "The token is missing or wrong.",
@@ -60,6 +66,7 @@ _REFUSALS = {
     421: "The request is for another host.",
     422: "A wrong parameter.",
     503: "The queue is full, there was no answer in time, or the server is shutting down.",
+    507: "The server lacks memory.",
 }
 
 
@@ -94,9 +101,10 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
 
     @api.exception_handler(CGRSegError)
     async def _refuse(_request: Request, error: CGRSegError) -> Any:
-        if isinstance(error, Refused):
-            return refusal(error.status, str(error))
-        return refusal(507 if isinstance(error, EnvironmentProblem) else 400, str(error))
+        if isinstance(error, EnvironmentProblem):  # its message may name files of the server
+            LOG.error("%s", error)
+            return refusal(507, _LACK)
+        return refusal(error.status if isinstance(error, Refused) else 400, str(error))
 
     @api.exception_handler(Disconnected)
     async def _tell_nobody(_request: Request, _error: Disconnected) -> Any:

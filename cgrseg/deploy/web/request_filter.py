@@ -21,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 API = "/v1/"
 SEGMENT = "/v1/segment"
 
-_LOG = logging.getLogger("cgrseg.web")
+LOG = logging.getLogger("cgrseg.web")
 # A browser asks nobody but this server, whatever the page says; blob: is a local video.
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src blob:; "
@@ -112,7 +112,7 @@ class RequestFilter:
             if not begun:
                 await _refuse(send_with_headers, 503, _ENDING)
         except Exception:
-            _LOG.exception("a request failed")
+            LOG.exception("a request failed")
             if not begun:
                 await _refuse(send_with_headers, 500, INTERNAL_ERROR)
 

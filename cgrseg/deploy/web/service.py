@@ -11,6 +11,7 @@ from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference import Prediction, Predictor
 from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.views import Image, network_size
+from cgrseg.surroundings import raise_machine_problem
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Service:
         try:
             width, height, room = decoded_size(data)
         except Exception as error:  # damaged headers fail in many ways
+            raise_machine_problem(error, "upload")
             raise DataError(_NO_IMAGE) from error
         if room > self.limits.pixels:
             raise Refused(
@@ -147,7 +149,11 @@ class Service:
         image = decode_image(data, "upload")
         if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
             raise DataError(_NO_IMAGE)
-        found: Prediction = self._bounded(predictor, image)(image)
+        try:
+            found: Prediction = self._bounded(predictor, image)(image)
+        except Exception as error:
+            raise_machine_problem(error, "prediction")
+            raise
         return found
 
     def _bounded(self, predictor: Predictor, image: Image) -> Predictor:
