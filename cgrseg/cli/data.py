@@ -153,6 +153,7 @@ def check(
             splits=split or None,
             quick=quick,
             evaluate=config.train.evaluate,
+            image_bits=config.test.image_bits,
             workers=workers,
             progress=progress,
         )

@@ -271,6 +271,11 @@ class TestConfig(Section):
 
     __test__ = False  # its name is no invitation to test collectors
 
+    image_bits: Annotated[int, Field(ge=8, le=16)] = Field(
+        16,
+        description="Bits that the values of 16-bit images use, in training too: 12 reads 0..4095 "
+        "as 0..255. 8-bit images are not changed.",
+    )
     scale: Size = Field((2048, 512), description="Long side and short side, in either order.")
     resize: Literal["keep_ratio", "keep_ratio_divisible", "none"] = Field(
         "keep_ratio",

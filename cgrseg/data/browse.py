@@ -182,7 +182,7 @@ def _plain_cards(
         pair = pairs[int(index)]
         try:
             labels = load_label(spec, pair)
-            image = load_image(pair, labels)
+            image = load_image(pair, labels, bits=config.test.image_bits)
         except DataError as error:
             yield Card(pair.stem, "", problem=str(error))
             continue

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from cgrseg.config.schema import AugmentConfig, Config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.geometry import Size
-from cgrseg.data.image_io import is_jpeg, read_image, read_label
+from cgrseg.data.image_io import FULL_BITS, is_jpeg, read_image, read_label
 from cgrseg.data.sampling import Key, sample_generator
 from cgrseg.data.transforms import Plan, TrainTransform
 from cgrseg.errors import DataError, explain
@@ -55,18 +55,25 @@ class TrainDataset(Dataset[TrainSample]):
         pairs: images with labels.
         augment: the train pipeline.
         seed: of the augmentation.
+        image_bits: bits that 16-bit images use (`test.image_bits`).
 
     Raises:
         DataError: a pair without a label.
     """
 
     def __init__(
-        self, spec: DatasetSpec, pairs: Sequence[Pair], augment: AugmentConfig, seed: int = 0
+        self,
+        spec: DatasetSpec,
+        pairs: Sequence[Pair],
+        augment: AugmentConfig,
+        seed: int = 0,
+        image_bits: int = FULL_BITS,
     ) -> None:
         self.spec = spec
         self.pairs = _labelled(spec, pairs)
         self.augment = augment
         self.seed = seed
+        self.image_bits = image_bits
         self.transform = TrainTransform(augment, spec.ignore_index)
 
     @classmethod
@@ -74,7 +81,7 @@ class TrainDataset(Dataset[TrainSample]):
         """The training split of a run."""
         spec = resolve_spec(config.data)
         pairs = find_pairs(spec, config.data.root, config.data.train_split)
-        return cls(spec, pairs, config.augment, config.train.seed)
+        return cls(spec, pairs, config.augment, config.train.seed, config.test.image_bits)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -92,7 +99,7 @@ class TrainDataset(Dataset[TrainSample]):
         label = _label_path(self.spec, pair)
         labels, lookup = self.checked(read_label(label), label)
         plan = self.transform.plan(labels, rng, lookup)
-        image = load_image(pair, labels, self.reduction(pair, labels, plan))
+        image = load_image(pair, labels, self.reduction(pair, labels, plan), self.image_bits)
         pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
         return {
             "image": torch.from_numpy(pixels),
@@ -139,20 +146,25 @@ class EvalDataset(Dataset[EvalSample]):
     Args:
         spec: the dataset.
         pairs: images with labels.
+        image_bits: bits that 16-bit images use (`test.image_bits`).
 
     Raises:
         DataError: a pair without a label.
     """
 
-    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]) -> None:
+    def __init__(
+        self, spec: DatasetSpec, pairs: Sequence[Pair], image_bits: int = FULL_BITS
+    ) -> None:
         self.spec = spec
         self.pairs = _labelled(spec, pairs)
+        self.image_bits = image_bits
 
     @classmethod
     def from_config(cls, config: Config, split: str | None = None) -> EvalDataset:
         """The evaluation split of a run, or another one."""
         spec = resolve_spec(config.data)
-        return cls(spec, find_pairs(spec, config.data.root, split or config.data.eval_split))
+        pairs = find_pairs(spec, config.data.root, split or config.data.eval_split)
+        return cls(spec, pairs, config.test.image_bits)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -167,7 +179,7 @@ class EvalDataset(Dataset[EvalSample]):
         pair = self.pairs[index]
         labels = load_label(self.spec, pair)
         return {
-            "image": load_image(pair, labels),
+            "image": load_image(pair, labels, bits=self.image_bits),
             "label": labels,
             "stem": pair.stem,
             "image_path": str(pair.image),
@@ -187,7 +199,10 @@ def load_label(spec: DatasetSpec, pair: Pair) -> NDArray[np.uint8]:
 
 
 def load_image(
-    pair: Pair, labels: NDArray[np.uint8], reduce: Literal[1, 2, 4, 8] = 1
+    pair: Pair,
+    labels: NDArray[np.uint8],
+    reduce: Literal[1, 2, 4, 8] = 1,
+    bits: int = FULL_BITS,
 ) -> NDArray[np.uint8]:
     """RGB image of a pair, checked to have the size of its label.
 
@@ -195,6 +210,7 @@ def load_image(
         pair: which.
         labels: (H, W), its label map.
         reduce: decode a JPEG at this fraction of its sides.
+        bits: see :func:`cgrseg.data.image_io.read_image`.
 
     Returns:
         (H, W, 3), or both sides divided by `reduce` and rounded up.
@@ -202,7 +218,7 @@ def load_image(
     Raises:
         DataError: unreadable, or another size than the label.
     """
-    image = read_image(pair.image, reduce=reduce)
+    image = read_image(pair.image, reduce=reduce, bits=bits)
     expected: Size = (-(-labels.shape[0] // reduce), -(-labels.shape[1] // reduce))
     if image.shape[:2] != expected:
         swapped = image.shape[:2] == expected[::-1]

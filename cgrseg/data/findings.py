@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "duplicate-stem": "two images have one stem",
     "image-unreadable": "an image is empty, cut off or no image at all",
     "image-depth": "an image has an alpha channel or more than 8 bits",
+    "image-bits": "16-bit images that use fewer or more bits than they are read with",
     "label-unreadable": "a label is damaged or truncated",
     "label-colour": "a label is a colour picture, not class ids",
     "label-depth": "a label holds ids beyond 8 bits",

@@ -46,14 +46,19 @@ _INDEXED_MAGICS = (b"BM", b"II*\0", b"MM\0*")  # BMP, TIFF
 MAX_PIXELS = 1 << 30
 """Pixels of the largest image that is read: OpenCV's own limit."""
 
+FULL_BITS = 16
+"""Bits of a 16-bit image where nothing else is said."""
+
 _PILLOW_LIMIT = threading.Lock()
 
 
-def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
+def read_image(
+    path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1, bits: int = FULL_BITS
+) -> Bytes8:
     """Read a photo as 8-bit RGB.
 
     EXIF orientation is applied; grey becomes three equal channels; the alpha channel is
-    left out; 16-bit values keep their upper 8 bits; CMYK JPEGs are converted as other
+    left out; of 16-bit values the upper 8 of `bits` are kept; CMYK JPEGs are converted as other
     viewers do (inverted values, Adobe's convention).  JPEG has no checksums: damage within
     its pixel data gives wrong colours, and nobody can tell.
 
@@ -61,6 +66,8 @@ def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
         path: any format that OpenCV reads: JPEG, PNG, BMP, TIFF, WebP and others.
         reduce: JPEG only: decode at this fraction of both sides (rounded up), which is
             faster and smooths differently than a resize.
+        bits: number of bits that the values of 16-bit images use, 8..16: with 12, 4095 becomes
+            255.  8-bit images are not changed.
 
     Returns:
         (H, W, 3), C-contiguous, 0..255, RGB.
@@ -69,10 +76,10 @@ def read_image(path: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
         DataError: the file is missing, empty, truncated or no image.
     """
     path = Path(path)
-    return decode_image(_read_bytes(path, "an image"), path, reduce=reduce)
+    return decode_image(_read_bytes(path, "an image"), path, reduce=reduce, bits=bits)
 
 
-def read_image_with_digest(path: Path | str) -> tuple[Bytes8, str]:
+def read_image_with_digest(path: Path | str, *, bits: int = FULL_BITS) -> tuple[Bytes8, str]:
     """Read an image as :func:`read_image` does, and tell from which bytes it was decoded.
 
     The file is read once: one that is replaced meanwhile has another digest than this.
@@ -85,7 +92,7 @@ def read_image_with_digest(path: Path | str) -> tuple[Bytes8, str]:
     """
     path = Path(path)
     data = _read_bytes(path, "an image")
-    return decode_image(data, path), content_digest(data)
+    return decode_image(data, path, bits=bits), content_digest(data)
 
 
 def image_digest(path: Path | str) -> str | None:
@@ -96,13 +103,16 @@ def image_digest(path: Path | str) -> str | None:
         return None
 
 
-def decode_image(data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1) -> Bytes8:
+def decode_image(
+    data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] = 1, bits: int = FULL_BITS
+) -> Bytes8:
     """Decode the bytes of an image file, as :func:`read_image` does.
 
     Args:
         data: content of the file; not empty.
         name: name of the file in messages.
         reduce: see :func:`read_image`.
+        bits: likewise.
 
     Returns:
         (H, W, 3), C-contiguous, 0..255, RGB.
@@ -111,16 +121,38 @@ def decode_image(data: bytes, name: Path | str, *, reduce: Literal[1, 2, 4, 8] =
         DataError: the image is truncated, or no image.
     """
     _refuse_truncated(name, data)
+    if bits < FULL_BITS and reduce == 1:
+        wide = _decoded(data, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if wide.dtype == np.uint16:
+            scaled = np.minimum(wide >> (bits - 8), 255).astype(np.uint8)
+            return np.asarray(cv2.cvtColor(scaled, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    pixels = _decoded(data, name, _REDUCED[reduce])
+    if reduce != 1 or _RGB_FLAG is None:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def _decoded(data: bytes, name: Path | str, flags: int) -> NDArray[Any]:
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce])
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise_machine_problem(error, name)
         raise _undecodable(name, str(error).strip().splitlines()[-1]) from error
     if pixels is None:
         raise _undecodable(name, "no decoder understands it")
-    if reduce != 1 or _RGB_FLAG is None:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return np.asarray(pixels, dtype=np.uint8)
+    return pixels
+
+
+def used_bits(path: Path | str) -> int:
+    """Bits that the largest value of a 16-bit image needs, 0..16; 8 for other images.
+
+    Raises:
+        DataError: as :func:`read_image`.
+    """
+    path = Path(path)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    pixels = _decoded(_read_bytes(path, "an image"), path, flags)
+    return int(pixels.max()).bit_length() if pixels.dtype == np.uint16 else 8
 
 
 def read_label(path: Path | str) -> Bytes8:

@@ -66,7 +66,7 @@ def commonest_size(photos: Sequence[Path], test: TestConfig) -> Size:
     Raises:
         DataError: a photo that cannot be read.
     """
-    sizes = Counter(network_size(read_image(photo), test) for photo in photos)
+    sizes = Counter(network_size(read_image(photo, bits=test.image_bits), test) for photo in photos)
     return sizes.most_common(1)[0][0]
 
 
@@ -108,7 +108,7 @@ class CalibrationInputs(Sequence[NDArray[np.generic]]):
         """
         if isinstance(place, slice):
             return CalibrationInputs(self._photos[place], self._test, self._description, self._size)
-        picture = read_image(self._photos[place])
+        picture = read_image(self._photos[place], bits=self._test.image_bits)
         batch = NetworkInput.of(picture, fit(self._test, picture, [self._size])).tensor
         taken: list[NDArray[np.generic]] = []
 

@@ -106,7 +106,7 @@ def find_labelled(
         spec = resolve_spec(config.data)
         wanted = split or config.data.eval_split
         pairs = find_pairs(spec, config.data.root, wanted)
-        dataset = EvalDataset(spec, pairs)
+        dataset = EvalDataset(spec, pairs, config.test.image_bits)
     except CGRSegError as error:
         if asked:
             raise
@@ -137,7 +137,7 @@ def agreement(
     """Mean share 0..1 of the pixels of photos whose labels are the reference's."""
     shares = []
     for photo in photos:
-        picture = read_image(photo)
+        picture = read_image(photo, bits=test.image_bits)
         found, wanted = (
             segment_exported(one, [picture], test)[0].labels for one in (backend, reference)
         )

@@ -121,7 +121,7 @@ def evaluate(
         refuse_own_data(sink.folder, pairs, config.data.root)
     if not format_only:
         _refuse_unwritable(Path(work_dir or config.run_dir))
-    dataset = _dataset(spec, pairs, format_only)
+    dataset = _dataset(spec, pairs, format_only, config.test.image_bits)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
     _check_fit(model, config, spec, checkpoint)
     test = augmented(config.test) if aug_test else config.test
@@ -208,8 +208,9 @@ def result_name(
 class ImagesOnly:
     """A split without labels, image by image."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair], image_bits: int) -> None:
         self.pairs = pairs
+        self.image_bits = image_bits
 
     def __len__(self) -> int:
         """Number of images."""
@@ -218,11 +219,14 @@ class ImagesOnly:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Image and stem; the label is None."""
         pair = self.pairs[index]
-        return {"image": read_image(pair.image), "label": None, "stem": pair.stem}
+        image = read_image(pair.image, bits=self.image_bits)
+        return {"image": image, "label": None, "stem": pair.stem}
 
 
-def _dataset(spec: DatasetSpec, pairs: Sequence[Pair], format_only: bool) -> EvalItems:
-    return ImagesOnly(pairs) if format_only else EvalDataset(spec, pairs)
+def _dataset(
+    spec: DatasetSpec, pairs: Sequence[Pair], format_only: bool, image_bits: int
+) -> EvalItems:
+    return ImagesOnly(pairs, image_bits) if format_only else EvalDataset(spec, pairs, image_bits)
 
 
 def _refuse_kind(out: str | Path | None, format_only: bool) -> None:

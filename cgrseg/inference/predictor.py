@@ -274,9 +274,9 @@ class Predictor:
             raise source.error
         digest = None
         if isinstance(source, (str, Path)):
-            image, digest = read_image_with_digest(source)
+            image, digest = read_image_with_digest(source, bits=self.test.image_bits)
         else:
-            image = as_image(source)
+            image = as_image(source, bits=self.test.image_bits)
         ours = not isinstance(self.backend, ExportedBackend) and is_plain(self.test)
         ready = NetworkInput.of(image, self.test) if ours else None
         return Opened(image, ready, time.perf_counter() - start, digest)

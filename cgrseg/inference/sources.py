@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
-from cgrseg.data.image_io import decode_image, read_image
+from cgrseg.data.image_io import FULL_BITS, decode_image, read_image
 from cgrseg.errors import DataError, explain
 from cgrseg.inference.frames import Frame
 
@@ -128,7 +128,7 @@ def _matches(pattern: str) -> list[Path]:
     return sorted(found.values())
 
 
-def as_image(value: Any) -> Image:
+def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
     """One image as uint8 RGB (H, W, 3).
 
     Args:
@@ -142,29 +142,30 @@ def as_image(value: Any) -> Image:
               with 1 or 4 channels likewise;
             - a Pillow image (turned by its EXIF orientation);
             - a :class:`~cgrseg.inference.frames.Frame` of a clip.
+        bits: bits that 16-bit images use, see :func:`cgrseg.data.image_io.read_image`.
 
     Raises:
         DataError: a file that cannot be read, a value of another kind, or a tensor whose layout
             or range is not certain.
     """
     if isinstance(value, (str, Path)):
-        return read_image(value)
+        return read_image(value, bits=bits)
     if isinstance(value, Frame):
         return value.image
     if hasattr(value, "getexif") and hasattr(value, "convert"):
         from PIL import ImageOps
 
-        return _from_pillow(ImageOps.exif_transpose(value))
+        return _from_pillow(ImageOps.exif_transpose(value), bits)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(value))
+        return _from_bytes(bytes(value), bits)
     if callable(getattr(value, "read", None)):
-        return _from_stream(value)
+        return _from_stream(value, bits)
     if isinstance(value, torch.Tensor):
         return _from_tensor(value)
     if isinstance(value, np.ndarray):
         is_file = value.dtype == np.uint8 and value.ndim == 1
         if is_file or (value.dtype.kind == "S" and value.ndim == 0):
-            return _from_bytes(value.tobytes())
+            return _from_bytes(value.tobytes(), bits)
         return _from_array(value)
     raise DataError(
         explain(
@@ -177,7 +178,7 @@ def as_image(value: Any) -> Image:
     )
 
 
-def _from_bytes(content: bytes) -> Image:
+def _from_bytes(content: bytes, bits: int) -> Image:
     if not content:
         raise DataError(
             explain(
@@ -187,10 +188,10 @@ def _from_bytes(content: bytes) -> Image:
                 remedy="check where the bytes come from; a file that was read before is at its end",
             )
         )
-    return decode_image(content, "image in memory")
+    return decode_image(content, "image in memory", bits=bits)
 
 
-def _from_stream(stream: Any) -> Image:
+def _from_stream(stream: Any, bits: int) -> Image:
     seekable = getattr(stream, "seekable", bool)()
     if seekable:  # as Pillow does, which also leaves a file that it wrote at its end
         stream.seek(0)
@@ -204,7 +205,7 @@ def _from_stream(stream: Any) -> Image:
                 remedy="open it with open(path, 'rb'), or give the path",
             )
         )
-    return _from_bytes(content)
+    return _from_bytes(content, bits)
 
 
 def _from_tensor(tensor: torch.Tensor) -> Image:
@@ -241,10 +242,11 @@ def _from_tensor(tensor: torch.Tensor) -> Image:
     return _from_array((values.permute(1, 2, 0) if first else values).numpy())
 
 
-def _from_pillow(picture: Any) -> Image:
+def _from_pillow(picture: Any, bits: int) -> Image:
     """RGB of an upright Pillow image, as `read_image` gives it for the same file."""
     if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        wide = np.asarray(picture).astype(np.uint16)
+        grey = np.minimum(wide >> (bits - 8), 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.mode in ("I", "F"):
         raise DataError(

@@ -97,6 +97,7 @@ class DatasetSource:
             find_pairs(self.spec, config.data.root, config.data.train_split),
             config.augment,
             config.train.seed,
+            config.test.image_bits,
         )
         if placement.rank == 0:
             refuse_nothing_to_learn(
@@ -105,7 +106,9 @@ class DatasetSource:
         self.validation: EvalDataset | None = None
         if config.train.evaluate:
             self.validation = EvalDataset(
-                self.spec, find_pairs(self.spec, config.data.root, config.data.eval_split)
+                self.spec,
+                find_pairs(self.spec, config.data.root, config.data.eval_split),
+                config.test.image_bits,
             )
         self.size = len(self.train)
         self.images_per_iteration = (
@@ -187,7 +190,9 @@ def look_before_training(config: Config) -> None:
     Raises:
         DataError: what would have spoilt the training.
     """
-    report = quick_check(config.data, evaluate=config.train.evaluate)
+    report = quick_check(
+        config.data, evaluate=config.train.evaluate, image_bits=config.test.image_bits
+    )
     report.raise_for_errors()
     for finding in report.findings:
         if finding.severity == "warning":

@@ -116,3 +116,18 @@ def test_counts_agree_with_looking_at_each_pixel(
             expected[row, column] += 1
     found = count_pairs(torch.from_numpy(prediction), torch.from_numpy(label), classes, 255)
     assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        ([[5, 1], [0, 3]], ""),
+        ([[5, 1], [0, 0]], "one class is labeled"),
+        ([[7, 0], [0, 0]], "one class is labeled"),
+        ([[0, 0], [0, 0]], "no class is labeled"),
+    ],
+)
+def test_scores_of_a_single_class_are_called_worthless(matrix, said):
+    scores = SegmentationScores.from_matrix(np.array(matrix))
+    assert scores.caution.startswith(said)
+    assert bool(scores.caution) == bool(said)

@@ -16,7 +16,7 @@ from cgrseg.data.check.encoding import (
     summarise,
 )
 from cgrseg.data.check.guess import guess_dataset
-from cgrseg.data.check.inspect import Facts, Job, inspect_pair
+from cgrseg.data.check.inspect import Facts, Job, inspect_pair, judge_image_bits
 from cgrseg.data.check.leakage import find_leaks, overlapping_stems
 from cgrseg.data.check.learnable import (
     judge_class_list,
@@ -26,6 +26,7 @@ from cgrseg.data.check.learnable import (
 )
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.findings import Finding
+from cgrseg.data.image_io import FULL_BITS
 from cgrseg.data.pairs import list_pairs
 from cgrseg.data.parallel import Progress, run_parallel
 
@@ -42,6 +43,7 @@ def check_dataset(
     splits: Sequence[str] | None = None,
     quick: bool = False,
     evaluate: bool = True,
+    image_bits: int = FULL_BITS,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -61,6 +63,7 @@ def check_dataset(
             split are read until there are two.
         evaluate: whether the run validates (`train.evaluate`), which needs the split of
             the settings for it.
+        image_bits: bits that 16-bit images use (`test.image_bits`).
         workers: processes (threads when quick); None chooses by the amount of work.
         progress: called with (done, total) over all files.
 
@@ -83,7 +86,7 @@ def check_dataset(
         elif layout.labels is None and name in (config.train_split, config.eval_split):
             report.add([_without_labels(spec, name, root)])
     report.add(overlapping_stems(pairs))
-    jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick)]
+    jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick, image_bits)]
     facts: dict[str, list[Facts]] = {name: [] for name in pairs}
     tallies: dict[tuple[str, LabelRule], Tally] = {}
     results = run_parallel(inspect_pair, jobs, workers=workers, threads=quick, progress=progress)
@@ -94,6 +97,7 @@ def check_dataset(
     told = [*judge_class_list(spec, tallies), *judge_stored_values(spec, tallies, labels)]
     report.add(told)
     report.add(finding for items in facts.values() for item in items for finding in item.findings)
+    report.add(judge_image_bits([item for items in facts.values() for item in items], image_bits))
     report.splits = {name: _summary(spec, name, pairs[name], facts[name]) for name in pairs}
     if not told:
         # A wrong encoding of all labels explains the rest.
@@ -111,6 +115,7 @@ def quick_check(
     *,
     splits: Sequence[str] | None = None,
     evaluate: bool = True,
+    image_bits: int = FULL_BITS,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -123,6 +128,7 @@ def quick_check(
         splits=splits,
         quick=True,
         evaluate=evaluate,
+        image_bits=image_bits,
         workers=workers,
         progress=progress,
     )
@@ -165,7 +171,9 @@ def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:
     )
 
 
-def _jobs(spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool) -> list[Job]:
+def _jobs(
+    spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool, image_bits: int
+) -> list[Job]:
     labels = images = list(range(len(pairs)))
     if quick:
         if len(pairs) > 2 * QUICK_LABELS:
@@ -178,6 +186,7 @@ def _jobs(spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool) -> 
             pair=pairs[k],
             rule=spec.label_rule if (label := pairs[k].label) is None else spec.rule_for(label),
             decode_image=k in decoded,
+            image_bits=image_bits,
         )
         for k in labels
     ]

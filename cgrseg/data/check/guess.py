@@ -86,7 +86,7 @@ def _refuse_color_masks(root: Path, folders: tuple[str, str] | None) -> None:
             root,
             found=f"color masks with {COLOR_TABLE}, as CVAT exports them",
             expected="label maps of class ids",
-            remedy=f"cgrseg data convert rgb {images} {masks} OUT --colours {table}",
+            remedy=f"cgrseg data convert rgb {images} {masks} OUT --colors {table}",
         )
     )
 

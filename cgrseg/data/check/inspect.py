@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +12,19 @@ import numpy as np
 
 from cgrseg.data.catalogue import LabelRule, Pair
 from cgrseg.data.findings import Finding, finding_from_error
-from cgrseg.data.image_io import open_with_pillow, read_image, read_label
+from cgrseg.data.image_io import (
+    FULL_BITS,
+    open_with_pillow,
+    read_image,
+    read_label,
+    used_bits,
+)
 from cgrseg.errors import DataError
 from cgrseg.input_files import read_input
 
 THUMB_SIDE = 32
+_DEEP = "more than 8 bits a channel, of which the upper 8 are used"
+_EMPTY_BITS = 2  # unused bits from which on an image looks too dark to be meant
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on the picture lies on its side
 _STEP = 4  # rows and columns between the pixels that tell where a class lies
 _PRESENT = 0.005  # share of an image below which a class's position says little
@@ -30,12 +39,14 @@ class Job:
         pair: image and label.
         rule: encoding of the label.
         decode_image: read the image whole; otherwise only its header.
+        image_bits: bits that 16-bit images use (`test.image_bits`).
     """
 
     split: str
     pair: Pair
     rule: LabelRule
     decode_image: bool
+    image_bits: int = FULL_BITS
 
 
 @dataclass
@@ -52,6 +63,8 @@ class Facts:
         pixels: training id to pixels, for the ids that the rule allows.
         ignored: pixels that count nowhere.
         centres: raw id to mean row, 0 (top) to 1 (bottom), where it covers enough.
+        bits: bits that the largest value of a 16-bit image needs; None: it has 8 bits, or was
+            not decoded.
         findings: what is wrong with the two files.
     """
 
@@ -64,6 +77,7 @@ class Facts:
     pixels: dict[int, int] = field(default_factory=dict)
     ignored: int = 0
     centres: dict[int, float] = field(default_factory=dict)
+    bits: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -91,19 +105,24 @@ def inspect_pair(job: Job) -> Facts:
 def _look_at_image(job: Job, facts: Facts) -> None:
     path = job.pair.image
     facts.size, odd = _read_header(path)
-    if odd:
+    if odd and not (odd == _DEEP and job.image_bits < FULL_BITS):
         facts.findings.append(
             Finding(
                 "warning",
                 "image-depth",
                 str(path),
                 f"{odd}; the network sees 8-bit RGB",
-                "if what is dropped matters, convert the image yourself; else ignore this",
+                "if the values use fewer than 16 bits, say how many: test.image_bits=12; if what "
+                "is dropped matters, convert the image yourself; else ignore this"
+                if odd == _DEEP
+                else "if what is dropped matters, convert the image yourself; else ignore this",
             )
         )
     if not job.decode_image:
         return
-    image = read_image(path)
+    image = read_image(path, bits=job.image_bits)
+    if odd == _DEEP:
+        facts.bits = used_bits(path)
     facts.size = (image.shape[0], image.shape[1])
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
@@ -119,17 +138,56 @@ def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
     try:
         with open_with_pillow(path) as picture:
             size = (picture.height, picture.width)
+            # Before the tags are read, which may load the pixels and forget how they are stored.
+            tiles = [str(tile[-1]) for tile in getattr(picture, "tile", ())]
+            deep = picture.mode.startswith(("I", "F")) or any(";16" in tile for tile in tiles)
             turn = picture.getexif().get(_ORIENTATION, 1)
             if isinstance(turn, int) and turn >= 5:
                 size = size[::-1]
             odd = ""
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
                 odd = "an alpha channel, which is dropped"
-            elif picture.mode.startswith(("I", "F")):
-                odd = "more than 8 bits a channel, of which the upper 8 are used"
+            elif deep:
+                odd = _DEEP
             return size, odd
     except Exception:  # whatever a damaged header does to Pillow, the decoder has the last word
         return None, ""
+
+
+def judge_image_bits(facts: Sequence[Facts], image_bits: int) -> list[Finding]:
+    """Whether 16-bit images use the bits that they are read with.
+
+    Args:
+        facts: of all pairs.
+        image_bits: what `test.image_bits` says.
+    """
+    deep = [item for item in facts if item.bits is not None]
+    if not deep:
+        return []
+    widest = max(deep, key=lambda item: item.bits or 0)
+    needed = max(widest.bits or 0, 8)
+    # Dark images leave the upper bits empty too, so a single one is no proof.
+    if needed == image_bits or (needed < image_bits and image_bits - needed < _EMPTY_BITS):
+        return []
+    highest = 2**needed - 1
+    if needed > image_bits:
+        what = (
+            f"values need {needed} bits, more than test.image_bits={image_bits}: they are cut off"
+        )
+    else:
+        what = (
+            f"no value of {len(deep)} 16-bit images is above {highest} ({needed} bits): read with "
+            f"{image_bits} bits, the network gets 0 to {highest >> (image_bits - 8)} of 255"
+        )
+    return [
+        Finding(
+            "warning",
+            "image-bits",
+            widest.image,
+            what,
+            f"set test.image_bits={needed}; the checkpoint keeps it for predictions",
+        )
+    ]
 
 
 def _look_at_label(raw: np.ndarray, path: Path, rule: LabelRule, facts: Facts) -> None:

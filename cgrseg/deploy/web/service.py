@@ -146,7 +146,7 @@ class Service:
         """
         predictor = self.predictor(model)
         size = self.check(data)
-        image = decode_image(data, "upload")
+        image = decode_image(data, "upload", bits=predictor.test.image_bits)
         if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
             raise DataError(_NO_IMAGE)
         try:
