@@ -140,7 +140,18 @@ class RunCallback(lightning.Callback):
         self.journal.close()
 
     def _agree_on_the_start(self, iteration: int) -> None:
-        """Refuse to train when processes start at different iterations."""
+        """Refuse to train when processes start at different iterations or in other precisions."""
+        precisions = self.exchange.gather(self.config.train.precision)
+        if len(set(precisions)) > 1:
+            chosen = [f"{name} in process {rank}" for rank, name in enumerate(precisions)]
+            raise TrainingProblem(
+                explain(
+                    "train.precision",
+                    found=f"different machines, different precisions ({', '.join(chosen)})",
+                    expected="one precision in all processes",
+                    remedy="set train.precision=fp32, or bf16 if all machines compute it fast",
+                )
+            )
         starts = self.exchange.gather(iteration)
         if len(set(starts)) == 1:
             return

@@ -228,7 +228,7 @@ def trainer_options(config: Config, placement: Placement) -> dict[str, Any]:
                 "train.precision",
                 found=f"{precision} on {placement.kind}, which PyTorch does not offer",
                 expected="fp32 or bf16",
-                remedy="set train.precision=bf16 for less memory, or fp32",
+                remedy="set train.precision=auto or fp32",
             )
         )
     several = placement.world_size > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,28 @@ def test_processes_that_start_at_different_iterations_refuse(tmp_path: Path) -> 
     for said in run_group(2, resume_in_own_folder, root, tmp_path, folder=tmp_path, status=1):
         assert "different iterations (2 in process 0, 0 in process 1)" in said
         assert "copy that of the first machine" in said and "Traceback" not in said
+
+
+def choose_precision_alone(root: Path, run_dir: Path) -> int:
+    """Two machines, of which the second one's processor has no bf16 instructions."""
+    has_bf16 = os.environ["RANK"] == "0"
+    torch.cpu._is_avx512_bf16_supported = lambda: has_bf16
+    torch.cpu._is_amx_tile_supported = lambda: False
+    platform.machine = lambda: "x86_64"
+    config = small_config(root, run_dir, train__precision="auto")
+    try:
+        train(config, device="cpu")
+    except CGRSegError as error:
+        print(f"problem: {error}")
+        return 1
+    return 0
+
+
+def test_processes_that_choose_other_precisions_refuse(tmp_path: Path) -> None:
+    root, run_dir = write_dataset(tmp_path / "data"), tmp_path / "run"
+    for said in run_group(2, choose_precision_alone, root, run_dir, folder=tmp_path, status=1):
+        assert "different precisions (bf16 in process 0, fp32 in process 1)" in said
+        assert "set train.precision=fp32" in said and "Traceback" not in said
 
 
 def one_with_a_damaged_image(root: Path, work_dir: Path) -> int:

@@ -117,7 +117,7 @@ def test_norms_are_synchronised_between_gpus_only() -> None:
 
 def test_half_precision_needs_a_gpu() -> None:
     config = Config.model_validate({"train": {"precision": "fp16"}})
-    with pytest.raises(ConfigError, match=r"train\.precision=bf16"):
+    with pytest.raises(ConfigError, match=r"train\.precision=auto"):
         trainer_options(config, Placement("cpu"))
 
 
