@@ -6,8 +6,10 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cgrseg.class_names import (
@@ -20,9 +22,18 @@ from cgrseg.class_names import (
     usable_names,
     usable_palette,
 )
+from cgrseg.config import Config, load_config
+from cgrseg.config.schema import DataConfig
+from cgrseg.data.catalogue import resolve_spec
+from cgrseg.data.convert import convert_coco_instances, convert_labelme
 from cgrseg.data.convert.rgb_masks import read_colour_table
 from cgrseg.data.custom import read_class_list
+from cgrseg.data.image_io import read_label, write_image
 from cgrseg.errors import ConfigError, DataError
+from cgrseg.inference.exported import Description
+from cgrseg.models import read_checkpoint
+from cgrseg.training.checkpointing import write_checkpoint
+from tests.inference.fixtures import description
 
 
 def valid(name: str) -> bool:
@@ -188,3 +199,48 @@ def test_differences_name_the_ids() -> None:
     assert differences(["a", "b", "c"], ["a", "c"]) == (
         "id 1: 'b' became 'c'; id 2: 'c' became no class"
     )
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(names=NAMES)
+def test_names_keep_their_ids_from_coco_and_labelme_to_a_dataset(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("forms")
+    write_image(root / "in" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    area = [[1, 1], [6, 1], [6, 6], [1, 6]]
+    last = len(names) - 1
+    flat = [value for point in area for value in point]
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "categories": [{"id": k + 5, "name": name} for k, name in enumerate(names)],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": last + 5, "segmentation": [flat]}],
+    }
+    (root / "coco.json").write_text(json.dumps(coco))
+    convert_coco_instances(root / "coco.json", root / "in", root / "coco", workers=0)
+    shape = {"label": names[last], "points": area, "shape_type": "polygon"}
+    labelme = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 8, "imageWidth": 8}
+    (root / "in" / "a.json").write_text(json.dumps(labelme))
+    convert_labelme(root / "in", root / "labelme", classes=names, workers=0)
+    for made in (root / "coco", root / "labelme"):
+        assert resolve_spec(DataConfig(dataset="custom", root=str(made))).classes == tuple(names)
+        assert read_label(made / "annotations" / "a.png")[3, 3] == last
+
+
+@settings(deadline=None, max_examples=25)
+@given(names=NAMES)
+def test_names_keep_their_ids_in_settings_checkpoints_and_exports(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("forms")
+    config = Config(data=DataConfig(dataset="custom", root=str(root), classes=names))
+    (root / "run.json").write_text(json.dumps(config.model_dump(mode="json")))
+    stored = load_config(root / "run.json")
+    assert resolve_spec(stored.data).classes == tuple(names)
+    meta = {"classes": list(names), "config": stored.model_dump(mode="json")}
+    write_checkpoint(root / "x.pth", {"state_dict": {"a": torch.zeros(1)}, "meta": meta})
+    held = read_checkpoint(root / "x.pth").meta["classes"]
+    assert usable_names(held, len(names), "x.pth") == tuple(names)
+    text = description(classes=names, num_classes=len(names)).model_dump_json()
+    exported = Description.read(text, root / "x.onnx")
+    assert usable_names(exported.classes, len(names), "x.onnx") == tuple(names)
