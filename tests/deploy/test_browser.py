@@ -249,14 +249,24 @@ def test_example_other_model_and_camera(page: Any) -> None:
     assert page.evaluate("document.querySelector('#preview').srcObject.active") is False
 
 
-def test_paste(page: Any, picture: Path, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "dispatched",
+    [
+        "new ClipboardEvent('paste', { clipboardData: data })",
+        "new DragEvent('drop', { dataTransfer: data })",
+    ],
+    ids=["paste", "drop"],
+)
+def test_paste_and_drop(
+    dispatched: str, page: Any, picture: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     page.evaluate(
         """async (content) => {
             const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
             const data = new DataTransfer();
             data.items.add(new File([bytes], "image.jpg", { type: "image/jpeg" }));
-            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
-        }""",
+            document.dispatchEvent(EVENT);
+        }""".replace("EVENT", dispatched),
         base64.b64encode(picture.read_bytes()).decode(),
     )
     wait_for_labels(page, "480×300")
@@ -338,6 +348,8 @@ def test_narrow_and_dark(browser: Any, address: str, picture: Path) -> None:
     upload(page, picture)
     wait_for_labels(page, "480×300")
     keep(page, "narrow")
+    page.click("summary")
+    keep(page, "narrow-details")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(value) for value in background[4:-1].split(",")) < 64
