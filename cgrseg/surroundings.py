@@ -82,7 +82,7 @@ def machine_problem(error: BaseException, where: object = "this machine") -> CGR
                 found=f"no further thread or process can be started ({_first_line(error)})",
                 expected="some 64 threads and processes for this user",
                 remedy="raise the limit (ulimit -u, a container's pids limit), or use fewer: "
-                "--threads 1, data.workers=0",
+                "OMP_NUM_THREADS=1 before the command, data.workers=0",
             )
         )
     if _says(error, _NO_SHARED_MEMORY):

@@ -93,7 +93,7 @@ class Unpaired:
             return f"labels that are named like {self._template[1]} are read with " + (
                 f"data.label_name={self._template[0]}"
                 if self.spec.name == "custom"
-                else "--dataset custom; or rename them"
+                else "data.dataset=custom and this setting; or rename them"
             )
         near = [name for name in self.orphans if _is_addition(stem, name)]
         if near:

@@ -20,6 +20,6 @@ SPEC = DatasetSpec(
         "val": SplitLayout(images="images/validation", labels="annotations/validation"),
     },
     default_root="data/synthetic",
-    how_to_get="draw it with `cgrseg data synth`, which writes data/synthetic",
+    how_to_get="draw it: `cgrseg data synth data/synthetic`",
     notes="0 is ignored.",
 )

@@ -114,7 +114,7 @@ class ExportedBackend:
                     remedy="windows of at most this (test.mode=slide)"
                     if self.sizes is None
                     else "export it for this size: cgrseg export CHECKPOINT --size "
-                    f"{height}x{width}; or for any size, without --size",
+                    f"{height}x{width}; or for any size: cgrseg export CHECKPOINT",
                 )
             )
         if goal == (height, width):
