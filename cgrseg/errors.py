@@ -160,8 +160,8 @@ def speaks_python() -> bool:
 
 
 def has_option(name: str) -> bool:
-    """Whether the front end that runs has an option; `cgrseg demo` cannot choose a checkpoint."""
-    return not (front_end() is FrontEnd.DEMO and name == "--resume-from")
+    """Whether the front end that runs has an option; `cgrseg demo` resumes and keeps by itself."""
+    return not (front_end() is FrontEnd.DEMO and name in ("--resume-from", "--overwrite"))
 
 
 def process_rank() -> int:

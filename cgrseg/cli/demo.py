@@ -78,7 +78,7 @@ def demo(
     begun = time.monotonic()
 
     console.rule("1 of 5: drawing scenes", align="left")
-    with shown_progress("drawing scenes") as progress:
+    with speaking_as(FrontEnd.DEMO), shown_progress("drawing scenes") as progress:
         data = write_dataset(
             out / "data", train_scenes, val_scenes, SIZE, workers=2, progress=progress
         )

@@ -8,11 +8,11 @@ space, choose another name) cannot be held by a test; everything that can be typ
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from cgrseg.cli.reference import commands, option_uses
 from cgrseg.config import load_config, words

@@ -29,7 +29,7 @@ from cgrseg.class_names import class_list_text
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PALETTE
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, has_option, option
 from cgrseg.files import (
     atomic_write_text,
     explained,
@@ -155,7 +155,9 @@ def _is_there(target: Path, settings: dict[str, Any], overwrite: bool) -> bool:
             f"{key} {earlier.get(key)}, now {settings[key]}" for key in changed
         )
         found += ")" if changed else "more settings than this version knows)"
-        remedy = "choose another folder, or ask for it to be overwritten"
+        remedy = "choose another folder"
+        if has_option("--overwrite"):
+            remedy += f", or replace these scenes with {option('--overwrite')}"
     else:
         found = "a folder with files that did not come from here"
         remedy = "choose another folder; this one is left as it is"
