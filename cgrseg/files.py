@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem, explain, option
 from cgrseg.processes import signals_held_back
 
 PARTIAL = ".cgrseg.partial"
@@ -125,7 +125,7 @@ def refuse_moved(path: Path | str) -> None:
                 found="the folder was renamed or removed while this command writes to it",
                 expected="a folder that stays in its place until the command has ended",
                 remedy="give the folder its name back, if it was renamed, and run the command "
-                "again (a training goes on with --resume)",
+                f"again (a training goes on with {option('--resume')})",
             )
         )
 

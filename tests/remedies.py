@@ -35,6 +35,8 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cli/web.py", ("web",)),
     ("training/single.py", ("run_cgrseg.py",)),
     ("training/script.py", ("tools/train.py",)),
+    ("files.py", ("train", "run_cgrseg.py", "tools/train.py")),
+    ("inference/painted.py", ("predict",)),
     ("training", ("train", "run_cgrseg.py", "tools/train.py")),
     ("evaluation/script.py", ("tools/test.py",)),
     ("evaluation/outputs.py", ("evaluate", "tools/test.py")),

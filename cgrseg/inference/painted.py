@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError, explain, option
 from cgrseg.files import write_json
 from cgrseg.inference.folder import made_by
 from cgrseg.inference.predictor import Predictor
@@ -109,6 +109,6 @@ class PaintRecord:
                 self.target,
                 found=f"{found} (see {self.path.name})",
                 expected="a free name, or this clip painted in the same way",
-                remedy="choose another folder with --out, or overwrite it (--overwrite)",
+                remedy=f"choose another folder, or replace it with {option('--overwrite')}",
             )
         )
