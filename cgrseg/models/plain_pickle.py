@@ -115,20 +115,23 @@ def load_plain(path: Path) -> Any:
         Exception: whatever a damaged file leads PyTorch to.
     """
     if zipfile.is_zipfile(path):
-        _refuse_packed(path)
+        _check_archive(path)
     with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols
         content = torch.load(path, map_location="cpu", weights_only=True)
     return _settled(content)
 
 
-def _refuse_packed(path: Path) -> None:
-    """PyTorch stores members as they are; a compressed one can unpack to any size."""
+def _check_archive(path: Path) -> None:
+    """Refuse compressed members, which can unpack to any size, and those that were changed."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("its members are compressed, which torch.save never does")
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its members are compressed, which torch.save never does")
+        damaged = archive.testzip()  # PyTorch itself compares no checksums
+    if damaged is not None:
+        raise ValueError(f"the checksum of its member {damaged} is wrong")
 
 
 def _settled(value: Any) -> Any:

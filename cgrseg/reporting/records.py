@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import MALFORMED, DataError, explain
 from cgrseg.input_files import read_input_text
 
 EVALUATION = "evaluation.json"
@@ -169,7 +169,7 @@ def read_evaluation(path: Path | str) -> EvaluationRecord:
     source = evaluation_file(path)
     try:
         value = json.loads(read_input_text(source))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(source, f"it cannot be read as JSON ({error})") from error
     return check_evaluation(value, source)
 
@@ -223,6 +223,13 @@ def check_evaluation(value: Any, source: object) -> EvaluationRecord:
     missing = [key for key in ("scores", "per_class", "confusion") if key not in value]
     if missing:
         raise _unreadable(source, f"it lacks {', '.join(missing)}")
+    try:
+        return _checked(value, source)
+    except MALFORMED as error:
+        raise _unreadable(source, f"its tables have another form ({error})") from error
+
+
+def _checked(value: dict[str, Any], source: object) -> EvaluationRecord:
     classes = value["per_class"]
     if not classes or not all(
         isinstance(c, dict) and {"class", "IoU"} <= c.keys() for c in classes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,6 @@ from cgrseg.inference.backends import TorchBackend, make_backend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import segment
-from cgrseg.input_files import read_input_text
 from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model
 from cgrseg.reporting.records import (
@@ -34,6 +32,7 @@ from cgrseg.reporting.records import (
 from cgrseg.reporting.report import ReportFiles, software_versions, write_report
 from cgrseg.reporting.samples import choose_images
 from cgrseg.reporting.targets import TABLES, check_targets
+from cgrseg.training.tables import read_table
 
 if TYPE_CHECKING:
     from cgrseg.config import Config
@@ -152,8 +151,8 @@ def _write(
             title=config.name if config is not None else str(settings.get("run", folder.name)),
             evaluation=evaluation,
             palette=None if spec is None else spec.palette,
-            history=_rows(folder / "metrics.csv"),
-            score_history=_rows(folder / "scores.csv"),
+            history=read_table(folder / "metrics.csv"),
+            score_history=read_table(folder / "scores.csv"),
             samples=samples,
             missing=missing,
             notes=notes,
@@ -313,10 +312,3 @@ def _another_network(where: object, found: str) -> DataError:
             "again; or leave the images out: cgrseg report RUN --no-pictures",
         )
     )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file by column; none when it is absent."""
-    if not path.is_file():
-        return []
-    return list(csv.DictReader(read_input_text(path).splitlines()))

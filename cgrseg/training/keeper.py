@@ -22,7 +22,7 @@ from cgrseg.errors import ConfigError, WeightsError, explain
 from cgrseg.training.checkpointing import BEST, FORMAT, LATEST, PREVIOUS, write_checkpoint
 from cgrseg.training.groups import parameter_groups
 from cgrseg.training.module import TrainingModule
-from cgrseg.training.tables import SCORES, read_table
+from cgrseg.training.tables import SCORES, damaged_table, read_table
 
 
 class Keeper:
@@ -133,10 +133,16 @@ def read_history(run_dir: Path) -> list[tuple[int, float]]:
     """(iteration, mIoU) of every evaluation that a run's folder knows of.
 
     An mIoU that was not a number counts as minus infinity.
+
+    Raises:
+        DataError: the table is damaged.
     """
     history = []
     for row in read_table(run_dir / SCORES):
-        score = float(row.get("mIoU") or "nan")
+        try:
+            score = float(row.get("mIoU") or "nan")
+        except ValueError as error:
+            raise damaged_table(run_dir / SCORES, str(error)) from error
         history.append((int(row["iteration"]), -math.inf if math.isnan(score) else score))
     return history
 

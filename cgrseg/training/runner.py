@@ -58,7 +58,7 @@ from cgrseg.training.resuming import (
 )
 from cgrseg.training.sources import DatasetSource, Source
 from cgrseg.training.stopping import GiveUp
-from cgrseg.training.tables import SCORES, read_table
+from cgrseg.training.tables import SCORES, damaged_table, read_table
 from cgrseg.training.transcript import LOG, Transcript
 
 CONFIG = "config.json"
@@ -348,11 +348,14 @@ def last_metrics(run_dir: Path) -> dict[str, float]:
     rows = read_table(run_dir / SCORES)
     if not rows:
         return {}
-    return {
-        name: float(value)
-        for name, value in rows[-1].items()
-        if name != "iteration" and not name.startswith("IoU.") and value
-    }
+    try:
+        return {
+            name: float(value)
+            for name, value in rows[-1].items()
+            if name != "iteration" and not name.startswith("IoU.") and value
+        }
+    except ValueError as error:
+        raise damaged_table(run_dir / SCORES, str(error)) from error
 
 
 def make_loggers(config: Config, run_dir: Path, start: int) -> list[Any]:

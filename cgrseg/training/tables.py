@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cgrseg.errors import DataError, explain
 from cgrseg.files import atomic_write_text, explained, refuse_moved
 from cgrseg.input_files import read_input_text
 
@@ -64,19 +66,37 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
     """Rows of a run's CSV as text by column; none when there is no file.
 
     A last line that a killed process left unfinished is skipped.
+
+    Raises:
+        DataError: it cannot be read as text.
     """
     source = Path(path)
     if not source.is_file():
         return []
-    rows = list(csv.reader(read_input_text(source).splitlines()))
+    try:
+        rows = list(csv.reader(read_input_text(source).splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise damaged_table(source, str(error)) from error
     if not rows or not rows[0] or rows[0][0] != "iteration":
         return []
     header, *body = rows
     return [
         dict(zip(header, row, strict=True))
         for row in body
-        if len(row) == len(header) and row[0].isdigit()
+        if len(row) == len(header) and re.fullmatch(r"[0-9]{1,15}", row[0])
     ]
+
+
+def damaged_table(path: Path, found: str) -> DataError:
+    """What is said of a table that cannot be read."""
+    return DataError(
+        explain(
+            path,
+            found=f"it cannot be read as a run's table ({found})",
+            expected="a CSV file of numbers, as a training writes it",
+            remedy="the file is damaged: copy it again, or move it out of the run's folder",
+        )
+    )
 
 
 def _shown(value: float | str) -> str:

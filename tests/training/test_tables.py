@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from cgrseg.errors import DataError
+from cgrseg.training.keeper import read_history
 from cgrseg.training.tables import RunTable, read_table
 
 
@@ -26,3 +30,23 @@ def test_rows_beyond_the_checkpoint_and_half_lines_go(tmp_path: Path) -> None:
 
 def test_no_file_is_an_empty_table(tmp_path: Path) -> None:
     assert read_table(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"iteration,mIoU\n100,\xff\n",
+        b"iteration,mIoU\n100,half\n",
+        b'iteration,"\n' + b"x" * 200_000,
+    ],
+)
+def test_a_damaged_table_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"scores\.csv: it cannot be read as a run's table"):
+        read_history(tmp_path)
+
+
+def test_iterations_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    rows = ["100,0.5", "\u00b2,0.5", "9" * 5000 + ",0.5"]
+    (tmp_path / "scores.csv").write_text("\n".join(["iteration,mIoU", *rows]), encoding="utf-8")
+    assert read_history(tmp_path) == [(100, 0.5)]
