@@ -297,6 +297,8 @@ def test_video(window: Window, tmp_path: Path) -> None:
     later = labels_in(saved(page, "#save-labels", tmp_path))
     assert not np.array_equal(first, later)
     keep(page, "video")
+    box = page.locator("#paint").bounding_box()  # small images are enlarged, in their ratio
+    assert box["width"] == 480 and box["height"] == 360
     page.click("#play")
     wait_until(page, "document.querySelector('#play').textContent == 'Pause'")
     wait_until(page, "document.querySelector('#play').textContent == 'Play'")

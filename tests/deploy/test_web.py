@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cgrseg.cli.main import app
 from cgrseg.cli.web import model_names
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web import Limits, Service
@@ -91,6 +92,23 @@ def test_names_of_models_are_no_paths() -> None:
     assert model_names(["/srv/a/best.pth", "small.onnx"]) == ["best.pth", "small.onnx"]
     assert model_names(["/srv/a/best.pth", "/srv/b/best.pth"]) == ["a/best.pth", "b/best.pth"]
     assert model_names(["/x/a/best.pth", "/y/a/best.pth"]) == ["a/best.pth (1)", "a/best.pth (2)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.pth", "--token", "short"], "--token: 5 characters"),
+        (["a.pth", "--seconds", "nan"], "--seconds"),
+        (["test.flip=true"], "at least one checkpoint"),
+    ],
+)
+def test_wrong_options_are_messages(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra [web]")
+    with pytest.raises(SystemExit) as caught:
+        app(["web", *arguments])
+    assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
 @pytest.fixture

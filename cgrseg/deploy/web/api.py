@@ -226,7 +226,8 @@ async def _image_bytes(request: Any, most: int) -> bytes:
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     class InMemory(MultiPartParser):
-        spool_max_size = most + 1  # nothing is written to a disk
+        # Nothing is written to a disk; the second is the name in older versions.
+        spool_max_size = max_file_size = most + 1
 
     try:
         form = await InMemory(request.headers, request.stream(), max_files=1, max_fields=8).parse()

@@ -156,6 +156,7 @@ function show(source, labels, classes) {
   const size = fitted(labels.width, labels.height, SHOWN_SIDE);
   drawSource($("picture"), source, ...size);
   paintLabels($("paint"), labels, classes, ...size);
+  $("stage").classList.toggle("tall", labels.height > labels.width);
   $("legend").replaceChildren(...classShares(labels, classes).map(legendRow));
   $("empty").hidden = true;
   $("view").hidden = false;
