@@ -214,9 +214,12 @@ def plain_warnings() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain())
     logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show
             yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)

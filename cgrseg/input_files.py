@@ -89,6 +89,8 @@ def refuse_special(path: Path | str) -> None:
 def _check_kind(path: Path | str, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
+    if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
+        raise OSError(errno.EACCES, "it is a folder that may not be entered", str(path))
     kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
     number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
     raise OSError(number, f"it is {kind}, not a regular file", str(path))

@@ -19,6 +19,7 @@ import errno
 import functools
 import inspect
 import json
+import logging
 import os
 import shlex
 import socket
@@ -26,7 +27,6 @@ import stat
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ else:
     import fcntl
 
 NAME = ".cgrseg.lock"
+
+_LOG = logging.getLogger("cgrseg.locks")
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -260,10 +262,11 @@ def _lock(descriptor: int, folder: Path, *, shared: bool = False) -> bool:
         if error.errno in _TAKEN:
             return False
         if error.errno in _NO_LOCKS:
-            warnings.warn(
-                f"{folder}: its file system has no file locks ({error.strerror}): make sure that "
-                "no other command writes into this folder",
-                stacklevel=2,
+            _LOG.warning(
+                "%s: its file system has no file locks (%s): make sure that no other command "
+                "writes into this folder",
+                folder,
+                error.strerror,
             )
             return True
         with explained(folder):

@@ -25,6 +25,9 @@ _NO_MEMORY = (
     "unable to allocate",
     "bad_alloc",
     "bad allocation",
+    # Of imports and of a failed allocation that no code has noticed.
+    "failed to map segment",
+    "error return without exception set",
 )
 _NO_THREADS = (
     "can't start new thread",
@@ -46,15 +49,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return _says(error, _NO_MEMORY)
 
 
-def machine_problem(error: BaseException, where: object = "this machine") -> CGRSegError | None:
+def machine_problem(
+    error: BaseException | None, where: object = "this machine"
+) -> CGRSegError | None:
     """The message for a lack of the machine; None for any other error.
 
     Args:
         error: what a library raised.
         where: what was being done, or the file that was being read.
     """
-    if isinstance(error, CGRSegError):
-        return None
+    while error is not None:
+        if isinstance(error, CGRSegError):
+            return None
+        problem = _problem(error, where)
+        if problem is not None:
+            return problem
+        # PyTorch's writer, for one, fails once more while the first error is handled.
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _problem(error: BaseException, where: object) -> CGRSegError | None:
     number = getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE) or _says(error, _NO_FILES):
         return EnvironmentProblem(

@@ -93,7 +93,7 @@ def _behind(entry: str | Path) -> list[FoundImage]:
             )
         )
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = _images_below(path)
         found = [FoundImage(p, p.relative_to(path).with_suffix("").as_posix()) for p in files]
         what = "no images in this folder"
     elif os.path.lexists(path):
@@ -117,6 +117,26 @@ def _behind(entry: str | Path) -> list[FoundImage]:
             )
         )
     return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Images of a folder and its subfolders, and the subfolders that may not be entered.
+
+    The latter stay in the list so that their reader names them.
+    """
+    found: list[Path] = []
+    denied: list[Path] = []
+
+    def note(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        denied.append(Path(error.filename))
+
+    for place, _, names in os.walk(folder, onerror=note):
+        found += [
+            Path(place) / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    return sorted([*found, *denied])
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,3 +135,132 @@ def test_an_output_that_is_full_is_said() -> None:
     assert done.returncode == 2
     assert "the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_notices_are_log_lines() -> None:
+    """`python -W error` turns Python warnings into traces."""
+    package = Path(cgrseg.__file__).parent
+    for path in package.rglob("*.py"):
+        assert "warnings.warn(" not in path.read_text("utf-8"), path
+
+
+_SMALL = (
+    "train.precision=fp32 schedule.max_iters=2 schedule.warmup_iters=0 train.eval_interval=2 "
+    "train.batch_size=2 data.workers=0 augment.scale=128x96 augment.crop_size=64x64 "
+    "test.scale=128x96 data.val_fraction=0.5"
+)
+
+
+@pytest.mark.slow
+def test_warnings_as_errors_end_no_training(dataset: Path, tmp_path: Path) -> None:
+    settings = [f"data.root={dataset}", *_SMALL.split()]
+    done = run(
+        *("train", "cgrseg-t_custom", "--work-dir", tmp_path / "run", *settings),
+        flags=("-W", "error"),
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: no GPU was found" in done.stderr
+    assert (tmp_path / "run" / "best.pth").is_file()
+
+
+def limit(kind: int, amount: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (amount, amount))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("megabytes", [300, 800])
+def test_little_memory_is_said(megabytes: int, checkpoint: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg", np.zeros((32, 32, 3), np.uint8))
+    done = run(
+        *("predict", checkpoint, tmp_path / "a.jpg", "--out", tmp_path / "out"),
+        limits=limit(resource.RLIMIT_AS, megabytes << 20),
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 2, done.stderr
+    assert "memory ran out" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "damaged" not in done.stderr
+
+
+_DROP_FROM_BOUNDING_SET = 24
+_OVERRIDES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: root enters every folder
+
+
+def without_rights() -> None:
+    """Let permissions count for root, too, from the next program on."""
+    if os.getuid() == 0:
+        for capability in _OVERRIDES:
+            ctypes.CDLL(None).prctl(_DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)
+
+
+def permissions_count(folder: Path) -> bool:
+    done = subprocess.run(["ls", folder], preexec_fn=without_rights, capture_output=True)
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize("command", ["config", "data", "custom", "browse", "checkpoint"])
+def test_what_may_not_be_entered_is_named(command: str, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "config.json").write_text("{}")
+    write_image(closed / "a.jpg", np.zeros((8, 8, 3), np.uint8))
+    arguments = {
+        "config": ["train", closed / "config.json"],
+        "data": ["data", "check", closed],
+        "custom": ["data", "check", closed, "--dataset", "custom"],
+        "browse": ["data", "browse", closed, "--out", tmp_path / "page.html"],
+        "checkpoint": ["info", closed / "a.pth"],
+    }[command]
+    closed.chmod(0)
+    try:
+        if not permissions_count(closed):
+            pytest.skip("permissions do not count for this user")
+        done = run(*arguments, limits=without_rights, cwd=tmp_path)
+    finally:
+        closed.chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    assert "closed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+_FINDS = """
+import sys
+from cgrseg.data.image_io import read_image
+from cgrseg.errors import DataError
+from cgrseg.inference.sources import find_images
+for image in find_images(sys.argv[1]):
+    try:
+        read_image(image.path)
+        print(image.name)
+    except DataError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_a_closed_subfolder_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    write_image(closed / "b.png", np.zeros((8, 8, 3), np.uint8))
+    closed.chmod(0)
+    try:
+        if not permissions_count(closed):
+            pytest.skip("permissions do not count for this user")
+        command = [sys.executable, "-c", _FINDS, tmp_path]
+        done = subprocess.run(command, preexec_fn=without_rights, capture_output=True, text=True)
+    finally:
+        closed.chmod(0o700)
+    first, second = done.stdout.splitlines()
+    assert first == "a"
+    assert second.startswith(str(closed)) and "may not be entered" in second
+
+
+def test_no_place_to_write_costs_no_result(tmp_path_factory: pytest.TempPathFactory) -> None:
+    nowhere = {
+        name: "/nonexistent" for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+    }
+    done = run("data", "list", **nowhere)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "voc2012" in done.stdout
+    done = run("data", "list", HOME=None, TMPDIR=None)
+    assert (done.returncode, done.stderr) == (0, "")
