@@ -21,7 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.class_names import counted, numbered_names, usable_names, usable_palette
+from cgrseg.class_names import (
+    check_class_names,
+    counted,
+    numbered_names,
+    usable_names,
+    usable_palette,
+)
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.image_io import read_image_with_digest
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
@@ -51,7 +57,8 @@ class Predictor:
         palette: RGB 0..255 per class; None: told likewise, or made.
 
     Raises:
-        ConfigError: names or colours that do not match the network's outputs.
+        ConfigError: names or colours that do not match the network's outputs, or names that
+            are empty or repeated.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class Predictor:
                         remedy="give the list that the network was trained with",
                     )
                 )
-        self.classes = tuple(classes)
+        self.classes = check_class_names(classes, "classes", error=ConfigError)
         self.palette = tuple(palette)
         self._seen_sizes: set[tuple[int, int]] = set()
 

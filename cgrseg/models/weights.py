@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cgrseg.class_names import differences, usable_names, usable_palette
+from cgrseg.class_names import differences, numbered_names, usable_names, usable_palette
 from cgrseg.errors import WeightsError, explain, speaks_python
 from cgrseg.files import atomic_write
 from cgrseg.models.cgrseg import CGRSeg
@@ -153,7 +153,7 @@ def _other_classes(model: CGRSeg, checkpoint: Checkpoint) -> list[str]:
         return []
     names = usable_names(stored, model.num_classes, checkpoint.source)
     changed = differences(names or (), model.classes)
-    if changed is None:
+    if changed is None or names == numbered_names(model.num_classes):
         return []
     return [f"the class names differ ({changed}): the classifier starts from other classes"]
 

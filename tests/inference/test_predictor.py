@@ -510,3 +510,9 @@ def test_more_classes_than_an_indexed_png_holds_are_refused(tmp_path: Path) -> N
     with pytest.raises(DataError, match="labels of 300 classes"):
         found.save_labels(tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("names", [("a", "b", "a"), ("a", "", "c"), ("a", "b\n", "c\nd")])
+def test_names_that_would_move_ids_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="classes: the class name"):
+        Predictor(BlockBackend(3), TestConfig(), names)

@@ -226,6 +226,19 @@ def test_saved_folder_with_another_number_of_classes_says_so(
     assert "starts afresh" in capsys.readouterr().err
 
 
+def test_a_classifier_of_other_classes_is_said(trained: CGRSeg, tmp_path: Path) -> None:
+    state = {"state_dict": trained.state_dict()}
+    torch.save({**state, "meta": {"classes": list(CLASSES)}}, tmp_path / "x.pth")
+    same = create_model("cgrseg_t", 3, classes=CLASSES)
+    assert not [note for note in load_weights(same, tmp_path / "x.pth").notes if "class" in note]
+    turned = create_model("cgrseg_t", 3, classes=CLASSES[::-1])
+    notes = load_weights(turned, tmp_path / "x.pth").notes
+    assert [note for note in notes if f"id 0: {CLASSES[0]!r} became {CLASSES[2]!r}" in note]
+    # Names that are numbers say nothing about the classifier.
+    torch.save({**state, "meta": {"classes": ["one"]}}, tmp_path / "x.pth")
+    assert not [note for note in load_weights(turned, tmp_path / "x.pth").notes if "class" in note]
+
+
 def test_names_of_a_saved_folder_that_do_not_fit_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
