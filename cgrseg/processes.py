@@ -35,12 +35,13 @@ class Terminated(SystemExit):
 
 
 class _Signals:
-    """Signals of this process: what came, and whether it may raise now."""
+    """Signals of this process: what came, whether it may raise now, and whether it was told."""
 
     received: signal.Signals | None = None
     when = 0.0
     held_back = 0
     pending = False
+    told = False
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -73,7 +74,7 @@ def ending_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Signals.received, _Signals.pending = None, False
+    _Signals.received, _Signals.pending, _Signals.told = None, False, False
     before = {}
     for number in _ENDING:
         handler = signal.getsignal(number)
@@ -86,7 +87,8 @@ def ending_by_signals() -> Iterator[None]:
         received = _Signals.received
         if received is None:
             raise
-        if isinstance(error, (Terminated, KeyboardInterrupt)):
+        if isinstance(error, (Terminated, KeyboardInterrupt)) and not _Signals.told:
+            _Signals.told = True
             by = "" if received == signal.SIGINT else f" by {received.name}"
             print(f"\nstopped{by}", file=sys.stderr, flush=True)
         raise Terminated(128 + received) from None

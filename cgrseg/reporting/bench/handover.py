@@ -14,6 +14,7 @@ import torch
 
 from cgrseg.errors import CGRSegError
 from cgrseg.models import CGRSeg
+from cgrseg.processes import end_with_parent
 from cgrseg.reporting.bench.subjects import Setting, Subject, make_subject
 
 _REASON, _END = "cgrseg cannot go on: ", "(end of the reason)"
@@ -74,17 +75,18 @@ def command_of(function: Callable[[str, TextIO], None], job: str) -> list[str]:
     program = (
         "import sys; from cgrseg.reporting.bench.handover import child; "
         f"from {function.__module__} import {function.__name__}; "
-        f"child({function.__name__}, sys.argv[1])"
+        f"child({function.__name__}, sys.argv[1], int(sys.argv[2]))"
     )
-    return [sys.executable, "-c", program, job]
+    return [sys.executable, "-c", program, job, str(os.getpid())]
 
 
-def child(function: Callable[[str, TextIO], None], job: str) -> None:
+def child(function: Callable[[str, TextIO], None], job: str, parent: int) -> None:
     """Call a function with its job and the stream of its answers, as a process of its own.
 
     The standard output is for answers alone: whatever libraries print goes to the standard
-    error, what they print past Python too.
+    error, what they print past Python too.  The process ends with its parent.
     """
+    end_with_parent(parent)
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         try:
