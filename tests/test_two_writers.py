@@ -30,17 +30,13 @@ def command(name: str, inputs: Path, out: Path, second: bool) -> list[str | Path
     """A command that writes into `out`, with other results when it is the second of its kind."""
     best, images, data = inputs / "trained" / "latest.pth", inputs / "images", inputs / "data"
     colors = inputs / ("two.txt" if second else "one.txt")
-    report: list[str | Path] = [
-        "report",
-        inputs / "evaluated" / "evaluation.json",
-        *CPU,
-        "--overwrite",
-    ]
+    report: list[str | Path] = ["report", inputs / "evaluated" / "evaluation.json"]
+    report += ["--data-root", data, *CPU, "--overwrite"]
     masks = inputs / "masks"
     known: dict[str, list[str | Path]] = {
         "train": [*commands.train(data, out, f"optimizer.lr={'1e-2' if second else '1e-4'}")],
         "evaluate": ["evaluate", best, f"work_dir={out}", *CPU],
-        "labels": ["evaluate", best, f"work_dir={out.parent / 'run'}", "--out", out, *CPU],
+        "labels": ["evaluate", best, f"work_dir={out.parent / str(second)}", "--out", out, *CPU],
         "predict": ["predict", best, images, "--out", out, *CPU],
         "video": ["predict", best, inputs / "clip.avi", "--out", out / "clip.avi", *CPU],
         "convert": ["data", "convert", "rgb", images, masks, out, "--colors", colors],
