@@ -39,7 +39,7 @@ def bench(
             help="cgrseg_t, cgrseg_b, cgrseg_l or checkpoints. Default: cgrseg_t. KEY=VALUE are "
             "settings of MODEL, e.g. model.context_blocks=6.",
             show_default=False,
-            autocompletion=completion.models_or_settings,
+            autocompletion=completion.models_files_or_settings,
         ),
     ] = None,
     subjects: Annotated[

@@ -5,6 +5,7 @@ Nothing here imports PyTorch, so that a press of the tabulator key answers at on
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Any
 
@@ -13,17 +14,18 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 def settings(ctx: Any, incomplete: str) -> list[str]:
     """`KEY=VALUE`: names of settings, then the values of the one that was typed."""
-    key, value = _setting_before_cursor(incomplete)
-    if key is None:
-        return _setting_names(incomplete)
-    values = [text for text in _values_of(key) if text.startswith(value)]
-    # bash takes the word apart at the equals sign and replaces what comes after it.
-    return values if "COMP_WORDS" in os.environ else [f"{key}={text}" for text in values]
+    key, _ = _setting_before_cursor(incomplete)
+    return _setting_names(incomplete) if key is None else _values(incomplete)
 
 
-def config_or_settings(ctx: Any, incomplete: str) -> list[str]:
-    """Presets and settings, for commands that take both among their arguments."""
-    return [*presets(incomplete), *settings(ctx, incomplete)]
+def files_or_settings(ctx: Any, incomplete: str) -> list[str]:
+    """Files and settings; nothing for an empty word, so that the shell lists its files."""
+    return [*settings(ctx, incomplete), *_files(incomplete)] if incomplete else _values(incomplete)
+
+
+def config_files_or_settings(ctx: Any, incomplete: str) -> list[str]:
+    """Presets, files and settings, for commands that take all of them as arguments."""
+    return [*presets(incomplete), *files_or_settings(ctx, incomplete)]
 
 
 def presets(incomplete: str) -> list[str]:
@@ -45,9 +47,9 @@ def models_and_presets(incomplete: str) -> list[str]:
     return [*models(incomplete), *presets(incomplete)]
 
 
-def models_or_settings(ctx: Any, incomplete: str) -> list[str]:
-    """Variants and settings."""
-    return [*models(incomplete), *settings(ctx, incomplete)]
+def models_files_or_settings(ctx: Any, incomplete: str) -> list[str]:
+    """Variants, files and settings."""
+    return [*models(incomplete), *files_or_settings(ctx, incomplete)]
 
 
 def datasets(incomplete: str) -> list[str]:
@@ -66,6 +68,21 @@ def devices(incomplete: str) -> list[str]:
 def precisions(incomplete: str) -> list[str]:
     """Precisions that networks predict in."""
     return [name for name in PRECISIONS if name.startswith(incomplete)]
+
+
+def _values(incomplete: str) -> list[str]:
+    """Values of the setting that was typed before; none where no setting was."""
+    key, value = _setting_before_cursor(incomplete)
+    values = [text for text in _values_of(key or "") if text.startswith(value)]
+    # bash takes the word apart at the equals sign and replaces what comes after it.
+    return values if "COMP_WORDS" in os.environ else [f"{key}={text}" for text in values]
+
+
+def _files(incomplete: str) -> list[str]:
+    if _setting_before_cursor(incomplete)[0] is not None:
+        return []
+    found = sorted(glob.glob(glob.escape(incomplete) + "*"))
+    return [f"{path}/" if os.path.isdir(path) else path for path in found]
 
 
 def _setting_names(incomplete: str) -> list[str]:

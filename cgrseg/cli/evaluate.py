@@ -40,7 +40,7 @@ def evaluate(
             "from); CHECKPOINT is a .pth file, a folder of save_pretrained, or a hub id; KEY=VALUE "
             "are settings, e.g. test.flip=true.",
             show_default=False,
-            autocompletion=completion.config_or_settings,
+            autocompletion=completion.config_files_or_settings,
         ),
     ],
     data_root: DataRoot = None,

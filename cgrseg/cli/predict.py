@@ -54,7 +54,7 @@ def predict(
             help="Image files, folders (with their subfolders) and quoted patterns such as "
             "'a/**/*.jpg'; or videos. KEY=VALUE are test settings, e.g. test.mode=slide.",
             show_default=False,
-            autocompletion=completion.settings,
+            autocompletion=completion.files_or_settings,
         ),
     ],
     out: Annotated[

@@ -27,7 +27,7 @@ def web(
             help="Checkpoints, folders of save_pretrained or exported files; the page offers all "
             "of them. KEY=VALUE are test settings, e.g. test.flip=true.",
             show_default=False,
-            autocompletion=completion.settings,
+            autocompletion=completion.files_or_settings,
         ),
     ],
     host: Annotated[

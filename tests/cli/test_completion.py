@@ -34,6 +34,19 @@ def test_every_setting_and_the_values_of_one(monkeypatch: pytest.MonkeyPatch) ->
     assert completion.settings(None, "no.such=") == []
 
 
+def test_files_are_offered_beside_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_images").mkdir()
+    (tmp_path / "best.pth").touch()
+    assert completion.files_or_settings(None, "") == []  # the shell lists its files
+    assert completion.files_or_settings(None, "be") == ["best.pth"]
+    offered = completion.files_or_settings(None, "test")
+    assert "test_images/" in offered and "test.flip=" in offered
+    assert completion.files_or_settings(None, "test.mode=w") == ["test.mode=whole"]
+    assert completion.config_files_or_settings(None, "be") == ["best.pth"]
+    assert completion.models_files_or_settings(None, "b") == ["best.pth"]
+
+
 def complete(words_: str, place: int) -> tuple[list[str], bool]:
     """What bash is told, and whether PyTorch was imported for it."""
     code = (

@@ -160,3 +160,76 @@ def test_unknown_setting_names_the_nearest(override: str, meant: str) -> None:
 def test_unknown_setting_in_a_table_of_values_is_the_same_error() -> None:
     with pytest.raises(ConfigError, match=r"did you mean optimizer\.lr\?"):
         load_config("cgrseg-t_custom", {"optimizer": {"l_r": 1}})
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        # mmsegmentation 0.x and 1.x
+        ("evaluation.interval", "train.eval_interval"),
+        ("data.train.data_root", "data.root"),
+        ("data.samples_per_gpu", "train.batch_size"),
+        ("data.workers_per_gpu", "data.workers"),
+        ("data.train.reduce_zero_label", "data.zero_is_ignore"),
+        ("optimizer_config.grad_clip.max_norm", "optimizer.clip_norm"),
+        ("checkpoint_config.interval", "train.checkpoint_interval"),
+        ("default_hooks.checkpoint.interval", "train.checkpoint_interval"),
+        ("log_config.interval", "train.log_interval"),
+        ("train_cfg.val_interval", "train.eval_interval"),
+        ("train_dataloader.batch_size", "train.batch_size"),
+        ("runner.max_iters", "schedule.max_iters"),
+        ("lr_config.power", "schedule.power"),
+        ("model.backbone.init_cfg.checkpoint", "model.pretrained"),
+        ("model.decode_head.dropout_ratio", "model.dropout"),
+        ("model.decode_head.loss_decode.class_weight", "loss.class_weights"),
+        # Ultralytics, Lightning, timm, transformers
+        ("lr0", "optimizer.lr"),
+        ("imgsz", "augment.crop_size"),
+        ("batch", "train.batch_size"),
+        ("accumulate_grad_batches", "train.accumulate"),
+        ("gradient_clip_val", "optimizer.clip_norm"),
+        ("drop-path-rate", "model.drop_path"),
+        ("model_ema_decay", "train.ema_decay"),
+        ("learning_rate", "optimizer.lr"),
+        ("per_device_train_batch_size", "train.batch_size"),
+        ("trainer.maxSteps", "schedule.max_iters"),
+        ("output_dir", "work_dir"),
+    ],
+)
+def test_names_of_other_tools_are_matched_by_meaning(key: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match="no such setting") as caught:
+        load_config("cgrseg-t_custom", [f"{key}=1"])
+    assert str(caught.value).endswith(f"what to do: did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("evaluation.metric", "cgrseg evaluate --metric"),
+        ("train.epochs", "schedule.max_iters to epochs x images"),
+        ("num_train_epochs", "schedule.max_iters to epochs x images"),
+        ("resume_from", "--resume-from CHECKPOINT"),
+        ("model.backbone", "set model.name"),
+        ("nc", "set data.classes"),
+        ("optimizer.type", "always AdamW"),
+        ("lr_scheduler", "section schedule"),
+        ("per_device_eval_batch_size", "leave it out"),
+    ],
+)
+def test_names_without_a_counterpart_say_what_to_do(key: str, told: str) -> None:
+    with pytest.raises(ConfigError, match="no such setting") as caught:
+        load_config("cgrseg-t_custom", [f"{key}=1"])
+    assert told in str(caught.value) and "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("data.train.pipeline", "optimizer.eps", "augment.photometric.gamma", "norm_cfg.type"),
+        *("loss.name", "metrics.scale", "augment.mosaic", "train.foo", "cutmix", "mixup"),
+    ],
+)
+def test_alike_letters_alone_propose_nothing(key: str) -> None:
+    with pytest.raises(ConfigError, match="no such setting") as caught:
+        load_config("cgrseg-t_custom", [f"{key}=1"])
+    assert str(caught.value).endswith("what to do: see docs/configuration.md for all of them")
