@@ -374,7 +374,8 @@ def test_exported_labels_and_sizes(place: Place) -> None:
     assert size is not None
     place.works(*export, "--size", size[0], "--output", "labels")
     remedy = place.refused(*export, "--size", size[0])
-    place.works(*export, "--size", size[0], "--output", "labels", options_in(remedy)[-1])
+    place.works(*export, "--size", size[0], "--output", "labels", "--overwrite")
+    assert "--overwrite" in remedy
     out = ["-o", place.folder / "out", "--no-overlays"]
     remedy = place.refused("predict", target, image, "test.flip=true", *out)
     again = [place.best if word == "CHECKPOINT" else word for word in command_in(remedy)]
