@@ -184,11 +184,8 @@ class Predictor:
         Raises:
             DataError: an image that cannot be used; the message names it.
         """
-        several = isinstance(source, (list, tuple))
-        if isinstance(source, (str, Path)) and not Path(source).is_file():
-            source, several = [image.path for image in find_images(source)], True
-        several = several or is_video(source)
-        images = source if isinstance(source, (list, tuple)) else [source]
+        images = source if isinstance(source, (list, tuple)) else _behind(source)
+        several = images is source or is_video(source) or _is_path_of_several(source)
         found = [
             prediction
             for _, prediction in self.stream(
@@ -209,7 +206,7 @@ class Predictor:
 
         Args:
             sources: what :meth:`__call__` takes for a single image, and videos, whose frames
-                take their place; may be endless.
+                take their place; may be endless.  A single image, a folder or a pattern too.
             confidence: also give each pixel's probability.
             batch_size: images of equal size that go through the network together.
             on_error: "yield" gives the error in the place of a prediction and goes on.
@@ -218,6 +215,9 @@ class Predictor:
             The source and its prediction (or error), in order; the source of a video's frame
             is the :class:`~cgrseg.inference.frames.Frame`.
         """
+        single = isinstance(sources, (str, Path, bytes, bytearray, memoryview))
+        if single or callable(getattr(sources, "read", None)):
+            sources = _behind(sources)
         # On a CPU the network keeps all cores busy; a GPU is faster than one reader.
         readers = 1 if self.backend.device.type == "cpu" else min(8, os.cpu_count() or 1)
         # Several batches are read at a time, so that images of equal size meet.
@@ -362,6 +362,18 @@ class Predictor:
         if isinstance(self.backend, ExportedBackend):
             return network_size(image, fit(self.test, image, self.backend.sizes))
         return network_size(image, self.test)
+
+
+def _is_path_of_several(source: Any) -> bool:
+    """Whether a source is a folder or a pattern rather than one file."""
+    return isinstance(source, (str, Path)) and not Path(source).is_file()
+
+
+def _behind(source: Any) -> list[Any]:
+    """The images behind one source: those of a folder or pattern, or itself."""
+    if _is_path_of_several(source):
+        return [image.path for image in find_images(source)]
+    return [source]
 
 
 class _Asked:

@@ -130,7 +130,8 @@ class Journal:
         if rest <= 0:
             return
         evaluations = self._pace.evaluations_left(iteration)
-        unknown = f", and {evaluations} evaluations on top" if evaluations else ""
+        plural = "s" if evaluations > 1 else ""
+        unknown = f", and {evaluations} evaluation{plural} on top" if evaluations else ""
         if self._pace.knows_evaluations:
             unknown = ", evaluations included"
         self.say(

@@ -168,6 +168,24 @@ def test_lists_folders_and_patterns(tmp_path: Path) -> None:
             assert [p.labels.tolist() for p in found] == [e.tolist() for e in expected]
 
 
+def test_a_stream_of_one_source_is_a_stream_of_its_images(tmp_path: Path) -> None:
+    images = [photo(70, 90, seed) for seed in range(2)]
+    files = [save(tmp_path / f"{number}.png", image) for number, image in enumerate(images)]
+    expected = [predictor()(image).labels for image in images]
+    content = files[0].read_bytes()
+    for source, count in (
+        (str(tmp_path), 2),
+        (files[0], 1),
+        (content, 1),
+        (io.BytesIO(content), 1),
+    ):
+        found = [prediction for _, prediction in predictor().stream(source)]
+        assert len(found) == count
+        for prediction, labels in zip(found, expected, strict=False):
+            assert isinstance(prediction, Prediction)
+            assert np.array_equal(prediction.labels, labels)
+
+
 def test_awkward_files_get_their_own_size(tmp_path: Path) -> None:
     narrow = save(tmp_path / "narrow.png", photo(501, 37))
     grey = save(tmp_path / "grey.png", photo(60, 80)[:, :, 0])
