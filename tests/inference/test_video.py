@@ -168,7 +168,7 @@ def test_what_is_no_video_leaves_nothing_behind(tmp_path: Path, content: bytes) 
     found = list(predictor().stream([path, photo(40, 40)], on_error="yield"))
     assert found[0][0] == path and isinstance(found[0][1], DataError)
     assert not isinstance(found[1][1], DataError)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="No such file"):
         predict_video(predictor(), tmp_path / "missing.mp4", tmp_path / "painted.mp4")
 
 
