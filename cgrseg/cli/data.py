@@ -162,12 +162,31 @@ def check(
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         console.print(report.text(), markup=False, soft_wrap=True)
+        if report.ok and Path(subject).is_dir():
+            command = _train_command(subject, config, settings)
+            console.print(f"to train: {command}", markup=False, soft_wrap=True)
     if plot is not None:
         _plot_classes(report, plot)
         if not as_json:
             console.print(f"histogram of classes: {plot}", markup=False)
     if report.exit_code(strict=strict):
         raise typer.Exit(EXIT_PARTLY)
+
+
+def _train_command(subject: str, config: Config, settings: list[str] | None) -> str:
+    """The command that trains on a folder as it was checked."""
+    import shlex
+
+    from cgrseg.config import list_presets, load_config
+
+    if (Path(subject) / "config.json").is_file():
+        return shlex.join(["cgrseg", "train", subject, *(settings or ())])
+    words = ["cgrseg", "train", config.name, f"data.root={subject}"]
+    if config.name in list_presets():
+        used = load_config(config.name).data.dataset
+        if used != config.data.dataset:
+            words.append(f"data.dataset={config.data.dataset}")
+    return shlex.join([*words, *(settings or ())])
 
 
 def _plot_classes(report: CheckReport, target: Path) -> None:

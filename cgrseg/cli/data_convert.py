@@ -278,6 +278,65 @@ def rgb(
     )
 
 
+@app.command(cls=Command)
+def mat(
+    image_folder: ImageFolder,
+    labels: Annotated[Path, typer.Argument(help="Folder of the MATLAB files.", show_default=False)],
+    out: OutArgument = None,
+    out_path: OutOption = None,
+    classes: Classes = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="Variable that holds the label map. Default: the only one of each file.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Split = None,
+    ignore: Ignore = None,
+    image_mode: ImageMode = Placing.link,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Label maps in MATLAB files, one array each.
+
+    --classes names the stored values from 0 on; --ignore leaves one of them out.
+
+    Example:
+      cgrseg data convert mat images labels data/mine --classes none,road,car --ignore none
+    """
+    from cgrseg.data.convert import convert_mat_labels
+
+    target = _target("mat", out, out_path)
+    names = read_names(classes)
+    if names is None:
+        raise ConfigError(
+            explain(
+                "cgrseg data convert mat --classes",
+                found="it is missing",
+                expected="the name of each stored value, from 0 on",
+                remedy="for example --classes background,road,car",
+            )
+        )
+    _run(
+        lambda progress: convert_mat_labels(
+            image_folder,
+            labels,
+            target,
+            classes=names,
+            field=field,
+            split=split,
+            ignored=ignore or (),
+            image_mode=image_mode.value,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        ),
+        as_json,
+    )
+
+
 def _target(command: str, argument: Path | None, option: Path | None) -> Path:
     """The folder for the result, given once, as an argument or as an option."""
     if (argument is None) == (option is None):

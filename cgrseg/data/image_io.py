@@ -194,8 +194,9 @@ def read_label(path: Path | str) -> Bytes8:
                 path,
                 found=f"a colour picture ({raw.shape[2]} channels)",
                 expected="one channel that holds class ids (grey or palette PNG)",
-                remedy="turn colour masks into ids with `cgrseg data convert rgb`, giving the "
-                "colour of each class; check that images and labels are not swapped",
+                remedy="turn color masks into ids with "
+                "`cgrseg data convert rgb IMAGES MASKS OUT`, which lists their colors; check that "
+                "images and labels are not swapped",
             )
         )
     whole = raw.dtype.kind != "f" or bool(np.array_equal(raw, np.floor(raw)))

@@ -16,6 +16,7 @@ from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.check import check_dataset, guess_dataset, quick_check
+from cgrseg.data.convert.mat_labels import convert_mat_labels
 from cgrseg.data.convert.place import find_file
 from cgrseg.data.convert.rgb_masks import convert_rgb_masks, read_colour_table
 from cgrseg.data.dataset import EvalDataset, TrainDataset, load_label
@@ -499,3 +500,43 @@ def test_converters_pair_names_of_both_forms(tmp_path):
     assert codes(check_dataset(out)) == set()
     stem = next((root / "images").glob("M*.jpg")).name
     assert find_file(root / "images" / unicodedata.normalize("NFC", stem)).is_file()
+
+
+def matlab_files(root: Path, **more: object) -> Path:
+    scipy = pytest.importorskip("scipy.io", reason="MATLAB files need the extra 'convert'")
+    folders.write_folder(root, classes=("road",))
+    for path in list((root / "annotations").iterdir()):
+        scipy.savemat(path.with_suffix(".mat"), {"labels": read_label(path), **more})
+        path.unlink()
+    return root
+
+
+def test_matlab_files_beside_images_are_named_and_converted(tmp_path):
+    root = matlab_files(tmp_path / "mine")
+    (root / "classes.txt").write_text("sky\nroad\n")
+    error = check_dataset(root).findings[0]
+    assert "0.mat is there" in error.message
+    command = f"cgrseg data convert mat {root}/images {root}/annotations OUT"
+    assert command in error.remedy
+    out = tmp_path / "out"
+    report = convert_mat_labels(root / "images", root / "annotations", out, classes=["sky", "road"])
+    assert (report.written, report.failures) == (4, [])
+    assert np.array_equal(read_label(out / "annotations" / "2.png"), folders.labels(2))
+    assert codes(check_dataset(out)) == set()
+
+
+def test_matlab_files_with_more_variables_or_values_are_named(tmp_path):
+    root = matlab_files(tmp_path / "mine", other=[1])
+    folders_of = (root / "images", root / "annotations")
+    report = convert_mat_labels(*folders_of, tmp_path / "a", classes=["sky", "road"])
+    assert report.written == 0
+    assert "2 variables: labels, other" in report.failures[0].message
+    assert "--field" in report.failures[0].message
+    done = convert_mat_labels(
+        *folders_of, tmp_path / "b", classes=["none", "road"], ignored=["none"], field="labels"
+    )
+    assert (done.written, done.classes) == (4, ("road",))
+    values = read_label(tmp_path / "b" / "annotations" / "1.png")
+    assert np.array_equal(values, np.where(folders.labels(1) == 0, 255, 0))
+    few = convert_mat_labels(*folders_of, tmp_path / "c", classes=["sky"], field="labels")
+    assert "values without a name: 1" in few.failures[0].message

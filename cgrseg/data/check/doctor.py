@@ -94,7 +94,10 @@ def check_dataset(
         facts[job.split].append(item)
         tallies.setdefault((job.split, job.rule), Tally()).add(item)
     labels = str(root / next((s.labels for s in spec.splits.values() if s.labels), ""))
-    told = [*judge_class_list(spec, tallies), *judge_stored_values(spec, tallies, labels)]
+    told = [
+        *judge_class_list(spec, tallies, labels),
+        *judge_stored_values(spec, tallies, labels),
+    ]
     report.add(told)
     report.add(finding for items in facts.values() for item in items for finding in item.findings)
     report.add(judge_image_bits([item for items in facts.values() for item in items], image_bits))

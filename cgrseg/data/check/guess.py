@@ -7,7 +7,7 @@ from pathlib import Path
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.catalogue import get_spec, list_specs
 from cgrseg.data.custom import CLASS_LIST, read_class_list
-from cgrseg.data.custom_layout import find_folders, refuse_misplaced_root
+from cgrseg.data.custom_layout import IMAGE_SUFFIXES, find_folders, refuse_misplaced_root
 from cgrseg.data.file_index import cut_suffix, visible_files
 from cgrseg.errors import DataError, explain
 
@@ -48,7 +48,7 @@ def guess_dataset(folder: Path | str) -> DataConfig:
         if folders is not None or (root / DataConfig().images).is_dir():
             return DataConfig(dataset="custom", root=str(root))
     else:
-        _refuse_color_masks(root, folders)
+        _refuse_other_annotations(root, folders)
     # CamVid's folders are those of any custom dataset: only its class list tells it.
     fitting = [name for name in fitting if name != "camvid"]
     if "pascal_context59" in fitting:
@@ -76,18 +76,39 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     )
 
 
-def _refuse_color_masks(root: Path, folders: tuple[str, str] | None) -> None:
+def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> None:
+    """Name the conversion that a folder needs, where it holds another tool's annotations.
+
+    Raises:
+        DataError: color masks of CVAT, or LabelMe files beside their images.
+    """
     table = root / COLOR_TABLE
-    if folders is None or not table.is_file():
-        return
-    images, masks = (root / name for name in folders)
-    raise DataError(
-        explain(
-            root,
-            found=f"color masks with {COLOR_TABLE}, as CVAT exports them",
-            expected="label maps of class ids",
-            remedy=f"cgrseg data convert rgb {images} {masks} OUT --colors {table}",
+    found, command = "", ""
+    if folders is not None and table.is_file():
+        images, masks = (root / name for name in folders)
+        found = f"color masks with {COLOR_TABLE}, as CVAT exports them"
+        command = f"rgb {images} {masks} OUT --colors {table}"
+    elif folders is None:
+        annotated = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+        beside = next((folder for folder in annotated if _holds_labelme(folder)), None)
+        if beside is not None:
+            found = f"JSON files beside their images in {beside}, as LabelMe writes them"
+            command = f"labelme {beside} OUT"
+    if command:
+        raise DataError(
+            explain(
+                root,
+                found=found,
+                expected="label maps of class ids",
+                remedy=f"cgrseg data convert {command}",
+            )
         )
+
+
+def _holds_labelme(folder: Path) -> bool:
+    stems = {path.stem for path in folder.glob("*.json")}
+    return bool(stems) and any(
+        path.stem in stems and path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from cgrseg.data.catalogue import DatasetSpec, LabelRule, Pair
 from cgrseg.data.check.encoding import Tally
 from cgrseg.data.check.report import SplitSummary
+from cgrseg.data.convert.record import RECORD_NAME
 from cgrseg.data.findings import Finding, raise_for_errors
 from cgrseg.data.image_io import read_label
 from cgrseg.errors import DataError
@@ -26,19 +27,25 @@ _MASK = {0, 255}
 
 
 def judge_class_list(
-    spec: DatasetSpec, tallies: Mapping[tuple[str, LabelRule], Tally]
+    spec: DatasetSpec, tallies: Mapping[tuple[str, LabelRule], Tally], where: str
 ) -> list[Finding]:
     """An error for a class list of one class."""
     if spec.num_classes >= NEEDED:
         return []
     only = spec.classes[0]
+    converted = _is_converted(where)
     remedy = (
         f"name what surrounds {only!r} as a class: write background as the first line of "
         f"{spec.default_root}/classes.txt, before {only} (or set data.classes)"
         if spec.name == "custom"
         else "drop or merge fewer classes"
     )
-    if stored_values(tallies) == _MASK:
+    if converted:
+        remedy = (
+            f"name what surrounds {only!r} as a class: convert again with --background other and "
+            "another output folder"
+        )
+    elif stored_values(tallies) == _MASK:
         remedy += "; the labels hold 0 and 255, which data.label_threshold=128 reads as two classes"
     elif spec.label_rule.lookup[0] == spec.ignore_index:
         remedy += ", and leave data.zero_is_ignore out"
@@ -63,7 +70,7 @@ def judge_stored_values(
     as_stored = all(rule.lookup[k] == k for k in range(number))
     if spec.name != "custom" or not as_stored or number < NEEDED or len(rule.allowed) == 256:
         return []
-    if stored == _MASK:
+    if stored == _MASK and not _is_converted(where):
         return [
             Finding(
                 "error",
@@ -180,7 +187,7 @@ def refuse_nothing_to_learn(
     where = str(Path(root) / (spec.splits[split].labels or spec.splits[split].images))
     raise_for_errors(
         where,
-        judge_class_list(spec, {})
+        judge_class_list(spec, {}, where)
         or nothing_to_learn(spec, split, labeled_classes(spec, pairs), set(), where),
     )
 
@@ -208,6 +215,11 @@ def _binary_remedy(spec: DatasetSpec) -> str:
         "say which class 255 is, for example 'data.label_values={0:0,255:1}' with a class list of "
         f"two; the class list has {spec.num_classes}"
     )
+
+
+def _is_converted(labels: str) -> bool:
+    """Whether our converters wrote the labels, in which 255 is what no shape covers."""
+    return (Path(labels) / RECORD_NAME).is_file()
 
 
 def stored_values(tallies: Mapping[tuple[str, LabelRule], Tally]) -> set[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from cgrseg.data.convert.coco_instances import convert_coco_instances
 from cgrseg.data.convert.coco_stuff import convert_coco_stuff10k
 from cgrseg.data.convert.labelme import convert_labelme
+from cgrseg.data.convert.mat_labels import convert_mat_labels
 from cgrseg.data.convert.pascal_context import convert_pascal_context
 from cgrseg.data.convert.rgb_masks import convert_rgb_masks, list_colours, read_colour_table
 from cgrseg.data.convert.runner import ConversionReport, Failure
@@ -20,6 +21,7 @@ __all__ = [
     "convert_coco_instances",
     "convert_coco_stuff10k",
     "convert_labelme",
+    "convert_mat_labels",
     "convert_pascal_context",
     "convert_rgb_masks",
     "list_colours",

@@ -70,6 +70,26 @@ def read_label_field(path: Path, name: str, *, highest: int) -> np.ndarray:
     return labels.astype(np.uint16)
 
 
+def only_field(path: Path) -> str:
+    """Name of the one variable that a MATLAB file holds.
+
+    Raises:
+        EnvironmentProblem: scipy is not installed.
+        DataError: the file cannot be read, or holds more than one variable or none.
+    """
+    fields = _answer(path, "").fields
+    if len(fields) != 1:
+        raise DataError(
+            explain(
+                path,
+                found=f"{len(fields)} variables: {', '.join(fields) or 'none'}",
+                expected="one variable, the label map",
+                remedy="name the variable that holds the label map with --field",
+            )
+        )
+    return str(fields[0])
+
+
 def _answer(path: Path, name: str) -> MatAnswer:
     """What the reading process says of a file, if it could read it."""
     if importlib.util.find_spec("scipy") is None:
