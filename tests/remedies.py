@@ -14,7 +14,7 @@ from pathlib import Path
 
 CONVERTERS = (
     *("data convert coco", "data convert coco-stuff10k", "data convert labelme"),
-    *("data convert pascal-context", "data convert rgb"),
+    *("data convert mat", "data convert pascal-context", "data convert rgb"),
 )
 SCRIPTS = ("run_cgrseg.py", "tools/train.py", "tools/test.py")
 READING_DATA = ("train", "evaluate", "report", "export", "data check", "data browse", *SCRIPTS)
@@ -45,6 +45,8 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data/convert/pascal_context.py", ("data convert pascal-context",)),
     ("data/convert/rgb_masks.py", ("data convert rgb",)),
     ("data/convert/custom.py", ("data convert labelme",)),
+    ("data/convert/mat.py", ("data convert mat",)),
+    ("data/convert/mat_labels.py", ("data convert mat",)),
     ("data/convert", CONVERTERS),
     ("data/check/guess.py", ("data check", "data browse")),
     ("data/browse.py", ("data browse",)),

@@ -299,9 +299,7 @@ def mat(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Label maps in MATLAB files, one array each.
-
-    --classes names the stored values from 0 on; --ignore leaves one of them out.
+    """Label maps in MATLAB files, one array each; the class list names the stored values.
 
     Example:
       cgrseg data convert mat images labels data/mine --classes none,road,car --ignore none
@@ -309,22 +307,12 @@ def mat(
     from cgrseg.data.convert import convert_mat_labels
 
     target = _target("mat", out, out_path)
-    names = read_names(classes)
-    if names is None:
-        raise ConfigError(
-            explain(
-                "cgrseg data convert mat --classes",
-                found="it is missing",
-                expected="the name of each stored value, from 0 on",
-                remedy="for example --classes background,road,car",
-            )
-        )
     _run(
         lambda progress: convert_mat_labels(
             image_folder,
             labels,
             target,
-            classes=names,
+            classes=read_names(classes),
             field=field,
             split=split,
             ignored=ignore or (),

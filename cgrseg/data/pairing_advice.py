@@ -21,8 +21,8 @@ from cgrseg.data.spec import DatasetSpec, SplitLayout
 _OTHER_FORMATS = {
     ".jpg": "JPEG changes values along every border, so class ids do not survive it: export the "
     "label maps as PNG; JPEG masks of two classes are read with data.label_threshold=128",
-    ".mat": "save the label maps in the MATLAB files as 8-bit PNG files, for example with "
-    "scipy.io.loadmat and PIL.Image.fromarray(ids)",
+    ".mat": "convert the MATLAB files: cgrseg data convert mat {images} {labels} OUT "
+    "--classes NAMES",
     ".json": "convert LabelMe files: cgrseg data convert labelme {labels} OUT "
     "--image-folder {images}",
     ".npy": "save the arrays as 8-bit PNG files, for example with PIL.Image.fromarray(ids)",

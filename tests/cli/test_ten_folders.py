@@ -205,7 +205,7 @@ JOURNEYS = {
             ),
             Step("in out", "cgrseg data check out"),
             Step(
-                "convert again with --background other",
+                "into another folder with `cgrseg data convert labelme --background other`",
                 "cgrseg data convert labelme mine/images out2 --background other",
             ),
             Step("in out2", "cgrseg data check out2"),

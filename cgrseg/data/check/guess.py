@@ -87,20 +87,20 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
     if folders is not None and table.is_file():
         images, masks = (root / name for name in folders)
         found = f"color masks with {COLOR_TABLE}, as CVAT exports them"
-        command = f"rgb {images} {masks} OUT --colors {table}"
+        command = f"cgrseg data convert rgb {images} {masks} OUT --colors {table}"
     elif folders is None:
         annotated = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
         beside = next((folder for folder in annotated if _holds_labelme(folder)), None)
         if beside is not None:
             found = f"JSON files beside their images in {beside}, as LabelMe writes them"
-            command = f"labelme {beside} OUT"
+            command = f"cgrseg data convert labelme {beside} OUT"
     if command:
         raise DataError(
             explain(
                 root,
                 found=found,
                 expected="label maps of class ids",
-                remedy=f"cgrseg data convert {command}",
+                remedy=command,
             )
         )
 

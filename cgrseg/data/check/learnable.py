@@ -42,8 +42,8 @@ def judge_class_list(
     )
     if converted:
         remedy = (
-            f"name what surrounds {only!r} as a class: convert again with --background other and "
-            "another output folder"
+            f"name what surrounds {only!r} as a class: convert again into another folder with "
+            "`cgrseg data convert labelme --background other`, likewise for coco"
         )
     elif stored_values(tallies) == _MASK:
         remedy += "; the labels hold 0 and 255, which data.label_threshold=128 reads as two classes"

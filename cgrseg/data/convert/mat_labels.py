@@ -25,7 +25,7 @@ def convert_mat_labels(
     labels: Path | str,
     out: Path | str,
     *,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     field: str | None = None,
     split: str | None = None,
     ignored: Sequence[str] = (),
@@ -41,6 +41,7 @@ def convert_mat_labels(
         labels: folder of `.mat` files with the images' names.
         out: folder that gets images, annotations and classes.txt.
         classes: name of each stored value, from 0 on; ids are their order without `ignored`.
+            None: an error that says so.
         field: variable that holds the label map; None: the only one of each file.
         split: name of the split's folders; None: no split folders.
         ignored: names whose pixels become 255.
@@ -50,10 +51,19 @@ def convert_mat_labels(
         progress: called with (done, total).
 
     Raises:
-        DataError: nothing to convert, or contradicting class names.
+        DataError: no class list, nothing to convert, or contradicting class names.
         EnvironmentProblem: scipy is missing, a full disk and the like.
     """
     layout = CustomLayout(Path(out), split)
+    if classes is None:
+        raise DataError(
+            explain(
+                labels,
+                found="label maps without a class list",
+                expected="the name of each stored value, from 0 on",
+                remedy="for example --classes background,road,car",
+            )
+        )
     names = check_class_names(classes, "--classes", most=MAX_CLASSES)
     ignored = [clean_name(name) for name in ignored]
     refuse_unused_ignored("--classes", ignored, list(names))
