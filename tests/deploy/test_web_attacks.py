@@ -33,9 +33,9 @@ FORMER = ["/gradio_api/file=", "/gradio_api/queue/join", "/gradio_api/upload", "
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     made = WebServer(repository, tmp_path_factory.mktemp("server"))
     yield made
-    out, errors = made.end()
-    assert out == ""  # no request wrote a file, or read the secret one
-    assert "Traceback" not in errors
+    made.end()
+    assert made.printed == ""  # no request wrote a file, or read the secret one
+    assert "Traceback" not in made.errors
 
 
 def raw(server: WebServer, request: bytes) -> bytes:

@@ -36,8 +36,8 @@ CLASSES = [f"class{number}" for number in range(7)]
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     made = WebServer(repository, tmp_path_factory.mktemp("server"))
     yield made
-    out, _ = made.end()
-    assert out == ""  # no request wrote a file, or read the secret one
+    made.end()
+    assert made.printed == ""  # no request wrote a file, or read the secret one
 
 
 @pytest.fixture(scope="module")
@@ -143,21 +143,11 @@ def test_the_commands_of_the_guide(server: WebServer, repository: Path, tmp_path
     assert Image.open(tmp_path / "overlay.jpg").format == "JPEG"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "SIGTERM",
-        pytest.param("SIGINT", marks=pytest.mark.slow),
-        pytest.param("SIGKILL", marks=pytest.mark.slow),
-    ],
-)
-def test_nothing_is_left_by_a_signal(name: str, repository: Path, tmp_path: Path) -> None:
+def end_by_signal(server: WebServer, name: str) -> None:
+    """Nothing is left behind by a signal that comes while a body is arriving."""
     number = getattr(signal, name, None)
     if number is None or sys.platform == "win32":
         pytest.skip("signals of POSIX systems")
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    server = WebServer(repository, temporary)
     try:
         body, headers = form(bytes(150_000))
         assert server.ask("/v1/segment", body, headers)[0] == 400
@@ -170,13 +160,21 @@ def test_nothing_is_left_by_a_signal(name: str, repository: Path, tmp_path: Path
             with contextlib.suppress(ConnectionResetError):
                 answer = endless.recv(100)
     finally:
-        _, said = server.end()
+        server.end()
     # Ended by the signal, as whoever sent it expects.
     assert server.process.returncode == (130 if name == "SIGINT" else -number)
-    assert not any(temporary.iterdir())
-    assert "Traceback" not in said
+    assert not any(server.temporary.iterdir())
+    assert "Traceback" not in server.errors
     if name != "SIGKILL":
         assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 503"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_nothing_is_left_by_a_signal(name: str, repository: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    end_by_signal(WebServer(repository, temporary), name)
 
 
 @pytest.mark.slow
@@ -210,3 +208,8 @@ def test_an_address_of_no_interface(host: str) -> None:
     with pytest.raises(EnvironmentProblem, match=re.escape(host)) as caught:
         _listen(host, 7860)
     assert "--host 127.0.0.1" in str(caught.value) and "port 7861" not in str(caught.value)
+
+
+def test_nothing_is_left_by_sigterm(server: WebServer) -> None:
+    """The last test of the module: it ends the server of the others."""
+    end_by_signal(server, "SIGTERM")

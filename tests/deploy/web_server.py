@@ -64,13 +64,18 @@ class WebServer:
         process: that one.
         port: that it listens on.
         said: its first line.
+        temporary: its folder for temporary files.
         secret: a file that it may read, and whose content it must give to nobody.
+        printed: what it printed after its first line, once it has ended.
+        errors: what it printed on standard error, once it has ended.
     """
 
     def __init__(
         self, repository: Path, temporary: Path, token: str = "", connections: int = 1024
     ) -> None:
         self.port = free_port()
+        self.temporary = temporary
+        self.printed = self.errors = ""
         self.secret = temporary.parent / f"{temporary.name}-secret.txt"
         self.secret.write_text("content of a file of the server")
         arguments = [str(self.port), str(self.secret), token, str(connections)]
@@ -120,11 +125,10 @@ class WebServer:
         (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) / 1024
 
-    def end(self) -> tuple[str, str]:
-        """End it at the latest now; what it printed since its first line, and on standard error."""
+    def end(self) -> None:
+        """End it at the latest now."""
         self.process.kill()
-        out, errors = self.process.communicate()
-        return str(out), str(errors)
+        self.printed, self.errors = self.process.communicate()
 
 
 def free_port() -> int:
