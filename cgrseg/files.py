@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from cgrseg.errors import EnvironmentProblem, explain, option
+from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, explain, option
 from cgrseg.processes import signals_held_back
 
 PARTIAL = ".cgrseg.partial"
@@ -48,8 +48,26 @@ _REASONS = {
 }
 
 
-def writing_problem(path: Path | str, error: OSError) -> EnvironmentProblem:
-    """Turn a failed write into a message that says what to do."""
+class UnusableNameError(DataError):
+    """A file whose name is too long: others beside it can be written."""
+
+
+def writing_problem(path: Path | str, error: OSError) -> CGRSegError:
+    """Turn a failed write into a message that says what to do.
+
+    Returns:
+        An `UnusableNameError` or an `EnvironmentProblem`.
+    """
+    if error.errno == errno.ENAMETOOLONG:
+        return UnusableNameError(
+            explain(
+                path,
+                found=f"the file name has {len(os.fsencode(Path(path).name))} bytes, which is too "
+                "long for this file system",
+                expected="at most 255 bytes for most file systems, and 4,096 for the whole path",
+                remedy="rename the file that it is made from, or choose a shorter output folder",
+            )
+        )
     found, remedy = _REASONS.get(
         error.errno or 0, (f"writing failed ({error.strerror or error})", "see the reason given")
     )

@@ -140,6 +140,7 @@ OWN = {
     "reporting/bench/apart.py",
     "inference/fast/artefacts.py",
     "deploy/staging.py",
+    "deploy/writers.py",
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from cgrseg.data.image_io import image_digest, label_note
 from cgrseg.errors import CGRSegError, DataError, explain, option
-from cgrseg.files import write_json
+from cgrseg.files import UnusableNameError, write_json
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.fast import CompiledBackend
@@ -126,16 +126,24 @@ def predict_folder(
     todo: list[FoundImage] = []
     for image in mine:
         labels, picture = targets(image)
-        finished = labels.is_file() and (picture.is_file() or not overlays)
+        # os.path, since Path.is_file raises for names that are too long.
+        finished = os.path.isfile(labels) and (os.path.isfile(picture) or not overlays)
         if finished and not overwrite and _is_of(labels, maps, look, image.path, overwriting):
             report.kept.append(image.path)
         else:
             todo.append(image)
+    unwritten: list[tuple[Path, CGRSegError]] = []
     predictions = predictor.stream(
         (image.path for image in todo), batch_size=batch_size, on_error="yield"
     )
 
     def write(image: FoundImage, found: Prediction) -> None:
+        try:
+            write_both(image, found)
+        except UnusableNameError as error:
+            unwritten.append((image.path, error))
+
+    def write_both(image: FoundImage, found: Prediction) -> None:
         labels, picture = targets(image)
         # The labels come last: their presence says that this image is finished.
         if overlays:
@@ -154,6 +162,9 @@ def predict_folder(
                 report.failed.append((image.path, found))
             if progress is not None:
                 progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
+    for path, error in unwritten:
+        report.done.remove(path)
+        report.failed.append((path, error))
     # Of several processes none knows when the others are through.
     if overwriting and world_size == 1 and not report.failed:
         write_json(folder / RECORD, now)

@@ -308,6 +308,22 @@ def test_folder_restarts_shards_and_reports(tmp_path: Path) -> None:
     assert not list(out.rglob("*.partial"))
 
 
+def test_long_names_are_written_and_too_long_ones_named(tmp_path: Path) -> None:
+    """Names of 255 bytes are allowed; a suffix of ours may make one too long."""
+    images = tmp_path / "images"
+    for name in ("a.png", "b" * 234 + ".png", "ü" * 125 + ".png", "c" * 251 + ".png"):
+        save(images / name, photo(20, 30))
+    for suffix in ("jpg", "bmp"):  # of one stem: the results' names get the suffix added
+        save(images / f"{'d' * 250}.{suffix}", photo(20, 30))
+    report = predict_folder(predictor(), images, tmp_path / "out", legend=False)
+    assert len(report.done) == 4
+    assert [path.name[:2] for path, _ in report.failed] == ["dd", "dd"]
+    assert "259 bytes" in str(report.failed[0][1]) or "258 bytes" in str(report.failed[0][1])
+    assert len(list((tmp_path / "out" / "labels").glob("*.png"))) == 4
+    again = predict_folder(predictor(), images, tmp_path / "out", legend=False)
+    assert (len(again.kept), len(again.failed)) == (4, 2)
+
+
 def test_files_that_are_no_results_are_not_replaced(tmp_path: Path) -> None:
     save(tmp_path / "data" / "images" / "a.png", photo(50, 60))
     truth = tmp_path / "data" / "labels" / "a.png"

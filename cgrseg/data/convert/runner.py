@@ -9,6 +9,7 @@ that a later run cannot mix two encodings, or two sources of one name, in a fold
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -304,7 +305,8 @@ def _perform(
         return np.bincount(labels.ravel(), minlength=256)
     except DataError as error:
         if drop_old and (label_note(task.label) or "").split(" ")[0] != generation:
-            task.label.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                task.label.unlink()
         return Failure(str(task.source), str(error))
 
 
