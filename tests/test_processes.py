@@ -1,0 +1,128 @@
+"""How processes end: signals in the main thread, and children with their parents."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+# A command that takes long, cleans up slowly, and says what happened.
+LONG = """
+import signal, sys, time
+from cgrseg.processes import ending_by_signals, signals_held_back
+if "ignore" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with ending_by_signals():
+    with ending_by_signals():  # as `python -m cgrseg` does while it imports, and its command again
+        try:
+            if "hold" in sys.argv:
+                with signals_held_back():
+                    print("begun", flush=True)
+                    time.sleep(1)
+                    print("together", flush=True)
+            else:
+                print("begun", flush=True)
+            if "swallow" in sys.argv:
+                try:
+                    time.sleep(30)
+                except BaseException:
+                    sys.exit(7)
+            time.sleep(1 if "ignore" in sys.argv else 30)
+        finally:
+            time.sleep(0.5)
+            print("cleaned", flush=True)
+"""
+
+
+def signalled(*numbers: signal.Signals, mode: str = "") -> tuple[int, str, str]:
+    """Status and output of a command that gets signals, one soon after the other."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG, mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
+    out, problems = process.communicate(timeout=120)
+    return process.returncode, out, problems
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGTERM, "\nstopped by SIGTERM\n"),
+        (signal.SIGHUP, "\nstopped by SIGHUP\n"),
+        (signal.SIGINT, "\nstopped\n"),
+    ],
+)
+def test_a_signal_ends_in_order_and_a_second_one_disturbs_nothing(
+    number: signal.Signals, said: str
+) -> None:
+    assert signalled(number, number, signal.SIGTERM) == (128 + number, "cleaned\n", said)
+
+
+def test_steps_that_belong_together_are_not_torn_apart() -> None:
+    assert signalled(signal.SIGTERM, mode="hold")[:2] == (143, "together\ncleaned\n")
+
+
+def test_a_library_that_swallows_the_signal_does_not_change_the_status() -> None:
+    assert signalled(signal.SIGTERM, mode="swallow")[:2] == (143, "cleaned\n")
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    assert signalled(signal.SIGTERM, mode="ignore") == (0, "cleaned\n", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes on Linux")
+@pytest.mark.parametrize("system", ["linux", "another"])
+@pytest.mark.parametrize("start", ["fork", "spawn", "popen"])
+def test_a_child_ends_with_its_killed_parent(start: str, system: str, tmp_path: Path) -> None:
+    (tmp_path / "family.py").write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, os, subprocess, sys, time
+            from cgrseg.processes import end_with_parent, ignore_signals
+
+            def child(system, parent=None):
+                sys.platform = system
+                ignore_signals()
+                end_with_parent(parent)
+                print(os.getpid(), flush=True)
+                time.sleep(120)
+
+            if __name__ == "__main__":
+                start, system = sys.argv[1:]
+                if start == "popen":
+                    code = f"import family; family.child({system!r}, {os.getpid()})"
+                    subprocess.Popen([sys.executable, "-c", code])
+                else:
+                    context = multiprocessing.get_context(start)
+                    context.Process(target=child, args=(system,)).start()
+                time.sleep(120)
+            """
+        )
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "family.py"), start, system],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    while Path("/proc", str(child)).exists():  # the test's end is the child's
+        time.sleep(0.02)
