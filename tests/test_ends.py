@@ -7,6 +7,7 @@ and no worker process outlives its command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -127,7 +128,8 @@ def test_a_signal_at_any_moment(command: str, moments: int, inputs: Path, tmp_pa
             moment = draw.uniform(0, duration)
             time.sleep(moment)
             children = commands.children_of(process.pid)
-            os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(process.pid, number)
             process.join(timeout=300)
             code = process.exitcode
             assert code is not None, log.read_text()
