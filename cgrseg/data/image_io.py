@@ -174,7 +174,7 @@ def read_label(path: Path | str) -> Bytes8:
     data = _read_bytes(path, "a label map")
     _refuse_truncated(path, data)
     step = 1
-    if data.startswith(_PNG_MAGIC) and len(data) > 25 and data[25] in (_GREY, _PALETTE):
+    if _has_png_header(data) and data[25] in (_GREY, _PALETTE):
         # Grey of fewer than 8 bits is spread over 0..255 by decoders; undo that.
         step = 255 // (2 ** min(data[24], 8) - 1)
         data = _as_plain_grey(data)
@@ -431,6 +431,12 @@ def write_image(path: Path | str, image: Bytes8, *, quality: int = 92) -> None:
         stream.write(encoded.tobytes())
 
 
+def _has_png_header(data: bytes) -> bool:
+    """Whether a file begins as a PNG with a header of the standard's form."""
+    start = _PNG_MAGIC + (13).to_bytes(4, "big") + b"IHDR"
+    return data.startswith(start) and len(data) > 33 and data[24] in (1, 2, 4, 8, 16)
+
+
 def _as_plain_grey(png: bytes) -> bytes:
     """A grey or palette PNG as a grey one: the same samples, without colours for them.
 
@@ -442,7 +448,7 @@ def _as_plain_grey(png: bytes) -> bytes:
     while place + 12 <= len(png):
         end = place + 12 + int.from_bytes(png[place : place + 4], "big")
         kind = png[place + 4 : place + 8]
-        if kind == b"IHDR":
+        if kind == b"IHDR" and end - place == 25:
             header = bytearray(png[place + 4 : end - 4])
             header[4 + 9] = _GREY
             checksum = zlib.crc32(header).to_bytes(4, "big")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,8 +239,11 @@ def read_counts(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...], Cou
         with open_input(path) as stream, np.load(stream, allow_pickle=False) as found:
             counts: NDArray[np.int64] = found["counts"].astype(np.int64)
             stems = tuple(str(stem) for stem in found["stems"])
-            return stems, tuple(str(name) for name in found["classes"]), counts
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            classes = tuple(str(name) for name in found["classes"])
+        if counts.shape != (len(stems), 3, len(classes)) or (counts < 0).any():
+            raise ValueError(f"counts of shape {counts.shape}")
+        return stems, classes, counts
+    except Exception as error:  # damaged bytes fail anywhere in numpy, zip and zlib
         raise DataError(
             explain(
                 path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -59,13 +60,13 @@ def damaged_json(content: bytes, draw: random.Random) -> bytes:
         elif kind == 1 and isinstance(owner, dict):
             owner[draw.choice(("", "x", "size", "\ud800", "__class__"))] = owner.pop(key)
         elif kind == 2 and isinstance(owner, list):
-            owner.insert(0, owner[key])
+            owner.insert(0, copy.deepcopy(owner[key]))
         elif kind == 3:
-            owner[key] = [owner[key]] * draw.choice((1, 3, 1000))
+            owner[key] = [copy.deepcopy(owner[key]) for _ in range(draw.choice((1, 3, 100)))]
         elif kind == 4 and type(owner[key]) in (int, float):
             owner[key] = draw.choice((-1, 2**31, 0.5, 1e9)) * owner[key]
         else:
-            owner[key] = draw.choice(_HOSTILE)
+            owner[key] = copy.deepcopy(draw.choice(_HOSTILE))
     return json.dumps(value).encode()
 
 

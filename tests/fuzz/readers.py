@@ -35,6 +35,7 @@ from cgrseg.data.convert.rgb_masks import read_colour_table
 from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import read_image, read_label, write_label_png
 from cgrseg.errors import DataError
+from cgrseg.evaluation.result import read_counts
 from cgrseg.inference.exported import open_exported
 from cgrseg.inference.exported.description import Description
 from cgrseg.inference.exported.seal import UNSEALED, sealed
@@ -377,6 +378,13 @@ def _label_png() -> bytes:
         return (Path(folder) / "a.png").read_bytes()
 
 
+def _counts() -> bytes:
+    buffer = io.BytesIO()
+    counts = np.arange(12, dtype=np.int64).reshape(2, 3, 2)
+    np.savez_compressed(buffer, counts=counts, stems=["x", "y"], classes=["a", "b"])
+    return buffer.getvalue()
+
+
 def _safetensors() -> bytes:
     from safetensors.torch import save
 
@@ -436,6 +444,9 @@ def make_readers() -> dict[str, Reader]:
         ),
         "evaluation": Reader(
             "evaluation.json", _evaluation(), lambda f: dict(read_evaluation(f)), jsons
+        ),
+        "counts of an evaluation": Reader(
+            "a.npz", _counts(), lambda f: _plain(read_counts(f / "a.npz")), checked=True
         ),
         "scores of a run": Reader(
             "scores.csv", b"iteration,mIoU\n100,0.5\n200,0.75\n", lambda f: read_history(f)

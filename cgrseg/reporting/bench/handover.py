@@ -72,8 +72,10 @@ def subject_of(text: str) -> tuple[Subject, Setting]:
 
 def command_of(function: Callable[[str, TextIO], None], job: str) -> list[str]:
     """What starts a process that calls a function of a module with a job, see :func:`child`."""
+    # With this process's module path: the working folder may hold foreign modules.
     program = (
-        "import sys; from cgrseg.reporting.bench.handover import child; "
+        f"import sys; sys.path[:] = {sys.path!r}; "
+        "from cgrseg.reporting.bench.handover import child; "
         f"from {function.__module__} import {function.__name__}; "
         f"child({function.__name__}, sys.argv[1], int(sys.argv[2]))"
     )
