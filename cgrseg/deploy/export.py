@@ -33,9 +33,9 @@ from cgrseg.inference.exported import (
 )
 from cgrseg.inference.exported.description import Kind
 from cgrseg.inference.exported.openvino_file import open_openvino
-from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.locks import locking
 from cgrseg.models import CGRSeg, load_model
+from cgrseg.models.digest import weights_digest
 
 SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
 """Formats, with the ending of their files."""

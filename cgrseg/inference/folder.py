@@ -27,7 +27,6 @@ from cgrseg.files import UnusableNameError, write_json
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.fast import CompiledBackend
-from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.frames import is_video
 from cgrseg.inference.overlap import Behind
 from cgrseg.inference.prediction import Prediction, Speed
@@ -35,6 +34,7 @@ from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.locks import locking
+from cgrseg.models.digest import weights_digest
 from cgrseg.provenance import path_digest, settings_digest
 
 RECORD = "prediction.json"

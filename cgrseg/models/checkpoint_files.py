@@ -22,10 +22,14 @@ from torch import Tensor
 
 from cgrseg.errors import WeightsError, explain
 from cgrseg.input_files import open_input, read_input_text
+from cgrseg.models.digest import tensors_digest
 from cgrseg.models.plain_pickle import is_dense, load_plain
 from cgrseg.surroundings import raise_machine_problem
 
 StateDict = dict[str, Tensor]
+
+DIGEST = "cgrseg_digest"
+"""Name of the tensors' digest in the metadata of our safetensors files: they have no checksums."""
 
 # Where a state dict sits in the files of known tools, first found first taken.  Where a
 # tool keeps averaged weights beside raw ones, the first is what its authors evaluate:
@@ -184,6 +188,11 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, MemoryError) as error:
         raise_machine_problem(error, path)
         raise WeightsError(_truncated(path, error)) from error
+    digest = metadata.pop(DIGEST, None)
+    if digest is not None and digest != tensors_digest(state_dict):
+        raise WeightsError(
+            _truncated(path, ValueError("its tensors are not those that were saved"))
+        )
     return Checkpoint(str(path), _strip_prefixes(state_dict), metadata)
 
 

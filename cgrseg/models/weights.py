@@ -27,11 +27,13 @@ from cgrseg.errors import WeightsError, explain, speaks_python
 from cgrseg.files import atomic_write
 from cgrseg.models.cgrseg import CGRSeg
 from cgrseg.models.checkpoint_files import (
+    DIGEST,
     Checkpoint,
     StateDict,
     locate_pretrained,
     read_checkpoint,
 )
+from cgrseg.models.digest import tensors_digest
 from cgrseg.models.efficientformer_v2 import BACKBONES, BiasForm
 from cgrseg.models.name_mapping import from_timm, is_imagenet_classifier, is_timm
 from cgrseg.models.variants import VARIANTS
@@ -163,7 +165,8 @@ def save_safetensors(model: nn.Module, path: str | Path) -> None:
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    content = save(tensors, metadata={"format": "pt", "library": "cgrseg"})
+    told = {"format": "pt", "library": "cgrseg", DIGEST: tensors_digest(tensors)}
+    content = save(tensors, metadata=told)
     with atomic_write(path) as stream:
         stream.write(content)
 

@@ -17,10 +17,10 @@ from cgrseg.data.dataset import EvalDataset
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import TorchBackend, make_backend
 from cgrseg.inference.fast import CompiledBackend
-from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.inference.modes import segment
 from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model
+from cgrseg.models.digest import weights_digest
 from cgrseg.reporting.records import (
     EvaluationRecord,
     ReportInput,

@@ -254,3 +254,13 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(EnvironmentProblem, match="file"):
         write_image(tmp_path / "file" / "a.png", rgb())
+
+
+@pytest.mark.parametrize(("place", "value"), [(24, 0), (24, 3), (11, 3), (11, 200), (12, 0)])
+def test_a_label_png_with_another_header_is_damaged(place: int, value: int, tmp_path: Path) -> None:
+    write_label_png(tmp_path / "a.png", np.zeros((4, 5), np.uint8), [(0, 0, 0)])
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[place] = value
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_label(tmp_path / "a.png")

@@ -18,9 +18,10 @@ from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference import Predictor
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.fast import CompiledBackend, artefacts, compiled
-from cgrseg.inference.fast.artefacts import artefact_path, default_folder, prune, weights_digest
+from cgrseg.inference.fast.artefacts import artefact_path, default_folder, prune
 from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.models import CGRSeg, create_model
+from cgrseg.models.digest import weights_digest
 from tests.golden_weights import golden_input, set_golden_weights
 
 

@@ -159,3 +159,14 @@ def test_blocks_are_counted_not_believed(trained: CGRSeg, tmp_path: Path) -> Non
         torch.save({**trained.state_dict(), name.format(number): torch.zeros(1)}, path)
         with pytest.raises(WeightsError):
             load_model(path)
+
+
+def test_a_changed_byte_of_our_safetensors_is_told(trained: CGRSeg, tmp_path: Path) -> None:
+    trained.save_pretrained(tmp_path)
+    load_model(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(WeightsError, match="not those that were saved"):
+        load_model(tmp_path)

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from cgrseg.cli.bench import bench
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.exported import ExportedBackend
-from cgrseg.inference.fast.artefacts import weights_digest
 from cgrseg.models import CGRSeg, create_model
+from cgrseg.models.digest import weights_digest
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
 from cgrseg.reporting.bench.apart import Apart, serve
 from cgrseg.reporting.bench.handover import job_of, reason_in, subject_of, write_network

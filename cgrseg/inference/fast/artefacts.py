@@ -63,16 +63,6 @@ def default_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"cgrseg-{user}" / "compiled"
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Digest of every parameter and buffer with its name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        data = value.detach().to("cpu").contiguous()
-        digest.update(f"{name} {tuple(data.shape)} {data.dtype};".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().data if data.numel() else b"")
-    return digest.hexdigest()
-
-
 def machine_digest() -> str:
     """Digest of what machine code depends on besides the network: CPU, threads, versions."""
     parts = [
@@ -96,7 +86,7 @@ def artefact_path(
 
     Args:
         folder: of all of them.
-        weights: from :func:`weights_digest`.
+        weights: from :func:`cgrseg.models.digest.weights_digest`.
         variant: for people who look into the folder, as are the next two.
         precision: of weights and features.
         shape: of the input, (N, 3, H, W).

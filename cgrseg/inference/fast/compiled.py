@@ -32,6 +32,7 @@ from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.inference.precision import AnyPrecision, resolve_precision, slow_precision
 from cgrseg.models import CGRSeg
+from cgrseg.models.digest import weights_digest
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -101,7 +102,7 @@ class CompiledBackend:
         self.seconds_preparing = 0.0
         self.folder = Path(folder) if folder is not None else artefacts.default_folder()
         self._network: FastNetwork = fast_form(model, precision=self.precision).to(self.device)
-        self._weights = artefacts.weights_digest(model)
+        self._weights = weights_digest(model)
         self._runners: OrderedDict[Shape, Callable[[Tensor], Tensor]] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         self._refused: dict[Shape, str] = {}
