@@ -305,6 +305,16 @@ def test_a_foreign_folder_is_never_touched(tmp_path: Path, overwrite: bool) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_a_replacement_that_was_killed_half_way_is_made_again(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", train=2, val=1, size=SIZE)
+    wanted = write_dataset(tmp_path / "other", train=1, val=1, size=SIZE)
+    # As a kill leaves it: the marker says that the moves have begun, and not that they ended.
+    (root / "synthetic.json").write_text('{"made_by": "cgrseg data synth", "finished": false}')
+    (root / "images").rename(root / ".replaced.abcdefgh.cgrseg.partial")
+    write_dataset(root, train=1, val=1, size=SIZE)
+    assert _snapshot(root) == _snapshot(wanted)
+
+
 def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(EnvironmentProblem, match="a file is where a folder should be"):

@@ -13,7 +13,7 @@ from tests.training.processes import finish
 from tests.training.small_run import write_dataset
 
 
-@pytest.mark.parametrize("what", ["renamed", "removed"])
+@pytest.mark.parametrize("what", ["renamed", pytest.param("removed", marks=pytest.mark.slow)])
 def test_the_run_ends_and_no_second_folder_is_made(what: str, tmp_path: Path) -> None:
     root, run, log = write_dataset(tmp_path / "data"), tmp_path / "run", tmp_path / "log"
     endless = ["schedule.max_iters=100000", "train.checkpoint_interval=5", "train.evaluate=false"]
