@@ -147,7 +147,7 @@ def test_two_processes_on_the_cpu(checkout: Path) -> None:
         cwd=checkout,
     )
     log = (checkout / "run" / "train.log").read_text()
-    assert "process 1 of 2" in log and "4 per iteration" in log
+    assert "process 1 of 2" in log and "4 images per iteration" in log
     assert "evaluation at 1: mIoU" in log
     checkpoint = torch.load(checkout / "run" / "latest.pth", weights_only=True)
     assert checkpoint["training"]["world_size"] == 2
