@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 from cgrseg.errors import CGRSegError, EnvironmentProblem, explain
 from cgrseg.files import writing_problem
@@ -36,6 +37,11 @@ _NO_THREADS = (
     "pthread_create",
 )
 _NO_SHARED_MEMORY = ("shared memory", "unable to write to file </torch_", "/dev/shm")
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+_NEVER_REFUSED = 256 << 20  # bytes; not worth a look at the system
 _NO_FILES = ("too many open files",)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Types of errors that libraries wrap a lack of the machine in.
@@ -111,6 +117,41 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
             )
         )
     return None
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still take, at most; None where the system does not say.
+
+    The least of the machine's free memory and the limit of its container.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    for name in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            found.append(int(Path(name).read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def missing_memory(needed: int) -> MemoryError | None:
+    """The error for work that cannot fit into memory; None where it may fit.
+
+    Systems promise more memory than they have, and end the process, or another one, when it is
+    used: what certainly does not fit is refused before.
+
+    Args:
+        needed: bytes that the work takes at least.
+    """
+    if needed < _NEVER_REFUSED:
+        return None
+    available = available_memory()
+    if available is None or needed <= available:
+        return None
+    return MemoryError(
+        f"at least {needed / 2**30:,.1f} GiB are needed, {available / 2**30:,.1f} GiB are free"
+    )
 
 
 @contextlib.contextmanager

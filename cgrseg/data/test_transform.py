@@ -18,6 +18,8 @@ from torch import Tensor
 from cgrseg.config.schema import TestConfig
 from cgrseg.data import colour
 from cgrseg.data.geometry import Size, resize_image, round_up, scaled_size
+from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.surroundings import missing_memory
 
 Image = NDArray[np.uint8]
 
@@ -35,6 +37,10 @@ class Prepared:
     tensor: Tensor
     resized: Size
     original: Size
+
+
+# Least bytes per pixel that an image needs: uint8 and float32 RGB, and the first features.
+_INPUT_BYTES = 40
 
 
 class TestTransform:
@@ -80,12 +86,27 @@ class TestTransform:
         return height, width
 
     def resize(self, image: Image) -> Image:
-        """Resize (H, W, 3) as configured, still uint8 RGB, not padded."""
+        """Resize (H, W, 3) as configured, still uint8 RGB, not padded.
+
+        Raises:
+            EnvironmentProblem: memory is too small for the result.
+        """
         size: Size = (image.shape[0], image.shape[1])
         if self.config.resize == "keep_ratio_divisible":
             # Two steps, as published: the second one samples the first one's result.
             image = resize_image(image, scaled_size(size, self.config.scale))
-        return resize_image(image, self.size_for(size))
+        target = self.size_for(size)
+        error = missing_memory(target[0] * target[1] * _INPUT_BYTES)
+        if error is not None:
+            raise EnvironmentProblem(
+                explain(
+                    f"an image of {size[0]}x{size[1]}",
+                    found=f"{error}: it is resized to {target[0]}x{target[1]}",
+                    expected="room for the network's input and its first features",
+                    remedy="set a smaller test.scale (and test.ratios), or close other programs",
+                )
+            )
+        return resize_image(image, target)
 
     def normalise(self, image: Image) -> Tensor:
         """uint8 RGB (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""

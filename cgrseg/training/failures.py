@@ -26,10 +26,15 @@ from cgrseg.errors import (
     option,
 )
 from cgrseg.files import write_json, writing_problem
-from cgrseg.surroundings import is_out_of_memory, raise_machine_problem
+from cgrseg.surroundings import is_out_of_memory, missing_memory, raise_machine_problem
 from cgrseg.training.checkpointing import LATEST, PREVIOUS
 
 BAD_BATCH = "bad_batch.json"
+# Least bytes per pixel of a batch: float32 image and int64 label; features that the backward
+# pass needs (those of the backbone's first stage alone). Per worker process: its own objects.
+_BATCH_BYTES = 20
+_FEATURE_BYTES = 250
+_WORKER_BYTES = 40 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ONE_VALUE = "Expected more than 1 value per channel"
 # What PyTorch says of loader processes without room in /dev/shm, or killed from outside ...
@@ -101,7 +106,7 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
         ideas.append(f"augment.crop_size=[{smaller[0]},{smaller[1]}]")
     if config.model.name != "cgrseg_t":
         ideas.append("model.name=cgrseg_t, the smallest variant")
-    if device == "cpu":
+    if device == "cpu" or config.data.workers > 4:
         ideas.append("data.workers=0, and closing other programs")
     ideas.append("nothing else running on this device")
     return EnvironmentProblem(
@@ -114,6 +119,28 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
             remedy="the first of these that you can accept: " + "; ".join(ideas),
         )
     )
+
+
+def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
+    """Refuse batches and worker processes that certainly do not fit into memory.
+
+    Args:
+        config: the run.
+        placement_kind: "cpu", "cuda" or "mps".
+        device: where it runs, in words.
+
+    Raises:
+        EnvironmentProblem: with the settings to turn down.
+    """
+    height, width = config.augment.crop_size
+    pixels = config.train.batch_size * height * width
+    workers = config.data.workers
+    needed = pixels * _BATCH_BYTES * (workers + 1) + workers * _WORKER_BYTES
+    if placement_kind == "cpu":
+        needed += pixels * _FEATURE_BYTES
+    error = missing_memory(needed)
+    if error is not None:
+        raise out_of_memory(config, device, error)
 
 
 def single_value(config: Config) -> ConfigError:

@@ -38,7 +38,7 @@ from cgrseg.training.announcement import (
 )
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST
-from cgrseg.training.failures import readable_failures
+from cgrseg.training.failures import readable_failures, refuse_too_large
 from cgrseg.training.hardware import (
     Placement,
     find_placement,
@@ -173,6 +173,7 @@ def _train_on(
 ) -> TrainResult:
     config, precision = settle_precision(config, placement, stored_precision(checkpoint))
     options = trainer_options(config, placement)
+    refuse_too_large(config, placement.kind, placement.description)
     transcript.say(f"device: {placement.description}; precision: {precision}")
     run_dir = Path(config.run_dir)
     data = data_record(source.spec, source.image_lists())

@@ -6,19 +6,27 @@ import errno
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
-from cgrseg.surroundings import is_out_of_memory
+from cgrseg.surroundings import (
+    available_memory,
+    is_out_of_memory,
+    machine_problem,
+    readable_machine_problems,
+)
 from cgrseg.training.failures import (
     LostProcess,
     TrainingProblem,
     out_of_memory,
     readable_failures,
+    refuse_too_large,
 )
 from cgrseg.training.module import step_seed
 from cgrseg.training.runner import train
@@ -35,7 +43,8 @@ def test_a_loss_that_is_no_number_names_the_files_and_saves_nothing(
     config = small_config(
         root,
         tmp_path / "run",
-        optimizer__lr=1e30,
+        optimizer__lr=1000,
+        optimizer__head_multiplier=10_000,
         schedule__warmup_iters=0,
         train__checkpoint_interval=1,
         schedule__max_iters=20,
@@ -83,6 +92,59 @@ def test_out_of_memory_names_what_shrinks_it() -> None:
     ]
     places = [text.index(idea) for idea in ideas]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": {"batch_size": 65536}, "data": {"workers": 0}},
+        {"augment": {"crop_size": (32736, 32736)}, "train": {"batch_size": 1000}},
+        {"train": {"batch_size": 4096}, "data": {"workers": 512}},
+    ],
+)
+def test_what_cannot_fit_into_memory_is_refused_before_it_is_tried(
+    settings: dict[str, Any],
+) -> None:
+    if available_memory() is None:
+        pytest.skip("this system does not say how much memory is free")
+    with pytest.raises(EnvironmentProblem, match=r"at least .* GiB are needed") as caught:
+        refuse_too_large(Config.model_validate(settings), "cpu", "cpu")
+    assert "train.batch_size=" in str(caught.value)
+
+
+def test_usual_trainings_are_not_refused() -> None:
+    refuse_too_large(Config.model_validate({"data": {"workers": 2}}), "cpu", "cpu")
+
+
+def test_memory_is_found_behind_a_later_error() -> None:
+    """PyTorch's writer fails once more while the first error is handled."""
+    try:
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise RuntimeError("unexpected pos 1 vs 2") from None
+    except RuntimeError as error:
+        problem = machine_problem(error, "latest.pth")
+    assert problem is not None and "memory ran out" in str(problem)
+    assert machine_problem(RuntimeError("shapes cannot be multiplied")) is None
+    assert machine_problem(ValueError("out of memory")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(24, "Too many open files"), "open files"),
+        (OSError(11, "Resource temporarily unavailable"), "thread or process"),
+        (RuntimeError("can't start new thread"), "thread or process"),
+        (RuntimeError("unable to write to file </torch_1>"), "shared memory"),
+        (OSError(12, "Cannot allocate memory"), "memory ran out"),
+        (cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"), "memory ran out"),
+    ],
+)
+def test_what_the_machine_lacks_is_told(error: Exception, found: str) -> None:
+    assert found in str(machine_problem(error, "a.jpg"))
+    with pytest.raises(EnvironmentProblem, match=found), readable_machine_problems():
+        raise error
 
 
 def test_other_errors_are_no_memory_errors() -> None:
