@@ -159,7 +159,7 @@ def test_a_problem_is_printed_once_by_two_processes(checkout: Path) -> None:
         *("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *("-m", "cgrseg", "train", "cgrseg-t_ade20k_160k", "optimizer.lrr=1"),
         cwd=checkout,
-        status=2,
+        status=1,
     )
     assert finished.stderr.count("error: optimizer.lrr") == 1
     assert "did you mean optimizer.lr?" in finished.stderr
