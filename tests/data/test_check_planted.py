@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgrseg.config.schema import DataConfig
+from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data.catalogue import find_pairs, get_spec
 from cgrseg.data.check import check_dataset, guess_dataset
 from cgrseg.data.convert import convert_coco_stuff10k
 from cgrseg.data.image_io import read_image, read_label, write_label_png
 from cgrseg.data.pairs import list_pairs
+from tests.training.starting import training_starts
 
 CAMVID_FRAMES = {"train": 48, "val": 16, "test": 16}
 
@@ -394,11 +395,10 @@ def test_a_planted_fault_is_found_and_nothing_else(clean, tmp_path, fault):
     root = tmp_path / fault.dataset
     shutil.copytree(clean / fault.dataset, root)
     where = fault.plant(root)
-    report = check_dataset(
-        guess_dataset(clean / fault.dataset).model_copy(
-            update={"root": str(root), **dict(fault.settings)}
-        )
+    data = guess_dataset(clean / fault.dataset).model_copy(
+        update={"root": str(root), **dict(fault.settings)}
     )
+    report = check_dataset(data)
     found = [f for f in report.findings if f.code == fault.code]
     assert str(where) in {finding.file for finding in found}
     assert {finding.severity for finding in found} == {fault.severity}
@@ -408,6 +408,9 @@ def test_a_planted_fault_is_found_and_nothing_else(clean, tmp_path, fault):
     assert mine.message and mine.remedy
     assert report.exit_code() == (1 if fault.severity == "error" else 0)
     assert report.exit_code(strict=True) == 1
+    # An image in two splits spoils the score, but not the training.
+    errors = {finding.code for finding in report.of("error")}
+    assert training_starts(Config(data=data)) == (errors <= {"leak-identical"})
 
 
 def test_prepared_10k_labels_in_a_164k_folder_are_found(clean, tmp_path):

@@ -21,6 +21,7 @@ from cgrseg.errors import CGRSegError
 from cgrseg.training.hardware import find_placement
 from cgrseg.training.sources import DatasetSource
 from tests.data import folders
+from tests.training.starting import training_starts
 
 
 def wrong_ids(root: Path) -> Path:
@@ -122,16 +123,6 @@ def check_passes(config: Config) -> bool:
         return check_dataset(config.data, evaluate=config.train.evaluate).ok
     except CGRSegError:
         return False
-
-
-def training_starts(config: Config) -> bool:
-    """Whether a training gets as far as its first batch."""
-    try:
-        source = DatasetSource(config, find_placement("cpu"))
-    except CGRSegError:
-        return False
-    assert source.size > 0
-    return True
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
