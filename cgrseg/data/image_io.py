@@ -9,7 +9,9 @@ truncated files by filling in grey; here a truncated file is an error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import logging
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -49,6 +51,8 @@ MAX_PIXELS = 1 << 30
 FULL_BITS = 16
 """Bits of a 16-bit image where nothing else is said."""
 
+_DARK_BITS = 3  # unused bits from which on an image is too dark to be meant
+_LOG = logging.getLogger("cgrseg.data")
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -121,15 +125,31 @@ def decode_image(
         DataError: the image is truncated, or no image.
     """
     _refuse_truncated(name, data)
-    if bits < FULL_BITS and reduce == 1:
+    if reduce == 1 and (bits < FULL_BITS or _is_deep_png(data)):
         wide = _decoded(data, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if wide.dtype == np.uint16:
+            used = int(wide.max()).bit_length()
+            if used <= bits - _DARK_BITS:
+                _say_dark(bits, max(used, 8))
             scaled = np.minimum(wide >> (bits - 8), 255).astype(np.uint8)
             return np.asarray(cv2.cvtColor(scaled, cv2.COLOR_BGR2RGB), dtype=np.uint8)
     pixels = _decoded(data, name, _REDUCED[reduce])
     if reduce != 1 or _RGB_FLAG is None:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return np.asarray(pixels, dtype=np.uint8)
+
+
+def _is_deep_png(data: bytes) -> bool:
+    return data.startswith(_PNG_MAGIC) and len(data) > 25 and data[24] == FULL_BITS
+
+
+@functools.cache  # once per process and kind
+def _say_dark(bits: int, used: int) -> None:
+    _LOG.warning(
+        f"16-bit images whose values use {used} bits are read with {bits} bits, so the network "
+        f"gets 0 to {2**used - 1 >> (bits - 8)} of 255; if that is not meant, train and predict "
+        f"with test.image_bits={used}"
+    )
 
 
 def _decoded(data: bytes, name: Path | str, flags: int) -> NDArray[Any]:
