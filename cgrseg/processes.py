@@ -88,9 +88,9 @@ def ending_by_signals() -> Iterator[None]:
         if received is None:
             raise
         if isinstance(error, (Terminated, KeyboardInterrupt)) and not _Signals.told:
-            _Signals.told = True
             by = "" if received == signal.SIGINT else f" by {received.name}"
             print(f"\nstopped{by}", file=sys.stderr, flush=True)
+        _Signals.told = True
         raise Terminated(128 + received) from None
     finally:
         for number, handler in before.items():

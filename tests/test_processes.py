@@ -77,7 +77,7 @@ def test_steps_that_belong_together_are_not_torn_apart() -> None:
 
 
 def test_a_library_that_swallows_the_signal_does_not_change_the_status() -> None:
-    assert signalled(signal.SIGTERM, mode="swallow")[:2] == (143, "cleaned\n")
+    assert signalled(signal.SIGTERM, mode="swallow") == (143, "cleaned\n", "")
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
