@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "label-unreadable": "a label is damaged or truncated",
     "label-colour": "a label is a colour picture, not class ids",
     "label-depth": "a label holds ids beyond 8 bits",
+    "conversion-unfinished": "an overwriting conversion was stopped: label maps of two encodings",
     "size-mismatch": "image and label differ in size",
     "id-out-of-range": "ids outside the class list",
     "label-not-ids": "a label with so many strange values that it cannot hold class ids",

@@ -9,6 +9,8 @@ import time
 import numpy as np
 import pytest
 
+from cgrseg.config.schema import DataConfig
+from cgrseg.data.check import quick_check
 from cgrseg.data.convert import (
     coco_instances,
     convert_coco_instances,
@@ -70,7 +72,11 @@ def test_an_interrupted_overwrite_leaves_no_old_encoding(tmp_path, monkeypatch):
     monkeypatch.undo()
     labels = [tmp_path / "out" / "annotations" / f"{k}.png" for k in range(3)]
     assert [read_label(path).max() for path in labels] == [1, 0, 0]
+    data = DataConfig(dataset="custom", root=str(tmp_path / "out"))
+    told = [f.code for f in quick_check(data).findings if f.code == "conversion-unfinished"]
+    assert told == ["conversion-unfinished"]
     report = convert_rgb_masks(*folders, colours=second)
+    assert "conversion-unfinished" not in [f.code for f in quick_check(data).findings]
     assert report.written >= 2 and report.written + report.kept == 3
     assert [read_label(path).max() for path in labels] == [1, 1, 1]
     assert convert_rgb_masks(*folders, colours=second).kept == 3

@@ -25,6 +25,7 @@ from cgrseg.data.check.learnable import (
     stored_values,
 )
 from cgrseg.data.check.report import CheckReport, SplitSummary
+from cgrseg.data.convert.record import mixed_record
 from cgrseg.data.findings import Finding
 from cgrseg.data.image_io import FULL_BITS
 from cgrseg.data.pairs import list_pairs
@@ -85,6 +86,7 @@ def check_dataset(
             del pairs[name]
         elif layout.labels is None and name in (config.train_split, config.eval_split):
             report.add([_without_labels(spec, name, root)])
+    report.add(_mixed_encodings(root, [spec.splits[name].labels for name in pairs]))
     report.add(overlapping_stems(pairs))
     jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick, image_bits)]
     facts: dict[str, list[Facts]] = {name: [] for name in pairs}
@@ -160,6 +162,23 @@ def _choose_splits(
             chosen.append(name)
             layouts.append(layout)
     return chosen
+
+
+def _mixed_encodings(root: Path, labels: Sequence[str | None]) -> list[Finding]:
+    records = [mixed_record(root / folder, root) for folder in labels if folder is not None]
+    return [
+        Finding(
+            "error",
+            "conversion-unfinished",
+            str(record),
+            "a conversion with other settings was stopped half way: its label maps and those of "
+            "the conversion before lie side by side",
+            "run the same `cgrseg data convert` again, without --overwrite: it goes on where it "
+            "stopped",
+        )
+        for record in dict.fromkeys(records)
+        if record is not None
+    ]
 
 
 def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:

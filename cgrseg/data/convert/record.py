@@ -103,6 +103,22 @@ def read_record(record: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
+def mixed_record(labels: Path, root: Path) -> Path | None:
+    """Record of an overwriting with other settings that was stopped; None: there is none.
+
+    Until the conversion is run again, label maps of two encodings lie side by side.
+
+    Args:
+        labels: folder of label maps; its record lies there, or in a folder above.
+        root: the dataset's root, above which nothing is looked at.
+    """
+    for folder in [labels, *(above for above in labels.parents if root in above.parents)]:
+        known = read_record(folder / RECORD_NAME)
+        if known.get("drops_old") and not known.get("finished", False):
+            return folder / RECORD_NAME
+    return None
+
+
 def refuse_other_settings(
     record: Path, known: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> None:
