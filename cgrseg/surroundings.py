@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ _CONTAINER_LIMITS = (
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 _NEVER_REFUSED = 256 << 20  # bytes; not worth a look at the system
+_SEMAPHORES = ("multiprocessing", "synchronize.py")
 _NO_FILES = ("too many open files",)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Types of errors that libraries wrap a lack of the machine in.
@@ -106,7 +108,7 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
                 "OMP_NUM_THREADS=1 before the command, data.workers=0",
             )
         )
-    if _says(error, _NO_SHARED_MEMORY):
+    if _says(error, _NO_SHARED_MEMORY) or _is_of_semaphores(error):
         return EnvironmentProblem(
             explain(
                 where,
@@ -201,6 +203,14 @@ def _file_problem(error: OSError) -> CGRSegError:
             remedy="check that it exists, its permissions, and those of the folders above it",
         )
     )
+
+
+def _is_of_semaphores(error: BaseException) -> bool:
+    """Whether an error comes from Python's semaphores, which lie in shared memory."""
+    if not isinstance(error, OSError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).parts[-2:] == _SEMAPHORES for frame in frames)
 
 
 def _says(error: BaseException, parts: tuple[str, ...]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import multiprocessing
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
         device: where it runs, in words.
 
     Raises:
-        EnvironmentProblem: with the settings to turn down.
+        EnvironmentProblem: with the settings to turn down; also where /dev/shm is read-only.
     """
     height, width = config.augment.crop_size
     pixels = config.train.batch_size * height * width
@@ -141,6 +142,11 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
     error = missing_memory(needed)
     if error is not None:
         raise out_of_memory(config, device, error)
+    if workers:
+        try:
+            multiprocessing.get_context().Lock()  # as the loader makes some, in /dev/shm
+        except OSError as refused:
+            raise lost_loader(config, refused) from refused
 
 
 def single_value(config: Config) -> ConfigError:

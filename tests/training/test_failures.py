@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import resource
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,20 @@ def test_memory_is_found_behind_a_later_error() -> None:
     assert problem is not None and "memory ran out" in str(problem)
     assert machine_problem(RuntimeError("shapes cannot be multiplied")) is None
     assert machine_problem(ValueError("out of memory")) is None
+
+
+def test_shared_memory_that_is_read_only_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /dev/shm is in some containers; semaphores are made there."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
+    with pytest.raises(EnvironmentProblem, match="shared memory"), readable_machine_problems():
+        try:
+            multiprocessing.get_context("spawn").Lock()
+        except OSError:
+            raise RuntimeError("Please call `iter(combined_loader)` first.") from None
 
 
 @pytest.mark.parametrize(
