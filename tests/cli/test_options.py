@@ -159,8 +159,9 @@ def test_wrong_usage_is_a_message_of_four_parts(
 
 
 def test_settings_shape_a_network_and_a_config(run: Run) -> None:
-    five = json.loads(run("info", "cgrseg_b", "--json").stdout)
-    six = json.loads(run("info", "cgrseg_b", "model.context_blocks=6", "--json").stdout)
+    small = ("info", "cgrseg_t", "--size", "64")
+    five = json.loads(run(*small, "--json").stdout)
+    six = json.loads(run(*small, "model.context_blocks=6", "--json").stdout)
     assert (five["context_blocks"], six["context_blocks"]) == (5, 6)
     assert six["parameters"] > five["parameters"]
     config = json.loads(run("info", "cgrseg-t_camvid", "optimizer.lr=0.5", "--json").stdout)

@@ -110,7 +110,7 @@ def test_taken_folder_command(place: Place) -> None:
 def test_taken_folder_script(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     run = copy_of_run(place)
     given = [str(run), *CPU]
-    assert train_script(given) == 1
+    assert train_script(given) == 2
     (option,) = options_in(remedy_of(capfd.readouterr().err))
     assert option == "--auto-resume"
     assert train_script([*given, option, "schedule.max_iters=3"]) == 0
@@ -343,7 +343,7 @@ def test_evaluation_of_a_script_without_a_checkpoint(
 ) -> None:
     given = ["--mode", "eval", "--config", str(place.trained / "config.json")]
     empty = ["--work-dir", str(place.folder / "empty")]
-    assert single.main(script_defaults, [*given, *empty]) == 1
+    assert single.main(script_defaults, [*given, *empty]) == 2
     flag, _ = options_in(remedy_of(capfd.readouterr().err))
     assert single.main(script_defaults, [*given, *empty, flag, place.best]) == 0
     printed = capfd.readouterr().out
