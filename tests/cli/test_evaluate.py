@@ -232,12 +232,14 @@ def test_results_that_cannot_be_written_stop_before_the_work(
     # Also for a superuser, who may write anywhere but on a read-only file system.
     writable = os.access
 
-    def access(path: Path, mode: int) -> bool:
-        return Path(path) != tmp_path and writable(path, mode)
+    target = tmp_path / "read-only"
+    target.mkdir()
+
+    def access(path: Path, mode: int, **options: bool) -> bool:
+        return Path(path) != target and writable(path, mode, **options)
 
     monkeypatch.setattr(os, "access", access)
-    target = tmp_path / "none" / "deeper"
     result = run("evaluate", trained / "best.pth", "--device", "cpu", f"work_dir={target}")
     assert result.exit_code == 2
-    assert f"{target}: results cannot be written there ({tmp_path} is" in result.stderr
+    assert f"{target}: results cannot be written there ({target} is" in result.stderr
     assert "mIoU" not in result.stdout

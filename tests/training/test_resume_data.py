@@ -165,7 +165,7 @@ def test_a_start_from_the_weights_of_other_classes_is_said(
     )
     capsys.readouterr()
     train(second, device="cpu")
-    told = capsys.readouterr().err
+    told = "".join(capsys.readouterr())
     assert "id 0: 'sky' became 'thing'" in told
     assert "classifier" in told
 
