@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from cgrseg.errors import MALFORMED, WeightsError
 from cgrseg.locks import locking
+from cgrseg.models.checkpoint_files import unusable_config
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
 from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
 from cgrseg.models.layers import ConvNormAct, is_recorded
@@ -30,6 +32,8 @@ from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
 from cgrseg.models.variants import VARIANTS, Variant
 
+# Beyond these a config.json describes no network of this package.
+_MOST = {"num_classes": 65_535, "context_blocks": 1_000, "channels": 65_536}
 _LOG = logging.getLogger("cgrseg.models")
 
 
@@ -252,6 +256,24 @@ class CGRSeg(
         save_safetensors(self, save_directory / "model.safetensors")
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> CGRSeg:
+        """Load a folder of `save_pretrained` or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: the folder or the id.
+            **options: as for `huggingface_hub.PyTorchModelHubMixin.from_pretrained`.
+
+        Raises:
+            WeightsError: weights or `config.json` that cannot be used.
+        """
+        try:
+            found: CGRSeg = super().from_pretrained(pretrained_model_name_or_path, **options)
+            return found
+        except (ValueError, AttributeError, RecursionError) as error:
+            told = unusable_config(pretrained_model_name_or_path, str(error))
+            raise WeightsError(told) from error
+
+    @classmethod
     def _from_pretrained(
         cls,
         *,
@@ -279,10 +301,20 @@ class CGRSeg(
         left_out: list[str] = []
         for name in ("classes", "palette"):  # of the saved network, when the caller asks for
             values = model_kwargs.get(name)  # another number of classes
+            if values is not None and not isinstance(values, list | tuple):
+                told = f"{name} is of type {type(values).__name__}"
+                raise WeightsError(unusable_config(model_id, told))
             if values is not None and len(values) != model_kwargs.get("num_classes", 150):
                 model_kwargs[name] = None
                 left_out.append(f"{len(values)} entries of {name}")
-        model = cls(**model_kwargs)
+        for name, most in _MOST.items():
+            value = model_kwargs.get(name)
+            if value is not None and (type(value) is not int or not 0 <= value <= most):
+                raise WeightsError(unusable_config(model_id, f"{name} is {str(value)[:60]!r}"))
+        try:
+            model = cls(**model_kwargs)
+        except MALFORMED as error:
+            raise WeightsError(unusable_config(model_id, str(error))) from error
         report = load_weights(model, path, verbose=False)
         if report.fresh:
             print(report, file=sys.stderr)

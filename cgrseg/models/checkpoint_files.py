@@ -161,18 +161,24 @@ def _read_folder(folder: Path) -> Checkpoint:
     config = folder / "config.json"
     if config.is_file():
         try:
-            checkpoint.meta.update(json.loads(read_input_text(config)))
-        except ValueError as error:
-            raise WeightsError(
-                explain(
-                    config,
-                    found=f"it is no JSON ({error})",
-                    expected="what save_pretrained wrote",
-                    remedy="write the folder again with save_pretrained",
-                )
-            ) from error
+            told = json.loads(read_input_text(config))
+            if not isinstance(told, dict):
+                raise ValueError(f"it holds {type(told).__name__}, not a table")
+        except (OSError, ValueError, RecursionError) as error:
+            raise WeightsError(unusable_config(config, str(error))) from error
+        checkpoint.meta.update(told)
     checkpoint.source = str(folder)
     return checkpoint
+
+
+def unusable_config(where: object, found: str) -> str:
+    """The message for a `config.json` beside weights that cannot be used."""
+    return explain(
+        where,
+        found=f"its config.json cannot be used ({found})",
+        expected="what save_pretrained wrote",
+        remedy="write the folder again with save_pretrained, or download it again",
+    )
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

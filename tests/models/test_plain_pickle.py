@@ -170,3 +170,21 @@ def test_a_changed_byte_of_our_safetensors_is_told(trained: CGRSeg, tmp_path: Pa
     weights.write_bytes(content)
     with pytest.raises(WeightsError, match="not those that were saved"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("[]", "5", "null", "{", "[" * 100_000),
+        *('{"variant": 5}', '{"variant": "x"}', '{"num_classes": "x"}', '{"num_classes": -1}'),
+        *('{"num_classes": 1000000000000}', '{"context_blocks": 1000000000}', '{"palette": 5}'),
+    ],
+)
+def test_a_hub_folder_with_another_config(config: str, trained: CGRSeg, tmp_path: Path) -> None:
+    trained.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(WeightsError, match=r"its config\.json cannot be used"):
+        CGRSeg.from_pretrained(tmp_path)
+    if not config.startswith("{") or config == "{":
+        with pytest.raises(WeightsError, match=r"its config\.json cannot be used"):
+            load_model(tmp_path)
