@@ -140,7 +140,7 @@ def _from_json(path: Path) -> Config:
         raise ConfigError(
             explain(
                 path,
-                found=f"it cannot be read as JSON ({error})",
+                found=f"it cannot be read as JSON ({getattr(error, 'strerror', None) or error})",
                 expected="the tables of a config, as in a run's config.json",
                 remedy="correct it, or start from a run's config.json",
             )

@@ -73,7 +73,7 @@ def read_colour_table(path: Path) -> dict[Colour, str]:
         raise DataError(
             explain(
                 path,
-                found=f"it cannot be used ({error})",
+                found=f"it cannot be used ({getattr(error, 'strerror', None) or error})",
                 expected="one class a line, as in 'road 128 64 128', or JSON "
                 '{"road": [128, 64, 128]}',
                 remedy="correct the file",
