@@ -275,3 +275,21 @@ def test_descriptions_of_others_are_refused(tmp_path: Any) -> None:
             Description.read(text, tmp_path / "x.onnx")
     again = Description.read(description().model_dump_json(), tmp_path / "x.onnx")
     assert again == description()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 999_999_999},
+        {"batch": 0},
+        {"smallest": 1 << 40},
+        {"sizes": [(64, 1 << 62)]},
+        {"num_classes": 1 << 40},
+    ],
+)
+def test_descriptions_of_impossible_sizes_are_refused(
+    changes: dict[str, Any], tmp_path: Any
+) -> None:
+    text = description().model_copy(update=changes).model_dump_json()
+    with pytest.raises(WeightsError, match="cannot be understood"):
+        Description.read(text, tmp_path / "x.onnx")

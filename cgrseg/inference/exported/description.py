@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cgrseg.errors import WeightsError, explain
 
 Size = tuple[int, int]
+Side = Annotated[int, Field(ge=1, le=65_536)]
 Kind = Literal["onnx", "openvino", "pt2", "aoti"]
 InputKind = Literal["normalised", "pixels"]
 OutputKind = Literal["logits", "labels"]
@@ -54,16 +55,16 @@ class Description(BaseModel):
     format: int = _FORMAT
     kind: Kind
     variant: str
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(ge=1, le=65_535)
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     test: dict[str, Any] | None
-    sizes: list[Size] | None
-    smallest: int = 32
-    largest: int | None = None
-    batch: int | None
+    sizes: list[tuple[Side, Side]] | None
+    smallest: Side = 32
+    largest: Side | None = None
+    batch: int | None = Field(ge=1, le=65_535)
     takes: InputKind
     gives: OutputKind
     precision: Literal["fp32", "int8"]

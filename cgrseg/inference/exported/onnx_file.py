@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import MALFORMED, WeightsError, explain
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
@@ -40,10 +40,14 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
     _refuse_other_files(content, text, path)
     threads = torch.get_num_threads()
     first = _session(onnxruntime, content, {}, path, threads, optimise=False)
-    if first.get_modelmeta().custom_metadata_map.get(KEY) != text:
+    try:
+        told = first.get_modelmeta().custom_metadata_map.get(KEY)
+        source = first.get_inputs()[0]
+        name, axes = source.name, list(source.shape)
+    except MALFORMED as error:  # names that are no text, no input
+        raise WeightsError(damaged(path, "an ONNX model", error)) from error
+    if told != text:
         raise WeightsError(damaged(path, "an ONNX model", "it holds two descriptions"))
-    source = first.get_inputs()[0]
-    name, axes = source.name, list(source.shape)
     del first
     sessions: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
