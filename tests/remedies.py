@@ -93,7 +93,7 @@ class Text:
     def options(self) -> list[tuple[str, str | None]]:
         """Options that it names, each with the command before it in the same clause, if any."""
         found = []
-        for clause in re.split(r"[;`]|, or (?=cgrseg)", self.words):
+        for clause in re.split(r"; |, or (?=cgrseg)", self.words):
             commands = list(re.finditer(_COMMAND, clause))
             for option in _OPTION.finditer(clause):
                 before = [each[1] for each in commands if each.start() < option.start()]
