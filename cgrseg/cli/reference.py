@@ -70,7 +70,7 @@ def markdown_commands() -> str:
     for name in sorted({use.name for use in uses}):
         own = [use for use in uses if use.name == name]
         names = ", ".join(f"`{each}`" for each in (name, *own[0].short))
-        value = f"`{own[0].value}`" if own[0].value else ""
+        value = f"`{_cell(own[0].value)}`" if own[0].value else ""
         places = ", ".join(
             f"`{use.command}`{' (repeatable)' if use.repeats else ''}" for use in own
         )
