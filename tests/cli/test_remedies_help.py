@@ -380,7 +380,8 @@ def test_exported_labels_and_sizes(place: Place) -> None:
     remedy = place.refused("predict", target, image, "test.flip=true", *out)
     again = [place.best if word == "CHECKPOINT" else word for word in command_in(remedy)]
     place.works(*again, "--format", "pt2", "-o", target, "--overwrite")
-    place.works("predict", target, image, "test.flip=true", *out)
+    command = ["predict", target, image, "test.flip=true", *out]
+    place.works(*command, *options_in(place.refused(*command)))  # results of the other file
 
 
 def test_front_ends_of_one_message(tmp_path: Path) -> None:
