@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from cgrseg.config.schema import DataConfig
+from cgrseg.data import convert
 from cgrseg.data.check import quick_check
 from cgrseg.data.convert import (
     coco_instances,
@@ -20,7 +23,8 @@ from cgrseg.data.convert import (
 )
 from cgrseg.data.convert.place import place_image
 from cgrseg.data.image_io import read_image, read_label, write_image, write_label_png
-from cgrseg.errors import DataError
+from cgrseg.errors import DataError, EnvironmentProblem
+from cgrseg.locks import output_lock
 from tests.data.test_convert_custom import HEIGHT, SQUARE, WIDTH, coco_file, labelme_file, shape
 
 OTHER = [(0, 0), (8, 0), (8, 6), (0, 6)]
@@ -268,3 +272,24 @@ def test_a_misspelt_ignored_class_is_no_secret(tmp_path):
     told = [note for note in report.notes if "ignored, but" in note]
     assert told == ["'blurr' is ignored, but occurs nowhere; did you mean 'blur'?"]
     assert not json.loads(json.dumps(report.to_dict()))["failed"]
+
+
+@pytest.mark.parametrize("name", [n for n in convert.__all__ if n.startswith("convert_")])
+def test_every_converter_is_refused_a_folder_that_another_writes_to(tmp_path, name):
+    function = getattr(convert, name)
+    needed = [
+        p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty
+    ]
+    given = {**dict.fromkeys([*needed, "out"], tmp_path / "none"), "out": tmp_path / "out"}
+    refused = []
+
+    def start() -> None:
+        with pytest.raises(EnvironmentProblem, match="another command"):
+            function(**given)
+        refused.append(name)
+
+    with output_lock(tmp_path / "out", below=True):
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+    assert refused == [name]

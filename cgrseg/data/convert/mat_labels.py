@@ -11,7 +11,13 @@ from cgrseg.class_names import MAX_CLASSES, check_class_names, clean_name
 from cgrseg.data.convert.custom import CustomLayout, refuse_unused_ignored, settle_classes
 from cgrseg.data.convert.mat import only_field, read_label_field
 from cgrseg.data.convert.place import ImageMode, index_images
-from cgrseg.data.convert.runner import ConversionReport, Failure, Task, run_conversion
+from cgrseg.data.convert.runner import (
+    ConversionReport,
+    Failure,
+    Task,
+    locking_output,
+    run_conversion,
+)
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.parallel import Progress
@@ -20,6 +26,7 @@ from cgrseg.errors import DataError, explain
 _IGNORED = 255
 
 
+@locking_output
 def convert_mat_labels(
     images: Path | str,
     labels: Path | str,
