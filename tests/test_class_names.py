@@ -148,6 +148,13 @@ def test_a_list_that_would_move_ids_is_refused(lines: list[str], told: list[str]
     assert all(part in str(caught.value) for part in told), str(caught.value)
 
 
+@pytest.mark.parametrize("inside", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_line_of_a_class_list_is_never_split_further(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "classes.txt").write_text(f"sky{inside}blue\nroad\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1 holds a (control character|line break)"):
+        read_class_list(tmp_path / "classes.txt")
+
+
 @pytest.mark.parametrize("bad", ["a\nb", "a\x85b", "a\u2028b", "a\x0bb", "a\x00b", "\ud800", " "])
 def test_a_name_that_no_text_file_holds_is_refused(bad: str) -> None:
     with pytest.raises(ConfigError, match="id 1"):

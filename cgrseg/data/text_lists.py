@@ -7,6 +7,7 @@ of them may become part of a name.
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 from cgrseg.errors import DataError, explain
@@ -41,4 +42,5 @@ def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str
                 remedy=remedy,
             )
         ) from error
-    return [line.strip() for line in text.splitlines()]
+    # Not splitlines(): a form feed or the like within a name would make two names of it.
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
