@@ -40,7 +40,6 @@ from cgrseg.provenance import path_digest, settings_digest
 RECORD = "prediction.json"
 PARTS = ("labels", "overlays")
 """Folders of results below the one that is asked for."""
-_UNREAD = "-"  # in place of the digest of an image that could not be read
 _WRITERS = 4  # threads that encode and write results
 
 
@@ -148,9 +147,7 @@ def predict_folder(
         # The labels come last: their presence says that this image is finished.
         if overlays:
             found.save_overlay(picture, opacity, legend=legend)
-        found.save_labels(
-            labels, note=f"{maps} {look} {found.digest or _UNREAD} {path_digest(image.path)}"
-        )
+        found.save_labels(labels, note=f"{maps} {look} {found.digest} {path_digest(image.path)}")
 
     with Behind(threads=min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
         for image, (_, found) in zip(todo, predictions, strict=True):
@@ -267,8 +264,10 @@ def _is_of(labels: Path, maps: str, look: str, image: Path, overwriting: bool) -
         return not overwriting
     # Notes of earlier versions do not tell the image, or not where it lay.
     made_by, pictures, digest, place = [*note.split(" "), "", "", ""][:4]
-    now = image_digest(image) or _UNREAD
-    if digest in (now, _UNREAD) or now == _UNREAD:
+    now = image_digest(image)
+    if now is None:
+        return False  # its reader says what is wrong with it
+    if digest == now:
         return made_by == maps and look in ("-", pictures)
     if not digest or overwriting or place == path_digest(image):
         return False

@@ -483,6 +483,14 @@ def test_an_image_that_was_replaced_is_predicted_again(tmp_path: Path, age: int)
     assert made == (fresh / "labels" / "1.png").read_bytes()
 
 
+def test_an_image_that_can_no_longer_be_read_is_reported(tmp_path: Path) -> None:
+    image = save(tmp_path / "in" / "1.png", photo(40, 60, 1))
+    predict_folder(predictor(), tmp_path / "in", tmp_path / "out")
+    image.write_bytes(b"")
+    again = predict_folder(predictor(), tmp_path / "in", tmp_path / "out")
+    assert again.kept == [] and [path for path, _ in again.failed] == [image]
+
+
 def test_the_digest_is_of_the_bytes_that_were_decoded(tmp_path: Path) -> None:
     image = save(tmp_path / "in" / "1.png", photo(40, 60, 1))
     other = save(tmp_path / "other.png", photo(40, 60, 2)).read_bytes()
