@@ -76,7 +76,10 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
     rule = _rule(config, classes)
     before, _, after = config.label_name.partition("{stem}")
     # JPEG changes values, which a threshold undoes and ids do not survive.
-    endings = (*LABEL_SUFFIXES, *((".jpg", ".jpeg") if config.label_threshold else ()))
+    endings: tuple[str, ...] = LABEL_SUFFIXES
+    images_of_same_name = config.images == config.labels and config.label_name == "{stem}"
+    if config.label_threshold and not images_of_same_name:
+        endings = (*endings, ".jpg", ".jpeg")
     return DatasetSpec(
         name="custom",
         title=f"custom dataset ({len(classes)} classes)",

@@ -1,6 +1,6 @@
 """Where the images, labels and splits of a person's own folder lie.
 
-The split comes from, in this order: `{split}` in the folder names, `data.split_lists`,
+The split comes from, in this order: `data.split_lists`, `{split}` in the folder names,
 sub-folders named after the split in any case, or an automatic split by seed.  Folders are
 `data.images` and `data.labels`; where these have their defaults and are not there, the names
 that other tools use are taken.

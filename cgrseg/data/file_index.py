@@ -111,7 +111,8 @@ def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
     """Labels of a folder; where several encodings are present the spec's first one wins."""
     index = FileIndex()
     order = {suffix: place for place, (suffix, _) in enumerate(spec.encodings)}
-    found: dict[str, tuple[int, Path]] = {}
+    rules = dict(spec.encodings)
+    found: dict[str, tuple[str, Path]] = {}
     for name, path in visible_files(folder, index.links):
         name = plain_form(name)
         cut = _label_stem(name, spec)
@@ -119,8 +120,15 @@ def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
             index.others[name] = path
             continue
         stem, suffix = cut
-        if stem not in found or order[suffix] < found[stem][0]:
-            found[stem] = (order[suffix], path)
+        if stem not in found:
+            found[stem] = (suffix, path)
+            continue
+        other, known = found[stem]
+        if order[suffix] < order[other]:
+            found[stem], path = (suffix, path), known
+        # Two encodings of one label are no question; two files of one encoding are.
+        if rules[suffix] == rules[other]:
+            index.repeated.append((path, found[stem][1]))
     index.by_stem = {stem: path for stem, (_, path) in found.items()}
     return index
 

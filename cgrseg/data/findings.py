@@ -40,7 +40,7 @@ CODES: dict[str, str] = {
     "split-overlap": "a stem belongs to two splits",
     "missing-label": "an image has no label",
     "orphan-label": "a label has no image",
-    "duplicate-stem": "two images have one stem",
+    "duplicate-stem": "two images, or two labels, have one stem",
     "image-unreadable": "an image is empty, cut off or no image at all",
     "image-depth": "an image has an alpha channel or more than 8 bits",
     "image-bits": "16-bit images that use fewer or more bits than they are read with",

@@ -44,6 +44,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 _NOTE = "cgrseg"  # keyword of the text chunk with a note
 _JPEG_MAGIC = b"\xff\xd8"
+_TIFF_BITS = 258  # tag: bits of a value
 _INDEXED_MAGICS = (b"BM", b"II*\0", b"MM\0*")  # BMP, TIFF
 MAX_PIXELS = 1 << 30
 """Pixels of the largest image that is read: OpenCV's own limit."""
@@ -188,7 +189,8 @@ def read_label(path: Path | str) -> Bytes8:
         (H, W), C-contiguous, raw ids 0..255.
 
     Raises:
-        DataError: missing or damaged file, a color image, several pages, or ids beyond 8 bits.
+        DataError: missing or damaged file, a color image, several pages, JPEG compression under
+            another name, or ids beyond 8 bits.
     """
     path = Path(path)
     data = _read_bytes(path, "a label map")
@@ -270,7 +272,9 @@ def _stored_values(data: bytes, path: Path) -> NDArray[Any] | None:
             # OpenCV turns the palettes of these formats into colors.
             return _pillow_values(data, path)
         flags = cv2.IMREAD_UNCHANGED
-        if data.startswith(_JPEG_MAGIC) and path.suffix.lower() in (".jpg", ".jpeg"):
+        if data.startswith(_JPEG_MAGIC):
+            if path.suffix.lower() not in (".jpg", ".jpeg"):
+                raise _lossy(path)
             flags = cv2.IMREAD_GRAYSCALE
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -282,9 +286,16 @@ def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
     try:
         with open_with_pillow(io.BytesIO(data), ("BMP", "TIFF")) as picture:
             pages = getattr(picture, "n_frames", 1)
+            lossy = picture.info.get("compression") == "jpeg"
             values = np.array(picture)
+            if picture.format == "TIFF" and picture.mode == "L":
+                # Pillow spreads gray of 2 and 4 bits over 0..255; undo that.
+                bits = int(picture.tag_v2.get(_TIFF_BITS, (8,))[0])  # type: ignore[attr-defined]
+                values //= np.uint8(255 // (2**bits - 1))
     except Exception:  # Pillow lets through what its parsers stumble over
         return None
+    if lossy:
+        raise _lossy(path)
     if pages != 1:
         raise DataError(
             explain(
@@ -295,6 +306,17 @@ def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
             )
         )
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
+def _lossy(path: Path) -> DataError:
+    return DataError(
+        explain(
+            path,
+            found="a label map compressed as JPEG, which changes values along every border",
+            expected="a format that keeps every class id, such as PNG",
+            remedy="export the label maps as PNG",
+        )
+    )
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

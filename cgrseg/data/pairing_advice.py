@@ -17,10 +17,16 @@ from cgrseg.data.file_index import FileIndex
 from cgrseg.data.findings import Finding
 from cgrseg.data.spec import DatasetSpec, SplitLayout
 
+JPEG_REMEDY = (
+    "JPEG changes values along every border, so class ids do not survive it: export the label "
+    "maps as PNG; JPEG masks of two classes are read with data.label_threshold=128"
+)
+"""What to do about labels in JPEG files."""
+
 # Endings of files that people have beside their images, and what to do with them.
 _OTHER_FORMATS = {
-    ".jpg": "JPEG changes values along every border, so class ids do not survive it: export the "
-    "label maps as PNG; JPEG masks of two classes are read with data.label_threshold=128",
+    ".jpg": JPEG_REMEDY,
+    ".jpeg": JPEG_REMEDY,
     ".mat": "convert the MATLAB files: cgrseg data convert mat {images} {labels} OUT "
     "--classes NAMES",
     ".json": "convert LabelMe files: cgrseg data convert labelme {labels} OUT "
@@ -29,7 +35,6 @@ _OTHER_FORMATS = {
     ".webp": "save the label maps as PNG",
     ".gif": "save the label maps as PNG",
 }
-_OTHER_FORMATS[".jpeg"] = _OTHER_FORMATS[".jpg"]
 _NOT_A_LABEL = "convert the labels to the form expected, or rename them if only the name differs"
 _TRIED = 5  # images whose names are compared with those of all labels
 
@@ -180,9 +185,27 @@ class Unpaired:
             )
             best, times = next(iter(folders.most_common(1)), ("", 0))
             if 2 * times > len(self.missing):
-                deeper = f"{folder}/{best}"
-                return f"the {setting} lie in {self.root / deeper}: set data.{setting}={deeper}"
+                return f"the {setting} lie in {self.root / folder / best}: " + (
+                    self._settings_of(setting, best) or f"move them into {self.root / folder}"
+                )
         return None
+
+    def _settings_of(self, which: str, below: str) -> str | None:
+        """Settings that read images or labels one folder deeper, in every split; None: none do."""
+        places = {(layout.images, layout.labels or "") for layout in self.spec.splits.values()}
+        if len(places) == 1:
+            folder = getattr(self.layout, which)
+            return f"set data.{which}={folder}/{below}"
+        name = next(name for name, layout in self.spec.splits.items() if layout == self.layout)
+        images, labels = (
+            "/".join("{split}" if part == name else part for part in (folder or "").split("/"))
+            for folder in (self.layout.images, self.layout.labels)
+        )
+        if places != {(images.format(split=s), labels.format(split=s)) for s in self.spec.splits}:
+            return None
+        if which == "images":
+            return f"set data.images={images}/{below} data.labels={labels}"
+        return f"set data.images={images} data.labels={labels}/{below}"
 
 
 def _cut_ending(name: str) -> str:

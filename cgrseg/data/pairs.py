@@ -162,6 +162,16 @@ def _labels(spec: DatasetSpec, root: Path, below: str, findings: list[Finding]) 
         return FileIndex()
     index = index_labels(root / below, spec)
     findings += _links(index)
+    findings += [
+        Finding(
+            "warning",
+            "duplicate-stem",
+            str(second),
+            f"the same stem as {read.name}, which is read; this file is not",
+            "remove or rename the one that is not meant",
+        )
+        for second, read in index.repeated
+    ]
     return index
 
 

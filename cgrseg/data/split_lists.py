@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from cgrseg.data.file_index import cut_suffix, plain_form
 from cgrseg.data.findings import Finding, finding_from_error
+from cgrseg.data.pairing_advice import JPEG_REMEDY
 from cgrseg.data.spec import DatasetSpec, SplitLayout
 from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import DataError
@@ -74,7 +75,7 @@ def read_split_list(
             continue
         stem, label = entry
         if isinstance(label, str):
-            findings.append(_no_such_label(path, line, label))
+            findings.append(_no_such_label(path, line, label, reader.label_endings))
             label = None
         found.append((stem, label))
     if not found and not unknown:
@@ -137,7 +138,13 @@ class _LineReader:
                 return self._labels_by_name[name]
         beside = self.root / _clean(text)
         inside = ".." not in PurePosixPath(_clean(text)).parts
-        return beside if inside and beside.is_file() else None
+        fits = beside.suffix.lower() in self.label_endings
+        return beside if inside and fits and beside.is_file() else None
+
+    @cached_property
+    def label_endings(self) -> list[str]:
+        """Endings of label files, whatever stands before them."""
+        return list(dict.fromkeys(Path(f"_{ending}").suffix for ending, _ in self.spec.encodings))
 
     @cached_property
     def _image_folder(self) -> str:
@@ -194,11 +201,17 @@ def _foreign_list(path: Path, unknown: list[str], images: Path) -> Finding:
     )
 
 
-def _no_such_label(path: Path, line: str, label: str) -> Finding:
+def _no_such_label(path: Path, line: str, label: str, endings: list[str]) -> Finding:
     return Finding(
         "error",
         "list-without-label",
         str(path),
-        f"the line {line!r} names the label {label!r}, which is not below the dataset's root",
-        "correct the line, or remove the label from it",
+        f"the line {line!r} names the label {label!r}; expected: a file below the dataset's root "
+        f"that ends in {' or '.join(endings)}",
+        "correct the line, or remove the label from it"
+        + (
+            f"; {JPEG_REMEDY}"
+            if label.lower().endswith((".jpg", ".jpeg")) and ".jpg" not in endings
+            else ""
+        ),
     )

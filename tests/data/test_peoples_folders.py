@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,45 @@ def test_folders_of_such_labels_pass(tmp_path, ending):
     assert codes(check_dataset(root)) == set()
 
 
+def test_a_label_that_went_through_jpeg_is_refused_whatever_its_name(tmp_path):
+    mask = Image.fromarray(np.random.default_rng(0).integers(0, 3, folders.SIZE, dtype=np.uint8))
+    mask.save(tmp_path / "a.png", format="JPEG")
+    mask.save(tmp_path / "a.tif", compression="jpeg")
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(DataError, match="compressed as JPEG"):
+            read_label(tmp_path / name)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_tiff_files_of_few_bits_hold_their_values(tmp_path, bits):
+    packed = {2: b"\x1b", 4: b"\x01\x23"}[bits]  # the values 0, 1, 2, 3
+    fields = {256: 4, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    header = b"II*\0" + struct.pack("<I", 8 + 2) + packed.ljust(2, b"\0")
+    data = header + struct.pack("<H", len(fields)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert read_label(tmp_path / "a.tif").tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_second_label_of_an_image_is_named(tmp_path):
+    root = folders.write_folder(tmp_path)
+    folders.save_label(root / "annotations" / "0.tif", folders.labels(5))
+    report = check_dataset(root)
+    [warning] = report.of("warning")
+    assert (warning.code, Path(warning.file).name) == ("duplicate-stem", "0.tif")
+    assert "0.png, which is read" in warning.message
+
+
+def test_a_threshold_where_images_and_labels_share_a_folder(tmp_path):
+    root = folders.write_folder(
+        tmp_path, annotations="images", make=lambda k: folders.labels(k, 0, 255)
+    )
+    config = custom(root, labels="images")
+    [error] = check_dataset(config).of("error")
+    assert proposed(error.remedy) == {"label_threshold": 128}
+    assert codes(check_dataset(custom(root, labels="images", label_threshold=128))) == set()
+
+
 def test_jpeg_masks_are_named_and_read_by_a_threshold(tmp_path):
     root = folders.other_format(tmp_path, "jpg")
     report = check_dataset(root)
@@ -244,6 +284,31 @@ def test_labels_elsewhere_are_named_with_the_setting(tmp_path, make, setting):
     assert error.code == "missing-label"
     assert proposed(error.remedy) == setting
     assert codes(check_dataset(custom(root, **setting))) == set()
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations"),
+    [
+        ("images/{}", "annotations/{}/masks"),
+        ("{}/images", "{}/masks/deep"),
+        ("{}/images/0", "{}/masks"),
+    ],
+)
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "dev")])
+def test_labels_elsewhere_in_folders_of_splits(tmp_path, images, annotations, names):
+    for name in names:
+        stems = [f"{name}{k}" for k in range(4)]
+        folders.write_folder(
+            tmp_path, images=images.format(name), annotations=annotations.format(name), stems=stems
+        )
+    remedies = {finding.remedy for finding in check_dataset(tmp_path).of("error")}
+    if names == ("train", "val"):
+        settings = [proposed(remedy) for remedy in remedies]
+        assert settings[0] == settings[-1]  # of both splits
+        assert codes(check_dataset(custom(tmp_path, **settings[0]))) == set()
+    else:  # no setting fits such names
+        assert all("move them into" in remedy for remedy in remedies)
+        assert not any(proposed(remedy) for remedy in remedies)
 
 
 def test_images_in_a_deeper_folder_than_their_labels(tmp_path):
@@ -308,6 +373,12 @@ def test_color_masks_of_cvat_are_told_by_their_table(tmp_path):
     )
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\n")
     with pytest.raises(DataError, match=r"data convert rgb \S+/JPEGImages \S+/SegmentationClass"):
+        guess_dataset(root)
+
+
+def test_coco_stuff_as_it_is_downloaded_names_its_conversion(shared_data):
+    root = shared_data / "cocostuff10k_samples"
+    with pytest.raises(DataError, match=rf"data convert coco-stuff10k {root} --out OUT"):
         guess_dataset(root)
 
 
@@ -407,6 +478,16 @@ def test_a_list_may_pair_labels_of_other_names(tmp_path):
     ]
     _, findings = list_pairs(spec, root, "val")
     assert "truth/none.png" in next(f.message for f in findings if f.code == "list-without-label")
+
+
+def test_a_list_gives_no_jpeg_file_as_a_label(tmp_path):
+    root = folders.write_folder(tmp_path, annotations="masks", label_name="{stem}.jpg")
+    (root / "train.txt").write_text("".join(f"{k}.jpg masks/{k}.jpg\n" for k in range(4)))
+    config = custom(root, labels="masks", split_lists={"train": "train.txt", "val": "train.txt"})
+    _, findings = list_pairs(resolve_spec(config), root, "train")
+    found = next(finding for finding in findings if finding.code == "list-without-label")
+    assert "masks/0.jpg" in found.message and "ends in .png" in found.message
+    assert "JPEG changes values" in found.remedy
 
 
 def test_a_list_of_other_files_says_what_it_holds(tmp_path):

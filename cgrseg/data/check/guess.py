@@ -80,7 +80,8 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
     """Name the conversion that a folder needs, where it holds another tool's annotations.
 
     Raises:
-        DataError: color masks of CVAT, or LabelMe files beside their images.
+        DataError: color masks of CVAT, LabelMe files beside their images, or COCO-Stuff-10k as
+            it is downloaded.
     """
     table = root / COLOR_TABLE
     found, command = "", ""
@@ -88,6 +89,9 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
         images, masks = (root / name for name in folders)
         found = f"color masks with {COLOR_TABLE}, as CVAT exports them"
         command = f"cgrseg data convert rgb {images} {masks} OUT --colors {table}"
+    elif (root / "imageLists").is_dir() and any((root / "annotations").glob("*.mat")):
+        found = "label maps in MATLAB files, as COCO-Stuff-10k is downloaded"
+        command = f"cgrseg data convert coco-stuff10k {root} --out OUT"
     elif folders is None:
         annotated = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
         beside = next((folder for folder in annotated if _holds_labelme(folder)), None)
