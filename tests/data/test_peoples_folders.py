@@ -15,6 +15,7 @@ from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.check import check_dataset, guess_dataset, quick_check
+from cgrseg.data.check.learnable import refuse_nothing_to_learn
 from cgrseg.data.dataset import load_label
 from cgrseg.data.image_io import read_label
 from cgrseg.data.pairs import list_pairs
@@ -87,6 +88,15 @@ def test_a_training_split_without_labels_is_found_also_by_the_quick_check(tmp_pa
         errors = [f for f in report.findings if f.severity == "error"]
         assert [error.code for error in errors] == ["nothing-to-learn"]
         assert "no pixel of it is labeled" in errors[0].message
+
+
+def test_labels_of_other_ids_alone_are_called_what_they_are(tmp_path):
+    root = folders.write_folder(tmp_path, make=lambda k: folders.labels(k, 7, 9))
+    assert codes(check_dataset(root)) == {"stored-values", "id-out-of-range"}
+    config = custom(root)
+    spec = resolve_spec(config)
+    with pytest.raises(DataError, match="ids outside the class list: 7"):
+        refuse_nothing_to_learn(spec, root, "train", find_pairs(spec, root, "train"))
 
 
 def test_the_quick_check_reads_on_until_there_are_two_classes(tmp_path, monkeypatch):

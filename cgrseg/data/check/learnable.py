@@ -118,6 +118,8 @@ def judge_training_split(
             found.
         where: folder of its labels.
     """
+    if not stored <= frozenset().union(*(rule.allowed for _, rule in spec.encodings)):
+        return []  # ids outside the class list are errors of their own, and explain this
     seen = {k for k, count in enumerate(summary.pixels) if count}
     if len(seen) < NEEDED:
         seen = labeled_classes(spec, unread, seen)
@@ -182,14 +184,16 @@ def refuse_nothing_to_learn(
     Labels are read until two classes are found, which is one file in most datasets.
 
     Raises:
-        DataError: a class list of one class, or fewer than two classes in the labels.
+        DataError: a class list of one class, or fewer than two classes in the labels; or, where
+            this is the reason, the first label that cannot be used.
     """
     where = str(Path(root) / (spec.splits[split].labels or spec.splits[split].images))
-    raise_for_errors(
-        where,
-        judge_class_list(spec, {}, where)
-        or nothing_to_learn(spec, split, labeled_classes(spec, pairs), set(), where),
-    )
+    raise_for_errors(where, judge_class_list(spec, {}, where))
+    nothing = nothing_to_learn(spec, split, labeled_classes(spec, pairs), set(), where)
+    for pair in pairs if nothing else ():
+        if pair.label is not None:
+            spec.rule_for(pair.label).check(read_label(pair.label), source=pair.label)
+    raise_for_errors(where, nothing)
 
 
 def _remedy(spec: DatasetSpec, stored: set[int]) -> str:
