@@ -234,8 +234,12 @@ def _left_out(root: Path, images: str, splits: dict[str, SplitLayout]) -> list[F
             str(root / place),
             "images in this folder belong to no split; the splits are "
             + ", ".join(f"{name} ({layout.images})" for name, layout in splits.items()),
-            "move them into a folder of a split, or set data.train_split or data.eval_split to "
-            "the folder's name",
+            "move them into a folder of a split"
+            + (
+                ""
+                if place == images
+                else ", or set data.train_split or data.eval_split to the folder's name"
+            ),
         )
         for place in left
     ]

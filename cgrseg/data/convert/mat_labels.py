@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from cgrseg.class_names import MAX_CLASSES, check_class_names, clean_name
-from cgrseg.data.convert.custom import CustomLayout, refuse_unused_ignored, settle_classes
+from cgrseg.data.convert.custom import (
+    IGNORE,
+    CustomLayout,
+    refuse_unused_ignored,
+    settle_classes,
+)
 from cgrseg.data.convert.mat import only_field, read_label_field
 from cgrseg.data.convert.place import ImageMode, index_images
 from cgrseg.data.convert.runner import (
@@ -22,8 +27,6 @@ from cgrseg.data.custom import distinct_colours
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.parallel import Progress
 from cgrseg.errors import DataError, explain
-
-_IGNORED = 255
 
 
 @locking_output
@@ -120,10 +123,10 @@ def draw_label(task: Task) -> np.ndarray:
         DataError: not one array, or a value that has no name.
     """
     field, lookup = task.content
-    stored = read_label_field(task.source, field or only_field(task.source), highest=_IGNORED)
-    known = np.full(_IGNORED + 1, _IGNORED, np.uint8)
+    stored = read_label_field(task.source, field or only_field(task.source), highest=IGNORE)
+    known = np.full(IGNORE + 1, IGNORE, np.uint8)
     known[: len(lookup)] = lookup
-    strange = np.unique(stored[(stored >= len(lookup)) & (stored != _IGNORED)])
+    strange = np.unique(stored[(stored >= len(lookup)) & (stored != IGNORE)])
     if strange.size:
         raise DataError(
             explain(
