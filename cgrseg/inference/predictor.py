@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -196,7 +196,7 @@ class Predictor:
 
     def stream(
         self,
-        sources: Iterable[Any],
+        sources: Iterable[Any] | Path | IO[bytes],
         *,
         confidence: bool = False,
         batch_size: int = 1,
@@ -216,13 +216,13 @@ class Predictor:
             is the :class:`~cgrseg.inference.frames.Frame`.
         """
         single = isinstance(sources, (str, Path, bytes, bytearray, memoryview))
-        if single or callable(getattr(sources, "read", None)):
-            sources = _behind(sources)
+        single = single or callable(getattr(sources, "read", None))
+        images: Iterable[Any] = _behind(sources) if single else cast(Iterable[Any], sources)
         # On a CPU the network keeps all cores busy; a GPU is faster than one reader.
         readers = 1 if self.backend.device.type == "cpu" else min(8, os.cpu_count() or 1)
         # Several batches are read at a time, so that images of equal size meet.
         together = batch_size if batch_size == 1 else 4 * batch_size
-        pending = with_frames(sources, together)
+        pending = with_frames(images, together)
         with (
             contextlib.closing(pending),
             ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read-ahead") as pool,

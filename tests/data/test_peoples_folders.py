@@ -38,6 +38,18 @@ def codes(report) -> set[str]:
     return {finding.code for finding in report.findings if finding.severity != "note"}
 
 
+def labels_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Label files that the search for two classes reads from now on."""
+    read: list[Path] = []
+
+    def noted(path: Path) -> np.ndarray:
+        read.append(path)
+        return read_label(path)
+
+    monkeypatch.setattr("cgrseg.data.check.learnable.read_label", noted)
+    return read
+
+
 # ---- Encodings ------------------------------------------------------------------------------
 
 
@@ -62,6 +74,7 @@ def test_stored_values_are_named_with_the_setting_that_reads_them(
     assert codes(check_dataset(config)) == set()
     spec = resolve_spec(config)
     pair = find_pairs(spec, root, "train")[0]
+    assert pair.label is not None
     read = read_label(pair.label)
     expected = np.zeros_like(read)
     for value, new in zip(stored, ids, strict=True):
@@ -100,9 +113,7 @@ def test_labels_of_other_ids_alone_are_called_what_they_are(tmp_path):
 
 
 def test_the_quick_check_reads_on_until_there_are_two_classes(tmp_path, monkeypatch):
-    from cgrseg.data.check import doctor, learnable
-
-    monkeypatch.setattr(doctor, "QUICK_LABELS", 2)
+    monkeypatch.setattr("cgrseg.data.check.doctor.QUICK_LABELS", 2)
     root = folders.write_folder(
         tmp_path,
         images="images/train",
@@ -111,9 +122,7 @@ def test_the_quick_check_reads_on_until_there_are_two_classes(tmp_path, monkeypa
         make=lambda k: folders.labels(0, 0, 1 if k == 13 else 0),
     )
     folders.splits(root, "val")
-    read = []
-    real = learnable.read_label
-    monkeypatch.setattr(learnable, "read_label", lambda path: read.append(path) or real(path))
+    read = labels_read(monkeypatch)
     assert quick_check(custom(root)).of("error") == []
     assert 0 < len(read) <= 22
     folders.save_label(root / "annotations/train/13.png", folders.labels(0, 0, 0))
@@ -123,14 +132,10 @@ def test_the_quick_check_reads_on_until_there_are_two_classes(tmp_path, monkeypa
 
 
 def test_an_ordinary_split_costs_one_label(tmp_path, monkeypatch):
-    from cgrseg.data.check import learnable
-
     root = folders.write_folder(tmp_path)
     spec = resolve_spec(custom(root))
-    read = []
-    real = learnable.read_label
-    monkeypatch.setattr(learnable, "read_label", lambda path: read.append(path) or real(path))
-    learnable.refuse_nothing_to_learn(spec, root, "train", find_pairs(spec, root, "train"))
+    read = labels_read(monkeypatch)
+    refuse_nothing_to_learn(spec, root, "train", find_pairs(spec, root, "train"))
     assert len(read) == 1
 
 
@@ -155,6 +160,7 @@ def test_values_that_are_not_named_stop_and_255_ignores(tmp_path):
     spec = resolve_spec(custom(root, classes=["a", "b"], label_values={0: 255, 128: 1, 7: 0}))
     assert spec.label_rule.lookup[0] == 255
     pair = find_pairs(spec, root, "train")[0]
+    assert pair.label is not None
     folders.save_label(pair.label, folders.labels(0, 0, 9))
     with pytest.raises(DataError, match="ids outside the class list: 9 "):
         load_label(spec, pair)

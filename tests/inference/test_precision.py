@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cgrseg.errors import ConfigError
-from cgrseg.inference.backends import make_backend
+from cgrseg.inference.backends import TorchBackend, make_backend
 from cgrseg.inference.precision import (
     bf16_in_hardware,
     check_choice,
@@ -92,9 +92,9 @@ def test_a_backend_keeps_what_auto_stood_for_and_warns_of_emulation(
     bf16_cpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = create_model("cgrseg_t", num_classes=2)
-    assert make_backend(model, "cpu", "auto").precision == "bf16"
+    assert TorchBackend(model, torch.device("cpu"), "auto").precision == "bf16"
     bf16_cpu.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert make_backend(model, "cpu", "auto").precision == "fp32"
+    assert TorchBackend(model, torch.device("cpu"), "auto").precision == "fp32"
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING, "cgrseg.inference"):
         make_backend(model, "cpu", "bf16")

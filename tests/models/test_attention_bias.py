@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import TracerWarning
 
 from cgrseg.models import create_model
 from cgrseg.models.attention_bias import AttentionBias, offset_index
@@ -240,12 +242,14 @@ def test_exported_program_equals_the_network_and_takes_new_tables() -> None:
 
 
 def test_a_trace_as_the_first_use_equals_the_network() -> None:
-    for form, quiet in (("published", "error"), ("geometric", "ignore")):
+    forms: list[tuple[str, Literal["error", "ignore"]]]
+    forms = [("published", "error"), ("geometric", "ignore")]
+    for form, quiet in forms:
         model = create_model("cgrseg_t", num_classes=3, attention_bias=form).eval()
         set_golden_weights(model)
         example = torch.rand(1, 3, 64, 96)
         with warnings.catch_warnings():
-            warnings.simplefilter(quiet, torch.jit.TracerWarning)
+            warnings.simplefilter(quiet, TracerWarning)
             traced = torch.jit.trace(model, example)
         other = torch.rand(1, 3, 64, 96)
         with torch.no_grad():
