@@ -164,9 +164,39 @@ def has_option(name: str) -> bool:
     return not (front_end() is FrontEnd.DEMO and name in ("--resume-from", "--overwrite"))
 
 
+def environment_number(name: str, default: int) -> int:
+    """A whole number that a launcher sets in the environment.
+
+    Args:
+        name: of the variable, e.g. `WORLD_SIZE`.
+        default: where the variable is missing or empty.
+
+    Raises:
+        EnvironmentProblem: the variable holds something else.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise EnvironmentProblem(
+        explain(
+            f"environment variable {name}",
+            found=repr(text),
+            expected="a whole number, as torchrun and srun set it",
+            remedy=f"unset {name}, or start the processes with torchrun or srun",
+        )
+    )
+
+
 def process_rank() -> int:
-    """Number of this process among those that `torchrun` or SLURM started, from 0."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    """Number of this process among those that `torchrun` or SLURM started, from 0.
+
+    Messages are printed by it, so a variable that holds no number counts as missing.
+    """
+    with contextlib.suppress(EnvironmentProblem):
+        return environment_number("RANK", environment_number("SLURM_PROCID", 0))
+    return 0
 
 
 def is_first_process() -> bool:

@@ -44,6 +44,10 @@ _REASONS = {
     errno.EPERM: ("writing is not permitted", "choose a folder that can be written"),
     errno.ENOTDIR: ("a parent of it is a file, not a folder", "choose another folder"),
     errno.EEXIST: ("a file is where a folder should be", "choose another folder"),
+    errno.ELOOP: (
+        "a symlink leads back to itself",
+        "remove that symlink, or choose another folder",
+    ),
     errno.EISDIR: ("a folder of that name is in the way", "choose another name"),
 }
 

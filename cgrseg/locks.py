@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem, environment_number, explain
 from cgrseg.files import explained, make_folder, moved_folder, remove_leftovers, staying
 from cgrseg.processes import signals_held_back
 
@@ -95,10 +95,12 @@ def output_lock(folder: Path | str, *, below: bool = False, share: str = "") -> 
             be written.
     """
     folder = Path(folder)
+    key = Path(os.path.realpath(folder))
+    job = _job() or share
     made = _missing(folder)
     try:
-        key = _enter(folder, _job() or share, below)
         try:
+            _enter(folder, key, job, below)
             with staying(folder):
                 try:
                     yield
@@ -145,17 +147,17 @@ def locking(
 
 def _missing(folder: Path) -> list[Path]:
     """The folder and those above it that do not exist, the innermost first."""
-    return [place for place in (folder, *folder.parents) if not place.exists()]
+    return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
 
 
-def _enter(folder: Path, job: str, below: bool) -> Path:
-    key = folder.resolve()
+def _enter(folder: Path, key: Path, job: str, below: bool) -> None:
+    """Take a lock, or enter it once more; :func:`_leave` follows, however this ends."""
     held = _HELD.get(key)
     if held is not None:
         if held.thread != threading.get_ident():
             raise _refusal(folder, _about(""))
         held.depth += 1
-        return key
+        return
     deadline = time.monotonic() + _WRITTEN_WITHIN
     while True:
         with signals_held_back():
@@ -163,9 +165,10 @@ def _enter(folder: Path, job: str, below: bool) -> Path:
             if descriptor is not None:
                 place = os.open(folder, _FOLDER) if os.unlink in os.supports_dir_fd else None
                 _HELD[key] = _Held(descriptor, place, threading.get_ident())
-                return key
-        # Fellows of a job come in as soon as the first one has written its name.
-        early = not owner and time.monotonic() < deadline
+                return
+        # Fellows of a job come in as soon as the first one has written its name; until then the
+        # file is empty, or still names a killed process.
+        early = (job or not owner) and time.monotonic() < deadline
         if not early and (not job or owner.get("job") != job):
             raise _refusal(folder, owner)
         time.sleep(_LOOK)
@@ -174,7 +177,8 @@ def _enter(folder: Path, job: str, below: bool) -> Path:
 def _leave(key: Path) -> None:
     with signals_held_back():
         held = _HELD.get(key)
-        if held is None:  # this is a forked child
+        # None in a forked child, and where the lock was refused.
+        if held is None or held.thread != threading.get_ident():
             return
         held.depth -= 1
         if held.depth == 0:
@@ -211,8 +215,8 @@ def _attempt(folder: Path, job: str, below: bool) -> tuple[int | None, dict[str,
 
 def _is_below_another(folder: Path) -> bool:
     """Whether another command writes into a folder above this one, and perhaps into this one."""
-    above = folder.resolve().parents
-    return any(place not in _HELD and (place / NAME).exists() for place in above)
+    above = Path(os.path.realpath(folder)).parents
+    return any(place not in _HELD and os.path.exists(place / NAME) for place in above)
 
 
 def _open(path: Path) -> int:
@@ -349,9 +353,9 @@ def _refusal(folder: Path, owner: dict[str, Any]) -> EnvironmentProblem:
 def _job() -> str:
     """Name of the job that this process belongs to, equal in all of its processes; or empty."""
     environment = os.environ
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if environment_number("SLURM_STEP_NUM_TASKS", 1) > 1:
         return f"slurm {environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
-    world = int(environment.get("WORLD_SIZE", "1"))
+    world = environment_number("WORLD_SIZE", 1)
     if world < 2:
         return ""
     # Of one machine: its name, since every machine may call itself localhost.
@@ -364,6 +368,8 @@ def _after_fork() -> None:
     """Close the locks of the parent, which must end with the parent."""
     for held in _HELD.values():
         os.close(held.descriptor)
+        if held.place is not None:
+            os.close(held.place)
     _HELD.clear()
 
 

@@ -8,20 +8,26 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from cgrseg.errors import EnvironmentProblem
+from cgrseg import locks
+from cgrseg.errors import EnvironmentProblem, is_first_process
 from cgrseg.files import atomic_write_text, partial_folder
 from cgrseg.locks import NAME, output_lock
+from cgrseg.processes import Terminated, ending_by_signals
 
 # Takes the lock of a folder, says so, and holds it until its input ends.
 HOLD = """
 import sys
+from cgrseg import locks
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.locks import output_lock
+if "hurry" in sys.argv:
+    locks._WRITTEN_WITHIN = 0.5
 try:
     with output_lock(sys.argv[1], share=sys.argv[2]):
         print("held", flush=True)
@@ -34,10 +40,10 @@ JOB = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "one"}
 
 
 def start(
-    folder: Path, share: str = "", environment: Mapping[str, str] | None = None
+    folder: Path, share: str = "", environment: Mapping[str, str] | None = None, mode: str = ""
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), share],
+        [sys.executable, "-c", HOLD, str(folder), share, mode],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -97,7 +103,7 @@ def test_of_many_at_the_same_moment_one_comes_in(tmp_path: Path) -> None:
 def test_a_job_shares_its_lock_and_no_other_comes_in(tmp_path: Path) -> None:
     first, second = (start(tmp_path, environment=JOB) for _ in range(2))
     assert [answer(first), answer(second)] == ["held", "held"]
-    other = start(tmp_path, environment={**JOB, "TORCHELASTIC_RUN_ID": "other"})
+    other = start(tmp_path, environment={**JOB, "TORCHELASTIC_RUN_ID": "other"}, mode="hurry")
     assert answer(other) == "refused" and end(other) == 2
     assert end(first) == 0
     with pytest.raises(EnvironmentProblem, match="another command"), output_lock(tmp_path):
@@ -108,10 +114,62 @@ def test_a_job_shares_its_lock_and_no_other_comes_in(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_job_waits_for_its_name_in_the_file_of_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    path = tmp_path / NAME
+    path.write_text(json.dumps({"process": 1, "job": "a killed one"}))
+    # The first process of the job, between taking the file and writing its name.
+    with path.open("r+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        fellow = start(tmp_path, environment=JOB)
+        time.sleep(1)
+        locks._write(stream.fileno(), locks._job())
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        assert answer(fellow) == "held"
+        assert end(fellow) == 0
+
+
+def test_a_signal_while_the_lock_is_taken_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(*places: object, **named: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(locks, "remove_leftovers", signalled)
+    with pytest.raises(Terminated), ending_by_signals(), output_lock(tmp_path / "new" / "out"):
+        raise AssertionError("not reached")
+    assert os.listdir(tmp_path) == [] and not locks._HELD
+
+
+def test_variables_of_a_launcher_that_hold_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "")
+    with output_lock(tmp_path):
+        assert is_first_process()
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(EnvironmentProblem, match="unset WORLD_SIZE"), output_lock(tmp_path):
+        raise AssertionError("not reached")
+    assert is_first_process()  # it prints the message
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/below"])
+def test_an_output_folder_that_leads_back_to_itself_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(EnvironmentProblem, match="folder"), output_lock(tmp_path / name):
+        raise AssertionError("not reached")
+
+
 def test_shares_without_a_launcher_share_their_lock(tmp_path: Path) -> None:
     first, second = (start(tmp_path, "share of 2") for _ in range(2))
     assert [answer(first), answer(second)] == ["held", "held"]
-    other = start(tmp_path, "share of 3")
+    other = start(tmp_path, "share of 3", mode="hurry")
     assert answer(other) == "refused"
     assert [end(first), end(second), end(other)] == [0, 0, 2]
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number, explain
 from cgrseg.inference.backends import resolve_device
 from cgrseg.processes import signals_end_at_once
 
@@ -154,9 +154,9 @@ def started_by() -> Launcher:
     SLURM counts only inside `srun` with several tasks: a batch script sees the job's
     number of tasks too, but is one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if environment_number("WORLD_SIZE", 1) > 1:
         return "pytorch"
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "RANK" not in os.environ and environment_number("SLURM_STEP_NUM_TASKS", 1) > 1:
         return "slurm"
     return "none"
 
@@ -165,9 +165,9 @@ def own_share() -> tuple[int, int]:
     """Rank and number of the processes that share some work without talking to each other."""
     launcher = started_by()
     if launcher == "pytorch":
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return environment_number("RANK", 0), environment_number("WORLD_SIZE", 1)
     if launcher == "slurm":
-        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+        return environment_number("SLURM_PROCID", 0), environment_number("SLURM_STEP_NUM_TASKS", 1)
     return 0, 1
 
 
@@ -182,7 +182,7 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
         EnvironmentProblem: fewer GPUs than processes, or a device that does not exist.
         ConfigError: a GPU by number, for several processes of this machine.
     """
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    several = environment_number("LOCAL_WORLD_SIZE", 1)
     if str(device).startswith("cuda:") and several > 1:
         raise ConfigError(
             explain(
@@ -198,9 +198,9 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
     if not shared or not torch.cuda.is_available():
         return resolve_device(device)
     visible = torch.cuda.device_count()
-    number = int(os.environ.get("LOCAL_RANK", "0"))
+    number = environment_number("LOCAL_RANK", 0)
     if "LOCAL_RANK" not in os.environ and _by_srun():
-        number = int(os.environ.get("SLURM_LOCALID", "0"))
+        number = environment_number("SLURM_LOCALID", 0)
     if visible == 1 and _by_srun():
         number = 0  # srun shows each task its own GPU only (--gpus-per-task)
     if number >= visible:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,9 @@ def refuse_own_data(folder: Path | str, pairs: Sequence[Pair], root: Path | str)
             if file is not None and base in file.absolute().parents:
                 kept.add(base / file.absolute().relative_to(base).parts[0])
     target = Path(folder).absolute()
-    above = {target, *target.parents, target.resolve(), *target.resolve().parents}
-    own = {base, base.resolve()} & {target, target.resolve()}
+    real = Path(os.path.realpath(target))  # Path.resolve fails where symlinks lead back
+    above = {target, *target.parents, real, *real.parents}
+    own = {base, base.resolve()} & {target, real}
     own |= (kept | {place.resolve() for place in kept}) & above
     if own:
         raise ConfigError(

@@ -17,7 +17,7 @@ import torch
 from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build
-from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number, explain
 from cgrseg.inference.precision import choose_precision, slow_precision
 
 _LOG = logging.getLogger("cgrseg.training")
@@ -114,23 +114,23 @@ def find_placement(device: str = "auto") -> Placement:
 def _processes() -> dict[str, int]:
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:  # torchrun
-        world = int(environment["WORLD_SIZE"])
+        world = environment_number("WORLD_SIZE", 1)
         return {
-            "rank": int(environment["RANK"]),
-            "local_rank": int(environment.get("LOCAL_RANK", "0")),
+            "rank": environment_number("RANK", 0),
+            "local_rank": environment_number("LOCAL_RANK", 0),
             "world_size": world,
-            "local_world_size": int(environment.get("LOCAL_WORLD_SIZE", world)),
+            "local_world_size": environment_number("LOCAL_WORLD_SIZE", world),
         }
-    tasks = int(environment.get("SLURM_NTASKS", "1"))
+    tasks = environment_number("SLURM_NTASKS", 1)
     # An interactive SLURM shell also has these, under the job name "bash" or "interactive":
     # there nobody started one process per task.
     interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if tasks > 1 and "SLURM_PROCID" in environment and not interactive:
         return {
-            "rank": int(environment["SLURM_PROCID"]),
-            "local_rank": int(environment.get("SLURM_LOCALID", "0")),
+            "rank": environment_number("SLURM_PROCID", 0),
+            "local_rank": environment_number("SLURM_LOCALID", 0),
             "world_size": tasks,
-            "local_world_size": tasks // int(environment.get("SLURM_NNODES", "1")),
+            "local_world_size": tasks // max(1, environment_number("SLURM_NNODES", 1)),
         }
     return {}
 

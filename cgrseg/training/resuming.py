@@ -124,8 +124,8 @@ def stored_precision(checkpoint: Checkpoint | None) -> str | None:
     """`train.precision` of the run that a checkpoint belongs to; None without one."""
     if checkpoint is None:
         return None
-    settings = checkpoint.state["meta"].get("config") or {}
-    found: str | None = settings.get("train", {}).get("precision")
+    settings = _table(checkpoint.state["meta"], "config")
+    found: str | None = _table(settings, "train").get("precision")
     return found
 
 
@@ -239,7 +239,7 @@ def changed_settings(saved: Mapping[str, Any] | None, config: Config) -> list[st
 
     Those that cannot change what is learnt (paths, workers) are left out.
     """
-    if saved is None:
+    if not isinstance(saved, Mapping):
         return []
     before, now = _flat(saved), _flat(config.model_dump(mode="json"))
     missing = "not there"

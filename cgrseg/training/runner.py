@@ -159,7 +159,8 @@ def train_on(
         with transcript.recording():
             return _train_on(source, config, placement, checkpoint, model, transcript)
     except CGRSegError as error:
-        transcript.keep(f"error: {error}")
+        with contextlib.suppress(CGRSegError):  # the log cannot be written, which says less
+            transcript.keep(f"error: {error}")
         raise
 
 
