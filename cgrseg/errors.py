@@ -220,6 +220,8 @@ class _Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
+        if record.exc_info:  # of a bug of ours that did not end the process
+            text = f"{text}\n{self.formatException(record.exc_info)}"
         if record.levelno >= logging.WARNING:
             return f"{record.levelname.lower()}: {text}"
         return text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import secrets
 import socket
 import sys
@@ -17,6 +19,8 @@ from cgrseg.cli.common import make_console, split_settings, test_settings
 from cgrseg.cli.options import Device, Precision, TrustCode
 
 _SHORTEST_TOKEN = 16
+# What an address and a header carry unchanged.
+_TOKEN = re.compile(rf"[A-Za-z0-9._~-]{{{_SHORTEST_TOKEN},}}")
 
 
 def web(
@@ -84,15 +88,17 @@ def web(
     from cgrseg.inference import Predictor
     from cgrseg.inference.exported.packages import need
     from cgrseg.inference.precision import check_choice
+    from cgrseg.processes import Terminated
 
     for package in PACKAGES:  # before a long loading
         need(package, "cgrseg web", "web")
-    if token is not None and len(token) < _SHORTEST_TOKEN:
+    if token is not None and not _TOKEN.fullmatch(token):
         raise ConfigError(
             explain(
                 "--token",
                 found=f"{len(token)} characters",
-                expected=f"at least {_SHORTEST_TOKEN}, which nobody can guess",
+                expected=f"at least {_SHORTEST_TOKEN} letters, digits or characters of -._~, which "
+                "nobody can guess",
                 remedy="leave it out, and one is generated",
             )
         )
@@ -143,7 +149,14 @@ def web(
         secret = f"#token={token}" if token else ""
         console.print(f"open {address}{secret} (Ctrl-C ends it)", markup=False, soft_wrap=True)
 
-    serve(Service(models, limits), host, port, ready, names=names, token=token)
+    try:
+        serve(Service(models, limits), host, port, ready, names=names, token=token)
+    except (KeyboardInterrupt, Terminated) as ended:
+        # Python would wait for the prediction under way, which may take minutes.
+        print("\nstopped", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(ended, KeyboardInterrupt) else int(ended.code or 0))
 
 
 def model_names(checkpoints: Sequence[str]) -> list[str]:
@@ -151,7 +164,8 @@ def model_names(checkpoints: Sequence[str]) -> list[str]:
 
     The file's own name; with its folder's where two are alike; numbered where they still are.
     """
-    paths = [Path(checkpoint) for checkpoint in checkpoints]
+    # A name that is no UTF-8 cannot be sent as it is.
+    paths = [Path(os.fsencode(each).decode(errors="replace")) for each in checkpoints]
     names = [path.name for path in paths]
     for number, path in enumerate(paths):
         if [other.name for other in paths].count(path.name) > 1:

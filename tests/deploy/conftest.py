@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import spread_weights
+from tests.deploy.web_server import WebServer
 
 CLASSES = ["sky", "road", "tree", "car", "house"]
 PALETTE = [[10, 20, 30], [128, 64, 128], [0, 200, 0], [0, 0, 250], [90, 90, 0]]
@@ -37,6 +40,21 @@ def checkpoint(network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> Pat
     }
     torch.save({"state_dict": network.state_dict(), "meta": meta}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+    """A web server for all tests, which SIGTERM ends as whoever sends it expects."""
+    for package in ("fastapi", "uvicorn", "python_multipart"):
+        pytest.importorskip(package, reason="needs the extra [web]")
+    made = WebServer(repository, tmp_path_factory.mktemp("server"))
+    yield made
+    made.end(signal.SIGTERM)
+    if sys.platform != "win32":
+        assert made.process.returncode == -signal.SIGTERM
+    assert made.printed == ""  # no request wrote a file, or read the secret one
+    assert "Traceback" not in made.errors
+    assert not any(made.temporary.iterdir())
 
 
 @pytest.fixture(autouse=True)

@@ -91,6 +91,7 @@ def test_more_classes_than_a_png_holds() -> None:
 def test_names_of_models_are_no_paths() -> None:
     assert model_names(["/srv/a/best.pth", "small.onnx"]) == ["best.pth", "small.onnx"]
     assert model_names(["/srv/a/best.pth", "/srv/b/best.pth"]) == ["a/best.pth", "b/best.pth"]
+    assert model_names(["a\udcff.pth"]) == ["a\N{REPLACEMENT CHARACTER}.pth"]
     assert model_names(["/x/a/best.pth", "/y/a/best.pth"]) == ["a/best.pth (1)", "a/best.pth (2)"]
 
 
@@ -98,6 +99,8 @@ def test_names_of_models_are_no_paths() -> None:
     ("arguments", "words"),
     [
         (["a.pth", "--token", "short"], "--token: 5 characters"),
+        (["a.pth", "--token", "long enough, yet no header"], "letters, digits or"),
+        (["a.pth", "--token", "schlüssel-zum-server"], "letters, digits or"),
         (["a.pth", "--seconds", "nan"], "--seconds"),
         (["test.flip=true"], "at least one checkpoint"),
     ],

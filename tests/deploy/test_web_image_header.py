@@ -103,6 +103,21 @@ def test_a_chunk_without_end_is_damage(service: Service) -> None:
         service.check(content)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_jpeg_of_many_scans_is_refused(several: bool, service: Service) -> None:
+    """The decoder needs milliseconds for each scan of twelve bytes, whatever is in it."""
+    content, image = io.BytesIO(), Image.fromarray(photo(90, 140))
+    if several:  # Pillow calls it MPO
+        image.save(content, "MPO", save_all=True, append_images=[image], progressive=True)
+    else:
+        image.save(content, "JPEG", progressive=True)
+    whole = content.getvalue()
+    assert service.check(whole) == (140, 90)
+    start = whole.rindex(b"\xff\xda")
+    with pytest.raises(DataError, match="not an image"):
+        service.check(whole[:start] + 100 * whole[start:-2] + whole[-2:])
+
+
 def test_what_was_decoded_has_the_size_that_was_checked(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from cgrseg.deploy.web import Limits
 from cgrseg.deploy.web.request_filter import RequestFilter
 from cgrseg.deploy.web.service import Refused
 from cgrseg.deploy.web.uploads import Uploads
+from cgrseg.errors import plain_warnings
 
 LIMITS = Limits(upload_bytes=100_000, waiting=1, seconds=0.6, stall_seconds=0.2)
 HOME = ("Host", "127.0.0.1:7860")
@@ -216,11 +216,14 @@ def test_a_full_queue_is_told_before_the_body() -> None:
     assert ask(HOME, method="GET", path="/", check_room=check_room).status == 200
 
 
-def test_a_failure_of_ours_shows_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_of_ours_shows_its_trace_to_the_owner(capsys: pytest.CaptureFixture) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("a bug in /home/somebody")
 
-    with caplog.at_level(logging.ERROR, "cgrseg.web"):
+    with plain_warnings():
         found = ask(HOME, application=broken)
     assert found.status == 500 and "internal error" in found.error
-    assert b"somebody" not in found.body and "a bug in /home/somebody" in caplog.text
+    assert b"somebody" not in found.body
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: a request failed\nTraceback")
+    assert "a bug in /home/somebody" in shown

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -25,19 +24,7 @@ from cgrseg.inference import Prediction, Predictor
 from tests.deploy.web_server import WebServer, form, free_port, png
 from tests.inference.fixtures import BlockBackend, photo
 
-pytest.importorskip("fastapi", reason="needs the extra [web]")
-pytest.importorskip("uvicorn", reason="needs the extra [web]")
-pytest.importorskip("python_multipart", reason="needs the extra [web]")
-
 CLASSES = [f"class{number}" for number in range(7)]
-
-
-@pytest.fixture(scope="module")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
-    made = WebServer(repository, tmp_path_factory.mktemp("server"))
-    yield made
-    made.end()
-    assert made.printed == ""  # no request wrote a file, or read the secret one
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +62,7 @@ def test_json_and_overlay(server: WebServer, expected: Prediction) -> None:
 
 def test_what_is_there(server: WebServer, expected: Prediction) -> None:
     about = json.loads(server.ask("/v1/models")[1])
-    assert [model["name"] for model in about["models"]] == ["blocks"]
+    assert [model["name"] for model in about["models"]] == ["blocks", "picky"]
     assert about["models"][0]["classes"][3] == {
         "id": 3,
         "name": "class3",
@@ -96,6 +83,7 @@ def test_refusals_are_messages(server: WebServer) -> None:
         ("/v1/segment", b"no image", {}, 400, "not an image"),
         ("/v1/segment", b"", {}, 400, "not an image"),
         ("/v1/segment?model=other", png(), {}, 400, "model: 'other'"),
+        ("/v1/segment?model=picky", png(), {}, 422, "the model cannot label this image"),
         ("/v1/segment?format=gif", png(), {}, 422, "'png', 'json' or 'jpeg'"),
         ("/v1/segment?opacity=nan", png(), {}, 422, "opacity"),
         ("/v1/segment", no_file, form_headers, 400, "field `file`"),
@@ -107,6 +95,7 @@ def test_refusals_are_messages(server: WebServer) -> None:
     ):
         found, answer = server.ask(path, body, headers)
         assert (found, words in json.loads(answer)["error"]) == (status, True), answer
+        assert server.secret.name.encode() not in answer
     assert server.ask("/v1/segment")[0] == 405
 
 
@@ -143,11 +132,16 @@ def test_the_commands_of_the_guide(server: WebServer, repository: Path, tmp_path
     assert Image.open(tmp_path / "overlay.jpg").format == "JPEG"
 
 
-def end_by_signal(server: WebServer, name: str) -> None:
-    """Nothing is left behind by a signal that comes while a body is arriving."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_nothing_is_left_by_a_signal(name: str, repository: Path, tmp_path: Path) -> None:
+    """Not even while a body is arriving."""
     number = getattr(signal, name, None)
     if number is None or sys.platform == "win32":
         pytest.skip("signals of POSIX systems")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    server = WebServer(repository, temporary)
     try:
         body, headers = form(bytes(150_000))
         assert server.ask("/v1/segment", body, headers)[0] == 400
@@ -155,8 +149,7 @@ def end_by_signal(server: WebServer, name: str) -> None:
             start = b"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             endless.sendall(start + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n")
             time.sleep(0.5)  # until it is read, so that the server waits for more of it
-            server.process.send_signal(number)
-            server.process.wait(30)
+            server.end(number)
             with contextlib.suppress(ConnectionResetError):
                 answer = endless.recv(100)
     finally:
@@ -169,12 +162,45 @@ def end_by_signal(server: WebServer, name: str) -> None:
         assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 503"))
 
 
+# The command around a prediction that never ends.
+STUCK = """
+import sys, threading
+from cgrseg.cli.main import main
+from cgrseg.config.schema import TestConfig
+from cgrseg.inference import Predictor
+from tests.inference.fixtures import BlockBackend
+
+class Stuck(BlockBackend):
+    def logits(self, batch):
+        threading.Event().wait()
+
+names = [f"class{number}" for number in range(7)]
+stuck = Predictor(Stuck(num_classes=7), TestConfig(resize="none"), names)
+Predictor.from_pretrained = lambda *_, **__: stuck
+sys.argv = ["cgrseg", "web", "stuck.pth", "--port", sys.argv[1]]
+main()
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
-def test_nothing_is_left_by_a_signal(name: str, repository: Path, tmp_path: Path) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    end_by_signal(WebServer(repository, temporary), name)
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_the_command_does_not_wait_for_a_prediction(
+    name: str, repository: Path, tmp_path: Path
+) -> None:
+    server = WebServer(repository, tmp_path / "temporary", program=STUCK)
+    try:
+        assert server.said.startswith(f"open {server.address}/")
+        with server.connect() as waiting:
+            start = b"POST /v1/segment?ticket=a HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            waiting.sendall(start + b"Content-Length: %d\r\n\r\n" % len(png()) + png())
+            while json.loads(server.ask("/v1/queue?ticket=a")[1])["place"] != 0:
+                time.sleep(0.05)
+            server.end(getattr(signal, name))
+            assert waiting.recv(100).startswith(b"HTTP/1.1 503")
+    finally:
+        server.end()
+    assert server.process.returncode == {"SIGTERM": 143, "SIGINT": 130}[name]
 
 
 @pytest.mark.slow
@@ -208,8 +234,3 @@ def test_an_address_of_no_interface(host: str) -> None:
     with pytest.raises(EnvironmentProblem, match=re.escape(host)) as caught:
         _listen(host, 7860)
     assert "--host 127.0.0.1" in str(caught.value) and "port 7861" not in str(caught.value)
-
-
-def test_nothing_is_left_by_sigterm(server: WebServer) -> None:
-    """The last test of the module: it ends the server of the others."""
-    end_by_signal(server, "SIGTERM")

@@ -21,11 +21,15 @@ PROGRAM = """
 import os, sys, urllib.request
 from cgrseg.config.schema import TestConfig
 from cgrseg.deploy.web import Limits, Service, serve
+from cgrseg.errors import ConfigError
 from cgrseg.inference import Predictor
 from tests.inference.fixtures import BlockBackend
 
 port, secret, token = int(sys.argv[1]), sys.argv[2], sys.argv[3] or None
-connections = int(sys.argv[4])
+
+class Picky(BlockBackend):
+    def logits(self, batch):
+        raise ConfigError(f"{secret}: an input of another size")
 
 def watch(event, arguments):
     if event == "open":
@@ -41,17 +45,21 @@ def ready(address):
     sys.addaudithook(watch)
 
 names = [f"class{number}" for number in range(7)]
-predictor = Predictor(BlockBackend(num_classes=7), TestConfig(resize="none"), names)
+settings = TestConfig(resize="none")
+models = {
+    "blocks": Predictor(BlockBackend(num_classes=7), settings, names),
+    "picky": Predictor(Picky(num_classes=7), settings, names),
+}
 limits = Limits(
     upload_bytes=200_000,
     pixels=50_000,
     waiting=4,
     seconds=30,
     stall_seconds=2,
-    connections=connections,
+    connections=64,
 )
 try:
-    serve(Service({"blocks": predictor}, limits), "127.0.0.1", port, ready, token=token)
+    serve(Service(models, limits), "127.0.0.1", port, ready, token=token)
 except KeyboardInterrupt:
     sys.exit(130)  # as the command does
 """
@@ -71,16 +79,16 @@ class WebServer:
     """
 
     def __init__(
-        self, repository: Path, temporary: Path, token: str = "", connections: int = 1024
+        self, repository: Path, temporary: Path, token: str = "", program: str = PROGRAM
     ) -> None:
         self.port = free_port()
         self.temporary = temporary
         self.printed = self.errors = ""
         self.secret = temporary.parent / f"{temporary.name}-secret.txt"
         self.secret.write_text("content of a file of the server")
-        arguments = [str(self.port), str(self.secret), token, str(connections)]
+        arguments = [str(self.port), str(self.secret), token]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
+            [sys.executable, "-c", program, *arguments],
             cwd=repository,
             env={
                 **os.environ,
@@ -125,8 +133,12 @@ class WebServer:
         (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) / 1024
 
-    def end(self) -> None:
-        """End it at the latest now."""
+    def end(self, by: int | None = None) -> None:
+        """End it at the latest now; first by a signal, if one is given."""
+        if by is not None:
+            self.process.send_signal(by)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
         self.process.kill()
         self.printed, self.errors = self.process.communicate()
 

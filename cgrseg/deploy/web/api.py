@@ -57,6 +57,12 @@ _LACK = explain(
     expected="an answer",
     remedy="send a smaller image, or see the output of the server",
 )
+_UNFIT = explain(
+    "model",
+    found="the model cannot label this image",
+    expected="an image of a size that the model takes",
+    remedy="send a smaller image, choose another model, or see the output of the server",
+)
 _REFUSALS = {
     400: "Not an image, a damaged one, or an unknown model.",
     401: "The token is missing or wrong.",
@@ -64,7 +70,7 @@ _REFUSALS = {
     408: "The body arrived too slowly.",
     413: "Too many bytes or pixels.",
     421: "The request is for another host.",
-    422: "A wrong parameter.",
+    422: "A wrong parameter, or an image that the model cannot label.",
     503: "The queue is full, there was no answer in time, or the server is shutting down.",
     507: "The server lacks memory.",
 }
@@ -101,10 +107,14 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
 
     @api.exception_handler(CGRSegError)
     async def _refuse(_request: Request, error: CGRSegError) -> Any:
-        if isinstance(error, EnvironmentProblem):  # its message may name files of the server
-            LOG.error("%s", error)
+        if isinstance(error, Refused):
+            return refusal(error.status, str(error))
+        if isinstance(error, DataError):
+            return refusal(400, str(error))
+        LOG.error("%s", error)  # not for the client: the message may name files of the server
+        if isinstance(error, EnvironmentProblem):
             return refusal(507, _LACK)
-        return refusal(error.status if isinstance(error, Refused) else 400, str(error))
+        return refusal(422, _UNFIT)
 
     @api.exception_handler(Disconnected)
     async def _tell_nobody(_request: Request, _error: Disconnected) -> Any:
@@ -149,9 +159,12 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
         request: Request,
         model: Annotated[str | None, Query(description="Name from /v1/models.")] = None,
         format: Annotated[
-            Format | None, Query(description="Format of the answer; else the header Accept.")
+            Format | None,
+            Query(description="Format of the answer. Default: as the header Accept asks."),
         ] = None,
-        opacity: Annotated[float, Query(ge=0, le=1, description="Of the labels, in JPEG.")] = 0.5,
+        opacity: Annotated[
+            float, Query(ge=0, le=1, description="Opacity of the labels, for JPEG.")
+        ] = 0.5,
         ticket: Annotated[
             str, Query(max_length=64, description="Name of the request for /v1/queue.")
         ] = "",
@@ -159,7 +172,6 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
         wanted = format or _accepted(request.headers.get("accept", ""))
         data = await _image_bytes(request, service.limits.upload_bytes)
         service.predictor(model)
-        await asyncio.to_thread(service.check, data)
 
         def work() -> bytes | dict[str, Any]:
             return _encoded(service.segment(data, model), wanted, opacity)

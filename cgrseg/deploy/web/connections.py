@@ -42,10 +42,10 @@ def most_connections(wanted: int) -> int:
 def limited_protocol(limits: Limits) -> Any:
     """A protocol class for `uvicorn.Config(http=...)` that keeps the limits."""
     most = most_connections(limits.connections)
-    h11_protocol = need("uvicorn.protocols.http.h11_impl", "cgrseg web", "web").H11Protocol
+    h11_impl = need("uvicorn.protocols.http.h11_impl", "cgrseg web", "web")
 
     # An extra: to the type checker a class that is only known at run time.
-    class LimitedProtocol(h11_protocol):  # type: ignore[misc, valid-type]
+    class LimitedProtocol(h11_impl.H11Protocol):  # type: ignore[misc, name-defined]
         """One connection.
 
         A connection is idle while it waits for its client: before the header of a request is
@@ -59,8 +59,11 @@ def limited_protocol(limits: Limits) -> Any:
             self.answered = None
             self.checking = self.loop.call_later(_CHECK_SECONDS, self.check)
             if len(self.connections) > most:
-                idle = [each for each in self.connections if each.is_idle()]
-                oldest = min(idle, key=lambda each: each.since)
+                # A sender that is slow on purpose is never idle, but its request is incomplete.
+                incomplete = [
+                    each for each in self.connections if each.is_idle() or each.cycle.more_body
+                ]
+                oldest = min(incomplete, key=lambda each: each.since)
                 self.connections.discard(oldest)
                 oldest.transport.abort()
 
@@ -70,6 +73,12 @@ def limited_protocol(limits: Limits) -> Any:
 
         def is_idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete or self.flow.write_paused
+
+        def send_400_response(self, msg: str) -> None:
+            try:
+                super().send_400_response(msg)
+            except h11_impl.h11.LocalProtocolError:  # an answer to this request has begun
+                self.transport.abort()
 
         def check(self) -> None:
             """End the connection when its time is over."""

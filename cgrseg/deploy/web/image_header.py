@@ -10,6 +10,8 @@ BMP has one header at a fixed place.
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import struct
 from collections.abc import Iterator
 
@@ -20,6 +22,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 # Real images have some hundreds of parts; a file of empty ones would only take time.
 _MOST_PARTS = 100_000
+# A progressive JPEG has about ten scans.  The decoder goes through the whole image for each one,
+# so that a small file with a million of them would take half an hour.
+_MOST_SCANS = 100
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # tags of TIFF
 _INTEGERS = {3: "H", 4: "I", 16: "Q"}  # types of TIFF that a size can have
 
@@ -38,6 +44,9 @@ def decoded_size(data: bytes) -> tuple[int, int, int]:
     room = width * height
     if kind == "PNG":
         _agree((width, height), _png(data))
+    elif data.startswith(b"\xff\xd8"):  # JPEG; Pillow has a second name for some of them
+        if sum(1 for _ in itertools.islice(_SCAN.finditer(data), _MOST_SCANS + 1)) > _MOST_SCANS:
+            raise ValueError("too many scans")
     elif kind == "TIFF":
         across, down, *tile = _tiff(data)
         # Pillow turns the image as the file says.

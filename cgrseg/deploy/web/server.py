@@ -74,7 +74,7 @@ def serve(
             application,
             http=limited_protocol(service.limits),
             ws="none",
-            log_level="warning",
+            log_level="error",  # warnings are about the requests of strangers
             server_header=False,
             proxy_headers=False,
             backlog=_ACCEPTED_AT_ONCE,
