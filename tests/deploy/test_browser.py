@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -307,6 +308,9 @@ def test_video(window: Window, tmp_path: Path) -> None:
     assert recorded.name == "clip_overlay.webm"
     assert window.segmented() == before + 5  # --frames
     assert "the first 0.5 s: the server's limit" in page.locator("#status").inner_text()
+    upload(page, recorded)  # a recording does not say how long it is
+    wait_for_status(page, "Frame at 0.0 s")
+    assert re.fullmatch(r"0\.0 of 0\.\d s", page.locator("#time").inner_text())
     reading = cv2.VideoCapture(str(recorded))
     there, frame = reading.read()
     assert there and frame.shape == (120, 160, 3)
@@ -426,10 +430,15 @@ def test_a_token_beyond_this_machine(
         assert page.url == plain and not any(token in url for url in window.asked)
         other = window.context.new_page()
         other.goto(plain)
-        for given in ("a wrong token", token):
+        playwright.expect(other.locator("#token")).to_be_focused()
+        other.keyboard.press("Escape")
+        playwright.expect(other.locator("#problem")).to_contain_text("with a token only")
+        upload(other, picture)  # asks again
+        for given, wrong in (("a wrong token", False), (token, True)):
+            problem = playwright.expect(other.locator("#token-problem"))
+            problem.to_be_visible() if wrong else problem.to_be_hidden()
             other.locator("#token").fill(given)
             keep(other, "token")
             other.get_by_role("button", name="Continue").click()
-        upload(other, picture)
         wait_for_labels(other, "480×300")
         window.close()

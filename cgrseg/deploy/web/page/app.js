@@ -10,13 +10,19 @@ const $ = (id) => document.getElementById(id);
 const server = {
   token: sessionStorage.getItem("token"),
 
+  asking: null,
+
   async request(path, options = {}) {
-    const headers = { ...options.headers };
-    if (this.token) headers.Authorization = `Bearer ${this.token}`;
+    const [headers, token] = [{ ...options.headers }, this.token];
+    if (token) headers.Authorization = `Bearer ${token}`;
     const answer = await fetch(path, { ...options, headers });
     if (answer.ok) return answer;
     if (answer.status === 401) {
-      this.token = await askForToken();
+      // Several requests may be refused at once: one dialog answers them all.
+      if (token === this.token) {
+        this.asking ??= askForToken(Boolean(token)).finally(() => (this.asking = null));
+        this.token = await this.asking;
+      }
       return this.request(path, options);
     }
     const text = await answer.text();
@@ -57,13 +63,17 @@ const server = {
   },
 };
 
-function askForToken() {
-  return new Promise((resolve) => {
-    $("token-form").onsubmit = () => {
+function askForToken(wasWrong) {
+  const dialog = $("token-dialog");
+  $("token-problem").hidden = !wasWrong;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve, reject) => {
+    dialog.addEventListener("close", () => {
+      if (!dialog.returnValue) return reject(new Error("The server answers requests with a token only.\nExpected: the token that it printed when it started.\nReload the page and give the token."));
       sessionStorage.setItem("token", $("token").value);
       resolve($("token").value);
-    };
-    if (!$("token-dialog").open) $("token-dialog").showModal();
+    }, { once: true });
   });
 }
 
@@ -248,7 +258,17 @@ function begin() {
   return state.work.signal;
 }
 
+// Once; after a failure the next image tries again.
+async function loadModels() {
+  if (state.models.length) return;
+  Object.assign(state, await server.models());
+  $("model").replaceChildren(...state.models.map(({ name }) => new Option(name)));
+  $("model-field").hidden = state.models.length < 2;
+}
+
 async function labelsOf(image, signal) {
+  await loadModels();
+  signal.throwIfAborted();
   const model = state.models[$("model").selectedIndex];
   const labels = await server.segment(image, model.name, signal, (place, length) =>
     say(`Waiting: place ${place} of ${length} in the queue.`));
@@ -290,6 +310,10 @@ async function openVideo(file, signal) {
   Object.assign(video, { muted: true, playsInline: true, preload: "auto", src: URL.createObjectURL(file) });
   state.video = video;
   await happened(video, "loadeddata", signal);
+  if (video.duration === Infinity) { // recordings of browsers do not say it; the end is found
+    await seekTo(Number.MAX_SAFE_INTEGER, signal);
+    await seekTo(0, signal);
+  }
   $("player").hidden = false;
   $("seek").max = video.duration;
   video.addEventListener("ended", stopPlaying);
@@ -497,13 +521,7 @@ async function start() {
     `curl --data-binary @image.jpg '${location.origin}/v1/segment' -o labels.png`,
     `curl -F file=@image.jpg '${location.origin}/v1/segment?format=json'`,
   ].join("\n");
-  try {
-    Object.assign(state, await server.models());
-  } catch (error) {
-    return complain(error);
-  }
-  $("model").replaceChildren(...state.models.map(({ name }) => new Option(name)));
-  $("model-field").hidden = state.models.length < 2;
+  await loadModels().catch(complain);
 }
 
 start();
