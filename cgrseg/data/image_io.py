@@ -44,7 +44,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 _NOTE = "cgrseg"  # keyword of the text chunk with a note
 _JPEG_MAGIC = b"\xff\xd8"
-_TIFF_BITS = 258  # tag: bits of a value
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags: bits of a value, and whether 0 is white
 _INDEXED_MAGICS = (b"BM", b"II*\0", b"MM\0*")  # BMP, TIFF
 MAX_PIXELS = 1 << 30
 """Pixels of the largest image that is read: OpenCV's own limit."""
@@ -289,9 +289,12 @@ def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
             lossy = picture.info.get("compression") == "jpeg"
             values = np.array(picture)
             if picture.format == "TIFF" and picture.mode == "L":
-                # Pillow spreads gray of 2 and 4 bits over 0..255; undo that.
-                bits = int(picture.tag_v2.get(_TIFF_BITS, (8,))[0])  # type: ignore[attr-defined]
-                values //= np.uint8(255 // (2**bits - 1))
+                # Pillow spreads gray of 2 and 4 bits over 0..255, and inverts where 0 is white;
+                # undo that.
+                tags = picture.tag_v2  # type: ignore[attr-defined]
+                if tags.get(_TIFF_PHOTOMETRIC) == 0:
+                    values = 255 - values
+                values //= np.uint8(255 // (2 ** int(tags.get(_TIFF_BITS, (8,))[0]) - 1))
     except Exception:  # Pillow lets through what its parsers stumble over
         return None
     if lossy:

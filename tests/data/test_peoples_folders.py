@@ -228,12 +228,23 @@ def test_a_label_that_went_through_jpeg_is_refused_whatever_its_name(tmp_path):
             read_label(tmp_path / name)
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-def test_gray_tiff_files_of_few_bits_hold_their_values(tmp_path, bits):
-    packed = {2: b"\x1b", 4: b"\x01\x23"}[bits]  # the values 0, 1, 2, 3
-    fields = {256: 4, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("black_is_zero", [0, 1])
+def test_gray_tiff_files_hold_their_stored_values(tmp_path, bits, black_is_zero):
+    packed = {2: b"\x1b", 4: b"\x01\x23", 8: b"\0\1\2\3"}[bits]  # the values 0, 1, 2, 3
+    fields = {
+        256: 4,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: black_is_zero,
+        273: 8,
+        277: 1,
+        278: 1,
+        279: len(packed),
+    }
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
-    header = b"II*\0" + struct.pack("<I", 8 + 2) + packed.ljust(2, b"\0")
+    header = b"II*\0" + struct.pack("<I", 8 + 4) + packed.ljust(4, b"\0")
     data = header + struct.pack("<H", len(fields)) + entries + bytes(4)
     (tmp_path / "a.tif").write_bytes(data)
     assert read_label(tmp_path / "a.tif").tolist() == [[0, 1, 2, 3]]
