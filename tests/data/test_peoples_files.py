@@ -16,8 +16,10 @@ from cgrseg.data.check import check_dataset
 from cgrseg.data.convert.mat_labels import convert_mat_labels
 from cgrseg.data.convert.place import find_file
 from cgrseg.data.convert.rgb_masks import convert_rgb_masks, read_colour_table
+from cgrseg.data.custom import read_class_list
 from cgrseg.data.dataset import EvalDataset, TrainDataset
 from cgrseg.data.image_io import read_image, read_label
+from cgrseg.errors import DataError
 from tests.data import folders
 
 
@@ -166,5 +168,17 @@ def test_matlab_files_with_more_variables_or_values_are_named(tmp_path):
     assert (done.written, done.classes) == (4, ("road",))
     values = read_label(tmp_path / "b" / "annotations" / "1.png")
     assert np.array_equal(values, np.where(folders.labels(1) == 0, 255, 0))
+    more = {"ignored": ["none"], "field": "labels"}
+    added = convert_mat_labels(*folders_of, tmp_path / "b", classes=["none", "road", "sky"], **more)
+    assert added.kept == 4
+    assert read_class_list(tmp_path / "b" / "classes.txt") == added.classes == ("road", "sky")
+    with pytest.raises(DataError, match="made with other settings"):
+        convert_mat_labels(
+            *folders_of,
+            tmp_path / "b",
+            classes=["none", "none2", "road", "sky"],
+            ignored=["none", "none2"],
+            field="labels",
+        )
     few = convert_mat_labels(*folders_of, tmp_path / "c", classes=["sky"], field="labels")
     assert "values without a name: 1" in few.failures[0].message

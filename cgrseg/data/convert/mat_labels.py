@@ -107,7 +107,11 @@ def convert_mat_labels(
         draw_label,
         record_folder=layout.labels,
         class_file=layout.class_file,
-        settings={"classes": table.classes, "names": names, "field": field},
+        settings={
+            "classes": table.classes,
+            "values": {str(stored): value for stored, value in enumerate(lookup)},
+            "field": field,
+        },
         palette=distinct_colours(len(table.classes)),
         image_mode=image_mode,
         workers=workers,

@@ -140,7 +140,7 @@ def refuse_other_settings(
 
 
 def compatible(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether the settings are the same but for classes or colours that were added."""
+    """Whether the settings are the same but for classes, colors or values that were added."""
     before, now = known.get("settings"), identity["settings"]
     if known.get("converter") != identity["converter"]:
         return False
@@ -150,7 +150,7 @@ def compatible(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
         new = now[key]
         if key == "classes" and isinstance(old, list):
             same = new[: len(old)] == old
-        elif key == "colours" and isinstance(old, dict):
+        elif key in ("colours", "values") and isinstance(old, dict):
             same = old.items() <= new.items()
         else:
             same = new == old

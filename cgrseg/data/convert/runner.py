@@ -198,8 +198,8 @@ def run_conversion(
         record_folder: folder of the label maps, which gets `conversion.json`.
         class_file: text file that gets the class names, one a line; None: not written.
         settings: everything that decides label values; a folder made with other
-            settings is refused, unless these only add to the `classes` (a sequence) or
-            the `colours` (a mapping) that the folder was made with.
+            settings is refused, unless these only add to the `classes` (a sequence), the
+            `colours` or the `values` (mappings) that the folder was made with.
         palette: RGB 0..255 per label value, stored in the PNGs.
         image_mode: how images get to their place.
         workers: processes; None chooses, 0 or 1 stays in this one.
@@ -247,10 +247,12 @@ def run_conversion(
     entries = {"format": 2, **identity, "generation": generation, "sources": sources}
     if todo:
         write_json(record, {**entries, "finished": False, "drops_old": drop_old})
-        if class_file is not None and not (
-            class_file.is_file() and read_class_list(class_file) == tuple(report.classes)
-        ):
-            atomic_write_text(class_file, class_list_text(report.classes))
+    if (
+        class_file is not None
+        and (todo or kept)
+        and not (class_file.is_file() and read_class_list(class_file) == tuple(report.classes))
+    ):
+        atomic_write_text(class_file, class_list_text(report.classes))
     perform = functools.partial(
         _perform,
         draw=draw,
