@@ -69,16 +69,15 @@ def find_layout(config: DataConfig, root: Path) -> CustomLayout:
     if config.split_lists is not None:
         images, labels, findings = _folders(config, root)
         splits = {
-            name: SplitLayout(images.format(split=name), labels.format(split=name), list_file=path)
-            for name, path in config.split_lists.items()
+            name: _of_split(images, labels, name, path) for name, path in config.split_lists.items()
         }
         return CustomLayout(splits, tuple(findings))
     names = list(dict.fromkeys(["train", "val", "test", config.train_split, config.eval_split]))
     if "{split}" in config.images:
         splits = {
-            name: SplitLayout(config.images.format(split=name), config.labels.format(split=name))
+            name: _of_split(config.images, config.labels, name)
             for name in names
-            if (root / config.images.format(split=name)).is_dir() or name != "test"
+            if (root / config.images.replace("{split}", name)).is_dir() or name != "test"
         }
         return CustomLayout(splits, ())
     images, labels, findings = _folders(config, root)
@@ -134,6 +133,12 @@ def refuse_misplaced_root(config: DataConfig, root: Path) -> None:
         )
 
 
+def _of_split(images: str, labels: str, name: str, list_file: str | None = None) -> SplitLayout:
+    # Not format(): other braces belong to the names of folders.
+    images, labels = (folder.replace("{split}", name) for folder in (images, labels))
+    return SplitLayout(images, labels, list_file)
+
+
 def _folders(config: DataConfig, root: Path) -> tuple[str, str, list[Finding]]:
     """Image and label folder, and a note where they are not the ones of the settings."""
     chosen = []
@@ -162,12 +167,12 @@ def _known(root: Path, names: Sequence[str]) -> str | None:
     """The first folder of these names, in any case, that holds an image file."""
     for name in names:
         found = _child(root, (name,))
-        if found and _holds_pictures(root / found):
+        if found and _holds_images(root / found):
             return found
     return None
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
     return any(cut_suffix(name, IMAGE_SUFFIXES) for name, _ in visible_files(folder))
 
 
@@ -223,7 +228,7 @@ def _left_out(root: Path, images: str, splits: dict[str, SplitLayout]) -> list[F
     """Images beside the folders of the splits, which no split uses."""
     used = {layout.images for layout in splits.values()}
     places = [f"{images}/{name}" for name in _sub_folders(root / images)]
-    left = [place for place in places if place not in used and _holds_pictures(root / place)]
+    left = [place for place in places if place not in used and _holds_images(root / place)]
     with contextlib.suppress(OSError):
         if any(cut_suffix(path.name, IMAGE_SUFFIXES) for path in (root / images).iterdir()):
             left.append(images)

@@ -236,8 +236,8 @@ def read_label(path: Path | str) -> Bytes8:
     return ids if step == 1 else ids // np.uint8(step)
 
 
-def decode_grey(data: bytes, within: tuple[int, int]) -> Bytes8:
-    """A small image inside another file, as grey.
+def decode_gray(data: bytes, within: tuple[int, int]) -> Bytes8:
+    """A small image inside another file, as gray.
 
     Args:
         data: an encoded image, such as a PNG.

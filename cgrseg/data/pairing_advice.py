@@ -201,7 +201,9 @@ class Unpaired:
             "/".join("{split}" if part == name else part for part in (folder or "").split("/"))
             for folder in (self.layout.images, self.layout.labels)
         )
-        if places != {(images.format(split=s), labels.format(split=s)) for s in self.spec.splits}:
+        if places != {
+            (images.replace("{split}", s), labels.replace("{split}", s)) for s in self.spec.splits
+        }:
             return None
         if which == "images":
             return f"set data.images={images}/{below} data.labels={labels}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _DEPTH = 2  # folders below the given one that are looked into
-_LOOKED_AT = 200  # at most this many of them
+_LOOKED_AT = 200  # largest number of such folders
 
 
 def nearby_root(root: Path, below: str) -> Path | None:

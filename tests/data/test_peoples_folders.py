@@ -338,6 +338,16 @@ def test_labels_elsewhere_in_folders_of_splits(tmp_path, images, annotations, na
         assert not any(proposed(remedy) for remedy in remedies)
 
 
+def test_braces_in_names_of_folders_are_names(tmp_path):
+    for split in ("train", "val"):
+        stems = [f"{split}{k}" for k in range(4)]
+        folders.write_folder(
+            tmp_path, images=f"{split}/{{0}}", annotations=f"{split}/{{a.b}}", stems=stems
+        )
+    config = custom(tmp_path, images="{split}/{0}", labels="{split}/{a.b}")
+    assert codes(check_dataset(config)) == set()
+
+
 def test_images_in_a_deeper_folder_than_their_labels(tmp_path):
     root = folders.write_folder(tmp_path, images="images/photos")
     error = check_dataset(root).findings[0]

@@ -37,7 +37,7 @@ from cgrseg.data.convert.runner import (
 )
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
-from cgrseg.data.image_io import decode_grey
+from cgrseg.data.image_io import decode_gray
 from cgrseg.data.parallel import Progress, run_parallel
 from cgrseg.errors import MALFORMED, DataError, explain, option
 from cgrseg.input_files import read_input_text
@@ -129,7 +129,7 @@ def _embedded_mask(text: str, points: np.ndarray, height: int, width: int) -> np
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError("the embedded mask begins outside the image")
     encoded = base64.b64decode(text, validate=True)
-    inner = decode_grey(encoded, within=(height - row, width - column))
+    inner = decode_gray(encoded, within=(height - row, width - column))
     mask = np.zeros((height, width), dtype=bool)
     mask[row : row + inner.shape[0], column : column + inner.shape[1]] = inner > 0
     return mask
