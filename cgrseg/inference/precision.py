@@ -1,7 +1,7 @@
 """Arithmetic precision of the network, and what a device computes in hardware.
 
 Training and prediction ask this module which precision pays on a device.  bfloat16 without
-hardware support is emulated: same results, several times slower than float32.
+hardware support is emulated: same results, slower than float32 (9 times with AVX2 alone).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _ISAS_WITHOUT_BF16 = (
     "AVX512_CORE_VNNI",
 )
 
-# CGRSeg-T, crops of 128x128, two threads; the instructions were hidden by ONEDNN_MAX_CPU_ISA.
+# CGRSeg-T, crops of 128x128; the instructions were hidden by ONEDNN_MAX_CPU_ISA; docs/training.md.
 _MEASURED = (
     "Measured in training on an AMD EPYC: 9 times as long as fp32 with AVX2 alone, "
-    "about 2 times with AVX-512. fp32 or auto is faster here"
+    "1.1 to 1.3 times with AVX-512. fp32 or auto is faster here"
 )
 
 
