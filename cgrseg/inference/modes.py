@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.errors import ConfigError, explain
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.decode import Segmentation, decode
 from cgrseg.inference.views import Image, NetworkInput, WholeView, network_size, views_of
@@ -45,18 +44,8 @@ def segment(
         confidence: also give the probability of the class that won.
 
     Raises:
-        ConfigError: there are no ratios.
         DataError: the network gave NaN or infinite values.
     """
-    if not config.ratios:
-        raise ConfigError(
-            explain(
-                "test.ratios",
-                found="an empty list",
-                expected="at least one factor",
-                remedy="use [1.0] for a single scale",
-            )
-        )
     with torch.inference_mode():
         views = list(views_of(backend, image, config))
         return decode(views, (image.shape[0], image.shape[1]), confidence)

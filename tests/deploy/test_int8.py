@@ -233,9 +233,9 @@ def test_photos_are_read_one_at_a_time(
 ) -> None:
     read: list[Path] = []
 
-    def counted(path: Path) -> Any:
+    def counted(path: Path, **options: Any) -> Any:
         read.append(path)
-        return read_image(path)
+        return read_image(path, **options)
 
     monkeypatch.setattr(calibration, "read_image", counted)
     photos = sorted((scenes / "images" / "training").iterdir())

@@ -226,7 +226,7 @@ def test_one_two_and_three_processes_and_one_that_fails(repository: Path, tmp_pa
         ]
 
     jobs = [(count, command(root, str(count))) for count in (1, 2, 3)]
-    (tmp_path / "file").write_text("where the folder of results should be")
+    (tmp_path / "file" / "evaluation.json").mkdir(parents=True)  # where the results should be
     finished = subprocess.run(
         [
             *(sys.executable, "-c", PROGRAM),
@@ -248,12 +248,12 @@ def test_one_two_and_three_processes_and_one_that_fails(repository: Path, tmp_pa
     rows = json.loads(written[1])["per_image"]
     assert len({row["image"] for row in rows}) == len(rows) == len(labels)
     # The second process has the broken label, and says so; the first one ends without a trace.
-    assert statuses[3] == "statuses [1, 1]"
+    assert statuses[3] == "statuses [2, 2]"
     assert "[process 1] error: " in finished.stderr and "77" in finished.stderr
     assert labels[1].stem in finished.stderr
     assert "another process of this evaluation ended" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "broken" / "evaluation.json").exists()
     # Results that cannot be written end both, and neither waits for the other.
-    assert statuses[4] == "statuses [1, 1]"
+    assert statuses[4] == "statuses [2, 2]"
     assert "the first process could not write the results: " in finished.stderr

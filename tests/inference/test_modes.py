@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.image_io import read_image
 from cgrseg.data.test_transform import TestTransform
@@ -236,8 +237,8 @@ def test_nan_from_the_network_is_an_error_in_every_mode() -> None:
 
 
 def test_no_ratios_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="at least one factor"):
-        segment(BlockBackend(), photo(40, 40), TestConfig(ratios=[]))
+    with pytest.raises(ConfigError, match=r"test\.ratios: got \[\]"):
+        load_config("cgrseg-t_custom", {"test.ratios": []})
 
 
 def test_more_than_256_classes_need_two_bytes() -> None:

@@ -287,7 +287,7 @@ def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Pat
     file = tmp_path / "missing.onnx"
     with (
         Apart(str(file), weights, Setting((64, 64), CPU)) as other,
-        pytest.raises(EnvironmentProblem, match=r"speed of .*missing\.onnx: .*no such file"),
+        pytest.raises(EnvironmentProblem, match=r"speed of .*missing\.onnx: .*No such file"),
     ):
         other.wait()
     assert other._process.returncode is not None

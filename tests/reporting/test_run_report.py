@@ -136,7 +136,10 @@ def test_pictures_are_those_that_were_evaluated(
     files = report_on(tmp_path / "run", device="cpu", overwrite=True)
     page = files.html.read_text(encoding="utf-8")
     assert 'alt="prediction"' not in page
-    assert "the report comes without pictures (--checkpoint names one)" in page
+    assert (
+        "the report comes without pictures (cgrseg report RUN --checkpoint CHECKPOINT names one)"
+        in page
+    )
     # Its own report may be replaced unasked, no other file.
     check_targets(files.html, TABLES, own=config.name)
     files.json.write_text("mine")
