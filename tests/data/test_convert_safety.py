@@ -293,3 +293,15 @@ def test_every_converter_is_refused_a_folder_that_another_writes_to(tmp_path, na
         thread.start()
         thread.join()
     assert refused == [name]
+
+
+def test_a_label_map_of_a_source_that_is_damaged_since_is_named(tmp_path):
+    labelme_file(tmp_path / "in", "a", [shape("road", SQUARE)])
+    write_image(tmp_path / "in" / "a.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    out = tmp_path / "out"
+    convert_labelme(tmp_path / "in", out)
+    (tmp_path / "in" / "a.png").write_bytes(b"no image")
+    [failure] = convert_labelme(tmp_path / "in", out).failures
+    assert (
+        f"{out}/annotations/a.png stays, made from what these files held before" in failure.message
+    )

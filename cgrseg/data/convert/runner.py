@@ -306,9 +306,13 @@ def _perform(
         write_label_png(task.label, labels, palette, note=note)
         return np.bincount(labels.ravel(), minlength=256)
     except DataError as error:
-        if drop_old and (label_note(task.label) or "").split(" ")[0] != generation:
+        before = label_note(task.label)
+        if drop_old and (before or "").split(" ")[0] != generation:
             with contextlib.suppress(OSError):
                 task.label.unlink()
+        elif before not in (None, note):
+            stays = f"\n  {task.label} stays, made from what these files held before"
+            return Failure(str(task.source), f"{error}{stays}")
         return Failure(str(task.source), str(error))
 
 
