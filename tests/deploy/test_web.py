@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from cgrseg.cli.main import app
 from cgrseg.cli.web import model_names
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web import Limits, Service
+from cgrseg.deploy.web.api import _unless_disconnected
 from cgrseg.deploy.web.queue import PredictionQueue
 from cgrseg.deploy.web.service import Refused
+from cgrseg.deploy.web.uploads import Disconnected
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
 from cgrseg.inference import Predictor
 from tests.deploy.web_server import png
@@ -145,6 +149,29 @@ def test_the_queue_has_places_and_an_end(gate: threading.Event) -> None:
         queue.close()
 
     asyncio.run(scenario())
+
+
+def test_a_failure_after_the_client_left_is_told_to_nobody() -> None:
+    class Gone:
+        async def receive(self) -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            raise DataError("a damaged image") from error
+
+    async def scenario() -> list[Any]:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: told.append(found))
+        with pytest.raises(Disconnected):
+            await _unless_disconnected(Gone(), work())
+        await asyncio.sleep(0)
+        gc.collect()
+        return told
+
+    assert asyncio.run(scenario()) == []
 
 
 def test_an_answer_has_its_time(gate: threading.Event) -> None:

@@ -270,6 +270,7 @@ async def _unless_disconnected(request: Any, work: Any) -> Any:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # nobody is told of a late failure
 
 
 def _encoded(prediction: Prediction, wanted: Format, opacity: float) -> bytes | dict[str, Any]:

@@ -39,8 +39,8 @@ def decoded_size(data: bytes) -> tuple[int, int, int]:
     Raises:
         Exception: a damaged or ambiguous header, or no image; exceptions of many classes.
     """
-    with open_with_pillow(io.BytesIO(data), FORMATS) as picture:
-        kind, (width, height) = picture.format, picture.size
+    with open_with_pillow(io.BytesIO(data), FORMATS) as image:
+        kind, (width, height) = image.format, image.size
     room = width * height
     if kind == "PNG":
         _agree((width, height), _png(data))

@@ -164,7 +164,7 @@ function drawSource(canvas, source, width, height) {
 function show(source, labels, classes) {
   Object.assign(viewer, { source, labels, classes });
   const size = fitted(labels.width, labels.height, SHOWN_SIDE);
-  drawSource($("picture"), source, ...size);
+  drawSource($("image"), source, ...size);
   paintLabels($("paint"), labels, classes, ...size);
   $("stage").classList.toggle("tall", labels.height > labels.width);
   $("legend").replaceChildren(...classShares(labels, classes).map(legendRow));
