@@ -198,14 +198,14 @@ def test_one_thread_may_enter_again_and_another_may_not(tmp_path: Path) -> None:
 def test_a_forked_child_that_lives_on_does_not_keep_the_lock(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\nfrom cgrseg.locks import output_lock\n"
-        "with output_lock(sys.argv[1]):\n    child = os.fork()\n"
-        "    if child == 0:\n        time.sleep(60)\n        os._exit(0)\n"
-        "    print(child, flush=True)\n    os.kill(os.getpid(), 9)\n"
+        "with output_lock(sys.argv[1]):\n    if os.fork() == 0:\n"
+        "        print(os.getpid(), flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        child = int(process.stdout.readline())
+        child = int(process.stdout.readline())  # it runs, so what happens after a fork has happened
+        process.kill()
         process.wait()
         try:
             with output_lock(tmp_path):
