@@ -51,12 +51,12 @@ class RequestFilter:
 
     Args:
         application: the filtered application.
-        limits: of every request.
+        limits: limits of every request.
         host: address that the server listens on.  Requests for a loopback name are answered;
             requests for an IP address too, unless it is a loopback address: DNS rebinding needs
             a name.
         names: further host names that are answered.
-        token: secret that every request of the API must carry; None: none.
+        token: secret that every request of the API must carry; None: no token is needed.
         check_room: raises :class:`~cgrseg.deploy.web.service.Refused` when no image can be
             taken, so that it is refused before it is sent.
     """

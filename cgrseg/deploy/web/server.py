@@ -42,7 +42,7 @@ def serve(
         port: port to listen on.
         ready: called with the address of the page once it can be requested.
         names: further host names that are answered.
-        token: secret that every request of the API must carry; None: none.
+        token: secret that every request of the API must carry; None: no token is needed.
 
     Raises:
         EnvironmentProblem: packages are missing, or the port is taken.

@@ -65,7 +65,7 @@ class Service:
 
     Args:
         models: predictors by the name under which they are offered; at least one.
-        limits: of every request.
+        limits: limits of every request.
 
     Raises:
         ConfigError: a model has more classes than an indexed PNG can hold.
