@@ -45,16 +45,33 @@ def run_command(*arguments: str) -> None:
     sys.argv = ["cgrseg", *arguments]
     while "GATE" in os.environ and not Path(os.environ["GATE"]).exists():
         time.sleep(0.001)
+    if "KEPT" in os.environ:
+        keep_lock(Path(os.environ["KEPT"]))
     try:
         main()
     finally:
         atexit._run_exitfuncs()
 
 
+def keep_lock(kept: Path) -> None:
+    """Let this process give the lock of a folder back once `ended` exists beside the folder."""
+    from cgrseg import locks
+
+    let_go = locks._let_go
+
+    def late(held: locks._Held, folder: Path) -> None:
+        while folder == kept and not (kept.parent / "ended").exists():
+            time.sleep(0.001)
+        let_go(held, folder)
+
+    locks._let_go = late
+
+
 def start(*arguments: str | Path, log: Path, **environment: str) -> BaseProcess:
     """Start a command; what it prints goes to `log`.
 
-    With GATE in the environment it begins as soon as a file of that name exists.
+    With GATE in the environment it begins as soon as a file of that name exists; for KEPT see
+    :func:`keep_lock`.
     """
     return processes.start(run_command, *map(str, arguments), log=log, **environment)
 

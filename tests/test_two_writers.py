@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,17 @@ def test_one_of_two_is_refused(
     assert evaluated.is_file()
     out, gate = tmp_path / "out", tmp_path / "gate"
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    # The one that gets the lock keeps it until the other one has tried.
+    places = {"GATE": str(gate), "KEPT": str(out)}
     both = [
-        commands.start(*command(name, inputs, out, number == 1), log=logs[number], GATE=str(gate))
+        commands.start(*command(name, inputs, out, number == 1), log=logs[number], **places)
         for number, name in enumerate((first, second))
     ]
     gate.touch()
+    deadline = time.monotonic() + 300
+    while all(process.is_alive() for process in both) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (tmp_path / "ended").touch()
     for process in both:
         process.join(timeout=300)
     said = [log.read_text() for log in logs]
