@@ -27,24 +27,24 @@ DEFAULT_HPARAMS: dict[str, Any] = {
     "mode": "train",  # "train" or "eval"
     "config": "cgrseg-t_ade20k_160k",  # a config file, or the name of a run that is shipped
     "lr": 0.00012,  # learning rate; the decode head gets 10 times as much
-    "batch_size": 4,  # images per step when training
-    "eval_batch_size": 1,  # images at a time when evaluating
-    "max_iters": 160000,  # training steps in all
-    "eval_interval": 4000,  # steps between evaluations
+    "batch_size": 4,  # number of images per step when training
+    "eval_batch_size": 1,  # number of images per batch when evaluating
+    "max_iters": 160000,  # total number of training iterations
+    "eval_interval": 4000,  # number of iterations between evaluations
     "data_root": "data/ade/ADEChallengeData2016",  # folder of the dataset
     "work_dir": None,  # folder of the run; None: ./work_dirs/<config name>
     "checkpoint": None,  # eval: the weights; None: latest.pth in the run's folder
-    "show_dir": None,  # eval: folder for pictures of the predictions; None: none
-    "opacity": 0.5,  # eval: of the prediction over the image in those pictures, 0 to 1
-    "precision": "fp32",  # eval: "fp32", "bf16" or "fp16"; training has train.precision
+    "show_dir": None,  # eval: folder for overlays with a legend; None: none
+    "opacity": 0.5,  # eval: opacity of the labels in overlays, 0 to 1
+    "precision": "fp32",  # eval: "fp32", "bf16", "fp16" or "auto"; training has train.precision
     "compile": False,  # eval: fold and compile the network: several times faster
-    "threads": None,  # of the CPU; None: all cores
-    "seed": 0,  # of weights, order and augmentation
+    "threads": None,  # number of CPU threads; None: all cores
+    "seed": 0,  # seed of all random numbers
     "deterministic": False,  # only deterministic kernels (slower)
-    "no_validate": False,  # train without evaluating on the way
-    "resume_from": None,  # train: checkpoint of this run to go on from, exactly
-    "auto_resume": False,  # train: go on from latest.pth in the run's folder when it is there
-    "load_from": None,  # train: checkpoint whose weights the network starts from
+    "no_validate": False,  # train: do not evaluate during training
+    "resume_from": None,  # train: checkpoint of this run to resume from
+    "auto_resume": False,  # train: resume the run in the run folder, if there is one
+    "load_from": None,  # train: checkpoint to fine-tune from
     "gpu_id": None,  # number of the GPU; None: the first, or the CPU when there is none
 }
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from cgrseg.errors import CGRSegError, EnvironmentProblem, explain
 from cgrseg.files import writing_problem
 
+LEAST_WIDTH = 60
+"""Columns that tables get at least; a narrower terminal wraps their lines."""
+
 _NO_MEMORY = (
     "out of memory",
     "outofmemory",

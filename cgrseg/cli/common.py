@@ -26,7 +26,7 @@ from cgrseg.errors import (
     report_problem,
     speaking_as,
 )
-from cgrseg.surroundings import readable_machine_problems
+from cgrseg.surroundings import LEAST_WIDTH, readable_machine_problems
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +42,6 @@ EXIT_PARTLY = 1
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
-
-LEAST_WIDTH = 60
-"""Columns that tables get at least; a narrower terminal wraps their lines."""
 
 
 class Command(TyperCommand):

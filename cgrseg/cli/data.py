@@ -239,7 +239,7 @@ def browse(
     from cgrseg.data.browse import write_sheet
 
     config = _load(subject, settings, data_root, dataset)
-    with progress_bar("pictures") as progress:
+    with progress_bar("images") as progress:
         sheet = write_sheet(
             config,
             out,
@@ -252,7 +252,7 @@ def browse(
             progress=progress,
         )
     console = make_console()
-    console.print(f"{sheet.path}: {sheet.shown} pictures; open it in a browser", markup=False)
+    console.print(f"{sheet.path}: {sheet.shown} images; open it in a browser", markup=False)
     for problem in sheet.problems:
         console.print(f"cannot be shown: {problem}", markup=False, soft_wrap=True)
     if sheet.problems:

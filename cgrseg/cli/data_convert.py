@@ -252,10 +252,10 @@ def rgb(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Colour masks, where each class has a colour.
+    """Color masks, where each class has a color.
 
     Example:
-      cgrseg data convert rgb photos masks data/mine --colors colors.txt --ignore void
+      cgrseg data convert rgb images masks data/mine --colors colors.txt --ignore void
     """
     from cgrseg.data.convert import convert_rgb_masks
 

@@ -117,15 +117,15 @@ def export(
     """Write a checkpoint as a file for ONNX Runtime, OpenVINO or PyTorch itself.
 
     Each file is opened in its own runtime and compared with the float32 network
-    on several pictures, sizes and batches; if they differ too much, no file is
-    left. `cgrseg predict FILE photo.jpg` uses it like a checkpoint.
+    on several images, sizes and batch sizes; an export that differs too much is
+    discarded. `cgrseg predict FILE image.jpg` uses it like a checkpoint.
 
     Examples:
       cgrseg export best.pth
 
       cgrseg export best.pth --format openvino --size 512x512 --batch-size 1
 
-      cgrseg export best.pth --format openvino --int8 --calibrate photos/
+      cgrseg export best.pth --format openvino --int8 --calibrate images/
     """
     from cgrseg.deploy import export as run_export
 

@@ -15,7 +15,7 @@ import typer
 import cgrseg
 from cgrseg.cli import data
 from cgrseg.cli.bench import bench
-from cgrseg.cli.common import LEAST_WIDTH, Command, Commands
+from cgrseg.cli.common import Command, Commands
 from cgrseg.cli.demo import demo
 from cgrseg.cli.evaluate import evaluate
 from cgrseg.cli.export import export
@@ -25,6 +25,7 @@ from cgrseg.cli.report import report
 from cgrseg.cli.train import train
 from cgrseg.cli.web import web
 from cgrseg.processes import ending_by_signals
+from cgrseg.surroundings import LEAST_WIDTH
 
 _MOST_WIDTH = 1000
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="CGRSeg: efficient semantic segmentation (ECCV 2024). Train it on a dataset or on your "
-    "own folder of images, measure it, and label photos with it. New here? Try `cgrseg demo`.",
+    "own folder of images, measure it, and segment images with it. New here? Try `cgrseg demo`.",
 )
 
 

@@ -1,4 +1,4 @@
-"""`cgrseg predict`: label maps and overlays of photos."""
+"""`cgrseg predict`: label maps and overlays of images and videos."""
 
 from __future__ import annotations
 
@@ -86,23 +86,24 @@ def predict(
     trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
-    """Label every pixel of photos of any size.
+    """Predict the class of every pixel of images or videos of any size.
 
-    Writes OUT/labels/NAME.png (class ids, shown in the dataset's colours) and
-    OUT/overlays/NAME.jpg. A file that cannot be read is named and the rest is
-    done; the exit status is then 1 (0 under torchrun, which would end the other
-    processes). Started again, it goes on where it stopped.
+    Writes OUT/labels/NAME.png (class ids, shown in the dataset's colors) and
+    OUT/overlays/NAME.jpg. A file that cannot be read is named, and the others
+    are processed; the exit status is then 1 (0 under torchrun, which would end
+    the other processes). The same command resumes an interrupted prediction.
 
-    Of a video it writes the same with the labels painted over (.mp4, .mov, .mkv,
-    .avi; .webm for browsers), without its sound. Clips that are in the folder OUT
-    already are kept.
+    A video gives a copy with the labels painted over its frames (.mp4, .mov,
+    .mkv, .avi; .webm for browsers), without sound. Videos that are in the folder
+    OUT already are kept.
 
-    Files of `cgrseg export` are used like their checkpoint; they run on the CPU.
+    Exported files (`cgrseg export`) are used like their checkpoint; they run on
+    the CPU.
 
     Examples:
       cgrseg predict best.pth street.jpg holiday/ --out painted
 
-      cgrseg predict best.pth 'photos/**/*.jpg' --no-overlays
+      cgrseg predict best.pth 'images/**/*.jpg' --no-overlays
 
       cgrseg predict best.pth drive.mp4 --out painted.mp4 --compile
 
@@ -197,7 +198,7 @@ def _clips(
     """Videos among the inputs, each with the file that it is painted into.
 
     Raises:
-        ConfigError: videos and photos together, several videos and one file, an ending that
+        ConfigError: videos and images together, several videos and one file, an ending that
             cannot be written, or options that mean nothing for videos.
     """
     from cgrseg.errors import ConfigError, explain
@@ -212,7 +213,7 @@ def _clips(
             explain(
                 "IMAGES",
                 found=f"videos ({clips[0]}) and other files together",
-                expected="either videos or photos: their results are not alike",
+                expected="either videos or images",
                 remedy="run the command once for each",
             )
         )
@@ -220,9 +221,9 @@ def _clips(
         raise ConfigError(
             explain(
                 "--legend" if legend else "--no-overlays",
-                found="an option for photos, with videos",
+                found="an option for images, with videos",
                 expected="videos only ever painted, without a legend",
-                remedy="leave it out, or give photos",
+                remedy="leave it out, or give images",
             )
         )
     # The ending of a file has letters; a folder may be called "v2" or "run.7".

@@ -75,18 +75,20 @@ class ModelConfig(Section):
         "cgrseg_t", description="Variant of the network."
     )
     context_blocks: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="Blocks of pyramid context; none: the variant's own number (5)."
+        None, description="Number of pyramid context blocks; none: that of the variant (5)."
     )
     pretrained: str | None = Field(
         None,
         description="ImageNet weights of the backbone: a local .pth or .safetensors file, or a "
         "Hugging Face hub id of timm's EfficientFormerV2. None: from scratch.",
     )
-    dropout: BelowOne = Field(0.1, description="Whole-channel dropout before the classifier.")
+    dropout: BelowOne = Field(
+        0.1, description="Probability of channel dropout before the classifier."
+    )
     drop_path: BelowOne | None = Field(
         None,
-        description="Stochastic depth of the last backbone block, rising linearly from 0 at the "
-        "first; none: the variant's own rate.",
+        description="Stochastic depth rate of the last backbone block, rising linearly from 0 at "
+        "the first; none: that of the variant.",
     )
     freeze_norm: bool = Field(
         False, description="Keep the backbone's batch norms at their stored statistics."
@@ -98,18 +100,18 @@ class ModelConfig(Section):
     )
     attention_bias: Literal["published", "geometric"] = Field(
         "published",
-        description="How attention follows the input's size. 'published': what published "
+        description="How the attention bias follows the input size. 'published': what published "
         "checkpoints need. 'geometric': by true row and column offsets, from ImageNet's own "
         "table; its checkpoints are not exchangeable with published ones.",
     )
     sync_norm: bool = Field(
         True,
-        description="Synchronise batch norms over processes when there is more than one on GPUs.",
+        description="Synchronize batch norms over processes when there is more than one on GPUs.",
     )
 
 
 class DataConfig(Section):
-    """Where pixels and labels come from."""
+    """The dataset: images, labels and classes."""
 
     dataset: str = Field(
         "ade20k", description="Name in the catalogue (`cgrseg data list`), or 'custom'."
@@ -117,8 +119,8 @@ class DataConfig(Section):
     root: str = Field(
         "data/ade/ADEChallengeData2016", description="Folder that holds the dataset's own folders."
     )
-    train_split: str = Field("train", description="Split that trains.")
-    eval_split: str = Field("val", description="Split that validation and evaluation use.")
+    train_split: str = Field("train", description="Name of the training split.")
+    eval_split: str = Field("val", description="Name of the split for validation and evaluation.")
     classes: list[str] | None = Field(
         None,
         description="Class names in id order (custom datasets); none: from the catalogue, or from "
@@ -128,11 +130,11 @@ class DataConfig(Section):
         None, description="RGB 0..255 per class; none: the catalogue's, or one made for the count."
     )
     ignore_index: Annotated[int, Field(ge=0, le=255)] = Field(
-        255, description="Label value that counts neither in loss nor in metrics."
+        255, description="Label value of pixels that loss and metrics ignore."
     )
     zero_is_ignore: bool = Field(
         False,
-        description="Custom datasets only: raw 0 means 'unlabelled' and class k is stored as k+1.",
+        description="Custom datasets only: raw 0 means 'unlabeled' and class k is stored as k+1.",
     )
     label_values: dict[Level, Level] | None = Field(
         None,
@@ -174,7 +176,7 @@ class DataConfig(Section):
         default_factory=list, description="Class names whose pixels become ignored."
     )
     workers: Annotated[int, Field(ge=0, le=512)] = Field(
-        4, description="Loader processes per training process."
+        4, description="Number of data loader processes per training process."
     )
     check: bool = Field(
         True, description="Look for unusable files and labels before the first iteration."
@@ -189,16 +191,22 @@ class DataConfig(Section):
 
 
 class PhotometricConfig(Section):
-    """Colour distortion on 8-bit images; each step happens with `probability`."""
+    """Color distortion of 8-bit images; each operation is applied with `probability`."""
 
-    probability: Probability = Field(0.5, description="Of each of the four steps.")
+    probability: Probability = Field(
+        0.5, description="Probability of each of the four color operations."
+    )
     brightness: Annotated[float, Field(ge=0, le=255)] = Field(
         32.0, description="Largest change of the brightness in gray levels."
     )
-    contrast: tuple[Factor, Factor] = Field((0.5, 1.5), description="Factor, drawn uniformly.")
-    saturation: tuple[Factor, Factor] = Field((0.5, 1.5), description="Factor, drawn uniformly.")
+    contrast: tuple[Factor, Factor] = Field(
+        (0.5, 1.5), description="Range of the contrast factor, drawn uniformly."
+    )
+    saturation: tuple[Factor, Factor] = Field(
+        (0.5, 1.5), description="Range of the saturation factor, drawn uniformly."
+    )
     hue: Annotated[int, Field(ge=0, le=90)] = Field(
-        18, description="Plus/minus, in OpenCV's units (180 is the full circle)."
+        18, description="Largest change of the hue in OpenCV's units (180 is the full circle)."
     )
 
     @model_validator(mode="after")
@@ -209,40 +217,40 @@ class PhotometricConfig(Section):
 
 
 class AugmentConfig(Section):
-    """The train pipeline, in order."""
+    """The training pipeline, in order."""
 
     scale: Size = Field((2048, 512), description="Base scale in pixels, in either order.")
     ratio_range: tuple[Ratio, Ratio] = Field(
-        (0.5, 2.0), description="Factor of the base scale, drawn uniformly."
+        (0.5, 2.0), description="Range of the factor of the base scale, drawn uniformly."
     )
     crop_size: Size = Field((512, 512), description="Size of the crop in pixels.")
     max_class_share: Probability = Field(
         0.75,
-        description="A crop in which one class covers this share of the labelled pixels or more "
+        description="A crop in which one class covers this share of the labeled pixels or more "
         "is drawn again, up to 10 times in all.",
     )
-    flip: Probability = Field(0.5, description="Chance of a horizontal flip.")
+    flip: Probability = Field(0.5, description="Probability of a horizontal flip.")
     photometric: PhotometricConfig = Field(default_factory=PhotometricConfig)
-    vertical_flip: Probability = Field(0.0, description="Chance of a vertical flip.")
+    vertical_flip: Probability = Field(0.0, description="Probability of a vertical flip.")
     rotation: Annotated[float, Field(ge=0, le=180)] = Field(
         0.0,
-        description="Degrees, plus/minus, drawn uniformly; the crop turns about its centre, and "
-        "what comes from outside it is ignored. 0: off.",
+        description="Largest rotation of the crop about its center in degrees, either way, drawn "
+        "uniformly; pixels from outside the crop are ignored. 0: off.",
     )
     rare_class_crops: Probability = Field(
         0.0,
-        description="Chance that a crop is laid around a pixel of a class drawn evenly from those "
-        "in the image, whatever their size, instead of anywhere.",
+        description="Probability that a crop contains a pixel of a class drawn uniformly from "
+        "those in the image, whatever their size.",
     )
     colour_only: bool = Field(
         False,
-        description="Vary colours only: base scale without ratio, middle crop, no flips, no "
+        description="Vary colors only: base scale without ratio, middle crop, no flips, no "
         "rotation.",
     )
     crop_first: bool = Field(
         True,
         description="Resize only the part of the image that the crop keeps: the same within one "
-        "grey level, faster. Off: the published order, step by step.",
+        "gray level, faster. Off: the published order, step by step.",
     )
     reduced_decode: bool = Field(
         False,
@@ -284,18 +292,20 @@ class TestConfig(Section):
         "`divisor`; 'none': native resolution, padded.",
     )
     divisor: Annotated[int, Field(ge=1, le=1024)] = Field(
-        32, description="Sides fed to the network are multiples of this."
+        32, description="Divisor of the sides of the network's input, in pixels."
     )
-    mode: Literal["whole", "slide"] = Field("whole", description="Whole image or windows.")
-    crop_size: Size = Field((512, 512), description="Window of 'slide' in pixels.")
-    stride: Size = Field((341, 341), description="Step of 'slide' in pixels: down x right.")
+    mode: Literal["whole", "slide"] = Field(
+        "whole", description="Whole image ('whole') or sliding window ('slide')."
+    )
+    crop_size: Size = Field((512, 512), description="Window size of 'slide' in pixels.")
+    stride: Size = Field((341, 341), description="Stride of 'slide' in pixels: down x right.")
     ratios: list[Ratio] = Field(
         default_factory=lambda: [1.0],
         min_length=1,
         max_length=100,
         description="Factors of the scale whose results are averaged.",
     )
-    flip: bool = Field(False, description="Average with the mirrored image.")
+    flip: bool = Field(False, description="Average with the prediction of the mirrored image.")
 
     @model_validator(mode="after")
     def _windows_leave_no_gap(self) -> TestConfig:
@@ -323,24 +333,27 @@ class OptimizerConfig(Section):
         0.01, description="Decoupled weight decay of AdamW."
     )
     head_multiplier: Annotated[float, Field(gt=0, le=10_000)] = Field(
-        10.0, description="Factor of the rate for parameters whose name contains 'head'."
+        10.0, description="Factor of the learning rate for parameters whose name contains 'head'."
     )
     layer_decay: Annotated[float, Field(ge=0.01, le=1)] = Field(
         1.0,
-        description="Factor of the rate per layer of the backbone, counted from its end; 1 gives "
-        "every layer the same rate (published).",
+        description="Factor of the learning rate per layer of the backbone, counted from its end; "
+        "1 gives every layer the same learning rate (published).",
     )
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
-        None, description="Largest norm of all gradients together; none: not clipped (published)."
+        None,
+        description="Maximum gradient norm over all parameters; none: no clipping (published).",
     )
 
 
 class ScheduleConfig(Section):
-    """How long, and how the rate moves."""
+    """Number of iterations and learning-rate schedule."""
 
-    max_iters: Count = Field(160_000, description="Optimiser steps in all.")
-    warmup_iters: CountOrNone = Field(1_500, description="Steps of linear warm-up.")
-    warmup_ratio: Probability = Field(1e-6, description="Share of the rate at the first step.")
+    max_iters: Count = Field(160_000, description="Total number of optimizer steps.")
+    warmup_iters: CountOrNone = Field(1_500, description="Number of linear warm-up steps.")
+    warmup_ratio: Probability = Field(
+        1e-6, description="Factor of the learning rate at the first step."
+    )
     power: Annotated[float, Field(ge=0, le=100)] = Field(
         1.0, description="Exponent of the polynomial learning-rate decay to 0."
     )
@@ -360,11 +373,11 @@ class LossConfig(Section):
     )
     ohem_threshold: Probability | None = Field(
         None,
-        description="Hard pixels only: those whose true class gets less than this probability "
-        "count, averaged over themselves; none: every pixel counts (published).",
+        description="Probability threshold of online hard example mining: the loss is averaged "
+        "over pixels whose true class gets less; none: over every pixel (published).",
     )
     ohem_min_pixels: Count = Field(
-        100_000, description="Hard pixels kept per image at least, whatever their probability."
+        100_000, description="Minimum number of hard pixels per image, whatever their probability."
     )
     dice_weight: Weight = Field(
         0.0, description="Weight of an added Dice loss over the classes that occur; 0: none."
@@ -375,16 +388,16 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop around the network."""
+    """The training loop."""
 
-    batch_size: BatchSize = Field(4, description="Images per process and step.")
+    batch_size: BatchSize = Field(4, description="Number of images per process and step.")
     accumulate: BatchSize = Field(
-        1, description="Batches whose gradients are averaged before one optimiser step."
+        1, description="Number of batches whose gradients are averaged before one optimizer step."
     )
-    eval_interval: Count = Field(4_000, description="Iterations between evaluations.")
+    eval_interval: Count = Field(4_000, description="Number of iterations between evaluations.")
     evaluate: bool = Field(True, description="Evaluate during training.")
     checkpoint_interval: Count | None = Field(
-        None, description="Iterations between checkpoints; none: as eval_interval."
+        None, description="Number of iterations between checkpoints; none: as eval_interval."
     )
     keep_best: CountOrNone = Field(
         0,
@@ -397,8 +410,8 @@ class TrainConfig(Section):
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="Average the weights with this decay per step, evaluate and publish the "
-        "averaged ones; none: no averaging (published).",
+        description="Decay per step of the weight averaging (EMA); the averaged weights are "
+        "evaluated and kept. None: no averaging (published).",
     )
     load_from: str | None = Field(
         None,
@@ -416,16 +429,16 @@ class TrainConfig(Section):
         "hardware, else fp32; the run keeps what was chosen. 'fp64' is for checks.",
     )
     compile: bool = Field(False, description="Run the network through torch.compile.")
-    channels_last: bool = Field(False, description="Memory layout of images and features.")
+    channels_last: bool = Field(False, description="Use the channels-last memory layout.")
     seed: Seed = Field(
         0, description="Seed of the initial weights, the image order and the augmentation."
     )
-    deterministic: bool = Field(False, description="Only deterministic kernels.")
-    log_interval: Count = Field(50, description="Iterations between lines of the log.")
+    deterministic: bool = Field(False, description="Use deterministic kernels only (slower).")
+    log_interval: Count = Field(50, description="Number of iterations between lines of the log.")
     log_images: Annotated[int, Field(ge=0, le=1000)] = Field(
         4,
-        description="Images of the evaluation split whose label and prediction each evaluation "
-        "shows in TensorBoard.",
+        description="Number of images of the evaluation split whose label and prediction each "
+        "evaluation shows in TensorBoard.",
     )
     wandb: bool = Field(False, description="Log to Weights & Biases too (extra `wandb`).")
 
@@ -433,7 +446,7 @@ class TrainConfig(Section):
 class Config(Section):
     """One run, complete: what `config.json` in a run's folder holds."""
 
-    name: str = Field("cgrseg-t_ade20k_160k", description="Names the run and its folder.")
+    name: str = Field("cgrseg-t_ade20k_160k", description="Name of the run and of its folder.")
     work_dir: str | None = Field(None, description="Folder of the run; none: ./work_dirs/<name>.")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

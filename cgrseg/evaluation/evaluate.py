@@ -20,7 +20,13 @@ from cgrseg.config.loading import as_config
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
-from cgrseg.errors import ConfigError, EnvironmentProblem, explain, is_first_process
+from cgrseg.errors import (
+    ConfigError,
+    EnvironmentProblem,
+    explain,
+    is_first_process,
+    option,
+)
 from cgrseg.evaluation.distributed import Launcher, Place, from_first, joined_processes
 from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
 from cgrseg.evaluation.outputs import (
@@ -77,24 +83,24 @@ def evaluate(
         checkpoint: a file, folder or hub id; or a network.
         split: of the dataset; None: `data.eval_split`.
         device: where to run; None: a GPU where there is one.
-        out: a folder for label PNGs (ids as indices, in the dataset's colours), or a
+        out: a folder for label PNGs (ids as indices, in the dataset's colors), or a
             `.json` or `.npz` file for a copy of the scores or of the counts; with
             `format_only` the folder of the submission.
         show_dir: folder for overlays with a legend.
-        opacity: of the labels in those overlays, above 0 up to 1.
+        opacity: opacity of the labels in those overlays, 0 to 1.
         metrics: mIoU, mDice and mFscore are always there; mBoundaryIoU and ECE cost time
             and are computed when named.
         aug_test: average over the published ratios, each plain and mirrored.
         format_only: write label files for the benchmark's server and count nothing; works
             for splits without labels.
-        limit: only the first so many images.
+        limit: maximum number of images.
         work_dir: folder for the results; None: the config's.
         precision: "fp32", "bf16", "fp16" or "auto" (bf16 where the device computes it in
             hardware, else fp32).
         compile: run the folded and compiled form of the network (docs/speed.md); the
             arithmetic as published is the default.
-        threads: of the CPU; None: all cores.
-        batch_size: images of equal size that go through the network together.
+        threads: number of CPU threads; None: all cores.
+        batch_size: number of images of equal size per batch.
         launcher: who started the processes, see
             :func:`cgrseg.evaluation.distributed.joined_processes`.
         progress: show how far it is.
@@ -110,6 +116,7 @@ def evaluate(
             all processes).
     """
     check_metrics(metrics)
+    _refuse_out_of_range(batch_size, limit, opacity)
     config = as_config(config)
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
@@ -169,6 +176,24 @@ def evaluate(
                 name = result_name(config, split, aug_test, limit, precision)
                 _write(result, Path(work_dir or config.run_dir), name, out)
     return result
+
+
+def _refuse_out_of_range(batch_size: int, limit: int | None, opacity: float) -> None:
+    values = {
+        option("--batch-size"): (batch_size, 1, 65_536),
+        "limit": (limit, 1, 2**31 - 1),
+        option("--opacity"): (opacity, 0, 1),
+    }
+    for name, (value, low, high) in values.items():
+        if value is not None and not low <= value <= high:
+            raise ConfigError(
+                explain(
+                    name,
+                    found=repr(value),
+                    expected=f"{low} to {high}",
+                    remedy="correct it, or leave it out for its default",
+                )
+            )
 
 
 def _refuse_unwritable(folder: Path) -> None:

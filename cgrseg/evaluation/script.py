@@ -19,7 +19,7 @@ from cgrseg.errors import (
 )
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
-from cgrseg.evaluation.table import class_table, summary_line
+from cgrseg.evaluation.table import print_scores
 from cgrseg.processes import ending_by_signals
 from cgrseg.surroundings import readable_machine_problems
 
@@ -120,8 +120,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_with_settings(argv)
     if arguments.eval and arguments.format_only:
         parser.error("argument --eval: not allowed with --format-only, which measures nothing")
-    if arguments.limit is not None and arguments.limit < 1:
-        parser.error(f"argument --limit: got {arguments.limit}, expected 1 or more")
     with speaking_as(FrontEnd.SCRIPT):
         try:
             with ending_by_signals(), readable_machine_problems():
@@ -165,10 +163,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.format_only:
         print(f"{len(result.stems)} label files: {arguments.out or work_dir / 'submission'}")
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(class_table(result, metrics))
-    print(summary_line(result, metrics))
+    print_scores(result, metrics)
     name = result_name(
         config,
         arguments.split or config.data.eval_split,

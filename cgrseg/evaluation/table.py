@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cgrseg.evaluation.result import EvaluationResult
+from cgrseg.surroundings import LEAST_WIDTH
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +40,7 @@ def class_table(result: EvaluationResult, metrics: Sequence[str] | None = None) 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class", overflow="fold")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for number, title in enumerate(result.classes):
         table.add_row(title, *(percent(float(scores[name][number])) for name in columns))
     return table
@@ -65,6 +66,22 @@ def summary_line(result: EvaluationResult, metrics: Sequence[str] | None = None)
     line = f"{len(result.stems)} images, in percent: {'  '.join(parts)}"
     caution = result.scores.caution
     return f"{line}\nwarning: {caution}" if caution else line
+
+
+def print_scores(result: EvaluationResult, metrics: Sequence[str] | None = None) -> None:
+    """Print the table per class and the summary, at any width of the terminal.
+
+    Args:
+        result: what to show.
+        metrics: as in `--eval`; None: all that were measured.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    # Programs without a terminal set COLUMNS=0, at which rich prints nothing.
+    console.width = max(console.width, LEAST_WIDTH)
+    console.print(class_table(result, metrics))
+    print(summary_line(result, metrics))
 
 
 def percent(share: float) -> str:

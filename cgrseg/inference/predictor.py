@@ -179,7 +179,7 @@ class Predictor:
                 folder, a glob pattern or a video a list.  For more images than fit into memory
                 use :meth:`stream`.
             confidence: also give each pixel's probability.
-            batch_size: images of equal size that go through the network together.
+            batch_size: number of images of equal size per batch.
 
         Raises:
             DataError: an image that cannot be used; the message names it.
@@ -208,13 +208,22 @@ class Predictor:
             sources: what :meth:`__call__` takes for a single image, and videos, whose frames
                 take their place; may be endless.  A single image, a folder or a pattern too.
             confidence: also give each pixel's probability.
-            batch_size: images of equal size that go through the network together.
+            batch_size: number of images of equal size per batch.
             on_error: "yield" gives the error in the place of a prediction and goes on.
 
         Yields:
             The source and its prediction (or error), in order; the source of a video's frame
             is the :class:`~cgrseg.inference.frames.Frame`.
         """
+        if not 1 <= batch_size <= 65_536:
+            raise ConfigError(
+                explain(
+                    "batch_size",
+                    found=repr(batch_size),
+                    expected="1 to 65536",
+                    remedy="correct it, or leave it out for its default",
+                )
+            )
         single = isinstance(sources, (str, Path, bytes, bytearray, memoryview))
         single = single or callable(getattr(sources, "read", None))
         images: Iterable[Any] = _behind(sources) if single else cast(Iterable[Any], sources)

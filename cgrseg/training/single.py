@@ -48,13 +48,18 @@ FLAGS: dict[str, dict[str, Any]] = {
     "mode": {"choices": ["train", "eval"], "help": "train a network, or evaluate a checkpoint"},
     "config": {"help": "config file, or the name of a run that is shipped"},
     "lr": {"type": float, "help": "learning rate; the decode head gets 10 times as much"},
-    "batch_size": {"type": int, "help": "images per step (train) or at a time (eval, default 1)"},
-    "max_iters": {"type": int, "help": "training steps in all"},
-    "eval_interval": {"type": int, "help": "steps between evaluations"},
+    "batch_size": {
+        "type": int,
+        "help": "number of images per step (train) or per batch (eval, default 1)",
+    },
+    "max_iters": {"type": int, "help": "total number of training iterations"},
+    "eval_interval": {"type": int, "help": "number of iterations between evaluations"},
     "data_root": {"help": "dataset root"},
     "work_dir": {"help": "run folder (default: ./work_dirs/<config name>)"},
-    "checkpoint": {"help": "eval: the weights (default: latest.pth in the run's folder)"},
-    "show_dir": {"help": "eval: folder for pictures of the predictions"},
+    "checkpoint": {
+        "help": "eval: checkpoint to evaluate (default: latest.pth in the run's folder)"
+    },
+    "show_dir": {"help": "eval: folder for overlays with a legend"},
     "opacity": {"type": float, "help": "eval: opacity of the labels in overlays, 0 to 1"},
     "precision": {
         "choices": ["auto", "fp32", "bf16", "fp16"],
@@ -68,7 +73,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "help": "number of CPU threads (default: all cores)"},
     "seed": {"type": int, "help": "seed of all random numbers"},
     "deterministic": {"action": "store_true", "help": "only deterministic kernels (slower)"},
-    "no_validate": {"action": "store_true", "help": "train without evaluating on the way"},
+    "no_validate": {"action": "store_true", "help": "train: do not evaluate during training"},
     "resume_from": {"help": "train: checkpoint of this run to resume from"},
     "auto_resume": {"action": "store_true", "help": "train: resume the run in the run folder"},
     "load_from": {"help": "train: checkpoint to fine-tune from"},
@@ -132,7 +137,7 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
     """Run as the command line says; problems are printed, not raised.
 
     Returns:
-        0, 1 after a problem, or 128 plus the number of the signal that ended it early.
+        0, 2 after a problem, or 128 plus the number of the signal that ended it early.
     """
     from cgrseg.training.script import explained
 
@@ -286,14 +291,11 @@ def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[st
 
 def _print_scores(result: EvaluationResult, written: Sequence[Path | str | None]) -> None:
     """Print the scores per class, the summary, and where they are written."""
-    from rich.console import Console
-
-    from cgrseg.evaluation.table import class_table, summary_line
+    from cgrseg.evaluation.table import print_scores
 
     if not is_first_process():
         return
-    Console(highlight=False).print(class_table(result))
-    print(summary_line(result))
+    print_scores(result)
     for path in written:
         if path is not None:
             print(f"written: {path}", flush=True)

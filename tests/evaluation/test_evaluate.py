@@ -16,6 +16,8 @@ from cgrseg.data.label_rules import LabelRule
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation import evaluate
 from cgrseg.evaluation.outputs import SubmissionWriter, submission_ids
+from cgrseg.evaluation.result import EvaluationResult
+from cgrseg.evaluation.table import print_scores
 from cgrseg.inference import TorchBackend, segment
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
@@ -211,3 +213,27 @@ def test_results_never_land_in_the_dataset(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="the dataset itself"):
             evaluate(config, network, device="cpu", out=place, progress=False)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == files
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"batch_size": 0}, "batch_size"), ({"limit": 0}, "limit"), ({"opacity": 7.0}, "opacity")],
+)
+def test_values_out_of_range_are_refused_before_anything_is_read(
+    given: dict[str, float], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{named}: "):
+        evaluate("cgrseg-t_custom", "missing.pth", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("columns", ["0", "20", "200"])
+def test_scores_are_printed_whole_at_any_width(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    confusion = np.array([[3, 1], [0, 4]])
+    counts = np.array([[[3, 4], [3, 5], [4, 4]]])
+    result = EvaluationResult(("sky", "road with a long name"), ("a",), confusion, counts)
+    print_scores(result)
+    printed = capsys.readouterr().out
+    assert "75.00" in printed and "Precision" in printed

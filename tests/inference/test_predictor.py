@@ -71,6 +71,12 @@ def test_half_precision_agrees_on_most_pixels(checkpoint: Path, precision: str) 
     assert (full.labels == half.labels).mean() > 0.9
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 65_537])
+def test_a_batch_size_out_of_range_is_refused(batch_size: int) -> None:
+    with pytest.raises(ConfigError, match=r"^batch_size: "):
+        predictor()([photo(8, 8)], batch_size=batch_size)
+
+
 def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
     model = CGRSeg("cgrseg_t", 3, preprocessing={"scale": [64, 32], "zoom": 2})
     model.save_pretrained(tmp_path)
