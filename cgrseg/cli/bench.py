@@ -81,12 +81,11 @@ def bench(
         bool,
         typer.Option(
             "--apart",
-            help="Time every way in a process of its own: none shares threads or memory with "
-            "another, as where it is used.",
+            help="Time each subject in a process of its own, with its own threads and memory.",
         ),
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure memory, in processes of its own.")] = True,
-    peaks: Annotated[bool, typer.Option(help="Measure what the device reaches at best.")] = True,
+    peaks: Annotated[bool, typer.Option(help="Measure the peak throughput of the device.")] = True,
     profile: Annotated[
         bool, typer.Option("--profile", help="Also list the largest costs left (CPU; minutes).")
     ] = False,
@@ -95,7 +94,7 @@ def bench(
     trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
-    """Measure speed and memory of prediction, each way in turn, and print tables.
+    """Measure speed and memory of prediction and print tables.
 
     The first time a network is compiled takes about a minute per precision; it is
     kept in ~/.cache/cgrseg (or $CGRSEG_CACHE) for this and for prediction.

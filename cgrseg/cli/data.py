@@ -131,7 +131,7 @@ def check(
     as_json: AsJson = False,
     workers: Workers = None,
 ) -> None:
-    """Look for everything that spoils training: pairs, sizes, ids, encodings, leaks.
+    """Check a dataset before training: pairs, sizes, ids, encodings, leaks.
 
     The exit status is 1 when there are errors, 2 when the dataset cannot be described.
 
@@ -261,7 +261,7 @@ def browse(
 
 @app.command(cls=Command)
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Output folder.", show_default=False)],
     train_scenes: TrainScenes = 240,
     val_scenes: ValScenes = 60,
     size: Annotated[Any, size_option("Default: 256x256.")] = "256x256",
@@ -269,7 +269,7 @@ def synth(
     workers: Workers = None,
     overwrite: Annotated[bool, overwrite_option("An equal earlier result is kept.")] = False,
 ) -> None:
-    """Draw a synthetic dataset: something to try everything on without a download.
+    """Draw a synthetic dataset, which needs no download.
 
     Example:
       cgrseg data synth data/synthetic --train-scenes 240 --val-scenes 60

@@ -34,7 +34,7 @@ class Placing(str, Enum):
     copy = "copy"
 
 
-Source = Annotated[Path, typer.Argument(help="What to convert.", show_default=False)]
+Source = Annotated[Path, typer.Argument(help="Folder to convert.", show_default=False)]
 ImageFolder = Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)]
 OutArgument = Annotated[
     Path | None,
@@ -60,7 +60,7 @@ Classes = Annotated[
 ]
 Background = Annotated[
     str | None,
-    typer.Option(help="Class of pixels that nothing covers. Default: they are ignored (255)."),
+    typer.Option(help="Class of pixels that no annotation covers. Default: ignored (255)."),
 ]
 Ignore = Annotated[
     list[str] | None, typer.Option(help="Class whose pixels are ignored; may be repeated.")

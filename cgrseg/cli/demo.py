@@ -47,7 +47,7 @@ def demo(
     threads: Threads = None,
     device: Device = None,
 ) -> None:
-    """See CGRSeg learn: draw scenes, train, measure, paint, and write a report.
+    """Draw synthetic scenes, train on them, evaluate, predict and write a report.
 
     Takes a few minutes on two CPU cores and needs no download. Started again,
     it goes on where it stopped, or shows what is there.

@@ -51,8 +51,8 @@ def evaluate(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also compute mBoundaryIoU or ECE; may be repeated. The usual ones are always "
-            "there.",
+            help="Also compute mBoundaryIoU or ECE; may be repeated. mIoU, mDice and "
+            "mFscore are always computed.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +73,7 @@ def evaluate(
     ] = False,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Also write a page about it, as `cgrseg report` does."),
+        typer.Option("--report", help="Also write an HTML report, as `cgrseg report` does."),
     ] = False,
     show_dir: Annotated[
         Path | None,
@@ -88,7 +88,7 @@ def evaluate(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a checkpoint: mIoU and more, per class and in all.
+    """Evaluate a checkpoint: mIoU and other metrics, per class and overall.
 
     The scores are printed, and written as evaluation.json into the folder of
     the checkpoint, or of the CONFIG; work_dir=FOLDER names another.

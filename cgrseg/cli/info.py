@@ -49,9 +49,7 @@ def info(
         ),
     ] = None,
     settings: Settings = None,
-    presets: Annotated[
-        bool, typer.Option("--presets", help="List the runs that are known by name.")
-    ] = False,
+    presets: Annotated[bool, typer.Option("--presets", help="List all presets.")] = False,
     size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",
     num_classes: NumClasses = 150,
     as_json: AsJson = False,

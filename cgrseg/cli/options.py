@@ -174,7 +174,7 @@ Dataset = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        help="Dataset name of FOLDER (`cgrseg data list`). Default: told from its folders.",
+        help="Dataset name of FOLDER (`cgrseg data list`). Default: detected from its folders.",
         show_default=False,
         autocompletion=completion.datasets,
     ),
