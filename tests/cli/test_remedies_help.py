@@ -152,7 +152,8 @@ def test_wrong_setting(place: Place, wrong: str) -> None:
     if meant is not None:
         right = f"{meant[1]}={value}"
     else:
-        right = f"{name}={re.findall(r'\[.*\]', remedy)[-1]}"
+        value = re.findall(r"\[.*\]", remedy)[-1]
+        right = f"{name}={value}"
     printed = place.works("train", "cgrseg-t_custom", right, "--print-config")
     assert right.partition("=")[0] + " = " in printed
 
