@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,9 @@ class Clip:
                     remedy="check the path and the permissions",
                 )
             ) from error
+        # A thread may still read ahead when a signal ends the work: FFmpeg's memory must not be
+        # freed under it.
+        self._using = threading.Lock()
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             self._capture.release()
@@ -94,7 +98,8 @@ class Clip:
     def __iter__(self) -> Iterator[Frame]:
         number = 0
         while True:
-            there, picture = self._capture.read()
+            with self._using:
+                there, picture = self._capture.read()  # none once the clip is closed
             if not there:
                 break
             image: NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(
@@ -112,7 +117,8 @@ class Clip:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._capture.release()
+        with self._using:
+            self._capture.release()
 
     def __enter__(self) -> Clip:
         return self

@@ -49,8 +49,8 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             offer(True, end)
 
     thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             fine, item = waiting.get()
             if not fine:
@@ -60,7 +60,8 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             yield cast(T, item)
     finally:
         left.set()
-        thread.join()
+        if thread.ident is not None:  # else a signal came before it began
+            thread.join()
 
 
 class Behind:

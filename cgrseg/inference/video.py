@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,9 @@ class VideoWriter:
         self.frames = 0
         self._rate = writable_rate(rate)
         self._writer: cv2.VideoWriter | None = None
+        # A thread may still encode when a signal ends the work, see `Clip`.
+        self._using = threading.Lock()
+        self._closed = False
         self._exit = contextlib.ExitStack()
         self._partial = self.path
         if self.path.suffix.lower() not in _CODECS:
@@ -108,18 +112,25 @@ class VideoWriter:
 
         An odd last row or column is left out, as the formats want it.
         """
-        if self._writer is None:
-            height, width = frame.shape[:2]
-            code = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._partial), code, self._rate, (width, height))
-            if not self._writer.isOpened():
-                raise self._not_written(
-                    f"the encoder could not be started for {width}x{height} at {self._rate:g} "
-                    "frames per second",
-                    "see whether OpenCV said more above; choose another ending",
-                )
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        with self._using:
+            if self._closed:
+                return
+            if self._writer is None:
+                self._writer = self._start(*frame.shape[:2])
+            self._writer.write(picture)
         self.frames += 1
+
+    def _start(self, height: int, width: int) -> cv2.VideoWriter:
+        code = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix.lower()])
+        writer = cv2.VideoWriter(str(self._partial), code, self._rate, (width, height))
+        if not writer.isOpened():
+            raise self._not_written(
+                f"the encoder could not be started for {width}x{height} at {self._rate:g} "
+                "frames per second",
+                "see whether OpenCV said more above; choose another ending",
+            )
+        return writer
 
     def __exit__(
         self,
@@ -127,8 +138,10 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        with self._using:
+            self._closed = True
+            if self._writer is not None:
+                self._writer.release()
         if kind is None:
             # OpenCV does not say when a disk is full: count what can be read again.
             try:
