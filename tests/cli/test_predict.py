@@ -229,7 +229,7 @@ def test_videos_into_a_folder_and_one_that_is_broken(
     assert "bad.mp4" in result.stderr and "Traceback" not in result.output
     assert sorted(path.name for path in out.iterdir()) == ["good.mp4", "good.mp4.json"]
     mixed = run("predict", trained / "best.pth", good, tmp_path, "--out", out, "--device", "cpu")
-    assert mixed.exit_code == 2 and "either videos or photos" in mixed.stderr
+    assert mixed.exit_code == 2 and "either videos or images" in mixed.stderr
     one = tmp_path / "one.mp4"
     both = run("predict", trained / "best.pth", bad, good, "--out", one, "--device", "cpu")
     assert both.exit_code == 2 and "one.mp4, for 2 videos" in both.stderr
