@@ -9,6 +9,7 @@ PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
           --constraint constraints.txt
 CORE   := $(VENV)/.core
 TOOLS  := $(VENV)/.tools
+SPHINX := $(VENV)/.sphinx
 # More for pytest, e.g. make test PYTEST_ARGS="-k config"
 PYTEST_ARGS ?=
 # A process per core, up to four, each with one thread: small networks gain nothing from more
@@ -16,7 +17,7 @@ PYTEST_ARGS ?=
 WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
-.PHONY: help install test test-slow test-all lint format demo build clean
+.PHONY: help install test test-slow test-all lint format demo docs build clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,10 @@ $(CORE): pyproject.toml constraints.txt
 
 $(TOOLS): $(CORE)
 	$(PIP) --editable ".[dev,convert,export,web]"
+	@touch $@
+
+$(SPHINX): $(CORE)
+	$(PIP) --editable ".[docs]"
 	@touch $@
 
 install: $(TOOLS) ## Make .venv and install cgrseg with its developers' tools
@@ -52,6 +57,10 @@ format: $(TOOLS) ## Format the code and mend what ruff can mend
 
 demo: $(CORE) ## Train, evaluate and predict on embedded data, and write a report
 	$(BIN)/cgrseg demo
+
+docs: $(SPHINX) ## Build the documentation site into build/site; a broken reference fails
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "build/site/docs/index.html"
 
 build: $(TOOLS) ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build

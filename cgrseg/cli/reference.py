@@ -63,7 +63,7 @@ def markdown_commands() -> str:
     """The reference as Markdown: one table of options, then each command's arguments."""
     uses = option_uses()
     lines = [
-        "### Options\n",
+        "## Options\n",
         "One name, short form and meaning in every command.\n",
         "| option | value | meaning | commands |\n|---|---|---|---|",
     ]
@@ -75,12 +75,12 @@ def markdown_commands() -> str:
             f"`{use.command}`{' (repeatable)' if use.repeats else ''}" for use in own
         )
         lines.append(f"| {names} | {value} | {_cell(own[0].meaning)} | {places} |")
-    lines += ["", "### Commands\n"]
+    lines += ["", "## Commands\n"]
     for name, command in commands():
         usage = " ".join(
             str(each.metavar or str(each.name).upper()) for each in _arguments(command)
         )
-        lines.append(f"#### `cgrseg {f'{name} {usage}'.strip()}`\n")
+        lines.append(f"### `cgrseg {f'{name} {usage}'.strip()}`\n")
         lines.append((command.help or "").split("\n\n")[0].replace("\n", " ") + "\n")
         details = [
             *((str(p.metavar or str(p.name).upper()), p.help) for p in _arguments(command)),
@@ -88,7 +88,7 @@ def markdown_commands() -> str:
         ]
         lines += [f"- `{what}`: {text}" for what, text in details if text]
         lines.append("")
-    lines += ["### Old names\n", "They still work and print a note.\n"]
+    lines += ["## Old names\n", "They still work and print a note.\n"]
     lines.append("| command | old | now |\n|---|---|---|")
     lines += [
         f"| `{command}` | `{old}` | `{new}` |"

@@ -34,7 +34,7 @@ def load_config(
     Args:
         path_or_name: a `.py` file that exposes `config`, a `.json` file, a run's folder
             (its `config.json`, with that folder as `work_dir` in the place of a stored
-            one), or a name from :func:`list_presets`.
+            one), or the name of a preset.
         overrides: `key=value` texts with dotted keys, or a table of the same keys (nested
             tables too) whose values are taken as they are.
 

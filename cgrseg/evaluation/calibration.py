@@ -43,7 +43,7 @@ class Calibration:
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> Calibration:
-        """From what :class:`CalibrationError` computes, int64 (3, bins)."""
+        """Calibration from the counts of ``CalibrationError``, int64 (3, bins)."""
         pixels, right, units = counts.cpu().numpy()
         with np.errstate(divide="ignore", invalid="ignore"):
             confidence = units / _UNIT / pixels

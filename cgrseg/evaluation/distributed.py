@@ -54,7 +54,7 @@ def joined_processes(
 
     Args:
         launcher: who started them: "pytorch" (torchrun), "slurm" (srun), "none" for one
-            process alone, "auto" to look at the environment (:func:`started_by`).
+            process alone, "auto" to look at the environment (``started_by``).
         device: None: the GPU of this process's local rank where there is one, else the CPU.
 
     Raises:

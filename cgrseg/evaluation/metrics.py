@@ -189,12 +189,12 @@ class SegmentationScores:
 
     @property
     def mean_iou(self) -> float:
-        """mIoU: mean over the classes that occur in labels or predictions."""
+        """Mean IoU (mIoU) over the classes that occur in labels or predictions."""
         return mean_of_defined(self.iou)
 
     @property
     def mean_accuracy(self) -> float:
-        """mAcc: mean over the classes that occur in labels."""
+        """Mean accuracy (mAcc) over the classes that occur in labels."""
         return mean_of_defined(self.accuracy)
 
     @property

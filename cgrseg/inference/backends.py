@@ -52,7 +52,7 @@ class Backend(Protocol):
             batch: float32 (N, 3, H, W), normalised, H and W multiples of 32.
 
         Returns:
-            (N, K, H / 8, W / 8), any floating type, on :attr:`device`.
+            (N, K, H / 8, W / 8), any floating type, on the device of the backend.
         """
         ...
 

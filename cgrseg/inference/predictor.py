@@ -205,7 +205,7 @@ class Predictor:
         """Label images one after another, reading the next ones meanwhile.
 
         Args:
-            sources: what :meth:`__call__` takes for a single image, and videos, whose frames
+            sources: what a call of the predictor takes for a single image, and videos, whose frames
                 take their place; may be endless.  A single image, a folder or a pattern too.
             confidence: also give each pixel's probability.
             batch_size: number of images of equal size per batch.

@@ -128,7 +128,7 @@ class CGRSeg(
         freeze_backbone: nothing of the backbone trains.
         attention_bias: "published", which published weights need, or "geometric": true
             offsets at every size, from ImageNet's table
-            (:mod:`cgrseg.models.geometric_bias`).
+            (``cgrseg.models.geometric_bias``).
         classes: K class names, kept with saved weights.
         palette: K colours, RGB 0..255, kept with saved weights.
         preprocessing: how images become input at test time

@@ -10,7 +10,7 @@ class Variant:
     """What sets one size apart."""
 
     backbone: str
-    """Name in :data:`cgrseg.models.efficientformer_v2.BACKBONES`."""
+    """Name in ``cgrseg.models.efficientformer_v2.BACKBONES``."""
     channels: int
     """Width of the head."""
     strip_kernel: int

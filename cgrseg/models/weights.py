@@ -54,24 +54,28 @@ _NAMES_SHOWN = 6
 
 @dataclass(repr=False)
 class LoadReport:
-    """What a load did, name by name (names of the network; `unexpected`: of the file)."""
+    """What loading a file did, tensor by tensor.
+
+    The lists hold tensor names of the network; `unexpected` holds names of the file.
+    """
 
     source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """In the network, not in the file, and needed."""
+    """Tensors that the network needs and the file lacks."""
     unexpected: list[str] = field(default_factory=list)
-    """In the file, not in the network."""
+    """Tensors of the file that the network does not have."""
     mismatched: list[str] = field(default_factory=list)
-    """In both, with another shape; each entry tells both shapes."""
+    """Tensors of another shape; each entry gives both shapes."""
     fresh: list[str] = field(default_factory=list)
-    """The classifier's, when the file has another number of classes: freshly drawn."""
+    """Tensors of the classifier that start from random values, because the number of classes
+    differs."""
     expected_missing: list[str] = field(default_factory=list)
-    """Not in the file, and rightly so: segmentation's own tables, constants."""
+    """Tensors that this kind of file never has, such as constants."""
     expected_unused: list[str] = field(default_factory=list)
-    """In the file and rightly left aside: ImageNet's classifier, constants."""
+    """Tensors of the file that are left out on purpose, such as the ImageNet classifier."""
     notes: list[str] = field(default_factory=list)
-    """In words: a classifier that starts afresh, translated names."""
+    """Remarks as sentences, for instance that names were translated."""
 
     def __repr__(self) -> str:
         counts = ", ".join(
@@ -105,7 +109,7 @@ def load_weights(
 
     Args:
         model: the network; unchanged unless everything that must load can load.
-        path: a file, folder or hub id, see :func:`read_checkpoint`.
+        path: a `.pth` or `.safetensors` file, a folder of `save_pretrained`, or a hub id.
         part: "all" for a segmentation checkpoint; "backbone" for ImageNet weights, or
             for the backbone alone of a segmentation checkpoint.
         verbose: print the report (to the standard error stream).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -168,7 +169,7 @@ def test_matlab_files_with_more_variables_or_values_are_named(tmp_path):
     assert (done.written, done.classes) == (4, ("road",))
     values = read_label(tmp_path / "b" / "annotations" / "1.png")
     assert np.array_equal(values, np.where(folders.labels(1) == 0, 255, 0))
-    more = {"ignored": ["none"], "field": "labels"}
+    more: dict[str, Any] = {"ignored": ["none"], "field": "labels"}
     added = convert_mat_labels(*folders_of, tmp_path / "b", classes=["none", "road", "sky"], **more)
     assert added.kept == 4
     assert read_class_list(tmp_path / "b" / "classes.txt") == added.classes == ("road", "sky")
