@@ -67,7 +67,7 @@ def test_settings_are_taken_wherever_a_config_is_read() -> None:
 
 
 def test_page_is_as_the_commands_are_now(repository: Path) -> None:
-    """Mend with: python scripts/update_command_reference.py."""
+    """Mend with: python scripts/update_references.py."""
     document = (repository / "docs" / "commands.md").read_text(encoding="utf-8")
     _, _, rest = document.partition("<!-- reference: begin -->\n")
     reference, end, _ = rest.partition("<!-- reference: end -->")

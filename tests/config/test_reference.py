@@ -35,7 +35,7 @@ def test_setting_lines_show_what_differs() -> None:
 
 
 def test_document_holds_the_reference_as_it_is_now(repository: Path) -> None:
-    """Mend with: python scripts/update_configuration_reference.py."""
+    """Mend with: python scripts/update_references.py."""
     document = (repository / "docs" / "configuration.md").read_text(encoding="utf-8")
     _, _, rest = document.partition("<!-- reference: begin -->\n")
     reference, end, _ = rest.partition("<!-- reference: end -->")
