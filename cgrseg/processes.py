@@ -8,6 +8,7 @@ the exit status is 128 plus the number of the signal.  A training answers signal
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import multiprocessing
@@ -18,11 +19,13 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 _ENDING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
 _AGAIN = 1.0  # seconds after which a second Ctrl-C is meant as such, and not handed on
+_RAISED_AGAIN = 0.05  # seconds until a signal that Python swallowed is raised again
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _LOOK = 0.5  # seconds between two looks at the parent, where the system does not tell
 
@@ -63,6 +66,34 @@ def _raise(number: signal.Signals) -> None:
     raise Terminated(128 + number)
 
 
+def _raise_again(unraisable: Any) -> None:
+    """Raise a signal again whose exception came up where Python ignores exceptions.
+
+    That is in a finalizer, or in a callback of the garbage collector or of a fork.
+    """
+    if not isinstance(unraisable.exc_value, (Terminated, KeyboardInterrupt)):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = _Signals.received or signal.SIGINT
+    _Signals.received = None
+
+    def send() -> None:
+        if sys.platform == "win32":
+            signal.raise_signal(number)
+        else:  # to the main thread itself, which may sleep
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    again = threading.Timer(_RAISED_AGAIN, send)
+    again.daemon = True
+    with contextlib.suppress(RuntimeError):  # the interpreter ends already
+        again.start()
+
+
+def _end_at_once() -> None:
+    """Let Ctrl-C end the process without a trace while the interpreter shuts down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def ending_by_signals() -> Iterator[None]:
     """Let signals end the work of this block in order (main thread only).
@@ -75,6 +106,7 @@ def ending_by_signals() -> Iterator[None]:
         yield
         return
     _Signals.received, _Signals.pending, _Signals.told = None, False, False
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     before = {}
     for number in _ENDING:
         handler = signal.getsignal(number)
@@ -93,8 +125,11 @@ def ending_by_signals() -> Iterator[None]:
         _Signals.told = True
         raise Terminated(128 + received) from None
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+        atexit.unregister(_end_at_once)
+        atexit.register(_end_at_once)  # the last one to be registered is called first
 
 
 @contextlib.contextmanager

@@ -26,17 +26,45 @@ with ending_by_signals():
                     print("begun", flush=True)
                     time.sleep(1)
                     print("together", flush=True)
-            else:
-                print("begun", flush=True)
-            if "swallow" in sys.argv:
+            elif "swallow" in sys.argv:
                 try:
+                    print("begun", flush=True)
                     time.sleep(30)
                 except BaseException:
                     sys.exit(7)
+            else:
+                print("begun", flush=True)
             time.sleep(1 if "ignore" in sys.argv else 30)
         finally:
             time.sleep(0.5)
             print("cleaned", flush=True)
+"""
+
+
+# A signal comes while a finalizer runs, where Python ignores exceptions.
+FINALIZER = """
+import signal, time
+from cgrseg.processes import ending_by_signals
+class Noisy:
+    def __del__(self):
+        signal.raise_signal(signal.{signal})
+        for _ in range(3):
+            pass
+with ending_by_signals():
+    noisy = Noisy()
+    del noisy
+    time.sleep(30)
+"""
+
+# Ctrl-C comes while the interpreter shuts down.
+SHUTDOWN = """
+import signal, weakref
+from cgrseg.processes import ending_by_signals
+class Kept:
+    pass
+with ending_by_signals():
+    kept = Kept()
+    weakref.finalize(kept, signal.raise_signal, signal.SIGINT)
 """
 
 
@@ -126,3 +154,18 @@ def test_a_child_ends_with_its_killed_parent(start: str, system: str, tmp_path: 
     parent.wait()
     while Path("/proc", str(child)).exists():  # the test's end is the child's
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_a_finalizer_swallows_comes_again(number: signal.Signals) -> None:
+    program = FINALIZER.format(signal=number.name)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr and "stopped" in done.stderr
+
+
+def test_ctrl_c_while_the_interpreter_shuts_down_prints_no_trace() -> None:
+    done = subprocess.run([sys.executable, "-c", SHUTDOWN], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

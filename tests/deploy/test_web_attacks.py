@@ -160,12 +160,19 @@ def test_a_thousand_requests_at_once(server: WebServer) -> None:
             return b""
         return answer[9:12]
 
+    def visit() -> tuple[int, bytes]:
+        # On a starved machine a connection may have to make room before it was read: loaded again.
+        for _ in range(2):
+            with contextlib.suppress(ConnectionResetError):
+                return server.ask("/")
+        return server.ask("/")
+
     async def scenario() -> tuple[list[bytes], list[int]]:
         begun: list[None] = []
         tasks = [asyncio.ensure_future(ask(begun)) for _ in range(1_000)]
         while len(begun) < 300:
             await asyncio.sleep(0.01)
-        page = await asyncio.gather(*[asyncio.to_thread(server.ask, "/") for _ in range(3)])
+        page = await asyncio.gather(*[asyncio.to_thread(visit) for _ in range(3)])
         return await asyncio.gather(*tasks), [status for status, _ in page]
 
     answers, page = asyncio.run(scenario())
