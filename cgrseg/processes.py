@@ -128,8 +128,9 @@ def ending_by_signals() -> Iterator[None]:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
-        atexit.unregister(_end_at_once)
-        atexit.register(_end_at_once)  # the last one to be registered is called first
+        if signal.SIGINT in before:
+            atexit.unregister(_end_at_once)
+            atexit.register(_end_at_once)  # the last one to be registered is called first
 
 
 @contextlib.contextmanager

@@ -68,6 +68,21 @@ with ending_by_signals():
 """
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to commands in the background, where the tests may run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def finished(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=heed_ctrl_c,
+    )
+
+
 def signalled(*numbers: signal.Signals, mode: str = "") -> tuple[int, str, str]:
     """Status and output of a command that gets signals, one soon after the other."""
     process = subprocess.Popen(
@@ -75,7 +90,7 @@ def signalled(*numbers: signal.Signals, mode: str = "") -> tuple[int, str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
@@ -158,14 +173,11 @@ def test_a_child_ends_with_its_killed_parent(start: str, system: str, tmp_path: 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_a_finalizer_swallows_comes_again(number: signal.Signals) -> None:
-    program = FINALIZER.format(signal=number.name)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
-    )
+    done = finished(FINALIZER.format(signal=number.name))
     assert done.returncode == 128 + number
     assert "Traceback" not in done.stderr and "stopped" in done.stderr
 
 
 def test_ctrl_c_while_the_interpreter_shuts_down_prints_no_trace() -> None:
-    done = subprocess.run([sys.executable, "-c", SHUTDOWN], capture_output=True, text=True)
+    done = finished(SHUTDOWN)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
