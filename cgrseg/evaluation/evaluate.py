@@ -17,6 +17,7 @@ from typing import Any
 from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
 from cgrseg.config.loading import as_config
+from cgrseg.config.schema import LARGEST_BATCH
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
@@ -180,7 +181,7 @@ def evaluate(
 
 def _refuse_out_of_range(batch_size: int, limit: int | None, opacity: float) -> None:
     values = {
-        option("--batch-size"): (batch_size, 1, 65_536),
+        option("--batch-size"): (batch_size, 1, LARGEST_BATCH),
         "limit": (limit, 1, 2**31 - 1),
         option("--opacity"): (opacity, 0, 1),
     }

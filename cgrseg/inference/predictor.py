@@ -28,7 +28,7 @@ from cgrseg.class_names import (
     usable_names,
     usable_palette,
 )
-from cgrseg.config.schema import TestConfig
+from cgrseg.config.schema import LARGEST_BATCH, TestConfig
 from cgrseg.data.image_io import read_image_with_digest
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend, use_threads
@@ -215,12 +215,12 @@ class Predictor:
             The source and its prediction (or error), in order; the source of a video's frame
             is the :class:`~cgrseg.inference.frames.Frame`.
         """
-        if not 1 <= batch_size <= 65_536:
+        if not 1 <= batch_size <= LARGEST_BATCH:
             raise ConfigError(
                 explain(
                     "batch_size",
                     found=repr(batch_size),
-                    expected="1 to 65536",
+                    expected=f"1 to {LARGEST_BATCH}",
                     remedy="correct it, or leave it out for its default",
                 )
             )
