@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cgrseg.errors import CGRSegError, DataError, explain
+from cgrseg.errors import CGRSegError, DataError
 
 MAX_CLASSES = 255
 """Largest number of classes in 8-bit labels: one value is kept for ignored pixels."""
@@ -66,7 +66,7 @@ def check_class_names(
     places = places or [f"id {number}" for number in range(len(cleaned))]
 
     def problem(found: str, expected: str) -> CGRSegError:
-        return error(explain(where, found=found, expected=expected, remedy=remedy))
+        return error(where, found=found, expected=expected, remedy=remedy)
 
     if not cleaned or (most is not None and len(cleaned) > most):
         limit = "at least 1" if most is None else f"1 to {most}"
@@ -124,14 +124,12 @@ def parse_class_list(lines: Sequence[str], where: object) -> tuple[str, ...]:
     ):
         if not line:
             raise DataError(
-                explain(
-                    f"{where}, line {number}",
-                    found=f"an empty line after the class {before!r}"
-                    + (f" and before {after!r}" if after else ""),
-                    expected="one class name per line: it is not clear whether this line is a "
-                    "class without a name",
-                    remedy="remove the line, or write the name of the class there",
-                )
+                f"{where}, line {number}",
+                found=f"an empty line after the class {before!r}"
+                + (f" and before {after!r}" if after else ""),
+                expected="one class name per line: it is not clear whether this line is a "
+                "class without a name",
+                remedy="remove the line, or write the name of the class there",
             )
     return check_class_names(
         [unescaped(line) for _, line in entries],

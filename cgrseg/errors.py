@@ -34,21 +34,39 @@ _FIRST_SPEAKS = 20.0  # seconds for the first process to say what all processes 
 
 
 class CGRSegError(Exception):
-    """Base of every error caused by input, settings or surroundings.
+    """Base class of every error caused by input, settings or the machine.
 
-    Build the message with :func:`explain` so that all of them read alike.
+    `raise DataError(where, found=..., expected=..., remedy=...)` composes the message by
+    :func:`explain`, so that all messages read alike.
 
-    PyTorch hands an error of a loader's worker process on as a new one of the same class,
-    whose text is the whole stack trace; only the message at its end is kept.
+    PyTorch re-raises an error of a data loader's worker process as the same class, with the
+    whole stack trace as its text.  Only the message at the end of that text is kept.
+
+    Args:
+        where: the file, setting or object concerned; without the other arguments, the message.
+        found: what is there.
+        expected: what should have been there.
+        remedy: what the reader can do about it.
 
     Attributes:
-        in_all_processes: whether every process of a job meets the same problem, so that the
-            first one alone need print it.
+        in_all_processes: whether every process of a job meets the same problem, so that only
+            the first process prints it.
     """
 
     in_all_processes = False
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(
+        self,
+        where: object = "",
+        *,
+        found: str | None = None,
+        expected: str = "",
+        remedy: str = "",
+    ) -> None:
+        if found is None:
+            message = str(where)
+        else:
+            message = explain(where, found=found, expected=expected, remedy=remedy)
         name = f"{type(self).__module__}.{type(self).__qualname__}: "
         if message.startswith("Caught ") and name in message:
             message = message.rpartition(name)[2].rstrip("\n")
@@ -180,12 +198,10 @@ def environment_number(name: str, default: int) -> int:
     if text.isascii() and text.isdecimal():
         return int(text)
     raise EnvironmentProblem(
-        explain(
-            f"environment variable {name}",
-            found=repr(text),
-            expected="a whole number, as torchrun and srun set it",
-            remedy=f"unset {name}, or start the processes with torchrun or srun",
-        )
+        f"environment variable {name}",
+        found=repr(text),
+        expected="a whole number, as torchrun and srun set it",
+        remedy=f"unset {name}, or start the processes with torchrun or srun",
     )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, explain, option
+from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, option
 from cgrseg.processes import signals_held_back
 
 PARTIAL = ".cgrseg.partial"
@@ -64,19 +64,17 @@ def writing_problem(path: Path | str, error: OSError) -> CGRSegError:
     """
     if error.errno == errno.ENAMETOOLONG:
         return UnusableNameError(
-            explain(
-                path,
-                found=f"the file name has {len(os.fsencode(Path(path).name))} bytes, which is too "
-                "long for this file system",
-                expected="at most 255 bytes for most file systems, and 4,096 for the whole path",
-                remedy="rename the file that it is made from, or choose a shorter output folder",
-            )
+            path,
+            found=f"the file name has {len(os.fsencode(Path(path).name))} bytes, which is too "
+            "long for this file system",
+            expected="at most 255 bytes for most file systems, and 4,096 for the whole path",
+            remedy="rename the file that it is made from, or choose a shorter output folder",
         )
     found, remedy = _REASONS.get(
         error.errno or 0, (f"writing failed ({error.strerror or error})", "see the reason given")
     )
     return EnvironmentProblem(
-        explain(path, found=found, expected="a place that can be written", remedy=remedy)
+        path, found=found, expected="a place that can be written", remedy=remedy
     )
 
 
@@ -142,13 +140,11 @@ def refuse_moved(path: Path | str) -> None:
     moved = moved_folder(path)
     if moved is not None:
         raise EnvironmentProblem(
-            explain(
-                moved,
-                found="the folder was renamed or removed while this command writes to it",
-                expected="a folder that stays in its place until the command has ended",
-                remedy="give the folder its name back, if it was renamed, and run the command "
-                f"again (a training goes on with {option('--resume')})",
-            )
+            moved,
+            found="the folder was renamed or removed while this command writes to it",
+            expected="a folder that stays in its place until the command has ended",
+            remedy="give the folder its name back, if it was renamed, and run the command "
+            f"again (a training goes on with {option('--resume')})",
         )
 
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from cgrseg.errors import EnvironmentProblem, environment_number, explain
+from cgrseg.errors import EnvironmentProblem, environment_number
 from cgrseg.files import explained, make_folder, moved_folder, remove_leftovers, staying
 from cgrseg.processes import signals_held_back
 
@@ -245,12 +245,10 @@ def _open(path: Path) -> int:
 
 def _not_a_file(path: Path) -> EnvironmentProblem:
     return EnvironmentProblem(
-        explain(
-            path,
-            found="a link, a folder or a device",
-            expected="the lock file of this folder, or nothing",
-            remedy="remove it",
-        )
+        path,
+        found="a link, a folder or a device",
+        expected="the lock file of this folder, or nothing",
+        remedy="remove it",
     )
 
 
@@ -339,14 +337,12 @@ def _refusal(folder: Path, owner: dict[str, Any]) -> EnvironmentProblem:
         return "".join(letter if letter.isprintable() else "?" for letter in text)
 
     return EnvironmentProblem(
-        explain(
-            folder,
-            found=f"another command writes into this folder: process {shown('process')} on "
-            f"{shown('host')} ({shown('command')})",
-            expected="one command at a time in an output folder",
-            remedy="wait until that command has ended, or choose another output folder; nothing "
-            "was changed",
-        )
+        folder,
+        found=f"another command writes into this folder: process {shown('process')} on "
+        f"{shown('host')} ({shown('command')})",
+        expected="one command at a time in an output folder",
+        remedy="wait until that command has ended, or choose another output folder; nothing "
+        "was changed",
     )
 
 

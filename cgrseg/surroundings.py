@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from cgrseg.errors import CGRSegError, EnvironmentProblem, explain
+from cgrseg.errors import CGRSegError, EnvironmentProblem
 from cgrseg.files import writing_problem
 
 LEAST_WIDTH = 60
@@ -84,42 +84,34 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
     number = getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE) or _says(error, _NO_FILES):
         return EnvironmentProblem(
-            explain(
-                where,
-                found="the limit of open files is reached",
-                expected="some 256 open files (data.workers and each process need more)",
-                remedy="raise the limit (ulimit -n 4096), or set data.workers=0",
-            )
+            where,
+            found="the limit of open files is reached",
+            expected="some 256 open files (data.workers and each process need more)",
+            remedy="raise the limit (ulimit -n 4096), or set data.workers=0",
         )
     if is_out_of_memory(error):
         return EnvironmentProblem(
-            explain(
-                where,
-                found=f"memory ran out ({_first_line(error)})",
-                expected="enough free memory, and no lower limit (ulimit -v, a container's limit)",
-                remedy="close other programs or raise the limit; smaller images, fewer images at "
-                "once and fewer worker processes need less",
-            )
+            where,
+            found=f"memory ran out ({_first_line(error)})",
+            expected="enough free memory, and no lower limit (ulimit -v, a container's limit)",
+            remedy="close other programs or raise the limit; smaller images, fewer images at "
+            "once and fewer worker processes need less",
         )
     if number == errno.EAGAIN or _says(error, _NO_THREADS):
         return EnvironmentProblem(
-            explain(
-                where,
-                found=f"no further thread or process can be started ({_first_line(error)})",
-                expected="some 64 threads and processes for this user",
-                remedy="raise the limit (ulimit -u, a container's pids limit), or use fewer: "
-                "OMP_NUM_THREADS=1 before the command, data.workers=0",
-            )
+            where,
+            found=f"no further thread or process can be started ({_first_line(error)})",
+            expected="some 64 threads and processes for this user",
+            remedy="raise the limit (ulimit -u, a container's pids limit), or use fewer: "
+            "OMP_NUM_THREADS=1 before the command, data.workers=0",
         )
     if _says(error, _NO_SHARED_MEMORY) or _is_of_semaphores(error):
         return EnvironmentProblem(
-            explain(
-                where,
-                found=f"shared memory cannot be used ({_first_line(error)})",
-                expected="a writable /dev/shm with room for the batches of the worker processes",
-                remedy="data.workers=0 needs no shared memory; in a container give more of it "
-                "(docker run --shm-size=8g)",
-            )
+            where,
+            found=f"shared memory cannot be used ({_first_line(error)})",
+            expected="a writable /dev/shm with room for the batches of the worker processes",
+            remedy="data.workers=0 needs no shared memory; in a container give more of it "
+            "(docker run --shm-size=8g)",
         )
     return None
 
@@ -199,12 +191,10 @@ def _file_problem(error: OSError) -> CGRSegError:
     if error.errno in _CANNOT_WRITE:
         return writing_problem(where, error)
     return EnvironmentProblem(
-        explain(
-            where,
-            found=f"the system refuses it ({error.strerror or error})",
-            expected="a file or folder that this user may read, and write where results go",
-            remedy="check that it exists, its permissions, and those of the folders above it",
-        )
+        where,
+        found=f"the system refuses it ({error.strerror or error})",
+        expected="a file or folder that this user may read, and write where results go",
+        remedy="check that it exists, its permissions, and those of the folders above it",
     )
 
 

@@ -150,32 +150,28 @@ def bench(
 
 def _check_size(size: tuple[int, int]) -> None:
     from cgrseg.config.sizes import size_text
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     if any(side < 32 or side % 32 for side in size):
         raise ConfigError(
-            explain(
-                "--size",
-                found=size_text(*size),
-                expected="height and width as multiples of 32, the network's largest stride",
-                remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
-            )
+            "--size",
+            found=size_text(*size),
+            expected="height and width as multiples of 32, the network's largest stride",
+            remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
         )
 
 
 def _one_of(option: str, text: str, allowed: Mapping[Name, object]) -> Name:
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     for name in allowed:
         if name == text:
             return name
     raise ConfigError(
-        explain(
-            option,
-            found=repr(text),
-            expected=", ".join(map(str, allowed)),
-            remedy="choose from these",
-        )
+        option,
+        found=repr(text),
+        expected=", ".join(map(str, allowed)),
+        remedy="choose from these",
     )
 
 
@@ -183,7 +179,7 @@ def _networks(
     names: list[str], num_classes: int, options: dict[str, Any]
 ) -> tuple[list[CGRSeg], str]:
     """Networks in eval mode, and in words which weights they have."""
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
     from cgrseg.models import create_model, list_models, load_model
     from cgrseg.reporting.bench import spread_weights
 
@@ -196,12 +192,10 @@ def _networks(
     counts = sorted({network.num_classes for network in networks})
     if len(counts) > 1:
         raise ConfigError(
-            explain(
-                "networks",
-                found=f"{' and '.join(map(str, counts))} classes",
-                expected="equal numbers of classes, so that one table can hold them",
-                remedy="measure them one by one, or give --num-classes",
-            )
+            "networks",
+            found=f"{' and '.join(map(str, counts))} classes",
+            expected="equal numbers of classes, so that one table can hold them",
+            remedy="measure them one by one, or give --num-classes",
         )
     files = [name for name in names if name not in list_models()]
     return networks, f"of {', '.join(files)}" if files else "drawn at random"

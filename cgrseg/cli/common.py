@@ -177,18 +177,16 @@ def of_sections(settings: Sequence[str], sections: Sequence[str]) -> dict[str, A
     Raises:
         ConfigError: a setting of another section, or one that does not exist.
     """
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     changes = with_changes(settings)
     for name in changes:
         if name.partition(".")[0] not in sections:
             raise ConfigError(
-                explain(
-                    name,
-                    found="this command does not use the setting",
-                    expected=f"settings of the section {' or '.join(sections)}",
-                    remedy="leave it out",
-                )
+                name,
+                found="this command does not use the setting",
+                expected=f"settings of the section {' or '.join(sections)}",
+                remedy="leave it out",
             )
     return changes
 
@@ -201,19 +199,17 @@ def model_options(settings: Sequence[str]) -> dict[str, Any]:
     """
     from cgrseg.config.overrides import merge
     from cgrseg.config.validation import build
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     shaping = ("context_blocks", "attention_bias")
     changes = of_sections(settings, ("model",))
     for name in changes:
         if name.partition(".")[2] not in shaping:
             raise ConfigError(
-                explain(
-                    name,
-                    found="it does not change the size or the speed of a network",
-                    expected=" or ".join(f"model.{each}" for each in shaping),
-                    remedy="leave it out; the variant itself is named as MODEL",
-                )
+                name,
+                found="it does not change the size or the speed of a network",
+                expected=" or ".join(f"model.{each}" for each in shaping),
+                remedy="leave it out; the variant itself is named as MODEL",
             )
     model = build(merge({}, changes)).model
     return {name: getattr(model, name) for name in shaping}

@@ -297,7 +297,7 @@ def _load(
     """
     from cgrseg.config import list_presets, load_config
     from cgrseg.data.check import guess_dataset
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     changes = with_changes(settings, data__root=data_root)
     folder = Path(subject)
@@ -312,11 +312,9 @@ def _load(
         return load_config(fitting[0] if fitting else "cgrseg-t_custom", {**found, **changes})
     if dataset is not None:
         raise ConfigError(
-            explain(
-                "--dataset",
-                found=f"{dataset!r} together with the config {subject}",
-                expected="--dataset for a folder only; a config says itself which dataset it uses",
-                remedy=f"leave it out, or set data.dataset={dataset}",
-            )
+            "--dataset",
+            found=f"{dataset!r} together with the config {subject}",
+            expected="--dataset for a folder only; a config says itself which dataset it uses",
+            remedy=f"leave it out, or set data.dataset={dataset}",
         )
     return load_config(subject, changes)

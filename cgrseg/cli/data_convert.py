@@ -13,7 +13,7 @@ import typer
 
 from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console
 from cgrseg.cli.options import AsJson, Workers, out_option, overwrite_option, split_option
-from cgrseg.errors import ConfigError, explain, is_first_process
+from cgrseg.errors import ConfigError, is_first_process
 
 if TYPE_CHECKING:
     from cgrseg.data.convert import ConversionReport
@@ -329,12 +329,10 @@ def _target(command: str, argument: Path | None, option: Path | None) -> Path:
     """The folder for the result, given once, as an argument or as an option."""
     if (argument is None) == (option is None):
         raise ConfigError(
-            explain(
-                f"cgrseg data convert {command} --out",
-                found="it is missing" if option is None else f"both {argument} and {option}",
-                expected="one folder for the result",
-                remedy="give it once, for example --out data/mine",
-            )
+            f"cgrseg data convert {command} --out",
+            found="it is missing" if option is None else f"both {argument} and {option}",
+            expected="one folder for the result",
+            remedy="give it once, for example --out data/mine",
         )
     return argument or option or Path()
 

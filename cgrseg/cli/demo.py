@@ -55,7 +55,7 @@ def demo(
     from cgrseg.cli.evaluate import print_scores
     from cgrseg.config import load_config
     from cgrseg.data.synthetic import colour_baseline, write_dataset
-    from cgrseg.errors import ConfigError, FrontEnd, explain, speaking_as
+    from cgrseg.errors import ConfigError, FrontEnd, speaking_as
     from cgrseg.evaluation import evaluate
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
@@ -65,12 +65,10 @@ def demo(
 
     if train_scenes < 8 or val_scenes < 2:
         raise ConfigError(
-            explain(
-                "--train-scenes, --val-scenes",
-                found=f"{train_scenes} and {val_scenes}",
-                expected="at least 8 training scenes and 2 validation scenes",
-                remedy="leave both out for the usual 240 and 60",
-            )
+            "--train-scenes, --val-scenes",
+            found=f"{train_scenes} and {val_scenes}",
+            expected="at least 8 training scenes and 2 validation scenes",
+            remedy="leave both out for the usual 240 and 60",
         )
     use_threads(threads)
     hold_lock(out, below=True)

@@ -98,7 +98,7 @@ def evaluate(
 
       cgrseg evaluate cgrseg-t_ade20k_160k cgrseg_t_ade.pth --multi-scale
     """
-    from cgrseg.errors import ConfigError, explain, is_first_process
+    from cgrseg.errors import ConfigError, is_first_process
     from cgrseg.evaluation import evaluate as run_evaluation
     from cgrseg.evaluation.distributed import device_of_process
     from cgrseg.evaluation.evaluate import result_name
@@ -108,12 +108,10 @@ def evaluate(
     console = make_console()
     if format_only and (report or metric):
         raise ConfigError(
-            explain(
-                "--format-only",
-                found="together with --report or --metric",
-                expected="--format-only alone: a submission is not measured",
-                remedy="leave out --format-only, or the other two",
-            )
+            "--format-only",
+            found="together with --report or --metric",
+            expected="--format-only alone: a submission is not measured",
+            remedy="leave out --format-only, or the other two",
         )
     config, checkpoint, settings = split_arguments(arguments)
     chosen = resolve_precision(precision, device_of_process(device), "--precision")
@@ -172,17 +170,15 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, str, list[str]]:
     Raises:
         ConfigError: neither one nor two names beside the settings.
     """
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     names, settings = split_settings(arguments)
     if len(names) not in (1, 2):
         raise ConfigError(
-            explain(
-                "arguments",
-                found=f"{len(names)} names beside the settings: {' '.join(names)}",
-                expected="a checkpoint, or a config and a checkpoint",
-                remedy="cgrseg evaluate [CONFIG] CHECKPOINT [KEY=VALUE]...",
-            )
+            "arguments",
+            found=f"{len(names)} names beside the settings: {' '.join(names)}",
+            expected="a checkpoint, or a config and a checkpoint",
+            remedy="cgrseg evaluate [CONFIG] CHECKPOINT [KEY=VALUE]...",
         )
     return (names[0] if len(names) == 2 else None), names[-1], settings
 
@@ -200,7 +196,7 @@ def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> C
     from cgrseg.config import load_config
     from cgrseg.config.overrides import merge
     from cgrseg.config.validation import build
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
     from cgrseg.models import read_checkpoint
 
     if config is not None:
@@ -208,12 +204,10 @@ def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> C
     stored = read_checkpoint(checkpoint).meta.get("config")
     if not isinstance(stored, dict):
         raise ConfigError(
-            explain(
-                checkpoint,
-                found="it does not hold the config of its run (published checkpoints do not)",
-                expected="a config that says which dataset to evaluate on",
-                remedy=f"name it first: cgrseg evaluate cgrseg-t_ade20k_160k {checkpoint}",
-            )
+            checkpoint,
+            found="it does not hold the config of its run (published checkpoints do not)",
+            expected="a config that says which dataset to evaluate on",
+            remedy=f"name it first: cgrseg evaluate cgrseg-t_ade20k_160k {checkpoint}",
         )
     settings = build(stored, checkpoint).model_dump()
     return build(merge({**settings, "work_dir": str(_beside(checkpoint))}, changes))

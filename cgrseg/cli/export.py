@@ -197,32 +197,28 @@ def _about(quantised: Quantisation) -> str:
 
 
 def _refuse_without_int8(options: dict[str, object]) -> None:
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise ConfigError(
-            explain(
-                ", ".join(given),
-                found="given without --int8",
-                expected="only where something is quantised",
-                remedy="add --int8, or leave it out",
-            )
+            ", ".join(given),
+            found="given without --int8",
+            expected="only where something is quantised",
+            remedy="add --int8, or leave it out",
         )
 
 
 def _one_of(option: str, text: str, allowed: tuple[str, ...]) -> Any:
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     if text in allowed:
         return text
     raise ConfigError(
-        explain(
-            option,
-            found=repr(text),
-            expected=", ".join(allowed),
-            remedy="choose from these",
-        )
+        option,
+        found=repr(text),
+        expected=", ".join(allowed),
+        remedy="choose from these",
     )
 
 

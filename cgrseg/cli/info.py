@@ -63,7 +63,7 @@ def info(
 
       cgrseg info --presets
     """
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
 
     console = make_console()
     if presets:
@@ -87,12 +87,10 @@ def info(
     else:
         if settings:
             raise ConfigError(
-                explain(
-                    settings[0],
-                    found=f"a setting, with the checkpoint {subject}",
-                    expected="settings with MODEL or CONFIG; a checkpoint is shown as it is",
-                    remedy="leave it out",
-                )
+                settings[0],
+                found=f"a setting, with the checkpoint {subject}",
+                expected="settings with MODEL or CONFIG; a checkpoint is shown as it is",
+                remedy="leave it out",
             )
         _print_checkpoint(console, subject, size, as_json)
 
@@ -175,19 +173,17 @@ def _devices() -> list[str]:
 
 def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
     from cgrseg.config.sizes import size_text
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
     from cgrseg.models import CGRSeg
     from cgrseg.reporting.cost import model_cost
 
     assert isinstance(model, CGRSeg)
     if any(side < 32 or side % 32 for side in size):
         raise ConfigError(
-            explain(
-                "--size",
-                found=size_text(*size),
-                expected="height and width as multiples of 32, the network's largest stride",
-                remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
-            )
+            "--size",
+            found=size_text(*size),
+            expected="height and width as multiples of 32, the network's largest stride",
+            remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
         )
     return model_cost(model, size)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cgrseg.cli import completion
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 SETTINGS_HELP = "Settings of the config, e.g. {example} (docs/configuration.md)."
 
@@ -74,12 +74,10 @@ def size_of_option(text: Any) -> tuple[int, int]:
     size = read_size(text)
     if not isinstance(size, tuple) or not all(1 <= side <= MAX_SIDE for side in size):
         raise ConfigError(
-            explain(
-                "--size",
-                found=repr(text),
-                expected=f"a size in pixels, HEIGHTxWIDTH, each from 1 to {MAX_SIDE}",
-                remedy="for example --size 512x704, or --size 512 for a square",
-            )
+            "--size",
+            found=repr(text),
+            expected=f"a size in pixels, HEIGHTxWIDTH, each from 1 to {MAX_SIDE}",
+            remedy="for example --size 512x704, or --size 512 for a square",
         )
     return size
 

@@ -109,7 +109,7 @@ def predict(
 
       cgrseg predict best.onnx street.jpg
     """
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
     from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
@@ -124,12 +124,10 @@ def predict(
     names, settings = split_settings(images)
     if not names:
         raise ConfigError(
-            explain(
-                "IMAGES",
-                found="settings only",
-                expected="image files, folders, patterns or videos",
-                remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
-            )
+            "IMAGES",
+            found="settings only",
+            expected="image files, folders, patterns or videos",
+            remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
     clips = _clips(names, out, overlays, legend)
     hold_lock(clips[0][1].parent if clips else out, below=not clips)
@@ -201,7 +199,7 @@ def _clips(
         ConfigError: videos and images together, several videos and one file, an ending that
             cannot be written, or options that mean nothing for videos.
     """
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
     from cgrseg.inference.frames import is_video
     from cgrseg.inference.video import WRITTEN_SUFFIXES
 
@@ -210,53 +208,43 @@ def _clips(
         return []
     if len(clips) < len(inputs):
         raise ConfigError(
-            explain(
-                "IMAGES",
-                found=f"videos ({clips[0]}) and other files together",
-                expected="either videos or images",
-                remedy="run the command once for each",
-            )
+            "IMAGES",
+            found=f"videos ({clips[0]}) and other files together",
+            expected="either videos or images",
+            remedy="run the command once for each",
         )
     if legend or not overlays:
         raise ConfigError(
-            explain(
-                "--legend" if legend else "--no-overlays",
-                found="an option for images, with videos",
-                expected="videos only ever painted, without a legend",
-                remedy="leave it out, or give images",
-            )
+            "--legend" if legend else "--no-overlays",
+            found="an option for images, with videos",
+            expected="videos only ever painted, without a legend",
+            remedy="leave it out, or give images",
         )
     # The ending of a file has letters; a folder may be called "v2" or "run.7".
     if _FILE_ENDING.fullmatch(out.suffix) and not out.is_dir():
         if out.suffix.lower() not in WRITTEN_SUFFIXES:
             raise ConfigError(
-                explain(
-                    "--out",
-                    found=f"the ending {out.suffix} in {out}",
-                    expected=f"one of {', '.join(WRITTEN_SUFFIXES)}, or a folder",
-                    remedy="choose .mp4, or .webm for a clip that browsers show; a folder of "
-                    "such a name must be there already",
-                )
+                "--out",
+                found=f"the ending {out.suffix} in {out}",
+                expected=f"one of {', '.join(WRITTEN_SUFFIXES)}, or a folder",
+                remedy="choose .mp4, or .webm for a clip that browsers show; a folder of "
+                "such a name must be there already",
             )
         if len(clips) > 1:
             raise ConfigError(
-                explain(
-                    "--out",
-                    found=f"one file, {out}, for {len(clips)} videos",
-                    expected="a folder",
-                    remedy="leave out the ending",
-                )
+                "--out",
+                found=f"one file, {out}, for {len(clips)} videos",
+                expected="a folder",
+                remedy="leave out the ending",
             )
         return [(clips[0], out)]
     targets = [out / f"{clip.stem}.mp4" for clip in clips]
     if len(set(targets)) < len(targets):
         raise ConfigError(
-            explain(
-                "IMAGES",
-                found="videos that differ in their folder or ending only",
-                expected="names that differ, since the painted ones get them",
-                remedy="run the command once for each",
-            )
+            "IMAGES",
+            found="videos that differ in their folder or ending only",
+            expected="names that differ, since the painted ones get them",
+            remedy="run the command once for each",
         )
     return list(zip(clips, targets, strict=True))
 

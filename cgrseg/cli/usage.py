@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage.  It has its own copy of click or another package's."""
@@ -39,12 +39,10 @@ def usage_problem(error: Any, ctx: Any, command: str, args: Sequence[str]) -> Co
     param = getattr(error, "param", None)
     if param is None:
         return ConfigError(
-            explain(
-                f"cgrseg {command}".strip(),
-                found=error.format_message().rstrip("."),
-                expected=_usage(ctx),
-                remedy=f"see {help_command}",
-            )
+            f"cgrseg {command}".strip(),
+            found=error.format_message().rstrip("."),
+            expected=_usage(ctx),
+            remedy=f"see {help_command}",
         )
     name = (
         param.opts[0]
@@ -53,12 +51,10 @@ def usage_problem(error: Any, ctx: Any, command: str, args: Sequence[str]) -> Co
     )
     missing = type(error).__name__ == "MissingParameter"
     return ConfigError(
-        explain(
-            f"cgrseg {command} {name}",
-            found="it is missing" if missing else _found(error.message, param.opts, args),
-            expected=(param.help or _usage(ctx)).rstrip("."),
-            remedy=f"{'give' if missing else 'correct'} it; {help_command} has examples",
-        )
+        f"cgrseg {command} {name}",
+        found="it is missing" if missing else _found(error.message, param.opts, args),
+        expected=(param.help or _usage(ctx)).rstrip("."),
+        remedy=f"{'give' if missing else 'correct'} it; {help_command} has examples",
     )
 
 

@@ -84,7 +84,7 @@ def web(
     from cgrseg.deploy.web import Limits, Service, serve
     from cgrseg.deploy.web.api import PACKAGES
     from cgrseg.deploy.web.request_filter import LOOPBACK
-    from cgrseg.errors import ConfigError, explain
+    from cgrseg.errors import ConfigError
     from cgrseg.inference import Predictor
     from cgrseg.inference.exported.packages import need
     from cgrseg.inference.precision import check_choice
@@ -94,13 +94,11 @@ def web(
         need(package, "cgrseg web", "web")
     if token is not None and not _TOKEN.fullmatch(token):
         raise ConfigError(
-            explain(
-                "--token",
-                found=f"{len(token)} characters",
-                expected=f"at least {_SHORTEST_TOKEN} letters, digits or characters of -._~, which "
-                "nobody can guess",
-                remedy="leave it out, and one is generated",
-            )
+            "--token",
+            found=f"{len(token)} characters",
+            expected=f"at least {_SHORTEST_TOKEN} letters, digits or characters of -._~, which "
+            "nobody can guess",
+            remedy="leave it out, and one is generated",
         )
     local = host in LOOPBACK
     names = list(allow_host or ())
@@ -115,9 +113,7 @@ def web(
     numbers = {"--upload-mb": upload_mb, "--megapixels": megapixels, "--seconds": seconds}
     for name, value in numbers.items():
         if math.isnan(value):
-            raise ConfigError(
-                explain(name, found="nan", expected="a number", remedy="correct the option")
-            )
+            raise ConfigError(name, found="nan", expected="a number", remedy="correct the option")
     limits = Limits(
         upload_bytes=int(upload_mb * (1 << 20)),
         pixels=int(megapixels * 1e6),
@@ -128,12 +124,10 @@ def web(
     sources, settings = split_settings(checkpoints)
     if not sources:
         raise ConfigError(
-            explain(
-                "CHECKPOINT",
-                found="settings only",
-                expected="at least one checkpoint, folder or exported file",
-                remedy="for example `cgrseg web best.pth`",
-            )
+            "CHECKPOINT",
+            found="settings only",
+            expected="at least one checkpoint, folder or exported file",
+            remedy="for example `cgrseg web best.pth`",
         )
     models = {
         name: Predictor.from_pretrained(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cgrseg.config.suggestions import unknown_option
-from cgrseg.errors import CGRSegError, ConfigError, explain, report_problem
+from cgrseg.errors import CGRSegError, ConfigError, report_problem
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 _USAGE_STATUS = 2
@@ -74,12 +74,10 @@ class FlagParser(argparse.ArgumentParser):
         action = next((a for a in self._actions if where in (*a.option_strings, a.dest)), None)
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())
         return ConfigError(
-            explain(
-                where,
-                found=message if wrong is None else wrong[2],
-                expected=usage if action is None or not action.help else action.help,
-                remedy=f"correct it; {help_command} lists the flags",
-            )
+            where,
+            found=message if wrong is None else wrong[2],
+            expected=usage if action is None or not action.help else action.help,
+            remedy=f"correct it; {help_command} lists the flags",
         )
 
     def _spell(self) -> Callable[[str], str] | None:

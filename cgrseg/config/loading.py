@@ -22,7 +22,7 @@ from cgrseg.config.overrides import merge, parse_overrides
 from cgrseg.config.presets import list_presets, named_preset
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build, readable
-from cgrseg.errors import CGRSegError, ConfigError, explain
+from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.input_files import read_input_text, refuse_special
 
 
@@ -60,13 +60,11 @@ def as_config(config: Config | str | Path) -> Config:
     if isinstance(config, (str, Path)):
         return load_config(config)
     raise ConfigError(
-        explain(
-            "config",
-            found=f"a value of type {type(config).__name__}",
-            expected="a Config, or the name of a preset, a file or a run's folder",
-            remedy="make one with cgrseg.load_config(name, {'data.root': ...}), whose second "
-            "argument changes settings",
-        )
+        "config",
+        found=f"a value of type {type(config).__name__}",
+        expected="a Config, or the name of a preset, a file or a run's folder",
+        remedy="make one with cgrseg.load_config(name, {'data.root': ...}), whose second "
+        "argument changes settings",
     )
 
 
@@ -102,23 +100,19 @@ def _from_python(path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # whatever a person's own file may raise
         raise ConfigError(
-            explain(
-                f"{path}{_line_in(path, error)}",
-                found=f"the file stops with {type(error).__name__}: {error}",
-                expected="a Python file that runs and exposes `config`",
-                remedy="correct that line",
-            )
+            f"{path}{_line_in(path, error)}",
+            found=f"the file stops with {type(error).__name__}: {error}",
+            expected="a Python file that runs and exposes `config`",
+            remedy="correct that line",
         ) from error
     if isinstance(value, Mapping):
         value = build(value, str(path))
     if not isinstance(value, Config):
         raise ConfigError(
-            explain(
-                path,
-                found="no `config` in it" if value is None else f"config is {type(value).__name__}",
-                expected="`config`, made by cgrseg.config.preset(...) or Config(...)",
-                remedy="see local_configs/cgrseg for examples",
-            )
+            path,
+            found="no `config` in it" if value is None else f"config is {type(value).__name__}",
+            expected="`config`, made by cgrseg.config.preset(...) or Config(...)",
+            remedy="see local_configs/cgrseg for examples",
         )
     # A copy of a shipped file is a run of its own, and must not write into the other's folder.
     if named_preset(value.name) is not None:
@@ -138,21 +132,17 @@ def _from_json(path: Path) -> Config:
         value = json.loads(read_input_text(path))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
-            explain(
-                path,
-                found=f"it cannot be read as JSON ({getattr(error, 'strerror', None) or error})",
-                expected="the tables of a config, as in a run's config.json",
-                remedy="correct it, or start from a run's config.json",
-            )
+            path,
+            found=f"it cannot be read as JSON ({getattr(error, 'strerror', None) or error})",
+            expected="the tables of a config, as in a run's config.json",
+            remedy="correct it, or start from a run's config.json",
         ) from error
     if not isinstance(value, dict):
         raise ConfigError(
-            explain(
-                path,
-                found=f"the outermost value is {type(value).__name__}",
-                expected="a table of settings",
-                remedy="start from a run's config.json",
-            )
+            path,
+            found=f"the outermost value is {type(value).__name__}",
+            expected="a table of settings",
+            remedy="start from a run's config.json",
         )
     return build(value, str(path))
 
@@ -170,10 +160,8 @@ def _nothing_there(path_or_name: str | Path) -> ConfigError:
     if path.stem in list_presets():
         remedy = f"the name alone, {path.stem}, works from any folder; or correct the path"
     return ConfigError(
-        explain(
-            path_or_name,
-            found=found,
-            expected="a .py or .json file, a run's folder, or a preset (`cgrseg info --presets`)",
-            remedy=remedy,
-        )
+        path_or_name,
+        found=found,
+        expected="a .py or .json file, a run's folder, or a preset (`cgrseg info --presets`)",
+        remedy=remedy,
     )

@@ -17,7 +17,7 @@ from typing import Any
 from cgrseg.config import words
 from cgrseg.config.schema import Config
 from cgrseg.config.suggestions import remedy_for_setting
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 
 def parse_value(text: str) -> Any:
@@ -46,13 +46,11 @@ def split_override(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(
-            explain(
-                f"override {text!r}",
-                found="it is not of the form key=value",
-                expected="for example optimizer.lr=1e-4",
-                remedy="write the setting's name, an equals sign and the value, without spaces "
-                "around the sign; quote the whole where the shell would take it apart",
-            )
+            f"override {text!r}",
+            found="it is not of the form key=value",
+            expected="for example optimizer.lr=1e-4",
+            remedy="write the setting's name, an equals sign and the value, without spaces "
+            "around the sign; quote the whole where the shell would take it apart",
         )
     return key.strip(), value
 
@@ -102,12 +100,10 @@ def unknown_setting(path: str, source: str | None = None) -> ConfigError:
         section, inner = "", Config
     known = ", ".join(inner.model_fields)
     return ConfigError(
-        explain(
-            path if source is None else f"{source}: {path}",
-            found="there is no such setting",
-            expected=f"in {section or 'the config'}: {known}",
-            remedy=remedy_for_setting(path),
-        )
+        path if source is None else f"{source}: {path}",
+        found="there is no such setting",
+        expected=f"in {section or 'the config'}: {known}",
+        remedy=remedy_for_setting(path),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 VARIANTS: dict[str, str] = {"cgrseg_t": "cgrseg-t", "cgrseg_b": "cgrseg-b", "cgrseg_l": "cgrseg-l"}
 """Network to the first part of a run's name.  All else about it is in `cgrseg.models`."""
@@ -200,10 +200,8 @@ def named_preset(name: str) -> Config | None:
 def _check_known(what: str, name: str, table: Mapping[str, Any]) -> None:
     if name not in table:
         raise ConfigError(
-            explain(
-                f"preset, {what}",
-                found=f"{name!r} is not known",
-                expected="one of " + ", ".join(table),
-                remedy="choose one of these, and lay your own settings over it",
-            )
+            f"preset, {what}",
+            found=f"{name!r} is not known",
+            expected="one of " + ", ".join(table),
+            remedy="choose one of these, and lay your own settings over it",
         )

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from cgrseg.config.sizes import read_size
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 MAX_SIDE = 32_767
 """Longest side of an image in pixels, also after a resize: OpenCV's limit."""
@@ -265,12 +265,10 @@ class AugmentConfig(Section):
         _check_side("augment.scale times augment.ratio_range", self.scale, self.ratio_range[1])
         if any(side % NETWORK_STRIDE for side in self.crop_size):
             raise ConfigError(
-                explain(
-                    "augment.crop_size",
-                    found=f"{list(self.crop_size)}",
-                    expected=f"two multiples of {NETWORK_STRIDE}, the network's largest stride",
-                    remedy=f"take {[_next_multiple(side) for side in self.crop_size]}",
-                )
+                "augment.crop_size",
+                found=f"{list(self.crop_size)}",
+                expected=f"two multiples of {NETWORK_STRIDE}, the network's largest stride",
+                remedy=f"take {[_next_multiple(side) for side in self.crop_size]}",
             )
         return self
 
@@ -313,12 +311,10 @@ class TestConfig(Section):
         _check_side("test.scale times test.ratios", self.scale, max(self.ratios))
         if any(step > side for step, side in zip(self.stride, self.crop_size, strict=True)):
             raise ConfigError(
-                explain(
-                    "test.stride",
-                    found=f"{list(self.stride)}, larger than the window {list(self.crop_size)}",
-                    expected="steps of at most a window, so that every pixel is seen",
-                    remedy="make test.stride smaller (two thirds of test.crop_size is usual)",
-                )
+                "test.stride",
+                found=f"{list(self.stride)}, larger than the window {list(self.crop_size)}",
+                expected="steps of at most a window, so that every pixel is seen",
+                remedy="make test.stride smaller (two thirds of test.crop_size is usual)",
             )
         return self
 
@@ -464,12 +460,10 @@ class Config(Section):
         path = PurePath(value)
         if not value.strip() or path.is_absolute() or ".." in path.parts or "\0" in value:
             raise ConfigError(
-                explain(
-                    "name",
-                    found=repr(value),
-                    expected="a name for the run and its folder below work_dirs",
-                    remedy="choose a plain name; work_dir puts the run into any other folder",
-                )
+                "name",
+                found=repr(value),
+                expected="a name for the run and its folder below work_dirs",
+                remedy="choose a plain name; work_dir puts the run into any other folder",
             )
         return value
 
@@ -520,12 +514,10 @@ def _check_rises(name: str, bounds: tuple[float, float]) -> None:
     low, high = bounds
     if low > high:
         raise ConfigError(
-            explain(
-                name,
-                found=f"[{low:g}, {high:g}]",
-                expected="the lower bound first",
-                remedy=f"write [{high:g}, {low:g}]",
-            )
+            name,
+            found=f"[{low:g}, {high:g}]",
+            expected="the lower bound first",
+            remedy=f"write [{high:g}, {low:g}]",
         )
 
 
@@ -533,12 +525,10 @@ def _check_side(name: str, scale: Size, ratio: float) -> None:
     longest = max(scale) * ratio
     if longest > MAX_SIDE:
         raise ConfigError(
-            explain(
-                name,
-                found=f"{max(scale)} x {ratio:g} = {longest:.0f} pixels for the longest side",
-                expected=f"at most {MAX_SIDE} pixels",
-                remedy="make one of the two smaller",
-            )
+            name,
+            found=f"{max(scale)} x {ratio:g} = {longest:.0f} pixels for the longest side",
+            expected=f"at most {MAX_SIDE} pixels",
+            remedy="make one of the two smaller",
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from cgrseg.config import words
 from cgrseg.config.other_tools import meaning_of, normalized
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 # Last parts that say little without their section: `optimizer.name` is not `model.name`.
 _VAGUE = frozenset(
@@ -85,7 +85,7 @@ def unknown_option(
     elif meant is not None and spell is not None:
         remedy = meant if " " in meant else f"write {spell(meant)}"
     return ConfigError(
-        explain(name, found="there is no such option", expected=", ".join(known), remedy=remedy)
+        name, found="there is no such option", expected=", ".join(known), remedy=remedy
     )
 
 

@@ -26,7 +26,7 @@ from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.dataset import TrainDataset, load_image, load_label
 from cgrseg.data.parallel import Progress
 from cgrseg.data.sampling import StreamSampler
-from cgrseg.errors import DataError, explain, option
+from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input
 from cgrseg.locks import locking
@@ -126,12 +126,10 @@ def write_sheet(
             break
     if not chosen:
         raise DataError(
-            explain(
-                f"split {split!r} of {config.data.root}",
-                found=f"no picture with the class {class_name!r} among those looked at",
-                expected="one at least",
-                remedy="`cgrseg data check` counts how often each class occurs",
-            )
+            f"split {split!r} of {config.data.root}",
+            found=f"no picture with the class {class_name!r} among those looked at",
+            expected="one at least",
+            remedy="`cgrseg data check` counts how often each class occurs",
         )
     what = "training samples after augmentation" if augmented else f"images of {split!r}"
     atomic_write_text(target, _page(spec, config, f"{len(chosen)} {what}", chosen))
@@ -144,12 +142,10 @@ def _refuse_other_files(target: Path, overwrite: bool) -> None:
     if target.is_file() and _GENERATOR.encode() in read_input(target)[:2000]:
         return
     raise DataError(
-        explain(
-            target,
-            found="something else than a contact sheet is there",
-            expected="a new file, or an earlier contact sheet",
-            remedy=f"choose another name, or replace it with {option('--overwrite')}",
-        )
+        target,
+        found="something else than a contact sheet is there",
+        expected="a new file, or an earlier contact sheet",
+        remedy=f"choose another name, or replace it with {option('--overwrite')}",
     )
 
 
@@ -158,12 +154,10 @@ def _class_id(spec: DatasetSpec, name: str | None) -> int | None:
         return None
     if name not in spec.classes:
         raise DataError(
-            explain(
-                "--class",
-                found=f"{name!r} is no class of {spec.title}",
-                expected=f"one of {', '.join(spec.classes)}",
-                remedy="correct the name",
-            )
+            "--class",
+            found=f"{name!r} is no class of {spec.title}",
+            expected=f"one of {', '.join(spec.classes)}",
+            remedy="correct the name",
         )
     return spec.classes.index(name)
 

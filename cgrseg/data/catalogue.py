@@ -19,7 +19,7 @@ from cgrseg.data.findings import Finding
 from cgrseg.data.label_rules import Hint, LabelRule
 from cgrseg.data.pairs import find_pairs, split_stems
 from cgrseg.data.spec import Colour, DatasetSpec, HeldOut, Pair, SplitLayout
-from cgrseg.errors import ConfigError, DataError, explain
+from cgrseg.errors import ConfigError, DataError
 
 __all__ = [
     "Colour",
@@ -66,13 +66,11 @@ def get_spec(name: str) -> DatasetSpec:
         known = [*_WHERE, "custom"]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         raise ConfigError(
-            explain(
-                "data.dataset",
-                found=f"{name!r} is not in the catalogue",
-                expected="one of " + ", ".join(known),
-                remedy=(f"did you mean {near[0]!r}? " if near else "")
-                + "Your own folder is data.dataset=custom with data.root",
-            )
+            "data.dataset",
+            found=f"{name!r} is not in the catalogue",
+            expected="one of " + ", ".join(known),
+            remedy=(f"did you mean {near[0]!r}? " if near else "")
+            + "Your own folder is data.dataset=custom with data.root",
         )
     module, attribute = _WHERE[name]
     spec: DatasetSpec = getattr(
@@ -96,45 +94,37 @@ def _from_catalogue(config: DataConfig) -> DatasetSpec:
     spec = get_spec(config.dataset)
     if config.classes is not None and tuple(config.classes) != spec.classes:
         raise ConfigError(
-            explain(
-                "data.classes",
-                found=f"a class list for {spec.name}, which has its own",
-                expected=f"no list, or the {spec.num_classes} names of the catalogue",
-                remedy="use data.rename, data.merge and data.drop, or data.dataset=custom",
-            )
+            "data.classes",
+            found=f"a class list for {spec.name}, which has its own",
+            expected=f"no list, or the {spec.num_classes} names of the catalogue",
+            remedy="use data.rename, data.merge and data.drop, or data.dataset=custom",
         )
     if config.zero_is_ignore:
         raise ConfigError(
-            explain(
-                "data.zero_is_ignore",
-                found=f"set for {spec.name}, whose encoding is fixed: {spec.label_rule.meaning}",
-                expected="this setting for data.dataset=custom only",
-                remedy="remove the setting; nothing has to be subtracted by hand",
-            )
+            "data.zero_is_ignore",
+            found=f"set for {spec.name}, whose encoding is fixed: {spec.label_rule.meaning}",
+            expected="this setting for data.dataset=custom only",
+            remedy="remove the setting; nothing has to be subtracted by hand",
         )
     own = ("label_values", "label_threshold", "split_lists")
     given = [name for name in own if getattr(config, name) is not None]
     if given or config.label_name != "{stem}":
         name = f"data.{given[0] if given else 'label_name'}"
         raise ConfigError(
-            explain(
-                name,
-                found=f"set for {spec.name}, whose files and encoding are fixed",
-                expected="this setting for data.dataset=custom only",
-                remedy="remove the setting, or describe your files with data.dataset=custom",
-            )
+            name,
+            found=f"set for {spec.name}, whose files and encoding are fixed",
+            expected="this setting for data.dataset=custom only",
+            remedy="remove the setting, or describe your files with data.dataset=custom",
         )
     _check_class_file(spec, Path(config.root) / CLASS_LIST)
     spec = _without_lists(spec, config)
     if config.palette is not None:
         if len(config.palette) != spec.num_classes:
             raise ConfigError(
-                explain(
-                    "data.palette",
-                    found=f"{len(config.palette)} colours for {spec.num_classes} classes",
-                    expected="one RGB triple per class",
-                    remedy="correct it, or leave it out",
-                )
+                "data.palette",
+                found=f"{len(config.palette)} colours for {spec.num_classes} classes",
+                expected="one RGB triple per class",
+                remedy="correct it, or leave it out",
             )
         spec = replace(spec, palette=tuple(config.palette))
     if config.ignore_index != spec.ignore_index:
@@ -184,24 +174,20 @@ def _check_class_file(spec: DatasetSpec, path: Path) -> None:
     names = read_class_list(path)
     if names != spec.classes:
         raise DataError(
-            explain(
-                path,
-                found=f"{len(names)} names: {', '.join(names)}",
-                expected=f"the {spec.num_classes} of {spec.title}: {', '.join(spec.classes)}",
-                remedy="if these labels follow that file, use data.dataset=custom",
-            )
+            path,
+            found=f"{len(names)} names: {', '.join(names)}",
+            expected=f"the {spec.num_classes} of {spec.title}: {', '.join(spec.classes)}",
+            remedy="if these labels follow that file, use data.dataset=custom",
         )
 
 
 def _with_ignore_index(spec: DatasetSpec, ignore_index: int) -> DatasetSpec:
     if ignore_index < spec.num_classes:
         raise ConfigError(
-            explain(
-                "data.ignore_index",
-                found=f"{ignore_index}, which is the id of {spec.classes[ignore_index]!r}",
-                expected=f"a value from {spec.num_classes} to 255",
-                remedy="to ignore a class, name it in data.drop",
-            )
+            "data.ignore_index",
+            found=f"{ignore_index}, which is the id of {spec.classes[ignore_index]!r}",
+            expected=f"a value from {spec.num_classes} to 255",
+            remedy="to ignore a class, name it in data.drop",
         )
     return replace(
         spec,

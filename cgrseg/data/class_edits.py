@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cgrseg.class_names import check_class_names, clean_name
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 
 def edit_classes(
@@ -106,10 +106,8 @@ def _decide(
 
 def _problem(setting: str, found: str, expected: str) -> ConfigError:
     return ConfigError(
-        explain(
-            setting,
-            found=found,
-            expected=expected,
-            remedy="correct the setting; `cgrseg data list` prints the class lists",
-        )
+        setting,
+        found=found,
+        expected=expected,
+        remedy="correct the setting; `cgrseg data list` prints the class lists",
     )

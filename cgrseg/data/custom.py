@@ -21,7 +21,7 @@ from cgrseg.data.custom_layout import (
 from cgrseg.data.label_rules import LabelRule
 from cgrseg.data.spec import Colour, DatasetSpec
 from cgrseg.data.text_lists import read_lines
-from cgrseg.errors import ConfigError, DataError, explain
+from cgrseg.errors import ConfigError, DataError
 
 CLASS_LIST = "classes.txt"
 """Name of the class list in a dataset's root."""
@@ -44,12 +44,10 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
     root = Path(config.root)
     if not root.is_dir():
         raise DataError(
-            explain(
-                root,
-                found="the folder of the custom dataset is not there",
-                expected="a folder with images, labels and a class list",
-                remedy=f"set data.root (--data-root); {HOW_TO_GET}",
-            )
+            root,
+            found="the folder of the custom dataset is not there",
+            expected="a folder with images, labels and a class list",
+            remedy=f"set data.root (--data-root); {HOW_TO_GET}",
         )
     refuse_misplaced_root(config, root)
     if config.classes:
@@ -65,12 +63,10 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         classes = read_class_list(root / CLASS_LIST)
     if config.palette is not None and len(config.palette) != len(classes):
         raise ConfigError(
-            explain(
-                "data.palette",
-                found=f"{len(config.palette)} colours for {len(classes)} classes",
-                expected="one RGB triple per class",
-                remedy="correct it, or leave it out: colours are then made",
-            )
+            "data.palette",
+            found=f"{len(config.palette)} colours for {len(classes)} classes",
+            expected="one RGB triple per class",
+            remedy="correct it, or leave it out: colours are then made",
         )
     layout = find_layout(config, root)
     rule = _rule(config, classes)
@@ -137,24 +133,20 @@ def _rule(config: DataConfig, classes: Sequence[str]) -> LabelRule:
     _refuse_two_encodings(config)
     if config.ignore_index < num_classes:
         raise ConfigError(
-            explain(
-                "data.ignore_index",
-                found=f"{config.ignore_index}, which is the id of one of the {num_classes} classes",
-                expected=f"a value from {num_classes} to 255",
-                remedy="to ignore a class name it in data.drop; if 0 means 'unlabelled' and the "
-                "classes count from 1, set data.zero_is_ignore=true and leave 0 out of the list",
-            )
+            "data.ignore_index",
+            found=f"{config.ignore_index}, which is the id of one of the {num_classes} classes",
+            expected=f"a value from {num_classes} to 255",
+            remedy="to ignore a class name it in data.drop; if 0 means 'unlabelled' and the "
+            "classes count from 1, set data.zero_is_ignore=true and leave 0 out of the list",
         )
     if config.label_threshold is not None:
         if num_classes != 2:
             raise ConfigError(
-                explain(
-                    "data.label_threshold",
-                    found=f"set for {num_classes} classes: {', '.join(classes)}",
-                    expected="two classes: the one below the threshold, and the one from it on",
-                    remedy="name both in the class list, such as background and "
-                    f"{classes[0]}; for more classes use data.label_values",
-                )
+                "data.label_threshold",
+                found=f"set for {num_classes} classes: {', '.join(classes)}",
+                expected="two classes: the one below the threshold, and the one from it on",
+                remedy="name both in the class list, such as background and "
+                f"{classes[0]}; for more classes use data.label_values",
             )
         return LabelRule.threshold(config.label_threshold, ignore_index=config.ignore_index)
     if config.label_values is not None:
@@ -175,13 +167,11 @@ def _rule_of_values(
     mapping = {raw: new for raw, new in values.items() if raw not in ignored}
     if set(mapping.values()) != set(range(len(classes))):
         raise ConfigError(
-            explain(
-                "data.label_values",
-                found=f"class ids {sorted(set(mapping.values()))} for {len(classes)} classes",
-                expected=f"each id from 0 to {len(classes) - 1} at least once, and 255 for values "
-                "that are ignored",
-                remedy="give each stored value the id of its class in the class list",
-            )
+            "data.label_values",
+            found=f"class ids {sorted(set(mapping.values()))} for {len(classes)} classes",
+            expected=f"each id from 0 to {len(classes) - 1} at least once, and 255 for values "
+            "that are ignored",
+            remedy="give each stored value the id of its class in the class list",
         )
     return LabelRule.from_mapping(
         mapping,
@@ -200,10 +190,8 @@ def _refuse_two_encodings(config: DataConfig) -> None:
     given = [name for name, is_set in named.items() if is_set]
     if len(given) > 1:
         raise ConfigError(
-            explain(
-                given[0],
-                found=f"set together with {' and '.join(given[1:])}",
-                expected="one setting that says how labels are stored",
-                remedy="keep the one that describes the labels",
-            )
+            given[0],
+            found=f"set together with {' and '.join(given[1:])}",
+            expected="one setting that says how labels are stored",
+            remedy="keep the one that describes the labels",
         )

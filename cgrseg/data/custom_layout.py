@@ -19,7 +19,7 @@ from cgrseg.data.file_index import cut_suffix, visible_files
 from cgrseg.data.findings import Finding
 from cgrseg.data.placing import nearby_folder
 from cgrseg.data.spec import HeldOut, SplitLayout
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Endings of image files that are looked for."""
@@ -124,12 +124,10 @@ def refuse_misplaced_root(config: DataConfig, root: Path) -> None:
     meant = nearby_folder(root, lambda folder: find_folders(folder) is not None, names)
     if meant is not None:
         raise DataError(
-            explain(
-                root,
-                found=f"no folders of images and labels in it, but {meant} holds them",
-                expected="the folder that holds the dataset's own folders",
-                remedy=f"set data.root={meant} (or --data-root {meant})",
-            )
+            root,
+            found=f"no folders of images and labels in it, but {meant} holds them",
+            expected="the folder that holds the dataset's own folders",
+            remedy=f"set data.root={meant} (or --data-root {meant})",
         )
 
 

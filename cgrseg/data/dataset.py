@@ -23,7 +23,7 @@ from cgrseg.data.geometry import Size
 from cgrseg.data.image_io import FULL_BITS, is_jpeg, read_image, read_label
 from cgrseg.data.sampling import Key, sample_generator
 from cgrseg.data.transforms import Plan, TrainTransform
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.processes import end_with_parent, ignore_signals
 
 
@@ -223,16 +223,14 @@ def load_image(
     if image.shape[:2] != expected:
         swapped = image.shape[:2] == expected[::-1]
         raise DataError(
-            explain(
-                pair.image,
-                found=f"the image is {image.shape[1] * reduce}x{image.shape[0] * reduce} pixels, "
-                f"its label {pair.label} {labels.shape[1]}x{labels.shape[0]} (width x height)",
-                expected="the same size for both",
-                remedy="the photo was turned by its EXIF orientation after it was labelled: turn "
-                "the label too, or remove the orientation tag"
-                if swapped
-                else "check that they belong together, and resize labels by nearest neighbour only",
-            )
+            pair.image,
+            found=f"the image is {image.shape[1] * reduce}x{image.shape[0] * reduce} pixels, "
+            f"its label {pair.label} {labels.shape[1]}x{labels.shape[0]} (width x height)",
+            expected="the same size for both",
+            remedy="the photo was turned by its EXIF orientation after it was labelled: turn "
+            "the label too, or remove the orientation tag"
+            if swapped
+            else "check that they belong together, and resize labels by nearest neighbour only",
         )
     return image
 
@@ -262,12 +260,10 @@ def _labelled(spec: DatasetSpec, pairs: Sequence[Pair]) -> list[Pair]:
 def _label_path(spec: DatasetSpec, pair: Pair) -> Path:
     if pair.label is None:
         raise DataError(
-            explain(
-                pair.image,
-                found="this split has no labels",
-                expected=f"a split of {spec.title} that is published with labels",
-                remedy="choose another split (data.train_split, data.eval_split), or use "
-                "`cgrseg predict` on these images",
-            )
+            pair.image,
+            found="this split has no labels",
+            expected=f"a split of {spec.title} that is published with labels",
+            remedy="choose another split (data.train_split, data.eval_split), or use "
+            "`cgrseg predict` on these images",
         )
     return pair.label

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.files import atomic_write
 from cgrseg.input_files import open_input, read_input
 from cgrseg.provenance import content_digest
@@ -203,34 +203,27 @@ def read_label(path: Path | str) -> Bytes8:
     raw = _stored_values(data, path)
     if raw is None:
         raise DataError(
-            explain(
-                path,
-                found="the label cannot be decoded: the file is damaged, or no image",
-                expected="a complete PNG, BMP or TIFF file with one class id per pixel",
-                remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
-            )
+            path,
+            found="the label cannot be decoded: the file is damaged, or no image",
+            expected="a complete PNG, BMP or TIFF file with one class id per pixel",
+            remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
         )
     if raw.ndim != 2:
         raise DataError(
-            explain(
-                path,
-                found=f"a colour picture ({raw.shape[2]} channels)",
-                expected="one channel that holds class ids (grey or palette PNG)",
-                remedy="turn color masks into ids with "
-                "`cgrseg data convert rgb IMAGES MASKS OUT`, which lists their colors; check that "
-                "images and labels are not swapped",
-            )
+            path,
+            found=f"a colour picture ({raw.shape[2]} channels)",
+            expected="one channel that holds class ids (grey or palette PNG)",
+            remedy="turn color masks into ids with "
+            "`cgrseg data convert rgb IMAGES MASKS OUT`, which lists their colors; check that "
+            "images and labels are not swapped",
         )
     whole = raw.dtype.kind != "f" or bool(np.array_equal(raw, np.floor(raw)))
     if raw.dtype != np.uint8 and not (whole and raw.min() >= 0 and raw.max() <= 255):
         raise DataError(
-            explain(
-                path,
-                found=f"ids from {raw.min()} to {raw.max()}"
-                + ("" if whole else ", with fractions"),
-                expected="class ids from 0 to 255",
-                remedy="store class ids, not instance ids or depths; convert the file again",
-            )
+            path,
+            found=f"ids from {raw.min()} to {raw.max()}" + ("" if whole else ", with fractions"),
+            expected="class ids from 0 to 255",
+            remedy="store class ids, not instance ids or depths; convert the file again",
         )
     ids = raw.astype(np.uint8, copy=False)
     return ids if step == 1 else ids // np.uint8(step)
@@ -301,24 +294,20 @@ def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
         raise _lossy(path)
     if pages != 1:
         raise DataError(
-            explain(
-                path,
-                found=f"{pages} pages in one file",
-                expected="one label map",
-                remedy="save the page that holds the class ids as a file of its own",
-            )
+            path,
+            found=f"{pages} pages in one file",
+            expected="one label map",
+            remedy="save the page that holds the class ids as a file of its own",
         )
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def _lossy(path: Path) -> DataError:
     return DataError(
-        explain(
-            path,
-            found="a label map compressed as JPEG, which changes values along every border",
-            expected="a format that keeps every class id, such as PNG",
-            remedy="export the label maps as PNG",
-        )
+        path,
+        found="a label map compressed as JPEG, which changes values along every border",
+        expected="a format that keeps every class id, such as PNG",
+        remedy="export the label maps as PNG",
     )
 
 
@@ -465,12 +454,10 @@ def write_image(path: Path | str, image: Bytes8, *, quality: int = 92) -> None:
         done = False
     if not done:
         raise DataError(
-            explain(
-                path,
-                found=f"images cannot be written as {suffix or 'a file without ending'}",
-                expected=".png, .jpg, .webp, .bmp or .tif",
-                remedy="choose another file name",
-            )
+            path,
+            found=f"images cannot be written as {suffix or 'a file without ending'}",
+            expected=".png, .jpg, .webp, .bmp or .tif",
+            remedy="choose another file name",
         )
     with atomic_write(path) as stream:
         stream.write(encoded.tobytes())
@@ -511,12 +498,10 @@ def _read_bytes(path: Path, what: str) -> bytes:
         raise _unreadable(path, what, error) from error
     if not data:
         raise DataError(
-            explain(
-                path,
-                found="the file is empty",
-                expected=what,
-                remedy="fetch or copy this file again",
-            )
+            path,
+            found="the file is empty",
+            expected=what,
+            remedy="fetch or copy this file again",
         )
     return data
 
@@ -530,12 +515,10 @@ def _refuse_truncated(path: Path | str, data: bytes) -> None:
         complete = True
     if not complete:
         raise DataError(
-            explain(
-                path,
-                found=f"the file ends early, after {len(data)} bytes",
-                expected="a complete image",
-                remedy="fetch or copy this file again; `cgrseg data check` lists all such files",
-            )
+            path,
+            found=f"the file ends early, after {len(data)} bytes",
+            expected="a complete image",
+            remedy="fetch or copy this file again; `cgrseg data check` lists all such files",
         )
 
 
@@ -555,21 +538,17 @@ def _start_of_scan(data: bytes) -> int:
 
 def _unreadable(path: Path, what: str, error: OSError) -> DataError:
     return DataError(
-        explain(
-            path,
-            found=f"the file cannot be read ({error.strerror or error})",
-            expected=what,
-            remedy="check the path and the permissions",
-        )
+        path,
+        found=f"the file cannot be read ({error.strerror or error})",
+        expected=what,
+        remedy="check the path and the permissions",
     )
 
 
 def _undecodable(path: Path | str, reason: str) -> DataError:
     return DataError(
-        explain(
-            path,
-            found=f"the image cannot be decoded ({reason})",
-            expected="a complete image file such as JPEG or PNG",
-            remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
-        )
+        path,
+        found=f"the image cannot be decoded ({reason})",
+        expected="a complete image file such as JPEG or PNG",
+        remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.processes import end_with_parent, ignore_signals
 
 Item = TypeVar("Item")
@@ -77,14 +77,12 @@ def run_parallel(
                     progress(done, total)
     except BrokenProcessPool as error:
         raise EnvironmentProblem(
-            explain(
-                "a worker process",
-                found="it was killed from outside, most likely because memory ran out, or it "
-                "could not start because the calling script has no __main__ guard",
-                expected=f"{workers} processes that finish",
-                remedy="run the same again with fewer workers (1 needs no processes); a script of "
-                "your own must call this below `if __name__ == '__main__':`",
-            )
+            "a worker process",
+            found="it was killed from outside, most likely because memory ran out, or it "
+            "could not start because the calling script has no __main__ guard",
+            expected=f"{workers} processes that finish",
+            remedy="run the same again with fewer workers (1 needs no processes); a script of "
+            "your own must call this below `if __name__ == '__main__':`",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

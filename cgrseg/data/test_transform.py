@@ -18,7 +18,7 @@ from torch import Tensor
 from cgrseg.config.schema import TestConfig
 from cgrseg.data import colour
 from cgrseg.data.geometry import Size, resize_image, round_up, scaled_size
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.surroundings import missing_memory
 
 Image = NDArray[np.uint8]
@@ -99,12 +99,10 @@ class TestTransform:
         error = missing_memory(target[0] * target[1] * _INPUT_BYTES)
         if error is not None:
             raise EnvironmentProblem(
-                explain(
-                    f"an image of {size[0]}x{size[1]}",
-                    found=f"{error}: it is resized to {target[0]}x{target[1]}",
-                    expected="room for the network's input and its first features",
-                    remedy="set a smaller test.scale (and test.ratios), or close other programs",
-                )
+                f"an image of {size[0]}x{size[1]}",
+                found=f"{error}: it is resized to {target[0]}x{target[1]}",
+                expected="room for the network's input and its first features",
+                remedy="set a smaller test.scale (and test.ratios), or close other programs",
             )
         return resize_image(image, target)
 

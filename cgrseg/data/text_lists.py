@@ -10,7 +10,7 @@ import codecs
 import re
 from pathlib import Path
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input
 
 
@@ -35,12 +35,10 @@ def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8 or UTF-16"
         raise DataError(
-            explain(
-                path,
-                found=f"{what} cannot be read ({reason})",
-                expected=expected,
-                remedy=remedy,
-            )
+            path,
+            found=f"{what} cannot be read ({reason})",
+            expected=expected,
+            remedy=remedy,
         ) from error
     # Not splitlines(): a form feed or the like within a name would make two names of it.
     return [line.strip() for line in re.split(r"\r\n|\r|\n", text)]

@@ -14,7 +14,7 @@ from cgrseg.config import Config
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.image_io import read_image
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import Description, ExportedBackend, Size
 from cgrseg.inference.exported.predicting import fit
 from cgrseg.inference.sources import find_images
@@ -44,12 +44,10 @@ def calibration_photos(
         found = [pair.image for pair in pairs]
     else:
         raise ConfigError(
-            explain(
-                "--calibrate",
-                found=f"not given, and {lacking}",
-                expected="images like those that the file is for",
-                remedy="for example --calibrate photos/",
-            )
+            "--calibrate",
+            found=f"not given, and {lacking}",
+            expected="images like those that the file is for",
+            remedy="for example --calibrate photos/",
         )
     return evenly(found, most)
 

@@ -22,7 +22,7 @@ from cgrseg.deploy.writers import (
     write_openvino,
     write_program,
 )
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import (
     Description,
     ExportedBackend,
@@ -109,12 +109,10 @@ def export(
     sizes = checked_sizes(kind, sizes)
     if opset is not None and kind != "onnx":
         raise ConfigError(
-            explain(
-                "--opset",
-                found=f"{opset}, with the format {kind}",
-                expected="a version of ONNX's operators for the format onnx only",
-                remedy="leave it out, or export with --format onnx",
-            )
+            "--opset",
+            found=f"{opset}, with the format {kind}",
+            expected="a version of ONNX's operators for the format onnx only",
+            remedy="leave it out, or export with --format onnx",
         )
     if kind == "aoti" and batch is None:
         batch = 1
@@ -162,23 +160,19 @@ def checked_sizes(kind: Kind, sizes: Sequence[Size] | None) -> list[Size] | None
         if kind != "aoti":
             return None
         raise ConfigError(
-            explain(
-                "--size",
-                found="any, with the format aoti",
-                expected="one or more sizes: code is compiled for each",
-                remedy="for example --size 512x512; the other formats take any size",
-            )
+            "--size",
+            found="any, with the format aoti",
+            expected="one or more sizes: code is compiled for each",
+            remedy="for example --size 512x512; the other formats take any size",
         )
     for height, width in sizes:
         if min(height, width) < 32 or height % 32 or width % 32:
             up = "x".join(str(max(32, -(-side // 32) * 32)) for side in (height, width))
             raise ConfigError(
-                explain(
-                    "--size",
-                    found=f"{height}x{width}",
-                    expected="height and width as multiples of 32, the network's largest stride",
-                    remedy=f"round up: {up}",
-                )
+                "--size",
+                found=f"{height}x{width}",
+                expected="height and width as multiples of 32, the network's largest stride",
+                remedy=f"round up: {up}",
             )
     return list(dict.fromkeys((int(height), int(width)) for height, width in sizes))
 
@@ -199,12 +193,10 @@ def target_path(
                 Path(out).with_suffix(suffix) if Path(out).name else Path(out) / f"model{suffix}"
             )
             raise ConfigError(
-                explain(
-                    "--out",
-                    found=str(out),
-                    expected=f"a name that ends in {suffix}, as files of the format {kind} do",
-                    remedy=f"for example {named}",
-                )
+                "--out",
+                found=str(out),
+                expected=f"a name that ends in {suffix}, as files of the format {kind} do",
+                remedy=f"for example {named}",
             )
         return Path(out)
     if kind == "aoti":

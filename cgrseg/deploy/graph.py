@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgrseg.data.colour import MEAN, STD
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import InputKind, OutputKind, Size
 from cgrseg.inference.fast import FastNetwork, fast_form
 from cgrseg.inference.fast.backbone import FastAttention, FastDualPathDownsample, StoredBias
@@ -169,12 +169,10 @@ def _refuse_geometric(network: FastNetwork) -> None:
     biases = [module for module in network.modules() if isinstance(module, StoredBias)]
     if any(bias.geometric for bias in biases):
         raise ConfigError(
-            explain(
-                "--size",
-                found="any, with a network whose attention biases are resized by true offsets",
-                expected="one size, for which they are resolved",
-                remedy="for example --size 512x512",
-            )
+            "--size",
+            found="any, with a network whose attention biases are resized by true offsets",
+            expected="one size, for which they are resolved",
+            remedy="for example --size 512x512",
         )
 
 

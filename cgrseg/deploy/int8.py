@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.inference.exported.packages import need
 
 Inputs = Sequence[NDArray[np.generic]]
@@ -75,13 +75,11 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
         group = {name for name in names if re.fullmatch(pattern, name)}
         if not group:
             raise EnvironmentProblem(
-                explain(
-                    "quantisation",
-                    found=f"no node of the exported graph is called like {pattern}",
-                    expected="the nodes that stay in float32 under their modules' names",
-                    remedy="install the versions of torch and onnxscript that cgrseg was tried "
-                    "with (constraints.txt)",
-                )
+                "quantisation",
+                found=f"no node of the exported graph is called like {pattern}",
+                expected="the nodes that stay in float32 under their modules' names",
+                remedy="install the versions of torch and onnxscript that cgrseg was tried "
+                "with (constraints.txt)",
             )
         found |= group
     return sorted(found)

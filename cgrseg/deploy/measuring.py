@@ -20,7 +20,7 @@ from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
 from cgrseg.deploy.verify import normalised
-from cgrseg.errors import CGRSegError, ConfigError, explain
+from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.evaluation import evaluate_model
 from cgrseg.evaluation.loop import EvalItems
 from cgrseg.evaluation.progress import shown_progress
@@ -94,12 +94,10 @@ def find_labelled(
     if config is None:
         if asked:
             raise ConfigError(
-                explain(
-                    "--data-root, --split, --limit, --max-drop",
-                    found=f"given, but {lacking}",
-                    expected="a checkpoint with its config, whose dataset mIoU is measured on",
-                    remedy="leave them out: the share of equal labels on --calibrate decides",
-                )
+                "--data-root, --split, --limit, --max-drop",
+                found=f"given, but {lacking}",
+                expected="a checkpoint with its config, whose dataset mIoU is measured on",
+                remedy="leave them out: the share of equal labels on --calibrate decides",
             )
         return None, lacking
     try:

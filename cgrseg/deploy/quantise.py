@@ -34,7 +34,7 @@ from cgrseg.deploy.int8 import ATTENTION, CLASSIFIER, quantise_onnx, quantise_op
 from cgrseg.deploy.measuring import agreement, find_labelled, float_backend, mean_iou, one_look
 from cgrseg.deploy.staging import parts_of, refuse_existing, staged
 from cgrseg.deploy.writers import onnx_model, openvino_model, write_onnx_model, write_openvino
-from cgrseg.errors import CGRSegError, ConfigError, WeightsError, explain
+from cgrseg.errors import CGRSegError, ConfigError, WeightsError
 from cgrseg.evaluation.progress import shown_progress
 from cgrseg.inference.exported import InputKind, OutputKind, Size, open_exported
 from cgrseg.inference.exported.description import Kind
@@ -198,15 +198,13 @@ def export_int8(
                 break
         else:
             raise WeightsError(
-                explain(
-                    f"INT8 export of {description.source}",
-                    found=told,
-                    expected=f"a drop of at most {allowed:g} points"
-                    if labelled is not None
-                    else f"labels equal on at least {100 * _LEAST_AGREEMENT:g} %",
-                    remedy="calibrate with more images that look like those to come (--calibrate, "
-                    "--calibration-images), or allow more (--max-drop); no file was left",
-                )
+                f"INT8 export of {description.source}",
+                found=told,
+                expected=f"a drop of at most {allowed:g} points"
+                if labelled is not None
+                else f"labels equal on at least {100 * _LEAST_AGREEMENT:g} %",
+                remedy="calibrate with more images that look like those to come (--calibrate, "
+                "--calibration-images), or allow more (--max-drop); no file was left",
             )
         megabytes = sum(part.stat().st_size for part in parts_of(draft)) / 1e6
     result = ExportResult(target, megabytes, [], time.perf_counter() - began)
@@ -234,12 +232,10 @@ def _refuse(kind: Kind, sizes: Sequence[Size] | None, gives: OutputKind, opset: 
         problem = f"--opset {opset}"
     if problem:
         raise ConfigError(
-            explain(
-                "--int8",
-                found=problem,
-                expected="--format onnx or openvino, --output logits, one --size, no --opset",
-                remedy="change these, or export without --int8",
-            )
+            "--int8",
+            found=problem,
+            expected="--format onnx or openvino, --output logits, one --size, no --opset",
+            remedy="change these, or export without --int8",
         )
 
 

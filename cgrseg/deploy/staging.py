@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, explain, option
+from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, option
 from cgrseg.files import explained, make_folder, partial_folder, refuse_moved, writing_problem
 from cgrseg.processes import signals_held_back
 
@@ -25,13 +25,11 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     for path in parts_of(target):
         if path.is_dir() or (path.exists() and not overwrite):
             raise ConfigError(
-                explain(
-                    path,
-                    found="a folder of that name" if path.is_dir() else "a file is there already",
-                    expected="a new name",
-                    remedy=f"choose another name with {option('--out')}"
-                    + ("" if path.is_dir() else f", or replace it with {option('--overwrite')}"),
-                )
+                path,
+                found="a folder of that name" if path.is_dir() else "a file is there already",
+                expected="a new name",
+                remedy=f"choose another name with {option('--out')}"
+                + ("" if path.is_dir() else f", or replace it with {option('--overwrite')}"),
             )
 
 
@@ -77,12 +75,10 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
             # Runtimes that write by themselves report a full disk in words of their own.
             if shutil.disk_usage(target.parent).free < _FULL_BELOW:
                 raise EnvironmentProblem(
-                    explain(
-                        target,
-                        found="the disk is full",
-                        expected="a place that can be written",
-                        remedy="free some space, or choose another folder",
-                    )
+                    target,
+                    found="the disk is full",
+                    expected="a place that can be written",
+                    remedy="free some space, or choose another folder",
                 ) from error
             raise
 

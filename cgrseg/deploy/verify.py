@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.data.colour import MEAN, STD
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError
 from cgrseg.inference.exported import ExportedBackend, Size
 from cgrseg.models import CGRSeg
 from cgrseg.ops import upsample_argmax
@@ -101,14 +101,12 @@ def verify(
     failed = [check for check in checks if not check.within(tolerance)]
     if failed:
         raise WeightsError(
-            explain(
-                f"export of {backend.description.source} as {backend.description.kind}",
-                found=f"{failed[0]}",
-                expected=f"logits within {tolerance.logits:g} of the float32 network and labels "
-                f"equal on at least {100 * tolerance.labels:g} %; no file was left",
-                remedy="this is a fault of the export or of the runtime: update both, or choose "
-                "another format",
-            )
+            f"export of {backend.description.source} as {backend.description.kind}",
+            found=f"{failed[0]}",
+            expected=f"logits within {tolerance.logits:g} of the float32 network and labels "
+            f"equal on at least {100 * tolerance.labels:g} %; no file was left",
+            remedy="this is a fault of the export or of the runtime: update both, or choose "
+            "another format",
         )
     return checks
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from cgrseg.deploy.graph import ExportForm
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.inference.exported import Description, Size
 from cgrseg.inference.exported.description import KEY
 from cgrseg.inference.exported.openvino_file import file_digest
@@ -147,12 +147,10 @@ def write_compiled(form: Form, sizes: Sequence[Size], description: Description, 
     lacking = missing_compiler(torch.device("cpu"))
     if lacking:
         raise EnvironmentProblem(
-            explain(
-                "export as aoti",
-                found=lacking,
-                expected="a C++ compiler, which this format is made with",
-                remedy="install one, or choose another format",
-            )
+            "export as aoti",
+            found=lacking,
+            expected="a C++ compiler, which this format is made with",
+            remedy="install one, or choose another format",
         )
     package: Any = importlib.import_module("torch._inductor.package")
     models: dict[str, Any] = {}

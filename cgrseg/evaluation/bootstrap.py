@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 DRAWS = 1000
 _IMAGES_AT_ONCE = 512
@@ -102,12 +102,10 @@ def _total_iou(counts: NDArray[np.integer]) -> NDArray[np.float64]:
 def _check(counts: NDArray[np.integer]) -> None:
     if counts.ndim != 3 or counts.shape[1] != 3 or counts.shape[0] == 0:
         raise DataError(
-            explain(
-                "bootstrap",
-                found=f"counts of shape {counts.shape}",
-                expected="(images, 3, classes) with at least one image",
-                remedy="evaluate at least one image first",
-            )
+            "bootstrap",
+            found=f"counts of shape {counts.shape}",
+            expected="(images, 3, classes) with at least one image",
+            remedy="evaluate at least one image first",
         )
 
 
@@ -157,12 +155,10 @@ def paired_difference(
     _check(counts_a)
     if counts_a.shape != counts_b.shape:
         raise DataError(
-            explain(
-                "comparison of two runs",
-                found=f"counts of shapes {counts_a.shape} and {counts_b.shape}",
-                expected="the same images and the same classes",
-                remedy="evaluate both on the same split and class list",
-            )
+            "comparison of two runs",
+            found=f"counts of shapes {counts_a.shape} and {counts_b.shape}",
+            expected="the same images and the same classes",
+            remedy="evaluate both on the same split and class list",
         )
     means: list[NDArray[np.float64]] = []
     below = np.zeros(counts_a.shape[2])

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number
 from cgrseg.inference.backends import resolve_device
 from cgrseg.processes import signals_end_at_once
 
@@ -79,12 +79,10 @@ def joined_processes(
     ]
     if missing:
         raise EnvironmentProblem(
-            explain(
-                f"launcher {launcher}",
-                found=f"the environment lacks {', '.join(missing)}",
-                expected="the variables that torchrun sets for each process",
-                remedy="start with tools/dist_test.sh or torchrun, or leave the launcher out",
-            )
+            f"launcher {launcher}",
+            found=f"the environment lacks {', '.join(missing)}",
+            expected="the variables that torchrun sets for each process",
+            remedy="start with tools/dist_test.sh or torchrun, or leave the launcher out",
         )
     mine = device_of_process(device)
     _join("nccl" if mine.type == "cuda" else "gloo")
@@ -116,12 +114,10 @@ def others_present() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise EnvironmentProblem(
-            explain(
-                "processes",
-                found="another process of this evaluation ended before its counts were here",
-                expected="counts of all processes",
-                remedy=f"see its own message, and start again ({str(error).splitlines()[0]})",
-            )
+            "processes",
+            found="another process of this evaluation ended before its counts were here",
+            expected="counts of all processes",
+            remedy=f"see its own message, and start again ({str(error).splitlines()[0]})",
         ) from error
 
 
@@ -185,12 +181,10 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
     several = environment_number("LOCAL_WORLD_SIZE", 1)
     if str(device).startswith("cuda:") and several > 1:
         raise ConfigError(
-            explain(
-                "device",
-                found=f"{device} for {several} processes of this machine, which would all use it",
-                expected="a GPU for each of them",
-                remedy="leave the device out, or choose GPUs with CUDA_VISIBLE_DEVICES",
-            )
+            "device",
+            found=f"{device} for {several} processes of this machine, which would all use it",
+            expected="a GPU for each of them",
+            remedy="leave the device out, or choose GPUs with CUDA_VISIBLE_DEVICES",
         )
     shared = device is None or str(device) == "auto"
     if str(device) == "cuda":
@@ -205,12 +199,10 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
         number = 0  # srun shows each task its own GPU only (--gpus-per-task)
     if number >= visible:
         raise EnvironmentProblem(
-            explain(
-                "processes",
-                found=f"process {number} of this machine, which has {visible} GPUs",
-                expected="at most one process per GPU",
-                remedy="start fewer processes, or hide the GPUs with CUDA_VISIBLE_DEVICES=",
-            )
+            "processes",
+            found=f"process {number} of this machine, which has {visible} GPUs",
+            expected="at most one process per GPU",
+            remedy="start fewer processes, or hide the GPUs with CUDA_VISIBLE_DEVICES=",
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
@@ -255,11 +247,9 @@ def _first_host(nodes: str) -> str:
         ).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         raise EnvironmentProblem(
-            explain(
-                "launcher slurm",
-                found=f"`scontrol show hostnames {nodes}` failed ({error})",
-                expected="the names of the machines of this job",
-                remedy="set MASTER_ADDR to the first machine's name",
-            )
+            "launcher slurm",
+            found=f"`scontrol show hostnames {nodes}` failed ({error})",
+            expected="the names of the machines of this job",
+            remedy="set MASTER_ADDR to the first machine's name",
         ) from error
     return names[0]

@@ -24,7 +24,6 @@ from cgrseg.data.image_io import read_image
 from cgrseg.errors import (
     ConfigError,
     EnvironmentProblem,
-    explain,
     is_first_process,
     option,
 )
@@ -188,12 +187,10 @@ def _refuse_out_of_range(batch_size: int, limit: int | None, opacity: float) -> 
     for name, (value, low, high) in values.items():
         if value is not None and not low <= value <= high:
             raise ConfigError(
-                explain(
-                    name,
-                    found=repr(value),
-                    expected=f"{low} to {high}",
-                    remedy="correct it, or leave it out for its default",
-                )
+                name,
+                found=repr(value),
+                expected=f"{low} to {high}",
+                remedy="correct it, or leave it out for its default",
             )
 
 
@@ -202,12 +199,10 @@ def _refuse_unwritable(folder: Path) -> None:
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise EnvironmentProblem(
-            explain(
-                folder,
-                found=f"results cannot be written there ({nearest} is read-only for this user)",
-                expected="a folder for evaluation.json",
-                remedy="name another folder: work_dir=FOLDER (in Python work_dir=...)",
-            )
+            folder,
+            found=f"results cannot be written there ({nearest} is read-only for this user)",
+            expected="a folder for evaluation.json",
+            remedy="name another folder: work_dir=FOLDER (in Python work_dir=...)",
         )
 
 
@@ -260,21 +255,17 @@ def _refuse_kind(out: str | Path | None, format_only: bool) -> None:
     suffix = Path(out).suffix.lower() if out is not None else ""
     if suffix in (".pkl", ".pickle"):
         raise ConfigError(
-            explain(
-                "out",
-                found=f"{out}: pickles are not written, since opening one runs what is in it",
-                expected="a folder for label PNGs, or a .json or .npz file",
-                remedy="name a folder, or end the file in .npz",
-            )
+            "out",
+            found=f"{out}: pickles are not written, since opening one runs what is in it",
+            expected="a folder for label PNGs, or a .json or .npz file",
+            remedy="name a folder, or end the file in .npz",
         )
     if format_only and suffix in (".json", ".npz"):
         raise ConfigError(
-            explain(
-                "out",
-                found=f"{out} together with format_only",
-                expected="a folder for the files of the submission",
-                remedy="name a folder",
-            )
+            "out",
+            found=f"{out} together with format_only",
+            expected="a folder for the files of the submission",
+            remedy="name a folder",
         )
 
 
@@ -308,14 +299,12 @@ def _check_fit(
     where = "checkpoint" if isinstance(checkpoint, CGRSeg) else str(checkpoint)
     if model.num_classes != spec.num_classes:
         raise ConfigError(
-            explain(
-                where,
-                found=f"a network with {model.num_classes} classes",
-                expected=f"the {spec.num_classes} classes of {spec.title}, which {config.name} "
-                "evaluates",
-                remedy="choose the config that the checkpoint was trained with, or a checkpoint "
-                "for this dataset",
-            )
+            where,
+            found=f"a network with {model.num_classes} classes",
+            expected=f"the {spec.num_classes} classes of {spec.title}, which {config.name} "
+            "evaluates",
+            remedy="choose the config that the checkpoint was trained with, or a checkpoint "
+            "for this dataset",
         )
     if model.variant != config.model.name and is_first_process():
         _LOG.warning(
@@ -334,14 +323,12 @@ def _check_fit(
     moved = [name for k, name in enumerate(theirs) if name in ours and ours[k] != name]
     if moved:
         raise ConfigError(
-            explain(
-                where,
-                found=f"classes in another order than {spec.title} has them: {changed}\n"
-                f"  checkpoint: {listed(model.classes)}\n  data: {listed(spec.classes)}",
-                expected=f"each class at one id: {moved[0]!r} stands at two",
-                remedy="use the class list that the checkpoint was trained with (classes.txt, "
-                "data.classes)",
-            )
+            where,
+            found=f"classes in another order than {spec.title} has them: {changed}\n"
+            f"  checkpoint: {listed(model.classes)}\n  data: {listed(spec.classes)}",
+            expected=f"each class at one id: {moved[0]!r} stands at two",
+            remedy="use the class list that the checkpoint was trained with (classes.txt, "
+            "data.classes)",
         )
     if is_first_process():
         _LOG.warning("%s: other class names than %s has: %s", where, spec.title, changed)

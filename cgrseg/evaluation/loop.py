@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.dataset import initialise_worker
 from cgrseg.data.sampling import ShardSampler
-from cgrseg.errors import ConfigError, DataError, explain
+from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation.boundary import BoundaryIoU, boundary_scores
 from cgrseg.evaluation.calibration import Calibration, CalibrationError
 from cgrseg.evaluation.distributed import gather_in_order, others_present
@@ -86,13 +86,11 @@ class Tally:
             return
         if label.shape != found.labels.shape:
             raise DataError(
-                explain(
-                    item["stem"],
-                    found=f"a label of {label.shape[0]}x{label.shape[1]} for an image of "
-                    f"{found.labels.shape[0]}x{found.labels.shape[1]} pixels (height x width)",
-                    expected="the same size",
-                    remedy="check that image and label belong together",
-                )
+                item["stem"],
+                found=f"a label of {label.shape[0]}x{label.shape[1]} for an image of "
+                f"{found.labels.shape[0]}x{found.labels.shape[1]} pixels (height x width)",
+                expected="the same size",
+                remedy="check that image and label belong together",
             )
         prediction, truth = torch.from_numpy(found.labels), torch.from_numpy(label)
         try:
@@ -219,12 +217,10 @@ def check_metrics(metrics: Sequence[str]) -> None:
     unknown = [name for name in metrics if name not in known]
     if unknown:
         raise ConfigError(
-            explain(
-                "metrics",
-                found=", ".join(unknown),
-                expected=f"names out of {', '.join(known)}",
-                remedy="correct the name",
-            )
+            "metrics",
+            found=", ".join(unknown),
+            expected=f"names out of {', '.join(known)}",
+            remedy="correct the name",
         )
 
 
@@ -235,13 +231,11 @@ def _numbered(count: int) -> tuple[str, ...]:
 def _check_class_count(names: Sequence[str], outputs: int) -> None:
     if len(names) != outputs:
         raise ConfigError(
-            explain(
-                "evaluation",
-                found=f"a network with {outputs} classes",
-                expected=f"{len(names)} classes, as the dataset has",
-                remedy="choose the checkpoint that was trained on this dataset, or the config "
-                "that belongs to the checkpoint",
-            )
+            "evaluation",
+            found=f"a network with {outputs} classes",
+            expected=f"{len(names)} classes, as the dataset has",
+            remedy="choose the checkpoint that was trained on this dataset, or the config "
+            "that belongs to the checkpoint",
         )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 #: Pixels counted at once: bounds the temporary 8-byte indices to about 32 MiB.
 _CHUNK = 1 << 22
@@ -47,13 +47,11 @@ def count_pairs(prediction: Tensor, label: Tensor, num_classes: int, ignore_inde
     """
     if prediction.shape != label.shape:
         raise DataError(
-            explain(
-                "metrics",
-                found=f"prediction of shape {tuple(prediction.shape)}, "
-                f"label of shape {tuple(label.shape)}",
-                expected="the same height and width",
-                remedy="check that the label file belongs to this image",
-            )
+            "metrics",
+            found=f"prediction of shape {tuple(prediction.shape)}, "
+            f"label of shape {tuple(label.shape)}",
+            expected="the same height and width",
+            remedy="check that the label file belongs to this image",
         )
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=label.device)
     flat_prediction, flat_label = prediction.reshape(-1), label.reshape(-1)
@@ -77,12 +75,10 @@ def _check_range(what: str, values: Tensor, num_classes: int, ignore_index: int 
     if low < 0 or high >= num_classes:
         ignored = "" if ignore_index is None else f", or {ignore_index} for 'ignore'"
         raise DataError(
-            explain(
-                f"metrics: {what}",
-                found=f"class ids from {low} to {high}",
-                expected=f"ids 0 to {num_classes - 1}{ignored}",
-                remedy="check the class list and the label rule of the dataset",
-            )
+            f"metrics: {what}",
+            found=f"class ids from {low} to {high}",
+            expected=f"ids 0 to {num_classes - 1}{ignored}",
+            remedy="check the class list and the label rule of the dataset",
         )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cgrseg.data.catalogue import DatasetSpec
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.spec import Pair
-from cgrseg.errors import ConfigError, DataError, explain, option
+from cgrseg.errors import ConfigError, DataError, option
 from cgrseg.inference.modes import Segmentation
 from cgrseg.visual.overlay import overlay, with_legend
 
@@ -41,12 +41,10 @@ class OverlayWriter:
     def __init__(self, folder: Path | str, spec: DatasetSpec, opacity: float = 0.5) -> None:
         if not 0 < opacity <= 1:
             raise ConfigError(
-                explain(
-                    "opacity",
-                    found=str(opacity),
-                    expected="a share above 0 and up to 1",
-                    remedy="use 0.5 to see photo and labels alike",
-                )
+                "opacity",
+                found=str(opacity),
+                expected="a share above 0 and up to 1",
+                remedy="use 0.5 to see photo and labels alike",
             )
         self.folder = Path(folder)
         self._spec = spec
@@ -85,14 +83,12 @@ class SubmissionWriter:
             other = seen.setdefault(Path(stem).name, stem)
             if other != stem:
                 raise DataError(
-                    explain(
-                        self.folder,
-                        found=f"{other} and {stem}, whose label files would have the same name",
-                        expected="a name of its own for each image, as servers expect files "
-                        "without folders",
-                        remedy="rename one of them, or write plain label maps, "
-                        f"which keep folders: {option('--out')} without {option('--format-only')}",
-                    )
+                    self.folder,
+                    found=f"{other} and {stem}, whose label files would have the same name",
+                    expected="a name of its own for each image, as servers expect files "
+                    "without folders",
+                    remedy="rename one of them, or write plain label maps, "
+                    f"which keep folders: {option('--out')} without {option('--format-only')}",
                 )
         self._ids = submission_ids(spec)
         colours = np.zeros((256, 3), dtype=np.uint8)
@@ -129,12 +125,10 @@ def refuse_own_data(folder: Path | str, pairs: Sequence[Pair], root: Path | str)
     own |= (kept | {place.resolve() for place in kept}) & above
     if own:
         raise ConfigError(
-            explain(
-                folder,
-                found=f"a folder of the dataset itself ({min(own)})",
-                expected="a folder of its own for results",
-                remedy="choose another folder",
-            )
+            folder,
+            found=f"a folder of the dataset itself ({min(own)})",
+            expected="a folder of its own for results",
+            remedy="choose another folder",
         )
 
 
@@ -153,13 +147,11 @@ def submission_ids(spec: DatasetSpec) -> NDArray[np.uint8]:
         raw = [k for k in sorted(rule.allowed) if rule.lookup[k] == training_id]
         if len(raw) != 1:
             raise ConfigError(
-                explain(
-                    "format_only",
-                    found=f"class {spec.classes[training_id]!r} stands for the stored ids {raw}",
-                    expected="one stored id per class",
-                    remedy=f"write plain label files with {option('--out')}, without "
-                    f"{option('--format-only')}; or leave data.merge out",
-                )
+                "format_only",
+                found=f"class {spec.classes[training_id]!r} stands for the stored ids {raw}",
+                expected="one stored id per class",
+                remedy=f"write plain label files with {option('--out')}, without "
+                f"{option('--format-only')}; or leave data.merge out",
             )
         stored.append(raw[0])
     return np.array(stored, dtype=np.uint8)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.evaluation.bootstrap import Interval, miou_interval
 from cgrseg.evaluation.calibration import Calibration
 from cgrseg.evaluation.metrics import Counts, Scores, SegmentationScores, mean_of_defined
@@ -245,12 +245,10 @@ def read_counts(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...], Cou
         return stems, classes, counts
     except Exception as error:  # damaged bytes fail anywhere in numpy, zip and zlib
         raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read as counts of an evaluation ({error})",
-                expected="the .npz that an evaluation writes beside its .json",
-                remedy="evaluate again",
-            )
+            path,
+            found=f"it cannot be read as counts of an evaluation ({error})",
+            expected="the .npz that an evaluation writes beside its .json",
+            remedy="evaluate again",
         ) from error
 
 

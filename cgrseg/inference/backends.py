@@ -16,7 +16,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.precision import (
     DTYPES,
     AnyPrecision,
@@ -190,12 +190,10 @@ def use_threads(threads: int | None) -> None:
         return
     if not 1 <= threads <= MOST_THREADS:
         raise ConfigError(
-            explain(
-                "threads",
-                found=str(threads),
-                expected=f"1 to {MOST_THREADS}",
-                remedy="leave it out to use all cores",
-            )
+            "threads",
+            found=str(threads),
+            expected=f"1 to {MOST_THREADS}",
+            remedy="leave it out to use all cores",
         )
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
@@ -218,11 +216,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise EnvironmentProblem(
-            explain(
-                f"device {device}",
-                found=str(error).splitlines()[0],
-                expected="a device of this machine, such as 'cpu' or 'cuda:0'",
-                remedy="choose another device, or leave it out to take the best there is",
-            )
+            f"device {device}",
+            found=str(error).splitlines()[0],
+            expected="a device of this machine, such as 'cpu' or 'cuda:0'",
+            remedy="choose another device, or leave it out to take the best there is",
         ) from error
     return found

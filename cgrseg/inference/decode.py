@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.inference.taps import TapMatrix
 from cgrseg.inference.views import View, WholeView
 from cgrseg.ops import upsample_argmax, upsample_confidence
@@ -108,12 +108,10 @@ def _strip(view: View, rows: TapMatrix) -> Tensor:
     logits = view.logit_rows(rows.inputs)
     if not bool(torch.isfinite(logits).all()):
         raise DataError(
-            explain(
-                "network",
-                found="some of its outputs are NaN or infinite",
-                expected="finite logits",
-                remedy="check the weights, and the precision (fp16 overflows where bf16 does not)",
-            )
+            "network",
+            found="some of its outputs are NaN or infinite",
+            expected="finite logits",
+            remedy="check the weights, and the precision (fp16 overflows where bf16 does not)",
         )
     return logits.float().transpose(0, 1).contiguous()
 

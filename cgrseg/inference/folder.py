@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.data.image_io import image_digest, label_note
-from cgrseg.errors import CGRSegError, DataError, explain, option
+from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError, write_json
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.exported import ExportedBackend
@@ -172,13 +172,10 @@ def _refuse_videos(images: Iterable[FoundImage]) -> None:
     for image in images:
         if is_video(image.path):
             raise DataError(
-                explain(
-                    image.path,
-                    found="a video",
-                    expected="photos, each with a label map of its own",
-                    remedy="use cgrseg.inference.predict_video, or `cgrseg predict` with videos "
-                    "only",
-                )
+                image.path,
+                found="a video",
+                expected="photos, each with a label map of its own",
+                remedy="use cgrseg.inference.predict_video, or `cgrseg predict` with videos only",
             )
 
 
@@ -218,13 +215,11 @@ def _record(
     strangers = [p for part in PARTS for p in sorted((folder / part).rglob("*")) if p.is_file()]
     if strangers and not path.is_file() and not overwrite:
         raise DataError(
-            explain(
-                folder,
-                found=f"files that are not known to be results ({strangers[0]})",
-                expected=f"an empty folder, or one with results and their {RECORD}",
-                remedy=f"choose another folder; {option('--overwrite')} replaces files of the "
-                "same names",
-            )
+            folder,
+            found=f"files that are not known to be results ({strangers[0]})",
+            expected=f"an empty folder, or one with results and their {RECORD}",
+            remedy=f"choose another folder; {option('--overwrite')} replaces files of the "
+            "same names",
         )
     overwriting = overwrite and bool(strangers)
     if path.is_file() and not overwrite:
@@ -236,13 +231,11 @@ def _record(
             others.append("overlays")
         if others:
             raise DataError(
-                explain(
-                    folder,
-                    found=f"results of other {', '.join(others)} (see {RECORD} in it)",
-                    expected="an empty folder, or one with results of the same kind to go on with",
-                    remedy="choose another folder, or replace these results with "
-                    f"{option('--overwrite')}",
-                )
+                folder,
+                found=f"results of other {', '.join(others)} (see {RECORD} in it)",
+                expected="an empty folder, or one with results of the same kind to go on with",
+                remedy="choose another folder, or replace these results with "
+                f"{option('--overwrite')}",
             )
         if painted is None or before.get("overlays") == painted:
             return now | {"overlays": before.get("overlays")}, digest, overwriting
@@ -272,12 +265,10 @@ def _is_of(labels: Path, maps: str, look: str, image: Path, overwriting: bool) -
     if not digest or overwriting or place == path_digest(image):
         return False
     raise DataError(
-        explain(
-            labels,
-            found=f"the map of another image than {image}, under the same name",
-            expected="results of the same images to go on with",
-            remedy=f"choose another folder, or replace these results with {option('--overwrite')}",
-        )
+        labels,
+        found=f"the map of another image than {image}, under the same name",
+        expected="results of the same images to go on with",
+        remedy=f"choose another folder, or replace these results with {option('--overwrite')}",
     )
 
 

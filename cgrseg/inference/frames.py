@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.input_files import refuse_special
 
 #: Endings of files that are taken for videos.
@@ -76,12 +76,10 @@ class Clip:
             refuse_special(path)
         except OSError as error:
             raise DataError(
-                explain(
-                    path,
-                    found=f"the file cannot be read ({error.strerror or error})",
-                    expected="a video",
-                    remedy="check the path and the permissions",
-                )
+                path,
+                found=f"the file cannot be read ({error.strerror or error})",
+                expected="a video",
+                remedy="check the path and the permissions",
             ) from error
         # A thread may still read ahead when a signal ends the work: FFmpeg's memory must not be
         # freed under it.
@@ -137,13 +135,11 @@ class Clip:
 
     def _damaged(self, found: str) -> DataError:
         return DataError(
-            explain(
-                self.path,
-                found=found,
-                expected=f"a whole video ({', '.join(VIDEO_SUFFIXES)})",
-                remedy="play it to see whether it is damaged; `ffmpeg -i IN OUT.mp4` rewrites what "
-                "can be saved and other formats",
-            )
+            self.path,
+            found=found,
+            expected=f"a whole video ({', '.join(VIDEO_SUFFIXES)})",
+            remedy="play it to see whether it is damaged; `ffmpeg -i IN OUT.mp4` rewrites what "
+            "can be saved and other formats",
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from cgrseg.errors import DataError, explain, option
+from cgrseg.errors import DataError, option
 from cgrseg.files import write_json
 from cgrseg.inference.folder import made_by
 from cgrseg.inference.predictor import Predictor
@@ -105,10 +105,8 @@ class PaintRecord:
 
     def _refusal(self, found: str) -> DataError:
         return DataError(
-            explain(
-                self.target,
-                found=f"{found} (see {self.path.name})",
-                expected="a free name, or this clip painted in the same way",
-                remedy=f"choose another folder, or replace it with {option('--overwrite')}",
-            )
+            self.target,
+            found=f"{found} (see {self.path.name})",
+            expected="a free name, or this clip painted in the same way",
+            remedy=f"choose another folder, or replace it with {option('--overwrite')}",
         )

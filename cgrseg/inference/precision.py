@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AnyPrecision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -66,12 +66,10 @@ def check_precision(name: str, setting: str = "precision") -> Precision:
     """
     if name not in DTYPES:
         raise ConfigError(
-            explain(
-                setting,
-                found=repr(name),
-                expected="auto, fp32, bf16 or fp16",
-                remedy="choose one of these, or leave it out for fp32",
-            )
+            setting,
+            found=repr(name),
+            expected="auto, fp32, bf16 or fp16",
+            remedy="choose one of these, or leave it out for fp32",
         )
     return name
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.data.image_io import write_image, write_label_png
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.visual.overlay import class_shares, overlay, with_legend
 from cgrseg.visual.palette import colorize
 
@@ -151,12 +151,10 @@ class Prediction:
         """
         if len(self.classes) > 256:
             raise DataError(
-                explain(
-                    path,
-                    found=f"labels of {len(self.classes)} classes",
-                    expected="ids from 0 to 255, which is what an indexed PNG holds",
-                    remedy="use `labels` from Python and write it as 16-bit or as .npy",
-                )
+                path,
+                found=f"labels of {len(self.classes)} classes",
+                expected="ids from 0 to 255, which is what an indexed PNG holds",
+                remedy="use `labels` from Python and write it as 16-bit or as .npy",
             )
         write_label_png(path, self.labels.astype(np.uint8), self.palette, note=note)
 

@@ -81,12 +81,10 @@ class Predictor:
         for what, given in (("classes", len(classes)), ("palette", len(palette))):
             if given != count:
                 raise ConfigError(
-                    explain(
-                        what,
-                        found=f"{given} entries",
-                        expected=f"{count}, one for each output of the network",
-                        remedy="give the list that the network was trained with",
-                    )
+                    what,
+                    found=f"{given} entries",
+                    expected=f"{count}, one for each output of the network",
+                    remedy="give the list that the network was trained with",
                 )
         self.classes = check_class_names(classes, "classes", error=ConfigError)
         self.palette = tuple(palette)
@@ -217,12 +215,10 @@ class Predictor:
         """
         if not 1 <= batch_size <= LARGEST_BATCH:
             raise ConfigError(
-                explain(
-                    "batch_size",
-                    found=repr(batch_size),
-                    expected=f"1 to {LARGEST_BATCH}",
-                    remedy="correct it, or leave it out for its default",
-                )
+                "batch_size",
+                found=repr(batch_size),
+                expected=f"1 to {LARGEST_BATCH}",
+                remedy="correct it, or leave it out for its default",
             )
         single = isinstance(sources, (str, Path, bytes, bytearray, memoryview))
         single = single or callable(getattr(sources, "read", None))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_io import FULL_BITS, decode_image, read_image
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.inference.frames import Frame
 
 Image = NDArray[np.uint8]
@@ -70,12 +70,10 @@ def find_images(
     for image in renamed:
         if image.name in taken:
             raise DataError(
-                explain(
-                    image.path,
-                    found=f"its results would have the same name as those of {taken[image.name]}",
-                    expected="names that differ",
-                    remedy="give the folder above both, whose structure the results then keep",
-                )
+                image.path,
+                found=f"its results would have the same name as those of {taken[image.name]}",
+                expected="names that differ",
+                remedy="give the folder above both, whose structure the results then keep",
             )
         taken[image.name] = image.path
     return renamed
@@ -85,12 +83,10 @@ def _behind(entry: str | Path) -> list[FoundImage]:
     path = Path(entry)
     if not str(entry).strip():
         raise DataError(
-            explain(
-                "IMAGES",
-                found="an empty name, as an unset variable of the shell gives it",
-                expected="a file, a folder or a pattern",
-                remedy="check the variable; the working folder is called '.'",
-            )
+            "IMAGES",
+            found="an empty name, as an unset variable of the shell gives it",
+            expected="a file, a folder or a pattern",
+            remedy="check the variable; the working folder is called '.'",
         )
     if path.is_dir():
         files = _images_below(path)
@@ -109,12 +105,10 @@ def _behind(entry: str | Path) -> list[FoundImage]:
         what = "no such file or folder, and no image matches it as a pattern"
     if not found:
         raise DataError(
-            explain(
-                entry,
-                found=what,
-                expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
-                remedy="check the path",
-            )
+            entry,
+            found=what,
+            expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
+            remedy="check the path",
         )
     return found
 
@@ -188,25 +182,21 @@ def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
             return _from_bytes(value.tobytes(), bits)
         return _from_array(value)
     raise DataError(
-        explain(
-            "image",
-            found=f"a value of type {type(value).__name__}",
-            expected="a path, bytes or an open file, a uint8 array (H, W, 3) in RGB, a tensor, or "
-            "a Pillow image",
-            remedy="open it with Pillow, or convert it to an array of RGB values 0..255",
-        )
+        "image",
+        found=f"a value of type {type(value).__name__}",
+        expected="a path, bytes or an open file, a uint8 array (H, W, 3) in RGB, a tensor, or "
+        "a Pillow image",
+        remedy="open it with Pillow, or convert it to an array of RGB values 0..255",
     )
 
 
 def _from_bytes(content: bytes, bits: int) -> Image:
     if not content:
         raise DataError(
-            explain(
-                "image in memory",
-                found="no bytes",
-                expected="the content of an image file",
-                remedy="check where the bytes come from; a file that was read before is at its end",
-            )
+            "image in memory",
+            found="no bytes",
+            expected="the content of an image file",
+            remedy="check where the bytes come from; a file that was read before is at its end",
         )
     return decode_image(content, "image in memory", bits=bits)
 
@@ -218,12 +208,10 @@ def _from_stream(stream: Any, bits: int) -> Image:
     content = stream.read()
     if not isinstance(content, bytes):
         raise DataError(
-            explain(
-                "image",
-                found=f"an open file that gives {type(content).__name__}",
-                expected="a file opened in binary mode",
-                remedy="open it with open(path, 'rb'), or give the path",
-            )
+            "image",
+            found=f"an open file that gives {type(content).__name__}",
+            expected="a file opened in binary mode",
+            remedy="open it with open(path, 'rb'), or give the path",
         )
     return _from_bytes(content, bits)
 
@@ -237,26 +225,22 @@ def _from_tensor(tensor: torch.Tensor) -> Image:
     if not (values.ndim == 2 or first != last) or values.numel() == 0:
         both = "; channels first or last cannot be told" if first and last else ""
         raise DataError(
-            explain(
-                "image",
-                found=f"a tensor of shape {tuple(values.shape)}{both}",
-                expected="(3, H, W), (H, W, 3) or (H, W)",
-                remedy="give a batch as a list: list(batch)"
-                if values.ndim == 4
-                else "give a uint8 array (H, W, 3): tensor.permute(1, 2, 0).numpy()",
-            )
+            "image",
+            found=f"a tensor of shape {tuple(values.shape)}{both}",
+            expected="(3, H, W), (H, W, 3) or (H, W)",
+            remedy="give a batch as a list: list(batch)"
+            if values.ndim == 4
+            else "give a uint8 array (H, W, 3): tensor.permute(1, 2, 0).numpy()",
         )
     if values.is_floating_point():
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
             raise DataError(
-                explain(
-                    "image",
-                    found=f"a tensor of {values.dtype} with values from {low:.4g} to {high:.4g}",
-                    expected="values 0..1, not normalized, or uint8 values 0..255",
-                    remedy="give the image as it was before normalization; of values 0..255, "
-                    "tensor.round().to(torch.uint8)",
-                )
+                "image",
+                found=f"a tensor of {values.dtype} with values from {low:.4g} to {high:.4g}",
+                expected="values 0..1, not normalized, or uint8 values 0..255",
+                remedy="give the image as it was before normalization; of values 0..255, "
+                "tensor.round().to(torch.uint8)",
             )
         values = (values.float() * 255).round().to(torch.uint8)
     return _from_array((values.permute(1, 2, 0) if first else values).numpy())
@@ -270,12 +254,10 @@ def _from_pillow(picture: Any, bits: int) -> Image:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.mode in ("I", "F"):
         raise DataError(
-            explain(
-                "image",
-                found=f"a Pillow image of mode {picture.mode!r}, whose range is not known",
-                expected="8-bit or 16-bit grey, or colour",
-                remedy="scale it to 0..255 and convert it to 'L' or 'RGB'",
-            )
+            "image",
+            found=f"a Pillow image of mode {picture.mode!r}, whose range is not known",
+            expected="8-bit or 16-bit grey, or colour",
+            remedy="scale it to 0..255 and convert it to 'L' or 'RGB'",
         )
     return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
@@ -284,12 +266,10 @@ def _from_array(array: NDArray[Any]) -> Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not fits or array.size == 0:
         raise DataError(
-            explain(
-                "image",
-                found=f"an array of {array.dtype} with shape {array.shape}",
-                expected="uint8 values 0..255 of shape (H, W, 3) in RGB, or (H, W)",
-                remedy="scale to 0..255 and convert with .astype(numpy.uint8); move channels last",
-            )
+            "image",
+            found=f"an array of {array.dtype} with shape {array.shape}",
+            expected="uint8 values 0..255 of shape (H, W, 3) in RGB, or (H, W)",
+            remedy="scale to 0..255 and convert with .astype(numpy.uint8); move channels last",
         )
     if array.ndim == 2 or array.shape[2] == 1:
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import DatasetSpec, get_spec
-from cgrseg.errors import ConfigError, WeightsError, explain
+from cgrseg.errors import ConfigError, WeightsError
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -54,10 +54,8 @@ def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path)
         return TestConfig(**settings)
     except (ValidationError, ConfigError, TypeError) as error:
         raise WeightsError(
-            explain(
-                source,
-                found=f"test settings that cannot be used ({error})",
-                expected="those of a run, as this version writes them",
-                remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
-            )
+            source,
+            found=f"test settings that cannot be used ({error})",
+            expected="those of a run, as this version writes them",
+            remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
         ) from error

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import DataError, EnvironmentProblem, explain, option
+from cgrseg.errors import DataError, EnvironmentProblem, option
 from cgrseg.files import atomic_path
 from cgrseg.inference.frames import USUAL_RATE, Clip
 from cgrseg.inference.overlap import Behind, read_ahead
@@ -95,12 +95,10 @@ class VideoWriter:
         self._partial = self.path
         if self.path.suffix.lower() not in _CODECS:
             raise DataError(
-                explain(
-                    self.path,
-                    found=f"the ending {self.path.suffix or '(none)'}",
-                    expected=f"one of {', '.join(_CODECS)}",
-                    remedy="choose .mp4, or .webm for a clip that browsers show",
-                )
+                self.path,
+                found=f"the ending {self.path.suffix or '(none)'}",
+                expected=f"one of {', '.join(_CODECS)}",
+                remedy="choose .mp4, or .webm for a clip that browsers show",
             )
 
     def __enter__(self) -> VideoWriter:
@@ -164,12 +162,10 @@ class VideoWriter:
 
     def _not_written(self, found: str, remedy: str) -> EnvironmentProblem:
         return EnvironmentProblem(
-            explain(
-                self.path,
-                found=found,
-                expected="a video with every frame",
-                remedy=f"{remedy} ({', '.join(sorted(_CODECS))})",
-            )
+            self.path,
+            found=found,
+            expected="a video with every frame",
+            remedy=f"{remedy} ({', '.join(sorted(_CODECS))})",
         )
 
 
@@ -234,11 +230,9 @@ def _check_target(source: Path, out: Path, overwrite: bool) -> None:
     same = out.exists() and source.exists() and os.path.samefile(source, out)
     if same or (out.exists() and not overwrite):
         raise DataError(
-            explain(
-                out,
-                found="the clip itself" if same else "a file of that name",
-                expected="a name that is free",
-                remedy="choose another name"
-                + ("" if same else f", or replace it with {option('--overwrite')}"),
-            )
+            out,
+            found="the clip itself" if same else "a file of that name",
+            expected="a name that is free",
+            remedy="choose another name"
+            + ("" if same else f", or replace it with {option('--overwrite')}"),
         )

@@ -104,14 +104,12 @@ def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
     }
     if not looks_like_hub:
         raise WeightsError(
-            explain(
-                text,
-                found="there is no such file or folder",
-                expected="a .pth or .safetensors file, a folder made by save_pretrained, or a "
-                "Hugging Face hub id like 'owner/name'",
-                remedy="check the path"
-                + (f"; the folder {location.parent} holds {_listing(location.parent)}"),
-            )
+            text,
+            found="there is no such file or folder",
+            expected="a .pth or .safetensors file, a folder made by save_pretrained, or a "
+            "Hugging Face hub id like 'owner/name'",
+            remedy="check the path"
+            + (f"; the folder {location.parent} holds {_listing(location.parent)}"),
         )
     return _download(text, hub_options)
 
@@ -134,14 +132,12 @@ def _download(hub_id: str, options: dict[str, Any]) -> Path:
         )
     except Exception as error:  # the hub client raises many unrelated types
         raise WeightsError(
-            explain(
-                hub_id,
-                found=f"no such local path, and the hub did not give it ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no reason given'})",
-                expected="a local path, or a hub id that this machine can reach",
-                remedy="check the spelling and the network, or download the file by hand and "
-                "pass its path",
-            )
+            hub_id,
+            found=f"no such local path, and the hub did not give it ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no reason given'})",
+            expected="a local path, or a hub id that this machine can reach",
+            remedy="check the spelling and the network, or download the file by hand and "
+            "pass its path",
         ) from error
     return Path(folder)
 
@@ -150,12 +146,10 @@ def _read_folder(folder: Path) -> Checkpoint:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise WeightsError(
-            explain(
-                folder,
-                found=f"no model.safetensors; it holds {_listing(folder)}",
-                expected="a folder made by save_pretrained (model.safetensors and config.json)",
-                remedy="pass the weight file itself if it has another name",
-            )
+            folder,
+            found=f"no model.safetensors; it holds {_listing(folder)}",
+            expected="a folder made by save_pretrained (model.safetensors and config.json)",
+            remedy="pass the weight file itself if it has another name",
         )
     checkpoint = _read_safetensors(weights)
     config = folder / "config.json"
@@ -219,12 +213,10 @@ def _first_bytes(path: Path, count: int = 64) -> bytes:
             return stream.read(count)
     except OSError as error:
         raise WeightsError(
-            explain(
-                path,
-                found=f"it cannot be opened ({error.strerror or error})",
-                expected="a weight file that this user may read",
-                remedy="check its permissions and the disk that it lies on",
-            )
+            path,
+            found=f"it cannot be opened ({error.strerror or error})",
+            expected="a weight file that this user may read",
+            remedy="check its permissions and the disk that it lies on",
         ) from error
 
 
@@ -248,25 +240,21 @@ def _read_pickle(path: Path) -> Checkpoint:
         text = str(error)
         if "TorchScript" in text:
             raise WeightsError(
-                explain(
-                    path,
-                    found="it is a TorchScript program, not weights",
-                    expected="a state dict",
-                    remedy="save the state_dict() of the network that it was made from",
-                )
+                path,
+                found="it is a TorchScript program, not weights",
+                expected="a state dict",
+                remedy="save the state_dict() of the network that it was made from",
             ) from error
         culprit = refused_global(text) if isinstance(error, pickle.UnpicklingError) else None
         if culprit is None:
             raise WeightsError(_truncated(path, error)) from error
         raise WeightsError(
-            explain(
-                path,
-                found=f"reading it would run code: it holds `{culprit}`, which is neither a "
-                "tensor nor plain data",
-                expected="tensors, numbers, texts, lists and dictionaries only",
-                remedy="do not load it unless you trust its author; if you do, open it in an "
-                "environment of its own and save its state dict alone with torch.save",
-            )
+            path,
+            found=f"reading it would run code: it holds `{culprit}`, which is neither a "
+            "tensor nor plain data",
+            expected="tensors, numbers, texts, lists and dictionaries only",
+            remedy="do not load it unless you trust its author; if you do, open it in an "
+            "environment of its own and save its state dict alone with torch.save",
         ) from error
     return _unpack(path, content)
 
@@ -312,24 +300,20 @@ def _unpack(path: Path, content: Any) -> Checkpoint:
     if not _holds_tensors(tensors):
         names = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ""
         raise WeightsError(
-            explain(
-                path,
-                found=f"it holds no weights ({type(content).__name__}"
-                + (f" with {names})" if names else ")"),
-                expected="a state dict, bare or under 'state_dict' or 'model'",
-                remedy="save the network's state_dict() with torch.save",
-            )
+            path,
+            found=f"it holds no weights ({type(content).__name__}"
+            + (f" with {names})" if names else ")"),
+            expected="a state dict, bare or under 'state_dict' or 'model'",
+            remedy="save the network's state_dict() with torch.save",
         )
     named = {str(k): v for k, v in tensors.items() if isinstance(v, Tensor)}
     odd = next((name for name, value in named.items() if not is_dense(value)), None)
     if odd is not None:
         raise WeightsError(
-            explain(
-                path,
-                found=f"{odd} is a {_form(named[odd])} tensor of shape {tuple(named[odd].shape)}",
-                expected="dense tensors of real numbers, with a value for each element",
-                remedy="save the network's state_dict() with torch.save, from the CPU",
-            )
+            path,
+            found=f"{odd} is a {_form(named[odd])} tensor of shape {tuple(named[odd].shape)}",
+            expected="dense tensors of real numbers, with a value for each element",
+            remedy="save the network's state_dict() with torch.save, from the CPU",
         )
     return Checkpoint(str(path), _strip_prefixes(named), meta, extra, notes)
 

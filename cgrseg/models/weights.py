@@ -220,13 +220,11 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
                 "attention_bias": _bias_form(tensors),
             }
     raise WeightsError(
-        explain(
-            checkpoint.source,
-            found=f"a CGRSeg head on features of {channels} channels",
-            expected="one of "
-            + ", ".join(f"{n} {BACKBONES[t.backbone].channels[1:]}" for n, t in VARIANTS.items()),
-            remedy="build the network that it was trained with and use load_weights",
-        )
+        checkpoint.source,
+        found=f"a CGRSeg head on features of {channels} channels",
+        expected="one of "
+        + ", ".join(f"{n} {BACKBONES[t.backbone].channels[1:]}" for n, t in VARIANTS.items()),
+        remedy="build the network that it was trained with and use load_weights",
     )
 
 
@@ -331,13 +329,11 @@ def _select(checkpoint: Checkpoint, part: str) -> tuple[StateDict, bool, LoadRep
         raise WeightsError(_foreign(checkpoint))
     if part == "all":
         raise WeightsError(
-            explain(
-                checkpoint.source,
-                found="weights of an EfficientFormerV2 backbone, without a segmentation head",
-                expected="a CGRSeg checkpoint (names that begin with backbone. and decode_head.)",
-                remedy='load it with part="backbone", or set model.pretrained to start a training '
-                "from it",
-            )
+            checkpoint.source,
+            found="weights of an EfficientFormerV2 backbone, without a segmentation head",
+            expected="a CGRSeg checkpoint (names that begin with backbone. and decode_head.)",
+            remedy='load it with part="backbone", or set model.pretrained to start a training '
+            "from it",
         )
     return {f"backbone.{k.removeprefix('backbone.')}": v for k, v in tensors.items()}, True, report
 

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.ops.resize_plan import axis_plan
 from cgrseg.ops.windows import Cells, Windows, best_class, where_true
 
@@ -161,12 +161,10 @@ def upsample_topk(
     windows = _open(logits, size, input_size, crop)
     if not 1 <= k <= windows.classes:
         raise DataError(
-            explain(
-                "upsample_topk",
-                found=f"k = {k} with {windows.classes} classes",
-                expected=f"k between 1 and {windows.classes}",
-                remedy="ask for at most as many classes as there are",
-            )
+            "upsample_topk",
+            found=f"k = {k} with {windows.classes} classes",
+            expected=f"k between 1 and {windows.classes}",
+            remedy="ask for at most as many classes as there are",
         )
     return _top(windows, k)
 
@@ -353,7 +351,7 @@ def _open(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None
 
 def _check(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None) -> None:
     def refuse(found: str, expected: str, remedy: str) -> DataError:
-        return DataError(explain("upsample", found=found, expected=expected, remedy=remedy))
+        return DataError("upsample", found=found, expected=expected, remedy=remedy)
 
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape:
         raise refuse(
@@ -391,11 +389,9 @@ def _require_finite(logits: Tensor) -> None:
     if share == 0.0:
         return
     raise DataError(
-        explain(
-            "upsample",
-            found=f"{100 * share:.3g} % of the logits are NaN or infinite",
-            expected="finite logits",
-            remedy="check the weights and the precision that produced them; to rule a class "
-            "out, give it a low finite value such as -10000 instead of -inf",
-        )
+        "upsample",
+        found=f"{100 * share:.3g} % of the logits are NaN or infinite",
+        expected="finite logits",
+        remedy="check the weights and the precision that produced them; to rule a class "
+        "out, give it a low finite value such as -10000 instead of -inf",
     )

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.ops.argmax import upsample_argmax
 from cgrseg.ops.resize_plan import axis_plan
 from cgrseg.ops.windows import Windows
@@ -268,9 +268,7 @@ def _check(
     average: str,
 ) -> None:
     def refuse(found: str, expected: str, remedy: str) -> DataError:
-        return DataError(
-            explain("upsample_cross_entropy", found=found, expected=expected, remedy=remedy)
-        )
+        return DataError("upsample_cross_entropy", found=found, expected=expected, remedy=remedy)
 
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape:
         raise refuse(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.reporting.records import EvaluationRecord, evaluation_file, read_evaluation
 
 if TYPE_CHECKING:
@@ -113,12 +113,10 @@ def compare_runs(
     """
     if len(paths) < 2 or (names is not None and len(names) != len(paths)):
         raise DataError(
-            explain(
-                "comparison of runs",
-                found=f"{len(paths)} runs" + ("" if names is None else f", {len(names)} names"),
-                expected="two runs or more, and a name for each or none",
-                remedy="name the folders of at least two runs",
-            )
+            "comparison of runs",
+            found=f"{len(paths)} runs" + ("" if names is None else f", {len(names)} names"),
+            expected="two runs or more, and a name for each or none",
+            remedy="name the folders of at least two runs",
         )
     sources = [evaluation_file(path) for path in paths]
     called = list(names) if names is not None else run_names(sources)
@@ -188,12 +186,10 @@ def _load(name: str, source: Path) -> Run:
     run = Run(name, source, evaluation, counts, stems)
     if list(classes) != [record["class"] for record in evaluation["per_class"]]:
         raise DataError(
-            explain(
-                beside,
-                found="classes other than those of the .json beside it",
-                expected="both files of one evaluation",
-                remedy="evaluate again",
-            )
+            beside,
+            found="classes other than those of the .json beside it",
+            expected="both files of one evaluation",
+            remedy="evaluate again",
         )
     return run
 
@@ -254,10 +250,8 @@ def _aligned(first: Run, run: Run) -> tuple[Counts, Counts]:
 
 def _mismatch(first: Run, run: Run, found: str) -> DataError:
     return DataError(
-        explain(
-            run.source,
-            found=f"{found} than in {first.source}",
-            expected="evaluations of the same split with the same classes",
-            remedy="evaluate both on the same data",
-        )
+        run.source,
+        found=f"{found} than in {first.source}",
+        expected="evaluations of the same split with the same classes",
+        remedy="evaluate both on the same data",
     )

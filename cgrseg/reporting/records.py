@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.errors import MALFORMED, DataError, explain
+from cgrseg.errors import MALFORMED, DataError
 from cgrseg.input_files import read_input_text
 
 EVALUATION = "evaluation.json"
@@ -195,20 +195,16 @@ def evaluation_file(path: Path | str) -> Path:
         return source / found[0]
     if found:
         raise DataError(
-            explain(
-                source,
-                found=f"several evaluations ({', '.join(found)}) and no {EVALUATION}",
-                expected="one evaluation",
-                remedy=f"name the file: {source / found[0]}",
-            )
+            source,
+            found=f"several evaluations ({', '.join(found)}) and no {EVALUATION}",
+            expected="one evaluation",
+            remedy=f"name the file: {source / found[0]}",
         )
     raise DataError(
-        explain(
-            source,
-            found="no evaluation in this folder" if source.is_dir() else "there is no such file",
-            expected="a run's folder with evaluation.json in it, or such a file",
-            remedy="evaluate the checkpoint first: cgrseg evaluate [CONFIG] CHECKPOINT",
-        )
+        source,
+        found="no evaluation in this folder" if source.is_dir() else "there is no such file",
+        expected="a run's folder with evaluation.json in it, or such a file",
+        remedy="evaluate the checkpoint first: cgrseg evaluate [CONFIG] CHECKPOINT",
     )
 
 
@@ -246,10 +242,8 @@ def _checked(value: dict[str, Any], source: object) -> EvaluationRecord:
 
 def _unreadable(source: object, found: str) -> DataError:
     return DataError(
-        explain(
-            source,
-            found=found,
-            expected="scores, per_class and confusion, as an evaluation writes them",
-            remedy="evaluate again, or give the evaluation.json of a run",
-        )
+        source,
+        found=found,
+        expected="scores, per_class and confusion, as an evaluation writes them",
+        remedy="evaluate again, or give the evaluation.json of a run",
     )

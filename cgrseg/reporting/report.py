@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.locks import locking
 from cgrseg.reporting.charts import Points, bar, line_chart, reliability_chart
@@ -122,12 +122,10 @@ def _palette(report: ReportInput, target: Path) -> npt.NDArray[np.uint8]:
     palette = as_palette(report.palette)
     if len(palette) < count:
         raise DataError(
-            explain(
-                target,
-                found=f"a palette of {len(palette)} colours",
-                expected=f"one colour for each of the {count} classes",
-                remedy="give a longer palette, or none",
-            )
+            target,
+            found=f"a palette of {len(palette)} colours",
+            expected=f"one colour for each of the {count} classes",
+            remedy="give a longer palette, or none",
         )
     return palette
 

@@ -14,7 +14,7 @@ from cgrseg.config.presets import named_preset
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
-from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
+from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference.backends import TorchBackend, make_backend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.modes import segment
@@ -179,12 +179,10 @@ def _config(
         # A name in a result is no path: it never chooses a Python file to run.
         if named_preset(run) is None:
             raise ConfigError(
-                explain(
-                    source,
-                    found=f"no config.json beside it, and no preset is called {run!r}",
-                    expected="the config of the run",
-                    remedy="put the config.json of the run beside it",
-                )
+                source,
+                found=f"no config.json beside it, and no preset is called {run!r}",
+                expected="the config of the run",
+                remedy="put the config.json of the run beside it",
             )
         return load_config(run, changes)
     except CGRSegError as error:
@@ -262,13 +260,11 @@ def _samples(
         record = records[k]
         if record["image"] not in position:
             raise DataError(
-                explain(
-                    config.data.root,
-                    found=f"no image {record['image']} in split {split}",
-                    expected="the images that were evaluated",
-                    remedy="name the folder of that data: cgrseg report RUN --data-root FOLDER; "
-                    "or leave the images out: cgrseg report RUN --no-pictures",
-                )
+                config.data.root,
+                found=f"no image {record['image']} in split {split}",
+                expected="the images that were evaluated",
+                remedy="name the folder of that data: cgrseg report RUN --data-root FOLDER; "
+                "or leave the images out: cgrseg report RUN --no-pictures",
             )
         item = dataset[position[record["image"]]]
         labels = segment(backend, item["image"], test).labels
@@ -304,11 +300,9 @@ def _tell(missing: list[str], reason: str) -> None:
 
 def _another_network(where: object, found: str) -> DataError:
     return DataError(
-        explain(
-            where,
-            found=found,
-            expected="the network and the data that were evaluated",
-            remedy="name its checkpoint: cgrseg report RUN --checkpoint CHECKPOINT; evaluate "
-            "again; or leave the images out: cgrseg report RUN --no-pictures",
-        )
+        where,
+        found=found,
+        expected="the network and the data that were evaluated",
+        remedy="name its checkpoint: cgrseg report RUN --checkpoint CHECKPOINT; evaluate "
+        "again; or leave the images out: cgrseg report RUN --no-pictures",
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input_text
 
 TABLES = ("classes", "images", "confusion")
@@ -43,25 +43,21 @@ def check_targets(
     reserved = stem.name.startswith("evaluation") or stem.name in _RUNS_OWN
     if reserved or target.suffix.lower() in (".json", ".csv"):
         raise DataError(
-            explain(
-                target,
-                found=f"a page of this name, whose numbers ({numbers.name}) and tables could "
-                "replace a run's own files",
-                expected="another name, ending in .html",
-                remedy="call it report.html",
-            )
+            target,
+            found=f"a page of this name, whose numbers ({numbers.name}) and tables could "
+            "replace a run's own files",
+            expected="another name, ending in .html",
+            remedy="call it report.html",
         )
     files = [target, numbers, *(stem.with_name(f"{stem.name}_{table}.csv") for table in tables)]
     there = [file for file in files if file.exists()]
     if there and not overwrite and not (own is not None and _is_report_of(numbers, own)):
         raise DataError(
-            explain(
-                there[0],
-                found="it is there already",
-                expected=f"new files ({target.name} and what lies beside it)",
-                remedy="choose another name with `cgrseg report --out`, or replace it with "
-                "`cgrseg report --overwrite`",
-            )
+            there[0],
+            found="it is there already",
+            expected=f"new files ({target.name} and what lies beside it)",
+            remedy="choose another name with `cgrseg report --out`, or replace it with "
+            "`cgrseg report --overwrite`",
         )
 
 

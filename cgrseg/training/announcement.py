@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from cgrseg.config.schema import Config
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 from cgrseg.models.variants import imagenet_weights
 from cgrseg.training.hardware import Placement
 from cgrseg.training.resuming import Checkpoint, changed_settings
@@ -40,13 +40,11 @@ def refuse_random_backbone(config: Config) -> None:
     """
     if config.model.pretrained is None and config.train.load_from is None:
         raise ConfigError(
-            explain(
-                "model.freeze_backbone",
-                found="true, for a backbone with random weights",
-                expected="trained weights in the part that is kept as it is",
-                remedy=f"set model.pretrained={imagenet_weights(config.model.name)} or "
-                "train.load_from=CHECKPOINT",
-            )
+            "model.freeze_backbone",
+            found="true, for a backbone with random weights",
+            expected="trained weights in the part that is kept as it is",
+            remedy=f"set model.pretrained={imagenet_weights(config.model.name)} or "
+            "train.load_from=CHECKPOINT",
         )
 
 

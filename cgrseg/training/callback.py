@@ -16,7 +16,6 @@ import lightning.pytorch as lightning
 import torch
 
 from cgrseg.config.schema import Config
-from cgrseg.errors import explain
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.training.checkpointing import BEST, LATEST
 from cgrseg.training.exchange import Exchange
@@ -145,25 +144,21 @@ class RunCallback(lightning.Callback):
         if len(set(precisions)) > 1:
             chosen = [f"{name} in process {rank}" for rank, name in enumerate(precisions)]
             raise TrainingProblem(
-                explain(
-                    "train.precision",
-                    found=f"different machines, different precisions ({', '.join(chosen)})",
-                    expected="one precision in all processes",
-                    remedy="set train.precision=fp32, or bf16 if all machines compute it fast",
-                )
+                "train.precision",
+                found=f"different machines, different precisions ({', '.join(chosen)})",
+                expected="one precision in all processes",
+                remedy="set train.precision=fp32, or bf16 if all machines compute it fast",
             )
         starts = self.exchange.gather(iteration)
         if len(set(starts)) == 1:
             return
         others = [f"{start} in process {rank}" for rank, start in enumerate(starts)]
         raise TrainingProblem(
-            explain(
-                self.run_dir,
-                found=f"the processes start at different iterations ({', '.join(others)})",
-                expected="the same checkpoint everywhere",
-                remedy="put the run's folder on a file system that all machines share, or copy "
-                f"that of the first machine ({LATEST} and its tables) to every one",
-            )
+            self.run_dir,
+            found=f"the processes start at different iterations ({', '.join(others)})",
+            expected="the same checkpoint everywhere",
+            remedy="put the run's folder on a file system that all machines share, or copy "
+            f"that of the first machine ({LATEST} and its tables) to every one",
         )
 
     def _evaluates_at(self, iteration: int, evaluated: set[int]) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from cgrseg.errors import DataError, WeightsError, explain
+from cgrseg.errors import DataError, WeightsError
 from cgrseg.files import PARTIAL, atomic_write, explained
 from cgrseg.input_files import refuse_special
 from cgrseg.models.plain_pickle import are_dense, load_plain
@@ -121,46 +121,37 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
         refuse_special(source)
     except OSError as error:
         raise DataError(
-            explain(
-                source,
-                found=f"the file cannot be read ({error.strerror or error})",
-                expected="a checkpoint to resume from",
-                remedy="check the path and the permissions; a run writes latest.pth into its "
-                "folder",
-            )
+            source,
+            found=f"the file cannot be read ({error.strerror or error})",
+            expected="a checkpoint to resume from",
+            remedy="check the path and the permissions; a run writes latest.pth into its folder",
         ) from error
     try:
         checkpoint = load_plain(source)
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
         raise_machine_problem(error, source)
         raise WeightsError(
-            explain(
-                source,
-                found=f"a file that cannot be read as a checkpoint ({_first_line(error)})",
-                expected="a whole checkpoint of plain types, as our runs write them",
-                remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
-            )
+            source,
+            found=f"a file that cannot be read as a checkpoint ({_first_line(error)})",
+            expected="a whole checkpoint of plain types, as our runs write them",
+            remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
         ) from error
     needed = {"state_dict", "meta", "training"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
         raise WeightsError(
-            explain(
-                source,
-                found="weights without the state of a training (optimiser, iteration)",
-                expected=f"a {LATEST} or {PREVIOUS} that a training wrote",
-                remedy="to start a new training from these weights use load-from instead of "
-                "resume-from",
-            )
+            source,
+            found="weights without the state of a training (optimiser, iteration)",
+            expected=f"a {LATEST} or {PREVIOUS} that a training wrote",
+            remedy="to start a new training from these weights use load-from instead of "
+            "resume-from",
         )
     problem = _malformed(checkpoint)
     if problem is not None:
         raise WeightsError(
-            explain(
-                source,
-                found=f"a training state that no run writes ({problem})",
-                expected="a whole checkpoint, as our runs write them",
-                remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
-            )
+            source,
+            found=f"a training state that no run writes ({problem})",
+            expected="a whole checkpoint, as our runs write them",
+            remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
         )
     return checkpoint
 

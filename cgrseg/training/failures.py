@@ -22,7 +22,6 @@ from cgrseg.errors import (
     CGRSegError,
     ConfigError,
     EnvironmentProblem,
-    explain,
     has_option,
     option,
 )
@@ -111,14 +110,12 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
         ideas.append("data.workers=0, and closing other programs")
     ideas.append("nothing else running on this device")
     return EnvironmentProblem(
-        explain(
-            f"memory of {device}",
-            found=f"out of memory while training {config.model.name} on batches of "
-            f"{train.batch_size} images of {height}x{width} in {train.precision}"
-            + f" ({_first_line(error)})",
-            expected="room for one batch with its gradients",
-            remedy="the first of these that you can accept: " + "; ".join(ideas),
-        )
+        f"memory of {device}",
+        found=f"out of memory while training {config.model.name} on batches of "
+        f"{train.batch_size} images of {height}x{width} in {train.precision}"
+        + f" ({_first_line(error)})",
+        expected="room for one batch with its gradients",
+        remedy="the first of these that you can accept: " + "; ".join(ideas),
     )
 
 
@@ -153,13 +150,11 @@ def single_value(config: Config) -> ConfigError:
     """The message for a batch norm that sees one value only, which has no variance."""
     height, width = config.augment.crop_size
     return ConfigError(
-        explain(
-            "train.batch_size, augment.crop_size",
-            found=f"{config.train.batch_size} image of {height}x{width} per process: at the "
-            "coarsest scale that is one value per channel, and batch norm needs two",
-            expected="at least two images per process, or crops larger than 64x64",
-            remedy="set train.batch_size=2, or a larger augment.crop_size",
-        )
+        "train.batch_size, augment.crop_size",
+        found=f"{config.train.batch_size} image of {height}x{width} per process: at the "
+        "coarsest scale that is one value per channel, and batch norm needs two",
+        expected="at least two images per process, or crops larger than 64x64",
+        remedy="set train.batch_size=2, or a larger augment.crop_size",
     )
 
 
@@ -178,27 +173,23 @@ def without_worker_trace(error: CGRSegError) -> CGRSegError:
 def lost_process(error: BaseException) -> LostProcess:
     """The message for a process whose fellow has ended."""
     return LostProcess(
-        explain(
-            "another process of this training",
-            found=f"it has ended ({_first_line(error).partition('. This is')[0]})",
-            expected="all processes until the end",
-            remedy="its own message tells why (look above, or in the log of its machine); then "
-            f"go on with {option('--resume')}",
-        )
+        "another process of this training",
+        found=f"it has ended ({_first_line(error).partition('. This is')[0]})",
+        expected="all processes until the end",
+        remedy="its own message tells why (look above, or in the log of its machine); then "
+        f"go on with {option('--resume')}",
     )
 
 
 def lost_loader(config: Config, error: BaseException) -> EnvironmentProblem:
     """The message for loader processes that found no room, or were ended from outside."""
     return EnvironmentProblem(
-        explain(
-            "loader processes",
-            found=_last_line(error),
-            expected=f"room for the batches of data.workers={config.data.workers} processes in "
-            "shared memory (/dev/shm), and in the memory of the machine",
-            remedy="data.workers=0 needs no shared memory; in a container give more of it "
-            "(docker run --shm-size=8g); fewer data.workers need less of both",
-        )
+        "loader processes",
+        found=_last_line(error),
+        expected=f"room for the batches of data.workers={config.data.workers} processes in "
+        "shared memory (/dev/shm), and in the memory of the machine",
+        remedy="data.workers=0 needs no shared memory; in a container give more of it "
+        "(docker run --shm-size=8g); fewer data.workers need less of both",
     )
 
 
@@ -321,12 +312,10 @@ def bad_numbers(
         else "not a number"
     )
     return TrainingProblem(
-        explain(
-            f"{'weights after' if first is None else 'loss at'} iteration {iteration}",
-            found=f"{what}, at rate {rate:.3g}, for the batch{of} {shown}{more}",
-            expected="finite numbers; nothing was saved since, so the checkpoints are usable",
-            remedy="; ".join(ideas) + _ways_on(run_dir),
-        )
+        f"{'weights after' if first is None else 'loss at'} iteration {iteration}",
+        found=f"{what}, at rate {rate:.3g}, for the batch{of} {shown}{more}",
+        expected="finite numbers; nothing was saved since, so the checkpoints are usable",
+        remedy="; ".join(ideas) + _ways_on(run_dir),
     )
 
 

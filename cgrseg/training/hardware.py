@@ -17,7 +17,7 @@ import torch
 from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build
-from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number
 from cgrseg.inference.precision import choose_precision, slow_precision
 
 _LOG = logging.getLogger("cgrseg.training")
@@ -81,21 +81,17 @@ def find_placement(device: str = "auto") -> Placement:
     kind = {"gpu": "cuda"}.get(kind, kind)
     if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
         raise ConfigError(
-            explain(
-                "device",
-                found=repr(device),
-                expected="auto, cpu, cuda, cuda:<number> or mps",
-                remedy="leave it out to use a GPU when there is one",
-            )
+            "device",
+            found=repr(device),
+            expected="auto, cpu, cuda, cuda:<number> or mps",
+            remedy="leave it out to use a GPU when there is one",
         )
     if number and processes.get("world_size", 1) > 1:
         raise ConfigError(
-            explain(
-                "device",
-                found=f"{device} for {processes['world_size']} processes",
-                expected="a GPU of its own for each process, which their launcher deals out",
-                remedy="leave it out; CUDA_VISIBLE_DEVICES chooses the GPUs of this machine",
-            )
+            "device",
+            found=f"{device} for {processes['world_size']} processes",
+            expected="a GPU of its own for each process, which their launcher deals out",
+            remedy="leave it out; CUDA_VISIBLE_DEVICES chooses the GPUs of this machine",
         )
     if kind == "auto":
         kind = _best_kind()
@@ -153,25 +149,21 @@ def _check_gpus(index: int | None, local_processes: int) -> None:
         raise _missing(f"cuda:{index}", f"this machine has {count} GPU(s), numbered from 0")
     if local_processes > count:
         raise EnvironmentProblem(
-            explain(
-                "number of processes",
-                found=f"{local_processes} processes on a machine with {count} GPU(s)",
-                expected="at most one process per GPU",
-                remedy=f"start {count} process(es) and set train.accumulate="
-                f"{-(-local_processes // count)} to keep the images per optimiser step",
-            )
+            "number of processes",
+            found=f"{local_processes} processes on a machine with {count} GPU(s)",
+            expected="at most one process per GPU",
+            remedy=f"start {count} process(es) and set train.accumulate="
+            f"{-(-local_processes // count)} to keep the images per optimiser step",
         )
 
 
 def _missing(device: str, found: str) -> EnvironmentProblem:
     return EnvironmentProblem(
-        explain(
-            f"device {device}",
-            found=found,
-            expected="the device that was asked for",
-            remedy="check the driver and that PyTorch was installed for it "
-            "(python -m torch.utils.collect_env), or leave the device out to use the CPU",
-        )
+        f"device {device}",
+        found=found,
+        expected="the device that was asked for",
+        remedy="check the driver and that PyTorch was installed for it "
+        "(python -m torch.utils.collect_env), or leave the device out to use the CPU",
     )
 
 
@@ -224,12 +216,10 @@ def trainer_options(config: Config, placement: Placement) -> dict[str, Any]:
         placement.kind == "mps" and precision == "fp64"
     ):
         raise ConfigError(
-            explain(
-                "train.precision",
-                found=f"{precision} on {placement.kind}, which PyTorch does not offer",
-                expected="fp32 or bf16",
-                remedy="set train.precision=auto or fp32",
-            )
+            "train.precision",
+            found=f"{precision} on {placement.kind}, which PyTorch does not offer",
+            expected="fp32 or bf16",
+            remedy="set train.precision=auto or fp32",
         )
     several = placement.world_size > 1
     devices: Any = placement.local_world_size

@@ -18,7 +18,7 @@ import torch
 
 import cgrseg
 from cgrseg.config.schema import Config
-from cgrseg.errors import ConfigError, WeightsError, explain
+from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.training.checkpointing import BEST, FORMAT, LATEST, PREVIOUS, write_checkpoint
 from cgrseg.training.groups import parameter_groups
 from cgrseg.training.module import TrainingModule
@@ -160,14 +160,12 @@ def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
     except RuntimeError as error:
         lines = str(error).strip().splitlines()
         raise ConfigError(
-            explain(
-                "resume-from",
-                found="a checkpoint of another network than the settings describe "
-                f"({' '.join(line.strip() for line in lines[1:3])[:300]})",
-                expected=f"{module.config.model.name} with the same classes and context blocks",
-                remedy="resume with the config.json of that run; to start from its weights with "
-                "other settings use load-from",
-            )
+            "resume-from",
+            found="a checkpoint of another network than the settings describe "
+            f"({' '.join(line.strip() for line in lines[1:3])[:300]})",
+            expected=f"{module.config.model.name} with the same classes and context blocks",
+            remedy="resume with the config.json of that run; to start from its weights with "
+            "other settings use load-from",
         ) from error
     if module.averaged is not None:
         module.averaged.module.load_state_dict(checkpoint["state_dict"])
@@ -189,12 +187,10 @@ def refuse_other_optimizer(module: TrainingModule, checkpoint: dict[str, Any]) -
     groups = parameter_groups(module.model, module.config.optimizer)
     if [group.get("names") for group in saved["param_groups"]] != [g["names"] for g in groups]:
         raise ConfigError(
-            explain(
-                "resume-from",
-                found="different optimizer parameter groups",
-                expected="the groups that the optimizer.* settings and model.freeze_backbone make",
-                remedy="resume with these settings as that run had them, or use load-from",
-            )
+            "resume-from",
+            found="different optimizer parameter groups",
+            expected="the groups that the optimizer.* settings and model.freeze_backbone make",
+            remedy="resume with these settings as that run had them, or use load-from",
         )
     owners: dict[Any, tuple[str, torch.Tensor]] = {}
     for old, group in zip(saved["param_groups"], groups, strict=True):
@@ -241,13 +237,11 @@ def _refuse_bad_state(name: str, parameter: torch.Tensor, state: Any) -> None:
 
 def _damaged_optimizer(where: str, found: str, expected: object) -> WeightsError:
     return WeightsError(
-        explain(
-            f"resume-from, optimizer state of {where}",
-            found=found,
-            expected=f"{expected}, as a training writes it",
-            remedy=f"the checkpoint is damaged or foreign: resume from {PREVIOUS} in the same "
-            "folder, or start from its weights with load-from",
-        )
+        f"resume-from, optimizer state of {where}",
+        found=found,
+        expected=f"{expected}, as a training writes it",
+        remedy=f"the checkpoint is damaged or foreign: resume from {PREVIOUS} in the same "
+        "folder, or start from its weights with load-from",
     )
 
 

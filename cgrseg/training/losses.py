@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cgrseg.config.schema import LossConfig
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 from cgrseg.ops import upsample_accuracy, upsample_cross_entropy
 
 _DICE_SMOOTHING = 1.0
@@ -72,12 +72,10 @@ class SegmentationLoss(nn.Module):
         weights = config.class_weights
         if weights is not None and len(weights) != num_classes:
             raise ConfigError(
-                explain(
-                    "loss.class_weights",
-                    found=f"{len(weights)} numbers",
-                    expected=f"{num_classes}, one per class of the dataset",
-                    remedy="give one weight per class in id order, or leave the setting out",
-                )
+                "loss.class_weights",
+                found=f"{len(weights)} numbers",
+                expected=f"{num_classes}, one per class of the dataset",
+                remedy="give one weight per class in id order, or leave the setting out",
             )
         self.register_buffer(
             "class_weights", None if weights is None else torch.tensor(weights), persistent=False

@@ -13,7 +13,7 @@ from typing import Any
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import ConfigError, WeightsError, explain, is_first_process, option
+from cgrseg.errors import ConfigError, WeightsError, is_first_process, option
 from cgrseg.provenance import settings_digest
 from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_checkpoint
 from cgrseg.training.tables import SCORES, read_table
@@ -98,15 +98,11 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None and checkpoint.path.resolve().parent == run_dir.resolve():
         return
     raise ConfigError(
-        explain(
-            run_dir,
-            found=f"the folder of an earlier run ({present.name}); it is not overwritten",
-            expected="a folder without a run, or leave to go on with this one",
-            remedy=(
-                f"go on with {option('--resume')}, " if find_latest(run_dir) is not None else ""
-            )
-            + f"choose another {option('--work-dir')}, or move the old folder away",
-        )
+        run_dir,
+        found=f"the folder of an earlier run ({present.name}); it is not overwritten",
+        expected="a folder without a run, or leave to go on with this one",
+        remedy=(f"go on with {option('--resume')}, " if find_latest(run_dir) is not None else "")
+        + f"choose another {option('--work-dir')}, or move the old folder away",
     )
 
 
@@ -196,14 +192,12 @@ def refuse_other_data(
     if not found or accepted == token:
         return replace(checkpoint, changed_data=tuple(found))
     raise ConfigError(
-        explain(
-            checkpoint.path,
-            found="the data changed since this checkpoint: " + "; ".join(found),
-            expected="the palette, label rule and image list that the training began with",
-            remedy="restore them; or accept the data as they are now with "
-            f"train.accept_data={token}; or start a new run (another name or work_dir) with "
-            f"train.load_from={checkpoint.path}",
-        )
+        checkpoint.path,
+        found="the data changed since this checkpoint: " + "; ".join(found),
+        expected="the palette, label rule and image list that the training began with",
+        remedy="restore them; or accept the data as they are now with "
+        f"train.accept_data={token}; or start a new run (another name or work_dir) with "
+        f"train.load_from={checkpoint.path}",
     )
 
 
@@ -221,16 +215,14 @@ def _refuse_other_classes(path: Path, stored: Any, spec: DatasetSpec) -> None:
     if changed is None:
         return
     raise ConfigError(
-        explain(
-            path,
-            found=f"the class names of the data are not those of this checkpoint: {changed}\n"
-            f"  checkpoint: {listed(before)}\n  data: {listed(spec.classes)}",
-            expected="the same names in the same order: each output of the network has learned "
-            "its class",
-            remedy="restore the class list (classes.txt, data.classes, data.merge, data.rename, "
-            "data.drop); or start a new run (another name or work_dir) with "
-            f"train.load_from={path}",
-        )
+        path,
+        found=f"the class names of the data are not those of this checkpoint: {changed}\n"
+        f"  checkpoint: {listed(before)}\n  data: {listed(spec.classes)}",
+        expected="the same names in the same order: each output of the network has learned "
+        "its class",
+        remedy="restore the class list (classes.txt, data.classes, data.merge, data.rename, "
+        "data.drop); or start a new run (another name or work_dir) with "
+        f"train.load_from={path}",
     )
 
 

@@ -19,7 +19,7 @@ from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import Config
 from cgrseg.config.suggestions import meant_setting, misspelt
-from cgrseg.errors import ConfigError, explain, is_first_process, option
+from cgrseg.errors import ConfigError, is_first_process, option
 from cgrseg.inference.backends import use_threads
 from cgrseg.training.checkpointing import BEST, LATEST
 
@@ -198,22 +198,18 @@ def resolve(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict
     active = {**defaults, **flat}
     if active["mode"] not in ("train", "eval"):
         raise ConfigError(
-            explain(
-                "mode",
-                found=repr(active["mode"]),
-                expected="train or eval",
-                remedy='for example run_single_gpu("train")',
-            )
+            "mode",
+            found=repr(active["mode"]),
+            expected="train or eval",
+            remedy='for example run_single_gpu("train")',
         )
     for key in EVAL_ONLY if active["mode"] == "train" else ():
         if flat.get(key):
             raise ConfigError(
-                explain(
-                    key,
-                    found=f"{flat[key]!r} for a training",
-                    expected=f"{key} in mode eval only; a training has {EVAL_ONLY[key]}",
-                    remedy="leave it out",
-                )
+                key,
+                found=f"{flat[key]!r} for a training",
+                expected=f"{key} in mode eval only; a training has {EVAL_ONLY[key]}",
+                remedy="leave it out",
             )
     usual = load_config(DEFAULT_CONFIG)
     changes: dict[str, Any] = {}
@@ -265,13 +261,11 @@ def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[st
         present = [path for path in present if path.is_file()]
         if not present:
             raise ConfigError(
-                explain(
-                    "checkpoint",
-                    found=f"none given, and none in {config.run_dir}",
-                    expected="the weights to evaluate",
-                    remedy=f"give {option('--checkpoint', 'CHECKPOINT')}, or the "
-                    f"{option('--work-dir')} of a run that has one",
-                )
+                "checkpoint",
+                found=f"none given, and none in {config.run_dir}",
+                expected="the weights to evaluate",
+                remedy=f"give {option('--checkpoint', 'CHECKPOINT')}, or the "
+                f"{option('--work-dir')} of a run that has one",
             )
         checkpoint = present[0]
     result = evaluate(
@@ -318,10 +312,8 @@ def _refuse_unknown(given: Mapping[str, Any]) -> None:
     for key in given:
         if key not in known:
             raise ConfigError(
-                explain(
-                    key,
-                    found="there is no such setting",
-                    expected=", ".join(FLAGS) + ", or a dotted setting of the config",
-                    remedy=_meant(key, known),
-                )
+                key,
+                found="there is no such setting",
+                expected=", ".join(FLAGS) + ", or a dotted setting of the config",
+                remedy=_meant(key, known),
             )

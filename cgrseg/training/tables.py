@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 from cgrseg.files import atomic_write_text, explained, refuse_moved
 from cgrseg.input_files import read_input_text
 
@@ -90,12 +90,10 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
 def damaged_table(path: Path, found: str) -> DataError:
     """What is said of a table that cannot be read."""
     return DataError(
-        explain(
-            path,
-            found=f"it cannot be read as a run's table ({found})",
-            expected="a CSV file of numbers, as a training writes it",
-            remedy="the file is damaged: copy it again, or move it out of the run's folder",
-        )
+        path,
+        found=f"it cannot be read as a run's table ({found})",
+        expected="a CSV file of numbers, as a training writes it",
+        remedy="the file is damaged: copy it again, or move it out of the run's folder",
     )
 
 

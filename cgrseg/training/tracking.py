@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.config.schema import Config
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input_text
 
@@ -20,12 +20,10 @@ def wandb_logger(config: Config, run_dir: Path) -> Any:
     """
     if importlib.util.find_spec("wandb") is None:
         raise EnvironmentProblem(
-            explain(
-                "train.wandb",
-                found="the package wandb is not installed",
-                expected="it, to log to Weights & Biases",
-                remedy='install the extra (pip install "cgrseg[wandb]"), or set train.wandb=false',
-            )
+            "train.wandb",
+            found="the package wandb is not installed",
+            expected="it, to log to Weights & Biases",
+            remedy='install the extra (pip install "cgrseg[wandb]"), or set train.wandb=false',
         )
     from lightning.pytorch.loggers import WandbLogger
 

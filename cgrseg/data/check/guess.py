@@ -9,7 +9,7 @@ from cgrseg.data.catalogue import get_spec, list_specs
 from cgrseg.data.custom import CLASS_LIST, read_class_list
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES, find_folders, refuse_misplaced_root
 from cgrseg.data.file_index import cut_suffix, visible_files
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 COLOR_TABLE = "labelmap.txt"
 """Name of the color table that CVAT writes beside its masks."""
@@ -30,12 +30,10 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(
-            explain(
-                root,
-                found="no such folder",
-                expected="the folder that holds a dataset's images and labels",
-                remedy="check the path",
-            )
+            root,
+            found="no such folder",
+            expected="the folder that holds a dataset's images and labels",
+            remedy="check the path",
         )
     # "synthetic" is written in ADE20K's layout, which speaks for ADE20K's rule here.
     fitting = [name for name in list_specs() if name != "synthetic" and _fits(name, root)]
@@ -65,14 +63,11 @@ def guess_dataset(folder: Path | str) -> DataConfig:
         inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
         found = f"it holds {inside}"
     raise DataError(
-        explain(
-            root,
-            found=found,
-            expected="the layout of one dataset of the catalogue, or a custom one with "
-            f"{CLASS_LIST}",
-            remedy="name the dataset (--dataset), or write the class names into "
-            f"{class_file}, one a line in id order",
-        )
+        root,
+        found=found,
+        expected=f"the layout of one dataset of the catalogue, or a custom one with {CLASS_LIST}",
+        remedy="name the dataset (--dataset), or write the class names into "
+        f"{class_file}, one a line in id order",
     )
 
 
@@ -100,12 +95,10 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
             command = f"cgrseg data convert labelme {beside} OUT"
     if command:
         raise DataError(
-            explain(
-                root,
-                found=found,
-                expected="label maps of class ids",
-                remedy=command,
-            )
+            root,
+            found=found,
+            expected="label maps of class ids",
+            remedy=command,
         )
 
 

@@ -57,13 +57,11 @@ def draw_label(task: Task) -> np.ndarray:
             mask = _mask(annotation["segmentation"], height, width)
         except MALFORMED as error:
             raise DataError(
-                explain(
-                    f"{task.source}, image {record['file_name']}, annotation {annotation['id']}",
-                    found=f"it cannot be drawn ({type(error).__name__}: {error})",
-                    expected="a segmentation: polygons of x, y pairs, or run-length counts of the "
-                    "image's size",
-                    remedy="export it again with segmentation masks, or remove the annotation",
-                )
+                f"{task.source}, image {record['file_name']}, annotation {annotation['id']}",
+                found=f"it cannot be drawn ({type(error).__name__}: {error})",
+                expected="a segmentation: polygons of x, y pairs, or run-length counts of the "
+                "image's size",
+                remedy="export it again with segmentation masks, or remove the annotation",
             ) from error
         masks.append((int(mask.sum()), annotation["value"], mask))
     labels = np.full((height, width), unlabelled, dtype=np.uint8)
@@ -267,11 +265,9 @@ def _read(path: Path) -> dict[str, Any]:
             annotations[item["image_id"]].append(item)
     except (OSError, *MALFORMED) as error:
         raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read ({type(error).__name__}: {error})",
-                expected="a COCO instance file with images, annotations and categories",
-                remedy="export it again from the labelling tool",
-            )
+            path,
+            found=f"it cannot be read ({type(error).__name__}: {error})",
+            expected="a COCO instance file with images, annotations and categories",
+            remedy="export it again from the labelling tool",
         ) from error
     return {"names": names, "images": images, "annotations": dict(annotations)}

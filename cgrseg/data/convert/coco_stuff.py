@@ -66,12 +66,10 @@ def draw_label(task: Task) -> np.ndarray:
     if (labels == _NO_CLASS).any():
         strange = sorted(int(k) for k in np.unique(raw[labels == _NO_CLASS]))
         raise DataError(
-            explain(
-                task.source,
-                found=f"ids {strange} in field 'S', which COCO-Stuff does not use",
-                expected="0 and the 171 ids that the dataset has among 1..182",
-                remedy="extract or download the annotations again",
-            )
+            task.source,
+            found=f"ids {strange} in field 'S', which COCO-Stuff does not use",
+            expected="0 and the 171 ids that the dataset has among 1..182",
+            remedy="extract or download the annotations again",
         )
     return labels
 
@@ -107,13 +105,11 @@ def convert_coco_stuff10k(
     for folder in ("images", "annotations", "imageLists"):
         if not (root / folder).is_dir():
             raise DataError(
-                explain(
-                    root,
-                    found=f"no folder {folder!r}",
-                    expected="the raw COCO-Stuff-10k download: images/*.jpg, annotations/*.mat "
-                    "and imageLists/{train,test}.txt",
-                    remedy="extract cocostuff-10k-v1.1.zip and name the folder that it made",
-                )
+                root,
+                found=f"no folder {folder!r}",
+                expected="the raw COCO-Stuff-10k download: images/*.jpg, annotations/*.mat "
+                "and imageLists/{train,test}.txt",
+                remedy="extract cocostuff-10k-v1.1.zip and name the folder that it made",
             )
     chosen = _choose_lists(root / "imageLists", lists)
     spec = get_spec("coco_stuff10k")
@@ -162,13 +158,11 @@ def _choose_lists(folder: Path, lists: Sequence[str] | None) -> list[str]:
     missing = [name for name in wanted if name not in present]
     if missing or not wanted:
         raise DataError(
-            explain(
-                folder,
-                found=f"lists {present or 'none'}; asked for {wanted or 'those that exist'}",
-                expected="train.txt and test.txt, or one of them (all.txt says nothing about "
-                "who trains)",
-                remedy="name lists that are there, or extract the download again",
-            )
+            folder,
+            found=f"lists {present or 'none'}; asked for {wanted or 'those that exist'}",
+            expected="train.txt and test.txt, or one of them (all.txt says nothing about "
+            "who trains)",
+            remedy="name lists that are there, or extract the download again",
         )
     return wanted
 

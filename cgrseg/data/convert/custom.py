@@ -15,7 +15,7 @@ from pathlib import Path
 from cgrseg.class_names import MAX_CLASSES, check_class_names, clean_name
 from cgrseg.data.convert.runner import ConversionReport
 from cgrseg.data.custom import CLASS_LIST, read_class_list
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 IGNORE = 255
 
@@ -110,13 +110,11 @@ def settle_classes(
         names = check_class_names(given, where, most=MAX_CLASSES)
         if known is not None and known != names[: len(known)]:
             raise DataError(
-                explain(
-                    layout.class_file,
-                    found=f"the classes {', '.join(known)}",
-                    expected=f"{', '.join(names)}, as given now",
-                    remedy="use the classes that are there (new ones go to the end), or another "
-                    "output folder",
-                )
+                layout.class_file,
+                found=f"the classes {', '.join(known)}",
+                expected=f"{', '.join(names)}, as given now",
+                remedy="use the classes that are there (new ones go to the end), or another "
+                "output folder",
             )
     elif known is not None:
         names, where = known, layout.class_file
@@ -141,12 +139,10 @@ def settle_classes(
         remedy = "add the background's name to the class names"
     if problem:
         raise DataError(
-            explain(
-                where,
-                found=problem,
-                expected=f"1 to {MAX_CLASSES} different names",
-                remedy=remedy,
-            )
+            where,
+            found=problem,
+            expected=f"1 to {MAX_CLASSES} different names",
+            remedy=remedy,
         )
     return ClassTable(names, tuple(ignored), background)
 
@@ -159,12 +155,10 @@ def written_name(value: object, where: object) -> str:
     """
     if not isinstance(value, str):
         raise DataError(
-            explain(
-                where,
-                found=f"the class name {value!r}",
-                expected="a text",
-                remedy="correct the name in the labeling tool, and export again",
-            )
+            where,
+            found=f"the class name {value!r}",
+            expected="a text",
+            remedy="correct the name in the labeling tool, and export again",
         )
     remedy = "correct the name in the labeling tool, and export again"
     return check_class_names([value], where, places=["this place"], remedy=remedy)[0]
@@ -193,24 +187,20 @@ def refuse_unused_ignored(where: object, ignored: Iterable[str], names: Sequence
     told = unused_ignored(ignored, names)
     if told:
         raise DataError(
-            explain(
-                where,
-                found="; ".join(told),
-                expected=f"names among {', '.join(names)}",
-                remedy="correct the spelling in --ignore",
-            )
+            where,
+            found="; ".join(told),
+            expected=f"names among {', '.join(names)}",
+            remedy="correct the spelling in --ignore",
         )
 
 
 def unknown_class(where: object, name: str, table: ClassTable) -> DataError:
     """The error for a class name that the table does not have."""
     return DataError(
-        explain(
-            where,
-            found=f"the class {name!r}",
-            expected=f"one of {', '.join(table.classes)}",
-            remedy=f"correct it, add it at the end of the class names, or --ignore {name!r}",
-        )
+        where,
+        found=f"the class {name!r}",
+        expected=f"one of {', '.join(table.classes)}",
+        remedy=f"correct it, add it at the end of the class names, or --ignore {name!r}",
     )
 
 

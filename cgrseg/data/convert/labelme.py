@@ -68,12 +68,10 @@ def read_labelme(path: Path) -> dict[str, Any]:
         }
     except (OSError, *MALFORMED) as error:
         raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read ({type(error).__name__}: {error})",
-                expected="LabelMe's JSON with shapes, imagePath, imageHeight and imageWidth",
-                remedy="open it in LabelMe and save it again, or move it out of the folder",
-            )
+            path,
+            found=f"it cannot be read ({type(error).__name__}: {error})",
+            expected="LabelMe's JSON with shapes, imagePath, imageHeight and imageWidth",
+            remedy="open it in LabelMe and save it again, or move it out of the folder",
         ) from error
 
 
@@ -93,12 +91,10 @@ def draw_label(task: Task) -> np.ndarray:
             mask = _area(shape, labels.shape[0], labels.shape[1])
         except MALFORMED as error:
             raise DataError(
-                explain(
-                    where,
-                    found=f"it cannot be drawn ({type(error).__name__}: {error})",
-                    expected="a polygon, rectangle, circle or mask",
-                    remedy="correct or remove the shape in LabelMe",
-                )
+                where,
+                found=f"it cannot be drawn ({type(error).__name__}: {error})",
+                expected="a polygon, rectangle, circle or mask",
+                remedy="correct or remove the shape in LabelMe",
             ) from error
         try:
             labels[mask] = table.value(name)
@@ -175,12 +171,10 @@ def convert_labelme(
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not files:
         raise DataError(
-            explain(
-                folder,
-                found="no .json files" if folder.is_dir() else "no such folder",
-                expected="a folder with LabelMe's JSON files",
-                remedy="check the path",
-            )
+            folder,
+            found="no .json files" if folder.is_dir() else "no such folder",
+            expected="a folder with LabelMe's JSON files",
+            remedy="check the path",
         )
     if classes is not None and IGNORE_NAME in classes:
         classes = [name for name in classes if name != IGNORE_NAME]

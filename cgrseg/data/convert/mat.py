@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cgrseg.data.mat_process import MAT_READER, MatAnswer, ReaderDied, ReaderMissing
-from cgrseg.errors import DataError, EnvironmentProblem, explain
+from cgrseg.errors import DataError, EnvironmentProblem
 
 
 def read_label_field(path: Path, name: str, *, highest: int) -> np.ndarray:
@@ -40,32 +40,26 @@ def read_label_field(path: Path, name: str, *, highest: int) -> np.ndarray:
                 "classes); use the annotations folder of the dataset's download"
             )
         raise DataError(
-            explain(
-                path,
-                found=f"no field {name!r}, only {', '.join(answer.fields) or 'nothing'}",
-                expected=f"the label map in field {name!r}",
-                remedy=hint,
-            )
+            path,
+            found=f"no field {name!r}, only {', '.join(answer.fields) or 'nothing'}",
+            expected=f"the label map in field {name!r}",
+            remedy=hint,
         )
     labels = answer.values
     if labels is None or labels.ndim != 2 or 0 in labels.shape or labels.dtype.kind not in "uif":
         raise DataError(
-            explain(
-                path,
-                found=f"field {name!r} of {answer.form}",
-                expected="a two-dimensional array of numbers",
-                remedy="extract or download it again",
-            )
+            path,
+            found=f"field {name!r} of {answer.form}",
+            expected="a two-dimensional array of numbers",
+            remedy="extract or download it again",
         )
     whole = np.array_equal(labels, np.floor(labels)) if labels.dtype.kind == "f" else True
     if not whole or labels.min() < 0 or labels.max() > highest:
         raise DataError(
-            explain(
-                path,
-                found=f"values from {labels.min()} to {labels.max()} in field {name!r}",
-                expected=f"whole numbers from 0 to {highest}",
-                remedy="check that this is the right dataset; extract or download it again",
-            )
+            path,
+            found=f"values from {labels.min()} to {labels.max()} in field {name!r}",
+            expected=f"whole numbers from 0 to {highest}",
+            remedy="check that this is the right dataset; extract or download it again",
         )
     return labels.astype(np.uint16)
 
@@ -80,12 +74,10 @@ def only_field(path: Path) -> str:
     fields = _answer(path, "").fields
     if len(fields) != 1:
         raise DataError(
-            explain(
-                path,
-                found=f"{len(fields)} variables: {', '.join(fields) or 'none'}",
-                expected="one variable, the label map",
-                remedy="name the variable that holds the label map with --field",
-            )
+            path,
+            found=f"{len(fields)} variables: {', '.join(fields) or 'none'}",
+            expected="one variable, the label map",
+            remedy="name the variable that holds the label map with --field",
         )
     return str(fields[0])
 
@@ -94,49 +86,39 @@ def _answer(path: Path, name: str) -> MatAnswer:
     """What the reading process says of a file, if it could read it."""
     if importlib.util.find_spec("scipy") is None:
         raise EnvironmentProblem(
-            explain(
-                path,
-                found="MATLAB files need the package scipy, which is not installed",
-                expected="the extra 'convert'",
-                remedy="pip install 'cgrseg[convert]'",
-            )
+            path,
+            found="MATLAB files need the package scipy, which is not installed",
+            expected="the extra 'convert'",
+            remedy="pip install 'cgrseg[convert]'",
         )
     try:
         answer = MAT_READER.read(path, name)
     except ReaderDied as error:
         raise DataError(
-            explain(
-                path,
-                found=f"reading it ended the process that reads MATLAB files ({error})",
-                expected="an undamaged .mat file",
-                remedy="the file is damaged: extract or download it again",
-            )
+            path,
+            found=f"reading it ended the process that reads MATLAB files ({error})",
+            expected="an undamaged .mat file",
+            remedy="the file is damaged: extract or download it again",
         ) from error
     except (ReaderMissing, OSError) as error:
         raise EnvironmentProblem(
-            explain(
-                path,
-                found=f"the process that reads MATLAB files does not start ({error})",
-                expected="a process that imports scipy",
-                remedy="check `python -c 'import scipy.io'`, and that another process may start",
-            )
+            path,
+            found=f"the process that reads MATLAB files does not start ({error})",
+            expected="a process that imports scipy",
+            remedy="check `python -c 'import scipy.io'`, and that another process may start",
         ) from error
     if answer.error == "NotImplementedError":
         raise DataError(
-            explain(
-                path,
-                found="a MATLAB file of version 7.3 (HDF5)",
-                expected="version 7 or older, as the published label files are",
-                remedy="save it from MATLAB with save(..., '-v7')",
-            )
+            path,
+            found="a MATLAB file of version 7.3 (HDF5)",
+            expected="version 7 or older, as the published label files are",
+            remedy="save it from MATLAB with save(..., '-v7')",
         )
     if answer.error:
         raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read as a MATLAB file ({answer.error}: {answer.reason})",
-                expected="an undamaged .mat file",
-                remedy="extract or download it again",
-            )
+            path,
+            found=f"it cannot be read as a MATLAB file ({answer.error}: {answer.reason})",
+            expected="an undamaged .mat file",
+            remedy="extract or download it again",
         )
     return answer

@@ -67,12 +67,10 @@ def convert_mat_labels(
     layout = CustomLayout(Path(out), split)
     if classes is None:
         raise DataError(
-            explain(
-                labels,
-                found="label maps without a class list",
-                expected="the name of each stored value, from 0 on",
-                remedy="for example --classes background,road,car",
-            )
+            labels,
+            found="label maps without a class list",
+            expected="the name of each stored value, from 0 on",
+            remedy="for example --classes background,road,car",
         )
     names = check_class_names(classes, "--classes", most=MAX_CLASSES)
     ignored = [clean_name(name) for name in ignored]
@@ -133,13 +131,11 @@ def draw_label(task: Task) -> np.ndarray:
     strange = np.unique(stored[(stored >= len(lookup)) & (stored != IGNORE)])
     if strange.size:
         raise DataError(
-            explain(
-                task.source,
-                found=f"values without a name: {', '.join(map(str, strange[:8]))}",
-                expected=f"values from 0 to {len(lookup) - 1}, the {len(lookup)} names of "
-                "--classes, or 255",
-                remedy="name each stored value from 0 on; a name that --ignore repeats is left out",
-            )
+            task.source,
+            found=f"values without a name: {', '.join(map(str, strange[:8]))}",
+            expected=f"values from 0 to {len(lookup) - 1}, the {len(lookup)} names of "
+            "--classes, or 255",
+            remedy="name each stored value from 0 on; a name that --ignore repeats is left out",
         )
     return known[stored]
 

@@ -94,12 +94,10 @@ def draw_from_regions(task: Task) -> np.ndarray:
                 raise ValueError(f"category {category} is not among 1..{HIGHEST_ID}")
         except MALFORMED as error:
             raise DataError(
-                explain(
-                    f"{task.source}, image {record['file_name']}, region {region.get('id')}",
-                    found=f"it cannot be decoded ({error})",
-                    expected="a run-length encoded mask of the image's size",
-                    remedy="download the file again",
-                )
+                f"{task.source}, image {record['file_name']}, region {region.get('id')}",
+                found=f"it cannot be decoded ({error})",
+                expected="a run-length encoded mask of the image's size",
+                remedy="download the file again",
             ) from error
         labels[mask] = to_59()[category]
     return labels
@@ -144,12 +142,10 @@ def convert_pascal_context(
             splits = _find_lists(target, lists)
     else:
         raise DataError(
-            explain(
-                origin,
-                found="no such file or folder",
-                expected="trainval_merged.json, or the folder of the 459-class .mat files",
-                remedy="check the path",
-            )
+            origin,
+            found="no such file or folder",
+            expected="trainval_merged.json, or the folder of the 459-class .mat files",
+            remedy="check the path",
         )
     absent = sum(1 for task in tasks if task.image is None)
     if absent:
@@ -176,12 +172,10 @@ def _tasks_from_mat(folder: Path, target: Path) -> list[Task]:
     files = sorted(folder.glob("*.mat"))
     if not files:
         raise DataError(
-            explain(
-                folder,
-                found="no .mat files",
-                expected="one .mat file per image, as trainval.tar.gz of Pascal Context has",
-                remedy="name the folder that holds them directly",
-            )
+            folder,
+            found="no .mat files",
+            expected="one .mat file per image, as trainval.tar.gz of Pascal Context has",
+            remedy="name the folder that holds them directly",
         )
     return [_task(path, path.stem, target) for path in files]
 
@@ -227,12 +221,10 @@ def _tasks_from_json(path: Path, target: Path) -> tuple[list[Task], dict[str, li
                 splits[image["phase"]].append(stem)
     except (OSError, *MALFORMED) as error:
         raise DataError(
-            explain(
-                path,
-                found=f"it cannot be read ({type(error).__name__}: {error})",
-                expected="PASCAL in Detail's JSON with images, annos_segmentation and categories",
-                remedy="download trainval_merged.json again",
-            )
+            path,
+            found=f"it cannot be read ({type(error).__name__}: {error})",
+            expected="PASCAL in Detail's JSON with images, annos_segmentation and categories",
+            remedy="download trainval_merged.json again",
         ) from error
     return tasks, splits
 
@@ -243,12 +235,10 @@ def _check_categories(path: Path, named: Mapping[int, str]) -> None:
     for index, category in enumerate(IDS_OF_59):
         if category in named and named[category] != classes[index]:
             raise DataError(
-                explain(
-                    path,
-                    found=f"category {category} is called {named[category]!r}",
-                    expected=f"{classes[index]!r}, as in PASCAL in Detail",
-                    remedy="use the published trainval_merged.json",
-                )
+                path,
+                found=f"category {category} is called {named[category]!r}",
+                expected=f"{classes[index]!r}, as in PASCAL in Detail",
+                remedy="use the published trainval_merged.json",
             )
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.text_lists import read_lines
-from cgrseg.errors import DataError, explain, option
+from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write, atomic_write_text, make_folder, partial_folder
 from cgrseg.input_files import open_input, read_input
 
@@ -78,13 +78,10 @@ def place_image(
             return
         if not replace:
             raise DataError(
-                explain(
-                    target,
-                    found=f"another image than {source}",
-                    expected="that image, or nothing yet",
-                    remedy="choose another output folder, or replace it with "
-                    f"{option('--overwrite')}",
-                )
+                target,
+                found=f"another image than {source}",
+                expected="that image, or nothing yet",
+                remedy=f"choose another output folder, or replace it with {option('--overwrite')}",
             )
     make_folder(target.parent)
     if mode == "link" and _hard_link(source, target):
@@ -93,12 +90,10 @@ def place_image(
         stream = open_input(source)
     except OSError as error:
         raise DataError(
-            explain(
-                source,
-                found=f"it cannot be read ({error.strerror})",
-                expected="an image",
-                remedy="check the path and its permissions",
-            )
+            source,
+            found=f"it cannot be read ({error.strerror})",
+            expected="an image",
+            remedy="check the path and its permissions",
         ) from error
     with stream, atomic_write(target) as copy:
         shutil.copyfileobj(stream, copy)
@@ -125,12 +120,10 @@ def index_images(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(
-            explain(
-                folder,
-                found="no such folder",
-                expected="a folder of images",
-                remedy="check the path",
-            )
+            folder,
+            found="no such folder",
+            expected="a folder of images",
+            remedy="check the path",
         )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -139,22 +132,18 @@ def index_images(folder: Path) -> dict[str, Path]:
         stem = plain_form(path.stem)
         if stem in found:
             raise DataError(
-                explain(
-                    path,
-                    found=f"the same name as {found[stem].name} but for the suffix",
-                    expected="one image per name: image and label are paired by it",
-                    remedy="rename or remove one of the two",
-                )
+                path,
+                found=f"the same name as {found[stem].name} but for the suffix",
+                expected="one image per name: image and label are paired by it",
+                remedy="rename or remove one of the two",
             )
         found[stem] = path
     if not found:
         raise DataError(
-            explain(
-                folder,
-                found="no images",
-                expected=f"files ending in one of {', '.join(IMAGE_SUFFIXES)}",
-                remedy="check the path",
-            )
+            folder,
+            found="no images",
+            expected=f"files ending in one of {', '.join(IMAGE_SUFFIXES)}",
+            remedy="check the path",
         )
     return found
 
@@ -193,22 +182,18 @@ def read_stems(path: Path) -> list[str]:
             continue
         if "/" in stem or "\\" in stem or stem in (".", ".."):
             raise DataError(
-                explain(
-                    f"{path}, line {number}",
-                    found=repr(stem),
-                    expected="a file stem without folders",
-                    remedy="remove the folder part",
-                )
+                f"{path}, line {number}",
+                found=repr(stem),
+                expected="a file stem without folders",
+                remedy="remove the folder part",
             )
         stems[stem] = None
     if not stems:
         raise DataError(
-            explain(
-                path,
-                found="an empty list",
-                expected="one image stem a line",
-                remedy="check that this is the right file",
-            )
+            path,
+            found="an empty list",
+            expected="one image stem a line",
+            remedy="check that this is the right file",
         )
     return list(stems)
 

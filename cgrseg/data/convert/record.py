@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cgrseg.data.convert.place import same_content
 from cgrseg.data.image_io import label_note
-from cgrseg.errors import DataError, explain, option
+from cgrseg.errors import DataError, option
 from cgrseg.input_files import read_input_text
 from cgrseg.provenance import content_digest, file_state, joint_state, settings_digest
 
@@ -78,13 +78,11 @@ def refuse_collisions(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if task.label in owners:
             raise DataError(
-                explain(
-                    task.source,
-                    found=f"two label maps would be {task.label.name}; the other one is from "
-                    f"{owners[task.label]}",
-                    expected="one source for each label map",
-                    remedy="rename one of the two, or convert them into different folders",
-                )
+                task.source,
+                found=f"two label maps would be {task.label.name}; the other one is from "
+                f"{owners[task.label]}",
+                expected="one source for each label map",
+                remedy="rename one of the two, or convert them into different folders",
             )
         owners[task.label] = task.source
 
@@ -129,13 +127,10 @@ def refuse_other_settings(
         return
     before = {key: known.get(key) for key in identity}
     raise DataError(
-        explain(
-            record.parent,
-            found=f"label maps made with other settings ({RECORD_NAME} says: {before})",
-            expected=f"settings as now: {dict(identity)}",
-            remedy="choose another output folder, or make all of it anew with "
-            f"{option('--overwrite')}",
-        )
+        record.parent,
+        found=f"label maps made with other settings ({RECORD_NAME} says: {before})",
+        expected=f"settings as now: {dict(identity)}",
+        remedy=f"choose another output folder, or make all of it anew with {option('--overwrite')}",
     )
 
 
@@ -165,15 +160,13 @@ def refuse_other_sources(record: Path, sources: Mapping[str, str], tasks: Sequen
         before = sources.get(name_of(record, task))
         if before is not None and before != os.path.realpath(task.source):
             raise DataError(
-                explain(
-                    task.source,
-                    found=f"two label maps would be {task.label.name}; the other one was made "
-                    f"earlier, from {before}",
-                    expected="one source for each label map",
-                    remedy="rename one of the two, or convert them into different folders (or "
-                    f"splits); if it is the same source, moved since, {option('--overwrite')} "
-                    "makes it anew",
-                )
+                task.source,
+                found=f"two label maps would be {task.label.name}; the other one was made "
+                f"earlier, from {before}",
+                expected="one source for each label map",
+                remedy="rename one of the two, or convert them into different folders (or "
+                f"splits); if it is the same source, moved since, {option('--overwrite')} "
+                "makes it anew",
             )
 
 
@@ -184,13 +177,11 @@ def refuse_leftovers(record: Path, sources: Mapping[str, str], names: Mapping[st
     )
     if left:
         raise DataError(
-            explain(
-                record.parent / left[0],
-                found=f"{len(left)} label maps made with other settings, from sources that are "
-                f"not among these, such as {sources[left[0]]}",
-                expected="one encoding in one folder",
-                remedy="choose another output folder, or move these label maps away first",
-            )
+            record.parent / left[0],
+            found=f"{len(left)} label maps made with other settings, from sources that are "
+            f"not among these, such as {sources[left[0]]}",
+            expected="one encoding in one folder",
+            remedy="choose another output folder, or move these label maps away first",
         )
 
 
@@ -210,11 +201,9 @@ def refuse_strangers(record: Path, sources: Mapping[str, str], tasks: Sequence[T
             strangers.remove(task.image_target)
         if strangers:
             raise DataError(
-                explain(
-                    strangers[0],
-                    found="a file that this converter did not write",
-                    expected="a folder that is empty or was made by this converter",
-                    remedy="choose another output folder, or replace such files with "
-                    f"{option('--overwrite')}",
-                )
+                strangers[0],
+                found="a file that this converter did not write",
+                expected="a folder that is empty or was made by this converter",
+                remedy="choose another output folder, or replace such files with "
+                f"{option('--overwrite')}",
             )

@@ -71,13 +71,11 @@ def read_colour_table(path: Path) -> dict[Colour, str]:
         check_class_names(dict.fromkeys(table.values()), path, remedy="correct the file")
     except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            explain(
-                path,
-                found=f"it cannot be used ({getattr(error, 'strerror', None) or error})",
-                expected="one class a line, as in 'road 128 64 128', or JSON "
-                '{"road": [128, 64, 128]}',
-                remedy="correct the file",
-            )
+            path,
+            found=f"it cannot be used ({getattr(error, 'strerror', None) or error})",
+            expected="one class a line, as in 'road 128 64 128', or JSON "
+            '{"road": [128, 64, 128]}',
+            remedy="correct the file",
         ) from error
     return table
 
@@ -134,12 +132,10 @@ def draw_label(task: Task) -> np.ndarray:
 def _read_mask(path: Path) -> np.ndarray:
     if path.suffix.lower() in _LOSSY:
         raise DataError(
-            explain(
-                path,
-                found=f"a mask in the lossy format {path.suffix}",
-                expected="a lossless file (PNG): lossy ones change the colours along every border",
-                remedy="export the masks again as PNG",
-            )
+            path,
+            found=f"a mask in the lossy format {path.suffix}",
+            expected="a lossless file (PNG): lossy ones change the colours along every border",
+            remedy="export the masks again as PNG",
         )
     return read_image(path)
 
@@ -156,13 +152,10 @@ def _unknown_colours(path: Path, codes: np.ndarray, pixels: int, known: np.ndarr
         remedy += "; grey values only: if these are class ids, no conversion is needed"
     nearest = min(known, key=lambda code: _distance(int(code), int(values[order[0]])))
     return DataError(
-        explain(
-            path,
-            found=f"colours of no class: {shown}{more}; the nearest known one is "
-            f"{_rgb(int(nearest))}",
-            expected=f"only the {len(known)} colours of the table",
-            remedy=remedy,
-        )
+        path,
+        found=f"colours of no class: {shown}{more}; the nearest known one is {_rgb(int(nearest))}",
+        expected=f"only the {len(known)} colours of the table",
+        remedy=remedy,
     )
 
 
@@ -302,12 +295,10 @@ def _no_colour_table(masks: Path, found: Mapping[Colour, float]) -> DataError:
     if len(found) > 256:
         remedy = "export the masks without smoothing and never through JPEG; then " + remedy
     return DataError(
-        explain(
-            masks,
-            found=f"{len(found)} colours, and no table that names them:{lines}{more}",
-            expected="a class name for each colour",
-            remedy=remedy,
-        )
+        masks,
+        found=f"{len(found)} colours, and no table that names them:{lines}{more}",
+        expected="a class name for each colour",
+        remedy=remedy,
     )
 
 

@@ -40,7 +40,7 @@ from cgrseg.data.convert.record import (
 from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import MAX_PIXELS, label_note, read_image, write_label_png
 from cgrseg.data.parallel import Progress, run_parallel
-from cgrseg.errors import DataError, explain, option
+from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.locks import locking
 
@@ -324,20 +324,16 @@ def _refuse_other_size(
     name = task.label.stem if task.image is None else task.image.name
     if image_size is not None and image_size != size:
         raise DataError(
-            explain(
-                task.source,
-                found=f"a label map of {width}x{height} pixels for "
-                f"{name} of {image_size[1]}x{image_size[0]}",
-                expected="image and label map of one size",
-                remedy="find out which of the two was resized or rotated",
-            )
+            task.source,
+            found=f"a label map of {width}x{height} pixels for "
+            f"{name} of {image_size[1]}x{image_size[0]}",
+            expected="image and label map of one size",
+            remedy="find out which of the two was resized or rotated",
         )
     if min(size) < 1 or height * width > MAX_PIXELS:
         raise DataError(
-            explain(
-                task.source,
-                found=f"a label map of {width}x{height} pixels for {name}",
-                expected=f"1 to {MAX_PIXELS:,} pixels",
-                remedy="correct the size in the file, or export it again",
-            )
+            task.source,
+            found=f"a label map of {width}x{height} pixels for {name}",
+            expected=f"1 to {MAX_PIXELS:,} pixels",
+            remedy="correct the size in the file, or export it again",
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cgrseg.data.synthetic.classes import IGNORE_RAW, SYNTHETIC_CLASSES
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 ImageLabel = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
@@ -59,12 +59,10 @@ class ColourClassifier:
         for image, label in pairs:
             if int(label.max(initial=0)) > self.num_classes:
                 raise DataError(
-                    explain(
-                        "colour classifier",
-                        found=f"label {int(label.max())}",
-                        expected=f"0 (ignored) to {self.num_classes}",
-                        remedy="give labels in ADE20K's encoding",
-                    )
+                    "colour classifier",
+                    found=f"label {int(label.max())}",
+                    expected=f"0 (ignored) to {self.num_classes}",
+                    remedy="give labels in ADE20K's encoding",
                 )
             known = label != IGNORE_RAW
             joint = (label[known].astype(np.int64) - 1) * self.bins**3 + self._bin(image)[known]
@@ -72,12 +70,10 @@ class ColourClassifier:
             self._counts += counts.reshape(self._counts.shape)
         if not self._counts.any():
             raise DataError(
-                explain(
-                    "colour classifier",
-                    found="no labelled pixel",
-                    expected="at least one image with labels",
-                    remedy="give it the training scenes",
-                )
+                "colour classifier",
+                found="no labelled pixel",
+                expected="at least one image with labels",
+                remedy="give it the training scenes",
             )
         return self
 
@@ -130,12 +126,10 @@ def _mean_iou(classifier: ColourClassifier, pairs: list[ImageLabel], prior: floa
         confusion += np.bincount(joint, minlength=n * n).reshape(n, n)
     if not confusion.any():
         raise DataError(
-            explain(
-                "colour classifier",
-                found="no labelled pixel to score",
-                expected="at least one held-out image with labels",
-                remedy="give it the validation scenes",
-            )
+            "colour classifier",
+            found="no labelled pixel to score",
+            expected="at least one held-out image with labels",
+            remedy="give it the validation scenes",
         )
     hit = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit

@@ -16,7 +16,7 @@ from cgrseg.data.synthetic import backdrop, objects
 from cgrseg.data.synthetic.classes import IGNORE_RAW, raw_id
 from cgrseg.data.synthetic.objects import Sprite
 from cgrseg.data.synthetic.texture import Light, Mask, Paints, Picture
-from cgrseg.errors import DataError, explain
+from cgrseg.errors import DataError
 
 OVERSAMPLING = 2
 SMALLEST_SIDE = 64
@@ -102,21 +102,17 @@ def make_scene(
     """
     if min(size) < SMALLEST_SIDE:
         raise DataError(
-            explain(
-                "size of the procedural scenes",
-                found=f"{size[0]} x {size[1]} pixels (height x width)",
-                expected=f"at least {SMALLEST_SIDE} on each side",
-                remedy="ask for larger scenes",
-            )
+            "size of the procedural scenes",
+            found=f"{size[0]} x {size[1]} pixels (height x width)",
+            expected=f"at least {SMALLEST_SIDE} on each side",
+            remedy="ask for larger scenes",
         )
     if seed < 0 or index < 0:
         raise DataError(
-            explain(
-                "procedural scenes",
-                found=f"seed {seed}, index {index}",
-                expected="numbers of 0 or more",
-                remedy="choose another seed",
-            )
+            "procedural scenes",
+            found=f"seed {seed}, index {index}",
+            expected="numbers of 0 or more",
+            remedy="choose another seed",
         )
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     drawn = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)

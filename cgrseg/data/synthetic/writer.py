@@ -29,7 +29,7 @@ from cgrseg.class_names import class_list_text
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PALETTE
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
-from cgrseg.errors import DataError, explain, has_option, option
+from cgrseg.errors import DataError, has_option, option
 from cgrseg.files import (
     atomic_write_text,
     explained,
@@ -130,13 +130,11 @@ def _check_settings(train: int, val: int, size: tuple[int, int], seed: int, work
     for found, wrong in problems.items():
         if wrong:
             raise DataError(
-                explain(
-                    "procedural scenes",
-                    found=found,
-                    expected=f"1 to {VALIDATION_OFFSET} training scenes, 1 or more for validation, "
-                    f"sides of {SMALLEST_SIDE} pixels or more, seed 0 or more, 1 worker or more",
-                    remedy="change that number",
-                )
+                "procedural scenes",
+                found=found,
+                expected=f"1 to {VALIDATION_OFFSET} training scenes, 1 or more for validation, "
+                f"sides of {SMALLEST_SIDE} pixels or more, seed 0 or more, 1 worker or more",
+                remedy="change that number",
             )
 
 
@@ -161,7 +159,7 @@ def _is_there(target: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     else:
         found = "a folder with files that did not come from here"
         remedy = "choose another folder; this one is left as it is"
-    raise DataError(explain(target, found=found, expected="a new or empty folder", remedy=remedy))
+    raise DataError(target, found=found, expected="a new or empty folder", remedy=remedy)
 
 
 def _read_marker(target: Path) -> dict[str, Any] | None:

@@ -248,12 +248,10 @@ async def _image_bytes(request: Any, most: int) -> bytes:
         file = str(error)
     if file is None or isinstance(file, str):
         raise DataError(
-            explain(
-                "form",
-                found="no file in the field `file`" if file is None else file or "a damaged form",
-                expected="one file in the field `file`",
-                remedy="send it with `curl -F file=@image.jpg`",
-            )
+            "form",
+            found="no file in the field `file`" if file is None else file or "a damaged form",
+            expected="one file in the field `file`",
+            remedy="send it with `curl -F file=@image.jpg`",
         )
     content: bytes = file.file.read()
     return content
@@ -282,12 +280,10 @@ def _encoded(prediction: Prediction, wanted: Format, opacity: float) -> bytes | 
     height, width = prediction.labels.shape
     if max(height, width) > _JPEG_SIDE:
         raise DataError(
-            explain(
-                "overlay",
-                found=f"{width}x{height} pixels",
-                expected=f"at most {_JPEG_SIDE} in width and height, as JPEG has",
-                remedy="request a PNG or JSON, or make the image smaller",
-            )
+            "overlay",
+            found=f"{width}x{height} pixels",
+            expected=f"at most {_JPEG_SIDE} in width and height, as JPEG has",
+            remedy="request a PNG or JSON, or make the image smaller",
         )
     overlay = np.ascontiguousarray(prediction.overlay(opacity)[:, :, ::-1])
     done, content = cv2.imencode(".jpg", overlay)

@@ -14,7 +14,7 @@ from cgrseg.deploy.web.page_files import page_files
 from cgrseg.deploy.web.queue import PredictionQueue
 from cgrseg.deploy.web.request_filter import RequestFilter
 from cgrseg.deploy.web.service import Service
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.inference.exported.packages import need
 
 _GRACE = 5  # seconds for answers under way when the server ends
@@ -106,11 +106,9 @@ def _listen(host: str, port: int) -> socket.socket:
         else:
             remedy = "choose an address of this machine, for example --host 127.0.0.1"
         raise EnvironmentProblem(
-            explain(
-                f"{host}:{port}",
-                found=f"the server cannot listen there ({error.strerror or error})",
-                expected="an address of this machine and a free port",
-                remedy=remedy,
-            )
+            f"{host}:{port}",
+            found=f"the server cannot listen there ({error.strerror or error})",
+            expected="an address of this machine and a free port",
+            remedy=remedy,
         ) from error
     return listening

@@ -77,12 +77,10 @@ class Service:
         for name, predictor in self.models.items():
             if len(predictor.classes) > _MOST_CLASSES:
                 raise ConfigError(
-                    explain(
-                        name,
-                        found=f"{len(predictor.classes)} classes",
-                        expected=f"at most {_MOST_CLASSES}, which is what an indexed PNG holds",
-                        remedy="use `cgrseg.Predictor` from Python",
-                    )
+                    name,
+                    found=f"{len(predictor.classes)} classes",
+                    expected=f"at most {_MOST_CLASSES}, which is what an indexed PNG holds",
+                    remedy="use `cgrseg.Predictor` from Python",
                 )
 
     def predictor(self, model: str | None) -> Predictor:
@@ -94,12 +92,10 @@ class Service:
         name = next(iter(self.models)) if model is None else model
         if name not in self.models:
             raise DataError(
-                explain(
-                    "model",
-                    found=repr(name[:80]),
-                    expected=", ".join(self.models),
-                    remedy="choose one of these names",
-                )
+                "model",
+                found=repr(name[:80]),
+                expected=", ".join(self.models),
+                remedy="choose one of these names",
             )
         return self.models[name]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.errors import CGRSegError, ConfigError, WeightsError, explain
+from cgrseg.errors import CGRSegError, ConfigError, WeightsError
 from cgrseg.inference.exported.description import Description, Size
 from cgrseg.surroundings import raise_machine_problem
 
@@ -75,12 +75,10 @@ class ExportedBackend:
         """
         if self.description.gives != "logits":
             raise ConfigError(
-                explain(
-                    self._source,
-                    found="a file that gives label maps",
-                    expected="logits, which windows, several scales, mirroring and confidence need",
-                    remedy="export it again: cgrseg export CHECKPOINT --output logits",
-                )
+                self._source,
+                found="a file that gives label maps",
+                expected="logits, which windows, several scales, mirroring and confidence need",
+                remedy="export it again: cgrseg export CHECKPOINT --output logits",
             )
         height, width = batch.shape[2:]
         return self._in_parts(self.padded(batch))[:, :, : height // 8, : width // 8]
@@ -107,15 +105,13 @@ class ExportedBackend:
                 "was exported for"
             )
             raise ConfigError(
-                explain(
-                    self._source,
-                    found=f"an input of {height}x{width} pixels",
-                    expected=listed,
-                    remedy="windows of at most this (test.mode=slide)"
-                    if self.sizes is None
-                    else "export it for this size: cgrseg export CHECKPOINT --size "
-                    f"{height}x{width}; or for any size: cgrseg export CHECKPOINT",
-                )
+                self._source,
+                found=f"an input of {height}x{width} pixels",
+                expected=listed,
+                remedy="windows of at most this (test.mode=slide)"
+                if self.sizes is None
+                else "export it for this size: cgrseg export CHECKPOINT --size "
+                f"{height}x{width}; or for any size: cgrseg export CHECKPOINT",
             )
         if goal == (height, width):
             return batch
@@ -173,13 +169,11 @@ class ExportedBackend:
             told = lines[0][:200] if lines else type(error).__name__
             shape = "x".join(str(side) for side in array.shape)
             raise WeightsError(
-                explain(
-                    self._source,
-                    found=f"its runtime failed on an input of {shape} ({told})",
-                    expected="an input that the file was exported for, and memory for it",
-                    remedy="try a smaller photo or batch; export the checkpoint again with the "
-                    "versions installed here: cgrseg export CHECKPOINT --size HEIGHTxWIDTH",
-                )
+                self._source,
+                found=f"its runtime failed on an input of {shape} ({told})",
+                expected="an input that the file was exported for, and memory for it",
+                remedy="try a smaller photo or batch; export the checkpoint again with the "
+                "versions installed here: cgrseg export CHECKPOINT --size HEIGHTxWIDTH",
             ) from error
 
     def _as_input(self, batch: Tensor) -> NDArray[np.generic]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError
 
 Size = tuple[int, int]
 Side = Annotated[int, Field(ge=1, le=65_536)]
@@ -83,33 +83,27 @@ class Description(BaseModel):
         """
         if not text:
             raise WeightsError(
-                explain(
-                    path,
-                    found="a model without the description that cgrseg writes into its exports: a "
-                    "file of another program, or one that was cut short",
-                    expected="a file made by cgrseg export",
-                    remedy="export the checkpoint with cgrseg export; networks of other origin "
-                    "can be wrapped in a Backend (docs/inference.md)",
-                )
+                path,
+                found="a model without the description that cgrseg writes into its exports: a "
+                "file of another program, or one that was cut short",
+                expected="a file made by cgrseg export",
+                remedy="export the checkpoint with cgrseg export; networks of other origin "
+                "can be wrapped in a Backend (docs/inference.md)",
             )
         try:
             found = cls.model_validate_json(text)
         except ValidationError as error:
             raise WeightsError(
-                explain(
-                    path,
-                    found=f"a description that cannot be understood ({error.errors()[0]['msg']})",
-                    expected=f"format {_FORMAT}, as this version writes it",
-                    remedy="export the checkpoint again, or update cgrseg",
-                )
+                path,
+                found=f"a description that cannot be understood ({error.errors()[0]['msg']})",
+                expected=f"format {_FORMAT}, as this version writes it",
+                remedy="export the checkpoint again, or update cgrseg",
             ) from error
         if found.format != _FORMAT:
             raise WeightsError(
-                explain(
-                    path,
-                    found=f"a description of format {found.format}",
-                    expected=f"format {_FORMAT}",
-                    remedy="export the checkpoint again with this version, or update cgrseg",
-                )
+                path,
+                found=f"a description of format {found.format}",
+                expected=f"format {_FORMAT}",
+                remedy="export the checkpoint again with this version, or update cgrseg",
             )
         return found

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.errors import MALFORMED, WeightsError, explain
+from cgrseg.errors import MALFORMED, WeightsError
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
@@ -100,12 +100,10 @@ def _refuse_other_files(content: bytes, text: str | None, path: Path) -> None:
     """
     if content.count(b"location") > (text or "").encode().count(b"location"):
         raise WeightsError(
-            explain(
-                path,
-                found="an ONNX model whose tensors lie in other files",
-                expected="one file that holds everything, as cgrseg export writes it",
-                remedy="export the checkpoint again with cgrseg export",
-            )
+            path,
+            found="an ONNX model whose tensors lie in other files",
+            expected="one file that holds everything, as cgrseg export writes it",
+            remedy="export the checkpoint again with cgrseg export",
         )
 
 

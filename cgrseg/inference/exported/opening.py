@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
 from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Description
@@ -52,12 +52,10 @@ def open_exported(
     file = _existing(Path(path))
     if device is not None and str(device) not in ("auto", "cpu"):
         raise EnvironmentProblem(
-            explain(
-                f"device {device}",
-                found=f"{file.name}, an exported file, which is run on the CPU",
-                expected="cpu",
-                remedy="leave the device out, or predict with the checkpoint itself",
-            )
+            f"device {device}",
+            found=f"{file.name}, an exported file, which is run on the CPU",
+            expected="cpu",
+            remedy="leave the device out, or predict with the checkpoint itself",
         )
     suffix = file.suffix.lower()
     if precision == "auto":
@@ -65,12 +63,10 @@ def open_exported(
         precision = resolve_precision("auto", on_cpu) if suffix == ".xml" else "fp32"
     if precision != "fp32" and suffix != ".xml":
         raise ConfigError(
-            explain(
-                f"precision {precision}",
-                found=f"{file.name}, which computes in the precision that it was exported with",
-                expected="fp32",
-                remedy="leave the precision out; OpenVINO models take bf16 and fp16",
-            )
+            f"precision {precision}",
+            found=f"{file.name}, which computes in the precision that it was exported with",
+            expected="fp32",
+            remedy="leave the precision out; OpenVINO models take bf16 and fp16",
         )
     if suffix == ".onnx":
         from cgrseg.inference.exported.onnx_file import open_onnx
@@ -104,12 +100,10 @@ def _reopen(
     )
     if backend.description != description:
         raise WeightsError(
-            explain(
-                path,
-                found="another export than the Predictor had opened before it was pickled",
-                expected="the same file",
-                remedy="open the present file with Predictor.from_pretrained",
-            )
+            path,
+            found="another export than the Predictor had opened before it was pickled",
+            expected="the same file",
+            remedy="open the present file with Predictor.from_pretrained",
         )
     return backend
 
@@ -134,11 +128,9 @@ def _existing(file: Path) -> Path:
         refuse_special(file)
     except OSError as error:
         raise WeightsError(
-            explain(
-                file,
-                found=f"the file cannot be read ({error.strerror or error})",
-                expected="a file written by cgrseg export",
-                remedy="check the path and the permissions",
-            )
+            file,
+            found=f"the file cannot be read ({error.strerror or error})",
+            expected="a file written by cgrseg export",
+            remedy="check the path and the permissions",
         ) from error
     return file

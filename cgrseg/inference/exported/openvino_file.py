@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
@@ -51,12 +51,10 @@ def open_openvino(
     core = openvino.Core()
     if not weights.is_file():
         raise WeightsError(
-            explain(
-                path,
-                found=f"no {weights.name} beside it",
-                expected="both files of the model in one folder, with the same name",
-                remedy="copy the .bin file too",
-            )
+            path,
+            found=f"no {weights.name} beside it",
+            expected="both files of the model in one folder, with the same name",
+            remedy="copy the .bin file too",
         )
     content = read_input(path)
     text = _description_in(content, path)

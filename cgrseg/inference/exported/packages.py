@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 
 
 def need(package: str, purpose: object, extra: str = "export") -> Any:
@@ -24,12 +24,10 @@ def need(package: str, purpose: object, extra: str = "export") -> Any:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == package.split(".")[0]
         raise EnvironmentProblem(
-            explain(
-                purpose,
-                found=f"the package {package.split('.')[0]} is not installed"
-                if missing
-                else f"the package {package} cannot be imported ({error})",
-                expected=f"the packages of the extra [{extra}]",
-                remedy=f'pip install "cgrseg[{extra}]"',
-            )
+            purpose,
+            found=f"the package {package.split('.')[0]} is not installed"
+            if missing
+            else f"the package {package} cannot be imported ({error})",
+            expected=f"the packages of the extra [{extra}]",
+            remedy=f'pip install "cgrseg[{extra}]"',
         ) from error

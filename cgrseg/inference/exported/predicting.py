@@ -13,7 +13,7 @@ import torch
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.geometry import resize_label
 from cgrseg.data.test_transform import TestTransform
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported.backend import ExportedBackend
@@ -105,25 +105,21 @@ def fit(config: TestConfig, image: Image, sizes: Sequence[Size] | None) -> TestC
     listed = " and ".join(f"{height}x{width}" for height, width in sizes)
     if list(config.ratios) != [1.0]:
         raise ConfigError(
-            explain(
-                "test.ratios",
-                found=f"{list(config.ratios)} with a file that takes {listed} only",
-                expected="a single scale",
-                remedy="export it for any size: cgrseg export CHECKPOINT, without --size",
-            )
+            "test.ratios",
+            found=f"{list(config.ratios)} with a file that takes {listed} only",
+            expected="a single scale",
+            remedy="export it for any size: cgrseg export CHECKPOINT, without --size",
         )
     if config.mode == "slide":
         if any(tuple(config.crop_size) == size for size in sizes):
             return config
         raise ConfigError(
-            explain(
-                "test.crop_size",
-                found=f"windows of {config.crop_size[0]}x{config.crop_size[1]} with a file that "
-                f"takes {listed} only",
-                expected="windows of a size that the file takes",
-                remedy=f"set test.crop_size=[{sizes[0][0]},{sizes[0][1]}], with test.stride at "
-                "most that",
-            )
+            "test.crop_size",
+            found=f"windows of {config.crop_size[0]}x{config.crop_size[1]} with a file that "
+            f"takes {listed} only",
+            expected="windows of a size that the file takes",
+            remedy=f"set test.crop_size=[{sizes[0][0]},{sizes[0][1]}], with test.stride at "
+            "most that",
         )
     if network_size(image, config) in sizes:
         return config
@@ -192,12 +188,10 @@ def _from_labels(
     if confidence or config.mode == "slide" or list(config.ratios) != [1.0] or config.flip:
         wanted = "confidence" if confidence else "windows, several scales or mirroring"
         raise ConfigError(
-            explain(
-                "exported model",
-                found=f"{wanted} with a file that gives label maps",
-                expected="one plain look at the whole photo",
-                remedy="export it again: cgrseg export CHECKPOINT --output logits",
-            )
+            "exported model",
+            found=f"{wanted} with a file that gives label maps",
+            expected="one plain look at the whole photo",
+            remedy="export it again: cgrseg export CHECKPOINT --output logits",
         )
     transform = TestTransform(config)
     resized = transform.resize(image)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError
 from cgrseg.models.checkpoint_files import refused_global
 
 # Names below the archive's folder.  Of PyTorch 2.8 and newer; then of 2.6 and 2.7.
@@ -142,14 +142,12 @@ def checked_program(path: Path) -> io.BytesIO:
     except Exception as error:  # damaged bytes can fail in any of a dozen ways
         told = str(error) if isinstance(error, _Refused) else f"{type(error).__name__}: {error}"
         raise WeightsError(
-            explain(
-                path,
-                found=f"not a portable program as cgrseg export writes it ({told[:300]}); nothing "
-                "of it was run",
-                expected="tensors, and a graph of the operators that CGRSeg uses",
-                remedy="the file is damaged or foreign: copy it again, or export it again: "
-                "cgrseg export CHECKPOINT --format pt2",
-            )
+            path,
+            found=f"not a portable program as cgrseg export writes it ({told[:300]}); nothing "
+            "of it was run",
+            expected="tensors, and a graph of the operators that CGRSeg uses",
+            remedy="the file is damaged or foreign: copy it again, or export it again: "
+            "cgrseg export CHECKPOINT --format pt2",
         ) from error
 
 

@@ -112,13 +112,11 @@ def _compiled(path: Path, description: Description) -> Run:
             return loaded
         except Exception as error:
             raise WeightsError(
-                explain(
-                    path,
-                    found=f"a compiled package that does not load here ({str(error)[:200]})",
-                    expected=f"one compiled on such a machine with PyTorch {torch.__version__}",
-                    remedy="export it again on this machine: cgrseg export CHECKPOINT --format "
-                    "aoti; or use the portable formats pt2, onnx or openvino",
-                )
+                path,
+                found=f"a compiled package that does not load here ({str(error)[:200]})",
+                expected=f"one compiled on such a machine with PyTorch {torch.__version__}",
+                remedy="export it again on this machine: cgrseg export CHECKPOINT --format "
+                "aoti; or use the portable formats pt2, onnx or openvino",
             ) from error
 
     def run(array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import Description
 
@@ -40,12 +40,10 @@ def refuse_damage(content: bytes, description: Description, path: Path, what: st
     digest = description.file_digest.encode()
     if len(digest) != len(UNSEALED):
         raise WeightsError(
-            explain(
-                path,
-                found="an export without a digest of itself, from an earlier version",
-                expected="a file as this version writes it, whose damage can be told",
-                remedy="export the checkpoint again",
-            )
+            path,
+            found="an export without a digest of itself, from an earlier version",
+            expected="a file as this version writes it, whose damage can be told",
+            remedy="export the checkpoint again",
         )
     if hashlib.sha256(content.replace(digest, UNSEALED.encode())).digest().hex().encode() != digest:
         raise WeightsError(damaged(path, what, "its bytes are not those that were written"))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import cgrseg
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.files import explained, make_folder
 from cgrseg.input_files import open_input
 from cgrseg.surroundings import raise_machine_problem
@@ -144,12 +144,10 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
         prune(target.parent, keep=kept)
     except OSError as error:
         raise EnvironmentProblem(
-            explain(
-                target,
-                found=f"the compiled network could not be stored ({error})",
-                expected="a folder that can be written, with room for it (some 40 to 200 MB)",
-                remedy="free space, or set CGRSEG_CACHE to another folder",
-            )
+            target,
+            found=f"the compiled network could not be stored ({error})",
+            expected="a folder that can be written, with room for it (some 40 to 200 MB)",
+            remedy="free space, or set CGRSEG_CACHE to another folder",
         ) from error
     return kept
 
@@ -298,12 +296,10 @@ def _refuse_foreign(path: Path) -> None:
         by_others = f"it belongs to another user (number {known.st_uid})"
     if by_others:
         raise EnvironmentProblem(
-            explain(
-                path,
-                found=f"{by_others}, and compiled networks are machine code",
-                expected="a file or folder that this user alone may write",
-                remedy="remove it (rm -r), or set CGRSEG_CACHE to a folder of your own",
-            )
+            path,
+            found=f"{by_others}, and compiled networks are machine code",
+            expected="a file or folder that this user alone may write",
+            remedy="remove it (rm -r), or set CGRSEG_CACHE to a folder of your own",
         )
 
 
@@ -315,12 +311,10 @@ def _refuse_no_place(path: Path, error: Exception) -> None:
     if room >= wanted and "failed to map segment" not in str(error):
         return
     raise EnvironmentProblem(
-        explain(
-            place,
-            found=f"a compiled network cannot be loaded from there ({error})",
-            expected=f"{wanted:,} free bytes on a file system that may run programs (no noexec)",
-            remedy="free space, or set TMPDIR to another folder",
-        )
+        place,
+        found=f"a compiled network cannot be loaded from there ({error})",
+        expected=f"{wanted:,} free bytes on a file system that may run programs (no noexec)",
+        remedy="free space, or set TMPDIR to another folder",
     ) from error
 
 

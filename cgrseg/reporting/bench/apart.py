@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.reporting.bench.handover import command_of, job_of, reason_in, subject_of
 from cgrseg.reporting.bench.subjects import Setting
 from cgrseg.reporting.bench.timing import Clock
@@ -88,12 +88,10 @@ class Apart:
         status = self._process.wait()
         reason = reason_in(self._said.read_text(errors="replace"))
         raise EnvironmentProblem(
-            explain(
-                f"speed of {self._subject}",
-                found=f"its process ended with status {status}: {reason}",
-                expected="a process that predicts when it is asked to",
-                remedy="free memory, or leave this subject out",
-            )
+            f"speed of {self._subject}",
+            found=f"its process ended with status {status}: {reason}",
+            expected="a process that predicts when it is asked to",
+            remedy="free memory, or leave this subject out",
         )
 
 

@@ -19,7 +19,7 @@ from typing import TextIO
 
 import torch
 
-from cgrseg.errors import EnvironmentProblem, explain
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.models import CGRSeg
 from cgrseg.reporting.bench.handover import (
     command_of,
@@ -94,12 +94,10 @@ def measure_memory(
     if done.returncode:
         reason = reason_in(done.stderr)
         raise EnvironmentProblem(
-            explain(
-                f"memory of {subject}",
-                found=f"the measuring process ended with status {done.returncode}: {reason}",
-                expected="a process that predicts a few images",
-                remedy="free memory, or leave this subject out",
-            )
+            f"memory of {subject}",
+            found=f"the measuring process ended with status {done.returncode}: {reason}",
+            expected="a process that predicts a few images",
+            remedy="free memory, or leave this subject out",
         )
     return Memory(**json.loads(done.stdout))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.test_transform import TestTransform
-from cgrseg.errors import ConfigError, EnvironmentProblem, explain
+from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported import is_exported, open_exported
 from cgrseg.inference.fast import CompiledBackend, fast_form
@@ -117,12 +117,10 @@ def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
         return Ours(exported, setting.size, f"opened in {time.perf_counter() - start:.1f} s")
     if name not in _FACTORIES:
         raise ConfigError(
-            explain(
-                "--subjects",
-                found=repr(name),
-                expected=", ".join(_FACTORIES),
-                remedy="choose from these, separated by commas",
-            )
+            "--subjects",
+            found=repr(name),
+            expected=", ".join(_FACTORIES),
+            remedy="choose from these, separated by commas",
         )
     return _FACTORIES[name](model, setting)
 
@@ -284,12 +282,10 @@ class SegFormer:
             library: Any = importlib.import_module("transformers")
         except ImportError as error:
             raise EnvironmentProblem(
-                explain(
-                    name,
-                    found=f"Hugging Face's package cannot be imported ({error})",
-                    expected="the package transformers",
-                    remedy="pip install transformers, or leave this subject out",
-                )
+                name,
+                found=f"Hugging Face's package cannot be imported ({error})",
+                expected="the package transformers",
+                remedy="pip install transformers, or leave this subject out",
             ) from error
         config = library.SegformerConfig(
             hidden_sizes=list(_SEGFORMER[name]),
