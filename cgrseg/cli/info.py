@@ -13,6 +13,7 @@ import typer
 from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, make_table, model_options
 from cgrseg.cli.options import AsJson, NumClasses, Settings, size_option
+from cgrseg.extras import EXTRAS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,12 +30,6 @@ CORE = (
     "safetensors",
     "huggingface-hub",
 )
-EXTRAS = {
-    "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
-    "web": ("fastapi", "uvicorn", "python-multipart"),
-    "convert": ("scipy",),
-    "wandb": ("wandb",),
-}
 
 
 def info(
@@ -131,9 +126,8 @@ def _print_installation(console: Console, as_json: bool) -> None:
             return None
 
     if as_json:
-        packages = {
-            name: version(name) for name in (*CORE, *(n for e in EXTRAS.values() for n in e))
-        }
+        optional = [name for names in EXTRAS.values() for name in names.values()]
+        packages = {name: version(name) for name in (*CORE, *optional)}
         console.print_json(
             json.dumps(
                 {
@@ -151,7 +145,7 @@ def _print_installation(console: Console, as_json: bool) -> None:
     for name in CORE:
         console.print(f"  {name} {version(name) or 'not installed'}", markup=False)
     for extra, names in EXTRAS.items():
-        missing = [name for name in names if version(name) is None]
+        missing = [name for name in names.values() if version(name) is None]
         state = f"without {', '.join(missing)}" if missing else "complete"
         console.print(f"  extra [{extra}]: {state}", markup=False)
     console.print("devices:")

@@ -82,16 +82,14 @@ def web(
       cgrseg web small.pth large.onnx --port 8000
     """
     from cgrseg.deploy.web import Limits, Service, serve
-    from cgrseg.deploy.web.api import PACKAGES
     from cgrseg.deploy.web.request_filter import LOOPBACK
     from cgrseg.errors import ConfigError
+    from cgrseg.extras import require_extra
     from cgrseg.inference import Predictor
-    from cgrseg.inference.exported.packages import need
     from cgrseg.inference.precision import check_choice
     from cgrseg.processes import Terminated
 
-    for package in PACKAGES:  # before a long loading
-        need(package, "cgrseg web", "web")
+    require_extra("web", "cgrseg web")  # before a long loading
     if token is not None and not _TOKEN.fullmatch(token):
         raise ConfigError(
             "--token",

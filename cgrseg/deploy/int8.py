@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.inference.exported.packages import need
+from cgrseg.extras import require
 
 Inputs = Sequence[NDArray[np.generic]]
 
@@ -109,8 +109,8 @@ def quantise_onnx(
     Raises:
         EnvironmentProblem: ONNX Runtime is not installed, or a pattern has no node.
     """
-    onnx = need("onnx", "quantisation for onnx")
-    quantization = need("onnxruntime.quantization", "quantisation for onnx")
+    onnx = require("onnx", "quantisation for onnx")
+    quantization = require("onnxruntime.quantization", "quantisation for onnx")
     name = model.graph.input[0].name
 
     reader = _Reader(name, inputs, progress)
@@ -164,13 +164,13 @@ def _nncf() -> Any:
         before = sys.modules.get(blocked)
         sys.modules[blocked] = None  # type: ignore[assignment]  # an import fails, nothing is sent
         try:
-            need("nncf", "quantisation for openvino")
+            require("nncf", "quantisation for openvino")
         finally:
             if before is None:
                 del sys.modules[blocked]
             else:
                 sys.modules[blocked] = before
-    nncf = need("nncf", "quantisation for openvino")
+    nncf = require("nncf", "quantisation for openvino")
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -20,10 +20,10 @@ from torch.export import Dim, ExportedProgram
 
 from cgrseg.deploy.graph import ExportForm
 from cgrseg.errors import EnvironmentProblem
+from cgrseg.extras import require
 from cgrseg.inference.exported import Description, Size
 from cgrseg.inference.exported.description import KEY
 from cgrseg.inference.exported.openvino_file import file_digest
-from cgrseg.inference.exported.packages import need
 from cgrseg.inference.exported.program_file import DESCRIPTION_FILE, model_name
 from cgrseg.inference.exported.seal import UNSEALED, sealed
 from cgrseg.inference.fast.compilers import missing_compiler
@@ -68,8 +68,8 @@ def write_onnx_model(model: Any, description: Description, path: Path) -> None:
 
 def onnx_model(form: ExportForm, size: Size | None, description: Description, opset: int) -> Any:
     """An `onnx.ModelProto`, checked."""
-    onnx = need("onnx", "export as onnx")
-    need("onnxscript", "export as onnx")
+    onnx = require("onnx", "export as onnx")
+    require("onnxscript", "export as onnx")
     program = export_program(form, size, description.batch)
     with _quiet():
         exported = torch.onnx.export(
@@ -99,7 +99,7 @@ def write_openvino(model: Any, description: Description, path: Path) -> None:
         description: goes into the model's metadata.
         path: ends in `.xml`.
     """
-    openvino = need("openvino", "export as openvino")
+    openvino = require("openvino", "export as openvino")
     openvino.save_model(model, path, compress_to_fp16=False)
     digest = file_digest(path.with_suffix(".bin"))
     told = description.model_copy(update={"weights_file_digest": digest, "file_digest": UNSEALED})
@@ -110,7 +110,7 @@ def write_openvino(model: Any, description: Description, path: Path) -> None:
 
 def openvino_model(form: ExportForm, size: Size | None, description: Description) -> Any:
     """An `openvino.Model` of the network, made from its ONNX form."""
-    openvino = need("openvino", "export as openvino")
+    openvino = require("openvino", "export as openvino")
     proto = onnx_model(form, size, description, 18)
     model = openvino.Core().read_model(proto.SerializeToString(), b"")
     model.input(0).get_tensor().set_names({"image"})

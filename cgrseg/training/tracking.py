@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from cgrseg.config.schema import Config
-from cgrseg.errors import EnvironmentProblem
+from cgrseg.extras import require
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input_text
 
@@ -18,13 +17,7 @@ def wandb_logger(config: Config, run_dir: Path) -> Any:
     Raises:
         EnvironmentProblem: when the package is not installed.
     """
-    if importlib.util.find_spec("wandb") is None:
-        raise EnvironmentProblem(
-            "train.wandb",
-            found="the package wandb is not installed",
-            expected="it, to log to Weights & Biases",
-            remedy='install the extra (pip install "cgrseg[wandb]"), or set train.wandb=false',
-        )
+    require("wandb", "train.wandb", otherwise="or set train.wandb=false")
     from lightning.pytorch.loggers import WandbLogger
 
     marker = run_dir / "wandb_id.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,7 @@ from tests.training.small_run import small_config, write_dataset
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name)
-    )
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(EnvironmentProblem, match=r'pip install "cgrseg\[wandb\]"'):
         wandb_logger(Config(), tmp_path)
 

@@ -6,13 +6,13 @@ of their own (:mod:`cgrseg.data.mat_process`).
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 
 from cgrseg.data.mat_process import MAT_READER, MatAnswer, ReaderDied, ReaderMissing
 from cgrseg.errors import DataError, EnvironmentProblem
+from cgrseg.extras import require
 
 
 def read_label_field(path: Path, name: str, *, highest: int) -> np.ndarray:
@@ -84,13 +84,7 @@ def only_field(path: Path) -> str:
 
 def _answer(path: Path, name: str) -> MatAnswer:
     """What the reading process says of a file, if it could read it."""
-    if importlib.util.find_spec("scipy") is None:
-        raise EnvironmentProblem(
-            path,
-            found="MATLAB files need the package scipy, which is not installed",
-            expected="the extra 'convert'",
-            remedy="pip install 'cgrseg[convert]'",
-        )
+    require("scipy", path)
     try:
         answer = MAT_READER.read(path, name)
     except ReaderDied as error:

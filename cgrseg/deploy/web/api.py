@@ -19,11 +19,8 @@ from cgrseg.deploy.web.request_filter import INTERNAL_ERROR, LOG, SEGMENT
 from cgrseg.deploy.web.service import Refused, Service
 from cgrseg.deploy.web.uploads import Disconnected
 from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, explain
+from cgrseg.extras import require_extra
 from cgrseg.inference import Prediction
-from cgrseg.inference.exported.packages import need
-
-PACKAGES = ("fastapi", "uvicorn", "python_multipart")
-"""Import names of the extra [web]."""
 
 Format = Literal["png", "json", "jpeg"]
 TYPES: dict[str, Format] = {
@@ -87,8 +84,7 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
     Raises:
         EnvironmentProblem: packages are missing.
     """
-    for package in PACKAGES:
-        need(package, "cgrseg web", "web")
+    require_extra("web", "cgrseg web")
     from fastapi import FastAPI, Query, Request, responses
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException

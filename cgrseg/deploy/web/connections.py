@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from cgrseg.deploy.web.service import Limits
-from cgrseg.inference.exported.packages import need
+from cgrseg.extras import require
 
 _CHECK_SECONDS = 1.0
 _OTHER_FILES = 64  # file descriptors that are no connections
@@ -42,7 +42,7 @@ def most_connections(wanted: int) -> int:
 def limited_protocol(limits: Limits) -> Any:
     """A protocol class for `uvicorn.Config(http=...)` that keeps the limits."""
     most = most_connections(limits.connections)
-    h11_impl = need("uvicorn.protocols.http.h11_impl", "cgrseg web", "web")
+    h11_impl = require("uvicorn.protocols.http.h11_impl", "cgrseg web")
 
     # An extra: to the type checker a class that is only known at run time.
     class LimitedProtocol(h11_impl.H11Protocol):  # type: ignore[misc, name-defined]

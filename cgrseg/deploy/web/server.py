@@ -15,7 +15,7 @@ from cgrseg.deploy.web.queue import PredictionQueue
 from cgrseg.deploy.web.request_filter import RequestFilter
 from cgrseg.deploy.web.service import Service
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.inference.exported.packages import need
+from cgrseg.extras import require
 
 _GRACE = 5  # seconds for answers under way when the server ends
 _BACKLOG = 128
@@ -47,7 +47,7 @@ def serve(
     Raises:
         EnvironmentProblem: packages are missing, or the port is taken.
     """
-    uvicorn = need("uvicorn", "cgrseg web", "web")
+    uvicorn = require("uvicorn", "cgrseg web")
 
     # An extra: to the type checker a module that is only known at run time.
     class Server(uvicorn.Server):  # type: ignore[misc, name-defined]

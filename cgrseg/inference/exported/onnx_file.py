@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.errors import MALFORMED, WeightsError
+from cgrseg.extras import require
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
-from cgrseg.inference.exported.packages import need
 from cgrseg.inference.exported.seal import refuse_damage
 from cgrseg.input_files import read_input
 
@@ -32,7 +32,7 @@ def open_onnx(path: Path) -> tuple[Description, Run]:
         EnvironmentProblem: ONNX Runtime is not installed.
         WeightsError: a damaged file, or one of other origin.
     """
-    onnxruntime = need("onnxruntime", path)
+    onnxruntime = require("onnxruntime", path)
     content = read_input(path)
     text = _description_in(content)
     description = Description.read(text, path)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cgrseg.errors import WeightsError
+from cgrseg.extras import require
 from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
 from cgrseg.inference.exported.description import KEY, Description
-from cgrseg.inference.exported.packages import need
 from cgrseg.inference.exported.seal import refuse_damage
 from cgrseg.inference.precision import Precision, check_precision
 from cgrseg.input_files import open_input, read_input
@@ -46,7 +46,7 @@ def open_openvino(
         WeightsError: a damaged file, one without its `.bin`, or one of other origin.
     """
     check_precision(precision)
-    openvino = need("openvino", path)
+    openvino = require("openvino", path)
     weights = path.with_suffix(".bin")
     core = openvino.Core()
     if not weights.is_file():

@@ -9,7 +9,6 @@ Others can be added with :func:`register`.
 from __future__ import annotations
 
 import copy
-import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.test_transform import TestTransform
-from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.errors import ConfigError
+from cgrseg.extras import require
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported import is_exported, open_exported
 from cgrseg.inference.fast import CompiledBackend, fast_form
@@ -277,16 +277,7 @@ class SegFormer:
     preparation = "none"
 
     def __init__(self, name: str, num_classes: int, setting: Setting) -> None:
-        try:
-            # Untyped on purpose: the package is an extra, and checked code must not depend on it.
-            library: Any = importlib.import_module("transformers")
-        except ImportError as error:
-            raise EnvironmentProblem(
-                name,
-                found=f"Hugging Face's package cannot be imported ({error})",
-                expected="the package transformers",
-                remedy="pip install transformers, or leave this subject out",
-            ) from error
+        library = require("transformers", name, otherwise="or leave this subject out")
         config = library.SegformerConfig(
             hidden_sizes=list(_SEGFORMER[name]),
             depths=[2, 2, 2, 2],
@@ -304,7 +295,7 @@ class SegFormer:
 
     def decode(self, logits: Tensor) -> Labels:
         """See :class:`Subject`."""
-        outputs: Any = importlib.import_module("transformers.modeling_outputs")
+        outputs = require("transformers.modeling_outputs", "segformer")
         maps = self.processor.post_process_semantic_segmentation(
             outputs.SemanticSegmenterOutput(logits=logits), target_sizes=[self.size] * len(logits)
         )
