@@ -14,7 +14,7 @@ import pytest
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
     {"errors", "input_files", "matplotlib_import", "processes"},
-    {"extras", "files", "class_names", "provenance"},
+    {"extras", "files", "class_names", "precision", "provenance"},
     {"locks", "surroundings"},
     {"config"},
     {"data", "models", "ops", "visual"},

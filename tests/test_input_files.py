@@ -20,7 +20,7 @@ from cgrseg.data.image_io import image_size, is_jpeg, read_image, read_label, wr
 from cgrseg.data.text_lists import read_lines
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.evaluation.result import read_counts
-from cgrseg.inference.exported import open_exported
+from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.frames import Clip
 from cgrseg.inference.sources import find_images
 from cgrseg.input_files import open_input, read_input, read_input_text

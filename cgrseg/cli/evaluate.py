@@ -103,7 +103,7 @@ def evaluate(
     from cgrseg.evaluation.distributed import device_of_process
     from cgrseg.evaluation.evaluate import result_name
     from cgrseg.evaluation.result import readable_json
-    from cgrseg.inference.precision import resolve_precision
+    from cgrseg.precision import resolve_precision
 
     console = make_console()
     if format_only and (report or metric):

@@ -114,7 +114,7 @@ def predict(
     from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
     from cgrseg.inference.exported import is_exported
-    from cgrseg.inference.precision import check_choice
+    from cgrseg.precision import check_choice
 
     console = make_console()
     rank, world_size = own_share()

@@ -86,7 +86,7 @@ def web(
     from cgrseg.errors import ConfigError
     from cgrseg.extras import require_extra
     from cgrseg.inference import Predictor
-    from cgrseg.inference.precision import check_choice
+    from cgrseg.precision import check_choice
     from cgrseg.processes import Terminated
 
     require_extra("web", "cgrseg web")  # before a long loading

@@ -15,8 +15,9 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.image_io import read_image
 from cgrseg.errors import ConfigError
-from cgrseg.inference.exported import Description, ExportedBackend, Size
+from cgrseg.inference.exported import Description, Size
 from cgrseg.inference.exported.predicting import fit
+from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.inference.sources import find_images
 from cgrseg.inference.views import NetworkInput, network_size
 

@@ -23,16 +23,10 @@ from cgrseg.deploy.writers import (
     write_program,
 )
 from cgrseg.errors import ConfigError
-from cgrseg.inference.exported import (
-    Description,
-    ExportedBackend,
-    InputKind,
-    OutputKind,
-    Size,
-    open_exported,
-)
+from cgrseg.inference.exported import Description, InputKind, OutputKind, Size
 from cgrseg.inference.exported.description import Kind
 from cgrseg.inference.exported.openvino_file import open_openvino
+from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.locks import locking
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest

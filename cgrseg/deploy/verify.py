@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cgrseg.data.colour import MEAN, STD
 from cgrseg.errors import WeightsError
-from cgrseg.inference.exported import ExportedBackend, Size
+from cgrseg.inference.exported import Size
+from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.models import CGRSeg
 from cgrseg.ops import upsample_argmax
 

@@ -39,10 +39,10 @@ from cgrseg.evaluation.progress import shown_progress
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.modes import augmented
-from cgrseg.inference.precision import AnyPrecision, resolve_precision
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest
+from cgrseg.precision import AnyPrecision, resolve_precision
 
 __all__ = ["evaluate", "evaluate_model"]
 

@@ -24,7 +24,7 @@ from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported.predicting import segment_with
 from cgrseg.inference.modes import Segmentation
-from cgrseg.inference.precision import AnyPrecision
+from cgrseg.precision import AnyPrecision
 
 #: Metrics by name; all that follow from the confusion matrix are always computed.
 COUNTED = ("mIoU", "mDice", "mFscore")

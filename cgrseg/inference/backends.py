@@ -1,8 +1,7 @@
-"""What runs the network: one small interface, so that all of them can be swapped.
+"""Backends: what runs the network, behind one interface.
 
-Everything else of inference (sizes, windows, scales, decoding) only asks a backend for
-logits.  :class:`TorchBackend` runs the module as it is; faster forms of it and exported
-networks implement the same three members.
+Everything else of inference (sizes, windows, scales, decoding) asks the backend, never its
+type.
 """
 
 from __future__ import annotations
@@ -10,19 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import torch
 from torch import Tensor, nn
 
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.inference.precision import (
-    DTYPES,
-    AnyPrecision,
-    resolve_precision,
-    slow_precision,
-)
+from cgrseg.models.digest import weights_digest
+from cgrseg.precision import DTYPES, AnyPrecision, Precision, resolve_precision, slow_precision
 
 if TYPE_CHECKING:
     from cgrseg.models import CGRSeg
@@ -33,31 +30,99 @@ _LOG = logging.getLogger("cgrseg.inference")
 NETWORK_STRIDE = 32
 
 
-@runtime_checkable
-class Backend(Protocol):
-    """A network that can be asked for logits.
+class Backend:
+    """Base class of everything that runs a network.
+
+    A subclass sets `device` and `num_classes` and implements :meth:`logits`; the other members
+    have defaults.  Backends pickle: PyTorch modules among their attributes travel as bytes.
 
     Attributes:
         device: where inputs should be, and where logits come back.
         num_classes: channels of the logits, K.
+        sizes: accepted input heights and widths; None: multiples of 32.
+        output: "logits", or "labels" where only :meth:`labels` works.
+        precision: of the arithmetic.
+        compiled: whether input shapes are compiled, so that :meth:`prepare` pays.
+        seconds_preparing: time spent so far on compiling, loading and warming up.
+        has_threads: whether a runtime keeps threads of its own beside PyTorch's.
     """
 
     device: torch.device
     num_classes: int
+    sizes: Sequence[tuple[int, int]] | None = None
+    output: Literal["logits", "labels"] = "logits"
+    precision: Precision = "fp32"
+    compiled: bool = False
+    seconds_preparing: float = 0.0
+    has_threads: bool = False
 
     def logits(self, batch: Tensor) -> Tensor:
         """Logits of a batch.
 
         Args:
-            batch: float32 (N, 3, H, W), normalised, H and W multiples of 32.
+            batch: float32 (N, 3, H, W), normalized, H and W multiples of 32.
 
         Returns:
             (N, K, H / 8, W / 8), any floating type, on the device of the backend.
         """
-        ...
+        raise NotImplementedError
+
+    def labels(self, batch: Tensor) -> Tensor:
+        """Label maps (N, H, W) of a batch, where `output` is "labels"."""
+        raise NotImplementedError
+
+    def digest(self) -> str | None:
+        """SHA-256 of the weights, or of the opened file; None: unknown."""
+        return None
+
+    def prepare(self, height: int, width: int, batch: int = 1) -> object:
+        """Get ready for an input shape, so that no later image waits."""
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: _PackedModule.of(value) if isinstance(value, nn.Module) else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        try:
+            self.device = resolve_device(self.device)
+        except EnvironmentProblem:
+            _LOG.warning(
+                "%s is not there, where this Predictor comes from: it uses the CPU", self.device
+            )
+            self.device = torch.device("cpu")
+        for name, value in state.items():
+            if isinstance(value, _PackedModule):
+                setattr(self, name, value.module(self.device))
 
 
-class TorchBackend:
+@dataclass(frozen=True)
+class _PackedModule:
+    """A PyTorch module in a pickle, as bytes.
+
+    Pickled tensors are shared with worker processes through a file descriptor each, of which a
+    process may open about a thousand.
+    """
+
+    content: bytes
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _PackedModule:
+        content = io.BytesIO()
+        torch.save(module, content)
+        return cls(content.getvalue())
+
+    def module(self, device: torch.device) -> nn.Module:
+        found: nn.Module = torch.load(
+            io.BytesIO(self.content), map_location=device, weights_only=False
+        )
+        return found
+
+
+class TorchBackend(Backend):
     """The PyTorch module itself, in eval mode.
 
     Args:
@@ -76,9 +141,8 @@ class TorchBackend:
         precision: AnyPrecision = "fp32",
         channels_last: bool = False,
     ) -> None:
-        self.device = (
-            resolve_device(device) if device is not None else next(model.parameters()).device
-        )
+        home = next(model.parameters()).device
+        self.device = home if device is None else resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         if warning := slow_precision(self.device, self.precision):
             _LOG.warning(warning)
@@ -88,55 +152,23 @@ class TorchBackend:
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def logits(self, batch: Tensor) -> Tensor:
-        """See :class:`Backend`."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        batch = batch.to(self.device, memory_format=layout)
-        with torch.inference_mode(), self._autocast():
-            return self.model(batch)  # type: ignore[no-any-return]
-
     def __repr__(self) -> str:
         name = getattr(self.model, "variant", type(self.model).__name__)
         return f"TorchBackend({name}, {self.device}, {self.precision})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "model": packed(self.model)}
+    def logits(self, batch: Tensor) -> Tensor:
+        """See :class:`Backend`."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        batch = batch.to(self.device, memory_format=layout)
+        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self.precision != "fp32":
+            autocast = torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+        with torch.inference_mode(), autocast:
+            return self.model(batch)  # type: ignore[no-any-return]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.device = device_or_cpu(self.device)
-        self.model = unpacked(state["model"], self.device)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
-
-
-def packed(network: nn.Module) -> bytes:
-    """A network as bytes, for pickles of what runs it.
-
-    Worker processes get bytes as they are.  Tensors would be shared through a file descriptor
-    each, of which a process may open about a thousand.
-    """
-    content = io.BytesIO()
-    torch.save(network, content)
-    return content.getvalue()
-
-
-def unpacked(content: bytes, device: torch.device) -> nn.Module:
-    """The network that :func:`packed` made bytes of.  It is a pickle, and runs as one."""
-    network: nn.Module = torch.load(io.BytesIO(content), map_location=device, weights_only=False)
-    return network
-
-
-def device_or_cpu(device: torch.device) -> torch.device:
-    """The device that a pickle names, or with a warning the CPU where that is not there."""
-    try:
-        return resolve_device(device)
-    except EnvironmentProblem:
-        _LOG.warning("%s is not there, where this Predictor comes from: it uses the CPU", device)
-        return torch.device("cpu")
+    def digest(self) -> str:
+        """SHA-256 of the weights as they are now."""
+        return weights_digest(self.model)
 
 
 def make_backend(

@@ -24,9 +24,6 @@ from typing import Any
 from cgrseg.data.image_io import image_digest, label_note
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError, write_json
-from cgrseg.inference.backends import TorchBackend
-from cgrseg.inference.exported import ExportedBackend
-from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.frames import is_video
 from cgrseg.inference.overlap import Behind
 from cgrseg.inference.prediction import Prediction, Speed
@@ -34,7 +31,6 @@ from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.locks import locking
-from cgrseg.models.digest import weights_digest
 from cgrseg.provenance import path_digest, settings_digest
 
 RECORD = "prediction.json"
@@ -183,8 +179,8 @@ def made_by(predictor: Predictor, checkpoint: str | Path | None) -> dict[str, An
     """What decides the label maps of a predictor, in plain types: the record of its results."""
     return {
         "weights": _weights(predictor, checkpoint),
-        "precision": str(getattr(predictor.backend, "precision", "fp32")),
-        "compile": isinstance(predictor.backend, CompiledBackend),
+        "precision": predictor.backend.precision,
+        "compile": predictor.backend.compiled,
         "classes": list(predictor.classes),
         "test": predictor.test.model_dump(mode="json"),
     }
@@ -274,15 +270,9 @@ def _is_of(labels: Path, maps: str, look: str, image: Path, overwriting: bool) -
 
 def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
     """Digest of the network, or of the file that it comes from; else that file's name."""
-    if isinstance(predictor.backend, TorchBackend):
-        return weights_digest(predictor.backend.model)
-    if isinstance(predictor.backend, CompiledBackend):
-        return predictor.backend.weights
-    if isinstance(predictor.backend, ExportedBackend) and predictor.backend.description.file_digest:
-        # Of the bytes that were opened: the file may be another one by now.
-        return predictor.backend.description.file_digest
-    if checkpoint is None:
-        return None
+    known = predictor.backend.digest()
+    if known is not None or checkpoint is None:
+        return known
     files = sorted(p for p in [Path(checkpoint), *Path(checkpoint).rglob("*")] if p.is_file())
     if not files:
         return str(checkpoint)

@@ -33,17 +33,18 @@ from cgrseg.data.image_io import read_image_with_digest
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend, use_threads
 from cgrseg.inference.decode import Segmentation
-from cgrseg.inference.exported import ExportedBackend, is_exported, open_exported
+from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported.predicting import fit, segment_with
+from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.inference.frames import Frame, is_video
 from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
-from cgrseg.inference.precision import AnyPrecision
 from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.inference.stored import stored_test_settings, told_by_count
 from cgrseg.inference.views import NetworkInput, network_size
 from cgrseg.models import load_model
+from cgrseg.precision import AnyPrecision
 from cgrseg.visual.palette import make_palette
 
 
@@ -263,13 +264,12 @@ class Predictor:
         """
         start = time.perf_counter()
         images = [np.zeros((height, width, 3), dtype=np.uint8)] * batch_size
-        prepare = getattr(self.backend, "prepare", None)
-        if callable(prepare):
+        if self.backend.compiled:
             asked = _Asked(self.backend)
             segment_batch(asked, images, self.test, batch_size=batch_size)
             on_cpu = self.backend.device.type == "cpu"  # which runs a batch image by image
             for images_at_once, rows, columns in asked.shapes:
-                prepare(rows, columns, 1 if on_cpu else images_at_once)
+                self.backend.prepare(rows, columns, 1 if on_cpu else images_at_once)
         segment_with(self.backend, images, self.test, batch_size=batch_size)
         self._seen_sizes.add(self._network_size(images[0]))
         return time.perf_counter() - start
@@ -289,7 +289,7 @@ class Predictor:
             image, digest = read_image_with_digest(source, bits=self.test.image_bits)
         else:
             image = as_image(source, bits=self.test.image_bits)
-        ours = not isinstance(self.backend, ExportedBackend) and is_plain(self.test)
+        ours = self.backend.sizes is None and is_plain(self.test)
         ready = NetworkInput.of(image, self.test) if ours else None
         return Opened(image, ready, time.perf_counter() - start, digest)
 
@@ -338,7 +338,7 @@ class Predictor:
         self, images: list[Opened], size: tuple[int, int], confidence: bool
     ) -> list[tuple[Segmentation | DataError, Timing]]:
         """Label images of equal network inputs together; each gets an equal share of the time."""
-        start, once = time.perf_counter(), getattr(self.backend, "seconds_preparing", 0.0)
+        start, once = time.perf_counter(), self.backend.seconds_preparing
         found: Sequence[Segmentation | DataError]
         try:
             found = segment_with(
@@ -354,7 +354,7 @@ class Predictor:
                 return [self._label_equal([one], size, confidence)[0] for one in images]
             found = [error]
         share = (time.perf_counter() - start) / len(images)
-        waited = getattr(self.backend, "seconds_preparing", 0.0) > once
+        waited = self.backend.seconds_preparing > once
         warm = size in self._seen_sizes and not waited
         self._seen_sizes.add(size)
         return [
@@ -364,9 +364,7 @@ class Predictor:
 
     def _network_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width that the network gets for an image, by which work done once goes."""
-        if isinstance(self.backend, ExportedBackend):
-            return network_size(image, fit(self.test, image, self.backend.sizes))
-        return network_size(image, self.test)
+        return network_size(image, fit(self.test, image, self.backend.sizes))
 
 
 def _is_path_of_several(source: Any) -> bool:
@@ -381,7 +379,7 @@ def _behind(source: Any) -> list[Any]:
     return [source]
 
 
-class _Asked:
+class _Asked(Backend):
     """A backend that notes which shapes it is asked for, and computes nothing."""
 
     def __init__(self, backend: Backend) -> None:

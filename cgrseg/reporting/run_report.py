@@ -15,8 +15,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.errors import CGRSegError, ConfigError, DataError
-from cgrseg.inference.backends import TorchBackend, make_backend
-from cgrseg.inference.fast import CompiledBackend
+from cgrseg.inference.backends import make_backend
 from cgrseg.inference.modes import segment
 from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model
@@ -234,10 +233,7 @@ def _backend(
 def _is_evaluated(backend: Backend, evaluation: EvaluationRecord) -> bool:
     """Whether the weights are known to be those that were evaluated."""
     evaluated = evaluation.get("settings", {}).get("weights")
-    if evaluated is None or not isinstance(backend, (TorchBackend, CompiledBackend)):
-        return False
-    ours = weights_digest(backend.model) if isinstance(backend, TorchBackend) else backend.weights
-    return bool(ours == evaluated)
+    return evaluated is not None and bool(backend.digest() == evaluated)
 
 
 def _samples(

@@ -18,7 +18,7 @@ from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build
 from cgrseg.errors import ConfigError, EnvironmentProblem, environment_number
-from cgrseg.inference.precision import choose_precision, slow_precision
+from cgrseg.precision import choose_precision, slow_precision
 
 _LOG = logging.getLogger("cgrseg.training")
 

@@ -18,7 +18,8 @@ from cgrseg.deploy.staging import parts_of, staged
 from cgrseg.deploy.verify import verify
 from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
 from cgrseg.inference import Predictor
-from cgrseg.inference.exported import describe, open_exported
+from cgrseg.inference.exported import describe
+from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg
 from tests.inference.fixtures import photo
 

@@ -12,8 +12,9 @@ from cgrseg.deploy.verify import normalised, sample_pictures, verify
 from cgrseg.deploy.writers import write_onnx_model, write_openvino
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
-from cgrseg.inference.exported import describe, open_exported
+from cgrseg.inference.exported import describe
 from cgrseg.inference.exported.openvino_file import open_openvino
+from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import spread_weights
 from tests.inference.fixtures import photo

@@ -13,7 +13,7 @@ from cgrseg.deploy import Tolerance
 from cgrseg.deploy.export import describe_export
 from cgrseg.deploy.verify import compare, normalised, sample_pictures, verify
 from cgrseg.errors import WeightsError
-from cgrseg.inference.exported import ExportedBackend
+from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.models import CGRSeg
 from cgrseg.ops import upsample_argmax
 

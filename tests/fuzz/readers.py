@@ -36,9 +36,9 @@ from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import read_image, read_label, write_label_png
 from cgrseg.errors import DataError
 from cgrseg.evaluation.result import read_counts
-from cgrseg.inference.exported import open_exported
 from cgrseg.inference.exported.description import Description
 from cgrseg.inference.exported.seal import UNSEALED, sealed
+from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import read_checkpoint
 from cgrseg.reporting.records import read_evaluation
 from cgrseg.training.checkpointing import read_training_checkpoint

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.data.colour import MEAN, STD
+from cgrseg.inference.backends import Backend
 from cgrseg.inference.exported import Description
 
 
-class BlockBackend:
+class BlockBackend(Backend):
     """Logits that are a fixed mixture of the colours of each 8x8 block and its neighbour.
 
     Deterministic, cheap, and different for every image, so that windows, flips and scales

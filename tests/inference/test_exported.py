@@ -16,16 +16,10 @@ from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.test_transform import TestTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
-from cgrseg.inference import Predictor
-from cgrseg.inference.exported import (
-    Description,
-    ExportedBackend,
-    onnx_file,
-    opening,
-    openvino_file,
-    program_file,
-)
+from cgrseg.inference import Predictor, exported_backend
+from cgrseg.inference.exported import Description, onnx_file, opening, openvino_file, program_file
 from cgrseg.inference.exported.predicting import fit, segment_exported
+from cgrseg.inference.exported_backend import ExportedBackend
 from tests.inference.fixtures import BlockBackend, description, photo
 
 BLOCKS = BlockBackend(num_classes=7)
@@ -115,14 +109,14 @@ def test_freed_memory_is_kept_unless_a_file_is_only_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(opening, "keep_freed_memory", lambda: told.append("kept"))
+    monkeypatch.setattr(exported_backend, "keep_freed_memory", lambda: told.append("kept"))
     monkeypatch.setattr(onnx_file, "open_onnx", lambda path: (description(), lambda array: array))
     file = tmp_path / "x.onnx"
     file.touch()
     opening.describe(file)
-    opening.open_exported(file, keep_memory=False)
+    exported_backend.open_exported(file, keep_memory=False)
     assert told == []
-    opening.open_exported(file)
+    exported_backend.open_exported(file)
     assert told == ["kept"]
 
 
@@ -236,7 +230,7 @@ def test_which_files_have_threads_of_their_own(
     found = {}
     for suffix in (".onnx", ".xml", ".pt2"):
         (tmp_path / f"x{suffix}").touch()
-        found[suffix] = opening.open_exported(tmp_path / f"x{suffix}").has_threads
+        found[suffix] = exported_backend.open_exported(tmp_path / f"x{suffix}").has_threads
     assert found == {".onnx": True, ".xml": True, ".pt2": False}
 
 

@@ -258,7 +258,7 @@ GOLDEN_MODES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class WithBias:
+class WithBias(Backend):
     """A backend whose classifier has another bias.
 
     Exactly what the network with that bias gives: the classifier's bias is added to the

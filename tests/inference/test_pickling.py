@@ -17,7 +17,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.deploy import export
 from cgrseg.errors import WeightsError
 from cgrseg.inference import Predictor, TorchBackend
-from cgrseg.inference.exported import ExportedBackend
+from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
@@ -92,7 +92,7 @@ def test_an_exported_file_is_opened_again(model: CGRSeg, tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="another export"):
         pickle.loads(content)
     file.unlink()
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match="No such file"):
         pickle.loads(content)
 
 

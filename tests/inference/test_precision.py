@@ -10,14 +10,14 @@ import torch
 
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import TorchBackend, make_backend
-from cgrseg.inference.precision import (
+from cgrseg.models import create_model
+from cgrseg.precision import (
     bf16_in_hardware,
     check_choice,
     choose_precision,
     resolve_precision,
     slow_precision,
 )
-from cgrseg.models import create_model
 
 CPU = torch.device("cpu")
 

@@ -44,6 +44,8 @@ def test_timing_tells_the_first_image_of_a_size_apart() -> None:
 
 def test_warm_up_prepares_every_shape_that_the_settings_need() -> None:
     class Compiling(BlockBackend):
+        compiled = True
+
         def __init__(self) -> None:
             super().__init__(3)
             self.prepared: list[tuple[int, int, int]] = []

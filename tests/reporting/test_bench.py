@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from cgrseg.cli.bench import bench
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.inference.exported import ExportedBackend
+from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.models.digest import weights_digest
 from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights

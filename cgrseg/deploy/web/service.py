@@ -9,7 +9,6 @@ from cgrseg.data.image_io import decode_image
 from cgrseg.deploy.web.image_header import decoded_size
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference import Prediction, Predictor
-from cgrseg.inference.exported import ExportedBackend
 from cgrseg.inference.views import Image, network_size
 from cgrseg.surroundings import raise_machine_problem
 
@@ -154,9 +153,7 @@ class Service:
 
     def _bounded(self, predictor: Predictor, image: Image) -> Predictor:
         """The predictor, with sliding windows where the whole image would need too much memory."""
-        fixed = isinstance(predictor.backend, ExportedBackend) and (
-            predictor.backend.sizes is not None or predictor.backend.description.gives == "labels"
-        )
+        fixed = predictor.backend.sizes is not None or predictor.backend.output == "labels"
         height, width = network_size(image, predictor.test)
         if fixed or height * width <= self.limits.network_pixels:
             return predictor

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cgrseg.errors import WeightsError
@@ -14,6 +17,9 @@ Side = Annotated[int, Field(ge=1, le=65_536)]
 Kind = Literal["onnx", "openvino", "pt2", "aoti"]
 InputKind = Literal["normalised", "pixels"]
 OutputKind = Literal["logits", "labels"]
+
+Run = Callable[[NDArray[np.generic]], NDArray[np.generic]]
+"""An exported file in its runtime: one whole input to its output."""
 
 KEY = "cgrseg"
 """Name under which the description lies in a file's metadata."""

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from cgrseg.errors import MALFORMED, WeightsError
 from cgrseg.extras import require
-from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
-from cgrseg.inference.exported.description import KEY, Description
+from cgrseg.inference.exported.description import KEY, Description, Run
 from cgrseg.inference.exported.seal import refuse_damage
 from cgrseg.input_files import read_input
 

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from cgrseg.errors import WeightsError
 from cgrseg.extras import require
-from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
-from cgrseg.inference.exported.description import KEY, Description
+from cgrseg.inference.exported.description import KEY, Description, Run
 from cgrseg.inference.exported.seal import refuse_damage
-from cgrseg.inference.precision import Precision, check_precision
 from cgrseg.input_files import open_input, read_input
+from cgrseg.precision import Precision, check_precision
 
 _MAX_SHAPES = 4
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}

@@ -16,7 +16,6 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.decode import Segmentation
-from cgrseg.inference.exported.backend import ExportedBackend
 from cgrseg.inference.exported.description import Size
 from cgrseg.inference.modes import segment_batch
 from cgrseg.inference.views import Image, NetworkInput, network_input, network_size
@@ -42,9 +41,9 @@ def segment_with(
     Raises:
         ConfigError: a mode that a file cannot do.
     """
-    if isinstance(backend, ExportedBackend):
+    if backend.sizes is not None or backend.output == "labels" or backend.has_threads:
         return segment_exported(
-            backend, images, config, confidence=confidence, batch_size=batch_size
+            backend, images, config, confidence=confidence, batch_size=batch_size, inputs=inputs
         )
     return segment_batch(
         backend, images, config, confidence=confidence, batch_size=batch_size, inputs=inputs
@@ -52,12 +51,13 @@ def segment_with(
 
 
 def segment_exported(
-    backend: ExportedBackend,
+    backend: Backend,
     images: Sequence[Image],
     config: TestConfig,
     *,
     confidence: bool = False,
     batch_size: int | None = None,
+    inputs: Sequence[NetworkInput | None] | None = None,
 ) -> list[Segmentation]:
     """Label images with an exported file.
 
@@ -70,19 +70,25 @@ def segment_exported(
         config: scale, mode, ratios and flip.
         confidence: also give the probability of the class that won.
         batch_size: most images at a time; None: no limit.
+        inputs: made beforehand, for a file of any size.
 
     Raises:
         ConfigError: a mode that the file cannot do.
     """
     with one_thread_beside(backend, sum(image.shape[0] * image.shape[1] for image in images)):
-        if backend.sizes is None and backend.description.gives == "logits":
+        if backend.sizes is None and backend.output == "logits":
             return segment_batch(
-                backend, images, config, confidence=confidence, batch_size=batch_size
+                backend,
+                images,
+                config,
+                confidence=confidence,
+                batch_size=batch_size,
+                inputs=inputs,
             )
         found = []
         for image in images:  # each with settings of its own
             fitted = fit(config, image, backend.sizes)
-            if backend.description.gives == "labels":
+            if backend.output == "labels":
                 found.append(_from_labels(backend, image, fitted, confidence))
             else:
                 found += segment_batch(backend, [image], fitted, confidence=confidence)
@@ -146,8 +152,7 @@ def one_thread_beside(backend: Backend, pixels: int) -> Iterator[None]:
         backend: runs the network; nothing changes for those that run in PyTorch itself.
         pixels: of all photos.
     """
-    foreign = isinstance(backend, ExportedBackend) and backend.has_threads
-    if not foreign or pixels > _MOST_PIXELS:
+    if not backend.has_threads or pixels > _MOST_PIXELS:
         yield
         return
     with _ASIDE.lock:
@@ -182,7 +187,7 @@ _ASIDE = _Aside()
 
 
 def _from_labels(
-    backend: ExportedBackend, image: Image, config: TestConfig, confidence: bool
+    backend: Backend, image: Image, config: TestConfig, confidence: bool
 ) -> Segmentation:
     """One label map, cut to the photo and resized to its size by nearest neighbour."""
     if confidence or config.mode == "slide" or list(config.ratios) != [1.0] or config.flip:

@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.errors import ConfigError, WeightsError, explain, option
-from cgrseg.inference.exported.backend import Run
 from cgrseg.inference.exported.damage import damaged
-from cgrseg.inference.exported.description import Description
+from cgrseg.inference.exported.description import Description, Run
 from cgrseg.inference.exported.program_check import checked_program
 
 DESCRIPTION_FILE = "cgrseg.json"

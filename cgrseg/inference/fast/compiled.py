@@ -19,20 +19,20 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cgrseg.errors import CGRSegError
 from cgrseg.inference.allocator import keep_freed_memory
-from cgrseg.inference.backends import device_or_cpu, packed, resolve_device, unpacked
+from cgrseg.inference.backends import Backend, resolve_device
 from cgrseg.inference.fast import artefacts
 from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
-from cgrseg.inference.precision import AnyPrecision, resolve_precision, slow_precision
 from cgrseg.models import CGRSeg
 from cgrseg.models.digest import weights_digest
+from cgrseg.precision import AnyPrecision, resolve_precision, slow_precision
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -56,8 +56,8 @@ class Preparation:
     reason: str = ""
 
 
-class CompiledBackend:
-    """A :class:`~cgrseg.inference.backends.Backend` that compiles what it runs.
+class CompiledBackend(Backend):
+    """The folded network, compiled for the input shapes that come often.
 
     Args:
         model: trained; read, never changed.
@@ -81,6 +81,8 @@ class CompiledBackend:
         ConfigError: unknown precision.
         EnvironmentProblem: no such device.
     """
+
+    compiled = True
 
     def __init__(
         self,
@@ -123,18 +125,15 @@ class CompiledBackend:
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code stays behind: on a CPU the artefacts on disk are taken again.
-        return {**self.__dict__, "_network": packed(self._network), "_runners": OrderedDict()}
+        return {**super().__getstate__(), "_runners": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.device = device_or_cpu(self.device)
-        self._network = cast(FastNetwork, unpacked(state["_network"], self.device))
+        super().__setstate__(state)
         if self._keep_memory and self.device.type == "cpu":
             keep_freed_memory()
 
-    @property
-    def weights(self) -> str:
-        """Digest of the network as it was given, before it was folded."""
+    def digest(self) -> str:
+        """SHA-256 of the weights of the network as it was given, before it was folded."""
         return self._weights
 
     def prepare(

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from cgrseg.inference.fast.backbone import FastBackbone
 from cgrseg.inference.fast.head import FastHead
-from cgrseg.inference.precision import DTYPES, Precision, check_precision
 from cgrseg.models import CGRSeg
+from cgrseg.precision import DTYPES, Precision, check_precision
 
 
 class FastNetwork(nn.Module):

@@ -22,8 +22,8 @@ from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
 from cgrseg.inference.fast import fast_form
-from cgrseg.inference.precision import Precision
 from cgrseg.models import CGRSeg
+from cgrseg.precision import Precision
 from cgrseg.reporting.bench.machine import Peaks
 
 _PASSES = 10

@@ -26,12 +26,13 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError
 from cgrseg.extras import require
 from cgrseg.inference.backends import Backend, TorchBackend
-from cgrseg.inference.exported import is_exported, open_exported
+from cgrseg.inference.exported import is_exported
+from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.fast import CompiledBackend, fast_form
-from cgrseg.inference.precision import DTYPES, Precision
 from cgrseg.models import CGRSeg
 from cgrseg.models.attention_bias import AttentionBias
 from cgrseg.ops import upsample_argmax
+from cgrseg.precision import DTYPES, Precision
 
 Labels = NDArray[np.integer]
 

@@ -1,0 +1,256 @@
+"""Exported networks (`cgrseg export`) as a backend, on the CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, WeightsError
+from cgrseg.inference.allocator import keep_freed_memory
+from cgrseg.inference.backends import Backend
+from cgrseg.inference.exported.description import Description, Run, Size
+from cgrseg.inference.exported.opening import open_file
+from cgrseg.precision import AnyPrecision, Precision, resolve_precision
+from cgrseg.surroundings import raise_machine_problem
+
+
+class ExportedBackend(Backend):
+    """An exported file in its runtime.
+
+    An input below a size that the file accepts is padded with zeros at the right and the
+    bottom, as images are, and the output is cropped.  A batch that the file does not accept
+    runs in parts.
+
+    Args:
+        description: what the file says about itself.
+        run: the file in its runtime.
+        source: name of the file, for messages.
+        has_threads: whether the runtime has threads of its own beside PyTorch's.
+        reopen: opens the file again when a pickle is loaded; None: it cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        run: Run,
+        source: str,
+        *,
+        has_threads: bool = False,
+        reopen: Callable[[Description], ExportedBackend] | None = None,
+    ) -> None:
+        self.description = description
+        self.device = torch.device("cpu")
+        self.num_classes = description.num_classes
+        self.sizes = description.sizes
+        self.output = description.gives
+        self.has_threads = has_threads
+        self._run = run
+        self._source = source
+        self._reopen = reopen
+
+    def __repr__(self) -> str:
+        return f"ExportedBackend({self._source}, {self.description.kind}, {self.device})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            raise TypeError(f"{self._source}: only a backend that was opened from a file pickles")
+        return self._reopen, (self.description,)
+
+    def digest(self) -> str | None:
+        """SHA-256 of the bytes that were opened: the file may be another one by now."""
+        return self.description.file_digest or None
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """See :class:`Backend`.
+
+        Raises:
+            ConfigError: the file outputs label maps, or accepts no input as large.
+            WeightsError: the runtime failed.
+        """
+        if self.output != "logits":
+            raise ConfigError(
+                self._source,
+                found="a file that gives label maps",
+                expected="logits, which windows, several scales, mirroring and confidence need",
+                remedy="export it again: cgrseg export CHECKPOINT --output logits",
+            )
+        height, width = batch.shape[2:]
+        return self._in_parts(self.padded(batch))[:, :, : height // 8, : width // 8]
+
+    def labels(self, batch: Tensor) -> Tensor:
+        """See :class:`Backend`; errors as for :meth:`logits`."""
+        height, width = batch.shape[2:]
+        return self._in_parts(self.padded(batch))[:, :height, :width]
+
+    def padded(self, batch: Tensor) -> Tensor:
+        """The batch, zero-padded at the right and the bottom to a size that the file accepts.
+
+        Raises:
+            ConfigError: the file accepts no input as large.
+        """
+        height, width = batch.shape[2:]
+        target = self._accepted_size(height, width)
+        if target is None:
+            largest = self.description.largest
+            listed = (
+                f"sides of at most {largest}, for which it was exported"
+                if self.sizes is None
+                else f"at most {' or '.join(f'{h}x{w}' for h, w in self.sizes)}, the sizes that it "
+                "was exported for"
+            )
+            raise ConfigError(
+                self._source,
+                found=f"an input of {height}x{width} pixels",
+                expected=listed,
+                remedy="windows of at most this (test.mode=slide)"
+                if self.sizes is None
+                else "export it for this size: cgrseg export CHECKPOINT --size "
+                f"{height}x{width}; or for any size: cgrseg export CHECKPOINT",
+            )
+        if target == (height, width):
+            return batch
+        return F.pad(batch, (0, target[1] - width, 0, target[0] - height))
+
+    def seen(self, batch: Tensor) -> Tensor:
+        """The batch as the network in the file sees it: padded, and in whole pixels if so exported.
+
+        Raises:
+            ConfigError: the file accepts no input as large.
+        """
+        padded = self.padded(batch)
+        if self.description.takes == "normalised":
+            return padded
+        pixels = torch.from_numpy(self._as_input(padded)).permute(0, 3, 1, 2).float()
+        mean, std = self._normalization()
+        return (pixels - mean) / std
+
+    def _normalization(self) -> tuple[Tensor, Tensor]:
+        mean, std = self.description.mean, self.description.std
+        return torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+
+    def _accepted_size(self, height: int, width: int) -> Size | None:
+        """The smallest accepted size that holds an input; None: there is none."""
+        if self.sizes is None:
+            smallest, largest = self.description.smallest, self.description.largest
+            if largest is not None and max(height, width) > largest:
+                return None
+            return max(height, smallest), max(width, smallest)
+        fitting = [size for size in self.sizes if size[0] >= height and size[1] >= width]
+        return min(fitting, key=lambda size: size[0] * size[1]) if fitting else None
+
+    def _in_parts(self, batch: Tensor) -> Tensor:
+        """Run a batch, in parts of the batch size that the file accepts."""
+        array = self._as_input(batch.detach().cpu())
+        fixed = self.description.batch
+        if fixed is None or len(array) == fixed:
+            return torch.from_numpy(np.asarray(self._in_runtime(array)))
+        found = []
+        for start in range(0, len(array), fixed):
+            part = array[start : start + fixed]
+            missing = fixed - len(part)
+            whole = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            found.append(np.array(self._in_runtime(whole))[: len(part)])
+        return torch.from_numpy(np.concatenate(found))
+
+    def _in_runtime(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        try:
+            return self._run(array)
+        except CGRSegError:
+            raise
+        except Exception as error:  # every runtime has exception classes of its own
+            raise_machine_problem(error, self._source)
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[0][:200] if lines else type(error).__name__
+            shape = "x".join(str(side) for side in array.shape)
+            raise WeightsError(
+                self._source,
+                found=f"its runtime failed on an input of {shape} ({reason})",
+                expected="an input that the file was exported for, and memory for it",
+                remedy="try a smaller image or batch size; export the checkpoint again with the "
+                "versions installed here: cgrseg export CHECKPOINT --size HEIGHTxWIDTH",
+            ) from error
+
+    def _as_input(self, batch: Tensor) -> NDArray[np.generic]:
+        if self.description.takes == "normalised":
+            return np.ascontiguousarray(batch.float().numpy())
+        # Back to the pixels that the batch was made of: exact except for the padding, whose
+        # zeros become the whole number next to the mean.
+        mean, std = self._normalization()
+        pixels = (batch * std + mean).round_().clamp_(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+
+
+def open_exported(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    precision: AnyPrecision = "fp32",
+    *,
+    trust_code: bool = False,
+    keep_memory: bool = True,
+) -> ExportedBackend:
+    """Open an exported file in its runtime.
+
+    Args:
+        path: ends in `.onnx`, `.xml` (OpenVINO) or `.pt2`.
+        device: None, "auto" or "cpu".
+        precision: "bf16" or "fp16" let OpenVINO compute in it; the other formats compute in
+            what the file holds.  "auto" is bf16 for OpenVINO where the CPU computes it in
+            hardware, else what the file holds.
+        trust_code: run the machine code of a compiled package (`--format aoti`), which can do
+            whatever the user can; no other format holds code.
+        keep_memory: let the C library keep freed memory for the next image (Linux, whole
+            process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
+
+    Raises:
+        ConfigError: a precision that the format does not have, or a compiled package without
+            `trust_code`.
+        EnvironmentProblem: its runtime is not installed, or another device was asked for.
+        WeightsError: no such file, a damaged one, or one of other origin.
+    """
+    file = Path(path)
+    if device is not None and str(device) not in ("auto", "cpu"):
+        raise EnvironmentProblem(
+            f"device {device}",
+            found=f"{file.name}, an exported file, which is run on the CPU",
+            expected="cpu",
+            remedy="leave the device out, or predict with the checkpoint itself",
+        )
+    suffix = file.suffix.lower()
+    if precision == "auto":
+        on_cpu = torch.device("cpu")
+        precision = resolve_precision("auto", on_cpu) if suffix == ".xml" else "fp32"
+    description, run = open_file(file, precision, trust_code=trust_code)
+    if keep_memory:
+        keep_freed_memory()
+    return ExportedBackend(
+        description,
+        run,
+        file.name,
+        has_threads=suffix in (".onnx", ".xml"),
+        reopen=functools.partial(_reopen, str(file.absolute()), precision, trust_code, keep_memory),
+    )
+
+
+def _reopen(
+    path: str, precision: Precision, trust_code: bool, keep_memory: bool, description: Description
+) -> ExportedBackend:
+    """Open the file of a pickled backend."""
+    backend = open_exported(
+        path, precision=precision, trust_code=trust_code, keep_memory=keep_memory
+    )
+    if backend.description != description:
+        raise WeightsError(
+            path,
+            found="another export than the Predictor had opened before it was pickled",
+            expected="the same file",
+            remedy="open the present file with Predictor.from_pretrained",
+        )
+    return backend
