@@ -44,10 +44,10 @@ from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.spec import DatasetSpec
+from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import evaluate_model
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.training.checkpointing import read_training_checkpoint
-from cgrseg.training.hardware import Placement
 from cgrseg.training.runner import build_model, train_on
 from cgrseg.training.sources import DatasetSource
 from cgrseg.training.tables import METRICS, read_table

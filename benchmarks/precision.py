@@ -14,11 +14,12 @@ import sys
 from cgrseg.cli.evaluate import config_of
 from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
+from cgrseg.devices import use_threads
 from cgrseg.evaluation.metrics import ConfusionMatrix, SegmentationScores
-from cgrseg.evaluation.progress import shown_progress
-from cgrseg.inference.backends import make_backend, use_threads
+from cgrseg.inference.backends import make_backend
 from cgrseg.inference.modes import segment
 from cgrseg.models import load_model
+from cgrseg.progress import shown_progress
 
 
 def main() -> None:

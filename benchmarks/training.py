@@ -248,7 +248,7 @@ def compare(model: str, peaks: dict[str, int], options: argparse.Namespace) -> l
 def loss_curves(options: argparse.Namespace) -> None:
     """Train every contestant from equal weights on equal batches; write their losses."""
     from cgrseg.config import load_config
-    from cgrseg.training.hardware import Placement
+    from cgrseg.devices import Placement
     from cgrseg.training.sources import DatasetSource
 
     config = load_config(

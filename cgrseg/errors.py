@@ -2,21 +2,15 @@
 
 Every class here carries a message that says which file or setting is concerned,
 what was found, what was expected and what to do.  The command line prints that
-message without a stack trace; a stack trace is kept for our own bugs.  How problems and
-warnings are printed, by one process or by several, is at the end.
+message without a stack trace; a stack trace is kept for our own bugs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import sys
-import time
-import warnings
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any
 
 MALFORMED = (
     ValueError,
@@ -29,8 +23,6 @@ MALFORMED = (
 """What Python raises on a file's values when their form is another one than expected."""
 EXIT_PROBLEM = 2
 """Exit status when input, settings or surroundings do not allow the work."""
-
-_FIRST_SPEAKS = 20.0  # seconds for the first process to say what all processes met
 
 
 class CGRSegError(Exception):
@@ -180,94 +172,3 @@ def speaks_python() -> bool:
 def has_option(name: str) -> bool:
     """Whether the front end that runs has an option; `cgrseg demo` resumes and keeps by itself."""
     return not (front_end() is FrontEnd.DEMO and name in ("--resume-from", "--overwrite"))
-
-
-def environment_number(name: str, default: int) -> int:
-    """A whole number that a launcher sets in the environment.
-
-    Args:
-        name: of the variable, e.g. `WORLD_SIZE`.
-        default: where the variable is missing or empty.
-
-    Raises:
-        EnvironmentProblem: the variable holds something else.
-    """
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return default
-    if text.isascii() and text.isdecimal():
-        return int(text)
-    raise EnvironmentProblem(
-        f"environment variable {name}",
-        found=repr(text),
-        expected="a whole number, as torchrun and srun set it",
-        remedy=f"unset {name}, or start the processes with torchrun or srun",
-    )
-
-
-def process_rank() -> int:
-    """Number of this process among those that `torchrun` or SLURM started, from 0.
-
-    Messages are printed by it, so a variable that holds no number counts as missing.
-    """
-    with contextlib.suppress(EnvironmentProblem):
-        return environment_number("RANK", environment_number("SLURM_PROCID", 0))
-    return 0
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that prints, told before they have joined."""
-    return process_rank() == 0
-
-
-def report_problem(error: CGRSegError) -> None:
-    """Print a problem on standard error; one that all processes have, only in the first."""
-    rank = process_rank()
-    if rank and error.in_all_processes:
-        # A launcher ends all processes as soon as one has ended, so the first one must have
-        # spoken by then.  If nobody ends this one, the problem was its own after all.
-        time.sleep(_FIRST_SPEAKS)
-    where = f"[process {rank}] " if rank else ""
-    print(f"{where}error: {error}", file=sys.stderr, flush=True)
-
-
-class _Plain(logging.Formatter):
-    """`warning: what happened`; information as it stands."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.exc_info:  # of a bug of ours that did not end the process
-            text = f"{text}\n{self.formatException(record.exc_info)}"
-        if record.levelno >= logging.WARNING:
-            return f"{record.levelname.lower()}: {text}"
-        return text
-
-
-@contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show warnings and log lines of ours as one plain line each, on standard error.
-
-    Warnings of other packages are shown by the first process only.  Notices of this package are
-    log lines, not Python warnings: `python -W error` does not end the work.
-    """
-    logger = logging.getLogger("cgrseg")
-    if any(isinstance(handler.formatter, _Plain) for handler in logger.handlers):
-        yield  # a group of commands inside another one: the outer one shows them
-        return
-
-    def show(message: Warning | str, *_rest: Any, **_named: Any) -> None:
-        if is_first_process():
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Plain())
-    logger.addHandler(handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show
-            yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, option
-from cgrseg.processes import signals_held_back
+from cgrseg.processes import signals_deferred
 
 PARTIAL = ".cgrseg.partial"
 """Part of every name of what is not finished."""
@@ -177,7 +177,7 @@ _PARTIALS: dict[Path, int] = {}
 def _new_partial(folder: Path, name: str, ending: str, *, is_folder: bool) -> tuple[int, Path]:
     """An empty file (with its open descriptor) or folder whose name says that it is partial."""
     start, end = f".{name[:_SHOWN]}.", PARTIAL + ending
-    with signals_held_back():
+    with signals_deferred():
         descriptor, made = -1, ""
         if is_folder:
             made = tempfile.mkdtemp(end, start, folder)
@@ -189,7 +189,7 @@ def _new_partial(folder: Path, name: str, ending: str, *, is_folder: bool) -> tu
 
 
 def _remove_partial(partial: Path) -> None:
-    with signals_held_back():
+    with signals_deferred():
         _remove(partial)
         _PARTIALS.pop(partial, None)
 

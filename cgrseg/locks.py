@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from cgrseg.errors import EnvironmentProblem, environment_number
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.files import explained, make_folder, moved_folder, remove_leftovers, staying
-from cgrseg.processes import signals_held_back
+from cgrseg.processes import job_name, signals_deferred
 
 if sys.platform == "win32":
     import msvcrt
@@ -96,7 +96,7 @@ def output_lock(folder: Path | str, *, below: bool = False, share: str = "") -> 
     """
     folder = Path(folder)
     key = Path(os.path.realpath(folder))
-    job = _job() or share
+    job = job_name() or share
     made = _missing(folder)
     try:
         try:
@@ -160,7 +160,7 @@ def _enter(folder: Path, key: Path, job: str, below: bool) -> None:
         return
     deadline = time.monotonic() + _WRITTEN_WITHIN
     while True:
-        with signals_held_back():
+        with signals_deferred():
             descriptor, owner = _attempt(folder, job, below)
             if descriptor is not None:
                 place = os.open(folder, _FOLDER) if os.unlink in os.supports_dir_fd else None
@@ -175,7 +175,7 @@ def _enter(folder: Path, key: Path, job: str, below: bool) -> None:
 
 
 def _leave(key: Path) -> None:
-    with signals_held_back():
+    with signals_deferred():
         held = _HELD.get(key)
         # None in a forked child, and where the lock was refused.
         if held is None or held.thread != threading.get_ident():
@@ -344,20 +344,6 @@ def _refusal(folder: Path, owner: dict[str, Any]) -> EnvironmentProblem:
         remedy="wait until that command has ended, or choose another output folder; nothing "
         "was changed",
     )
-
-
-def _job() -> str:
-    """Name of the job that this process belongs to, equal in all of its processes; or empty."""
-    environment = os.environ
-    if environment_number("SLURM_STEP_NUM_TASKS", 1) > 1:
-        return f"slurm {environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
-    world = environment_number("WORLD_SIZE", 1)
-    if world < 2:
-        return ""
-    # Of one machine: its name, since every machine may call itself localhost.
-    host = socket.gethostname() if environment.get("LOCAL_WORLD_SIZE") == str(world) else ""
-    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-    return " ".join(["torchrun", host, str(world), *(environment.get(n, "") for n in names)])
 
 
 def _after_fork() -> None:

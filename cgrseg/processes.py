@@ -1,9 +1,12 @@
-"""How processes end: signals become exceptions, and no child outlives its parent.
+"""Processes of this package: rank and launcher, ending by signals, ending with the parent.
 
-A command runs inside :func:`ending_by_signals`.  There SIGTERM, SIGHUP and Ctrl-C raise an
-exception in the main thread, so that every `finally` on the way removes what is half done;
-the exit status is 128 plus the number of the signal.  A training answers signals itself
-(:mod:`cgrseg.training.stopping`).  Nothing here changes a program that imports the package.
+`torchrun` and SLURM's `srun` start the processes of one job; :func:`this_process` reads the
+place of this process from the environment.
+
+A command runs inside :func:`ending_by_signals`: SIGTERM, SIGHUP and Ctrl-C raise an exception in
+the main thread, so that every `finally` removes unfinished files; the exit status is 128 plus
+the number of the signal.  A training handles signals itself (:mod:`cgrseg.training.stopping`).
+Importing this module changes nothing in a program.
 """
 
 from __future__ import annotations
@@ -14,47 +17,139 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
+
+from cgrseg.errors import EnvironmentProblem
+
+Launcher = Literal["auto", "none", "pytorch", "slurm"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """Place of a process among the processes of its job.
+
+    Attributes:
+        rank: rank among all processes, from 0; rank 0 prints and writes.
+        world_size: number of processes.
+        local_rank: rank among the processes of this machine.
+        local_world_size: number of processes of this machine.
+        launcher: "pytorch" (torchrun), "slurm" (srun), or "none" for a single process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    launcher: Launcher = "none"
+
+
+def this_process() -> Process:
+    """Read the place of this process from the variables of its launcher.
+
+    SLURM counts inside `srun` with several tasks only: a batch script and an interactive shell
+    see the number of tasks as well, but are one process.
+
+    Raises:
+        EnvironmentProblem: a variable is no whole number.
+    """
+    tasks = _number("SLURM_STEP_NUM_TASKS", 1)
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if world > 1:
+        # Inside srun the variables may be srun's own (cgrseg.distributed), or torchrun's.
+        of_srun = (rank, world) == (_number("SLURM_PROCID", -1), tasks)
+        launcher: Launcher = "slurm" if of_srun else "pytorch"
+        local_world = _number("LOCAL_WORLD_SIZE", world)
+        return Process(rank, world, _number("LOCAL_RANK", 0), local_world, launcher)
+    if "RANK" in os.environ or tasks < 2 or os.environ.get("SLURM_JOB_NAME") == "bash":
+        return Process()
+    machines = _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1))
+    local_world = max(1, tasks // max(1, machines))
+    local_rank = _number("SLURM_LOCALID", 0)
+    return Process(_number("SLURM_PROCID", 0), tasks, local_rank, local_world, "slurm")
+
+
+def process_rank() -> int:
+    """Rank of this process; 0 where a variable is no whole number, so that it prints."""
+    with contextlib.suppress(EnvironmentProblem):
+        return this_process().rank
+    return 0
+
+
+def is_first_process() -> bool:
+    """Whether this process prints and writes; known before the processes have joined."""
+    return process_rank() == 0
+
+
+def job_name() -> str:
+    """Name of the job of this process, equal in all of its processes; empty without a job."""
+    environment = os.environ
+    if _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        return f"slurm {environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
+    world = _number("WORLD_SIZE", 1)
+    if world < 2:
+        return ""
+    # On one machine the host name is added, since every machine may call itself localhost.
+    host = socket.gethostname() if environment.get("LOCAL_WORLD_SIZE") == str(world) else ""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(["torchrun", host, str(world), *(environment.get(n, "") for n in names)])
+
+
+def _number(name: str, default: int) -> int:
+    """Value of a launcher's variable; the default where it is missing or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise EnvironmentProblem(
+        f"environment variable {name}",
+        found=repr(text),
+        expected="a whole number, as torchrun and srun set it",
+        remedy=f"unset {name}, or start the processes with torchrun or srun",
+    )
+
 
 _ENDING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
-_AGAIN = 1.0  # seconds after which a second Ctrl-C is meant as such, and not handed on
-_RAISED_AGAIN = 0.05  # seconds until a signal that Python swallowed is raised again
+_SECOND_CTRL_C = 1.0  # seconds; an earlier one is the first Ctrl-C, forwarded by a launcher
+_RESEND_AFTER = 0.05  # seconds until a signal whose exception Python ignored is sent again
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
-_LOOK = 0.5  # seconds between two looks at the parent, where the system does not tell
+_PARENT_POLL = 0.5  # seconds between two checks of the parent, where the system does not notify
 
 
 class Terminated(SystemExit):
-    """A signal ends this process; no :class:`Exception`, so that no `except` on the way takes it.
+    """A signal ends this process; not an :class:`Exception`, so no `except Exception` catches it.
 
     Ctrl-C raises KeyboardInterrupt first, as usual.
     """
 
 
 class _Signals:
-    """Signals of this process: what came, whether it may raise now, and whether it was told."""
+    """Signal state of this process: received signal, deferral, and whether it was printed."""
 
     received: signal.Signals | None = None
-    when = 0.0
-    held_back = 0
+    received_at = 0.0
+    deferrals = 0
     pending = False
-    told = False
+    printed = False
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    # One signal is enough; more of them would end the clean-up that the first one began.
-    again = number == signal.SIGINT and now - _Signals.when > _AGAIN
+    # Further signals are ignored: they would end the clean-up that the first one started.
+    again = number == signal.SIGINT and now - _Signals.received_at > _SECOND_CTRL_C
     if _Signals.received is not None and not again:
         return
-    _Signals.received, _Signals.when = signal.Signals(number), now
-    if _Signals.held_back:
+    _Signals.received, _Signals.received_at = signal.Signals(number), now
+    if _Signals.deferrals:
         _Signals.pending = True
     else:
         _raise(_Signals.received)
@@ -67,10 +162,7 @@ def _raise(number: signal.Signals) -> None:
 
 
 def _raise_again(unraisable: Any) -> None:
-    """Raise a signal again whose exception came up where Python ignores exceptions.
-
-    That is in a finalizer, or in a callback of the garbage collector or of a fork.
-    """
+    """Send a signal again whose exception Python ignored: in a finalizer or a callback."""
     if not isinstance(unraisable.exc_value, (Terminated, KeyboardInterrupt)):
         sys.__unraisablehook__(unraisable)
         return
@@ -83,34 +175,34 @@ def _raise_again(unraisable: Any) -> None:
         else:  # to the main thread itself, which may sleep
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
-    again = threading.Timer(_RAISED_AGAIN, send)
+    again = threading.Timer(_RESEND_AFTER, send)
     again.daemon = True
-    with contextlib.suppress(RuntimeError):  # the interpreter ends already
+    with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
         again.start()
 
 
 def _end_at_once() -> None:
-    """Let Ctrl-C end the process without a trace while the interpreter shuts down."""
+    """Let Ctrl-C end the process without a stack trace while the interpreter shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def ending_by_signals() -> Iterator[None]:
-    """Let signals end the work of this block in order (main thread only).
+    """End the block by an exception when a signal arrives (main thread only).
 
     Raises:
-        Terminated: with the status 128 plus the number of the signal that came, whatever the
-            block made of it.
+        Terminated: with status 128 plus the number of the signal, whatever exception the block
+            raised after it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Signals.received, _Signals.pending, _Signals.told = None, False, False
+    _Signals.received, _Signals.pending, _Signals.printed = None, False, False
     hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     before = {}
     for number in _ENDING:
         handler = signal.getsignal(number)
-        # `nohup` and shells in the background ask for a signal to be ignored.
+        # `nohup` and background shells ask processes to ignore a signal.
         if handler is not None and handler is not signal.SIG_IGN:
             before[number] = signal.signal(number, _handle)
     try:
@@ -119,10 +211,10 @@ def ending_by_signals() -> Iterator[None]:
         received = _Signals.received
         if received is None:
             raise
-        if isinstance(error, (Terminated, KeyboardInterrupt)) and not _Signals.told:
+        if isinstance(error, (Terminated, KeyboardInterrupt)) and not _Signals.printed:
             by = "" if received == signal.SIGINT else f" by {received.name}"
             print(f"\nstopped{by}", file=sys.stderr, flush=True)
-        _Signals.told = True
+        _Signals.printed = True
         raise Terminated(128 + received) from None
     finally:
         sys.unraisablehook = hook
@@ -130,33 +222,33 @@ def ending_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
         if signal.SIGINT in before:
             atexit.unregister(_end_at_once)
-            atexit.register(_end_at_once)  # the last one to be registered is called first
+            atexit.register(_end_at_once)  # the last registered function is called first
 
 
 @contextlib.contextmanager
-def signals_held_back() -> Iterator[None]:
-    """Let signals wait until the end of this block, which is short.
+def signals_deferred() -> Iterator[None]:
+    """Handle signals at the end of this short block, whose steps belong together.
 
-    For steps that belong together, such as making a file and noting that it must be removed.
+    Example: create a file and register it for removal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Signals.held_back += 1
+    _Signals.deferrals += 1
     try:
         yield
     finally:
-        _Signals.held_back -= 1
-        if _Signals.pending and not _Signals.held_back and _Signals.received is not None:
+        _Signals.deferrals -= 1
+        if _Signals.pending and not _Signals.deferrals and _Signals.received is not None:
             _Signals.pending = False
             _raise(_Signals.received)
 
 
 @contextlib.contextmanager
 def signals_end_at_once() -> Iterator[None]:
-    """Let SIGTERM end this process without ceremony in this block (main thread only).
+    """Let SIGTERM end this process immediately in this block (main thread only).
 
-    For waiting in native code, where no handler of Python runs before the wait is over.
+    For waits in native code: Python runs no signal handler before such a wait is over.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -169,21 +261,21 @@ def signals_end_at_once() -> Iterator[None]:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """End this process as soon as its parent has ended, however that was (kill -9 too).
+    """End this process as soon as its parent has ended, by kill -9 as well.
 
     Args:
-        parent: process id of the parent; None: of the process that `multiprocessing` says.
+        parent: process id of the parent; None: the parent that `multiprocessing` knows.
     """
     known = multiprocessing.parent_process()
     if parent is None:
         if known is None:
             return
         parent = known.pid
-    # A fork server starts processes for another one: then the real parent is watched.
+    # A fork server starts processes for another process: that one is watched.
     direct = hasattr(os, "getppid") and os.getppid() == parent
     if direct and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before this was asked for
+        if os.getppid() != parent:  # the parent ended before prctl
             os._exit(1)
         return
 
@@ -191,7 +283,7 @@ def end_with_parent(parent: int | None = None) -> None:
         if known is not None:
             known.join()
         while known is None and direct and os.getppid() == parent:
-            time.sleep(_LOOK)
+            time.sleep(_PARENT_POLL)
         os._exit(1)
 
     if known is not None or hasattr(os, "getppid"):
@@ -199,7 +291,7 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def ignore_signals() -> None:
-    """Leave signals to the parent, which answers them (in a child process that ends with it).
+    """Ignore signals in a child process that ends with its parent, which handles them.
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 reach every process of a terminal or a batch job.
     """

@@ -13,9 +13,10 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors", "input_files", "matplotlib_import", "processes"},
-    {"extras", "files", "class_names", "precision", "provenance"},
-    {"locks", "surroundings"},
+    {"errors", "input_files", "matplotlib_import"},
+    {"processes"},
+    {"extras", "files", "class_names", "console", "devices", "precision", "progress", "provenance"},
+    {"locks", "surroundings", "distributed"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"inference"},

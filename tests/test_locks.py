@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from cgrseg import locks
-from cgrseg.errors import EnvironmentProblem, is_first_process
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.files import atomic_write_text, partial_folder
 from cgrseg.locks import NAME, output_lock
-from cgrseg.processes import Terminated, ending_by_signals
+from cgrseg.processes import Terminated, ending_by_signals, is_first_process, job_name
 
 # Takes the lock of a folder, says so, and holds it until its input ends.
 HOLD = """
@@ -127,7 +127,7 @@ def test_a_job_waits_for_its_name_in_the_file_of_a_killed_one(
         fcntl.flock(stream, fcntl.LOCK_EX)
         fellow = start(tmp_path, environment=JOB)
         time.sleep(1)
-        locks._write(stream.fileno(), locks._job())
+        locks._write(stream.fileno(), job_name())
         fcntl.flock(stream, fcntl.LOCK_SH)
         assert answer(fellow) == "held"
         assert end(fellow) == 0

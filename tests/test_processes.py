@@ -15,14 +15,14 @@ import pytest
 # A command that takes long, cleans up slowly, and says what happened.
 LONG = """
 import signal, sys, time
-from cgrseg.processes import ending_by_signals, signals_held_back
+from cgrseg.processes import ending_by_signals, signals_deferred
 if "ignore" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with ending_by_signals():
     with ending_by_signals():  # as `python -m cgrseg` does while it imports, and its command again
         try:
             if "hold" in sys.argv:
-                with signals_held_back():
+                with signals_deferred():
                     print("begun", flush=True)
                     time.sleep(1)
                     print("together", flush=True)

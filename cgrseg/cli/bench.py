@@ -106,8 +106,8 @@ def bench(
 
       cgrseg bench work_dirs/demo/best.pth --subjects compiled-bf16
     """
+    from cgrseg.devices import resolve_device, use_threads
     from cgrseg.files import write_json
-    from cgrseg.inference.backends import resolve_device, use_threads
     from cgrseg.reporting.bench import CLOCKS, WORKS, as_markdown, run_bench
 
     if out is not None:

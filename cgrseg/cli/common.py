@@ -17,15 +17,14 @@ from typer.core import TyperCommand, TyperGroup
 
 from cgrseg.cli.options import present_names
 from cgrseg.cli.usage import UsageError, usage_problem
+from cgrseg.console import plain_warnings, report_problem
 from cgrseg.errors import (
     EXIT_PROBLEM,
     CGRSegError,
     FrontEnd,
-    is_first_process,
-    plain_warnings,
-    report_problem,
     speaking_as,
 )
+from cgrseg.processes import is_first_process
 from cgrseg.surroundings import LEAST_WIDTH, readable_machine_problems
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from cgrseg.cli.common import (
     make_console,
     with_changes,
 )
-from cgrseg.cli.data_convert import progress_bar
 from cgrseg.cli.options import (
     AsJson,
     DataRoot,
@@ -33,6 +32,7 @@ from cgrseg.cli.options import (
     size_option,
     split_option,
 )
+from cgrseg.progress import shown_progress
 
 if TYPE_CHECKING:
     from cgrseg.config import Config
@@ -147,7 +147,7 @@ def check(
     config = _load(subject, settings, data_root, dataset)
     if plot is not None:
         hold_lock(plot.parent)
-    with progress_bar("checking", hidden=as_json) as progress:
+    with shown_progress("checking", not as_json) as progress:
         report = check_dataset(
             config.data,
             splits=split or None,
@@ -239,7 +239,7 @@ def browse(
     from cgrseg.data.browse import write_sheet
 
     config = _load(subject, settings, data_root, dataset)
-    with progress_bar("images") as progress:
+    with shown_progress("images") as progress:
         sheet = write_sheet(
             config,
             out,
@@ -276,7 +276,7 @@ def synth(
     """
     from cgrseg.data.synthetic import write_dataset
 
-    with progress_bar("scenes") as progress:
+    with shown_progress("scenes") as progress:
         root = write_dataset(
             *(out, train_scenes, val_scenes, size, seed or 0),
             workers=2 if workers is None else workers,

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console
 from cgrseg.cli.options import AsJson, Workers, out_option, overwrite_option, split_option
-from cgrseg.errors import ConfigError, is_first_process
+from cgrseg.errors import ConfigError
+from cgrseg.progress import Progress, shown_progress
 
 if TYPE_CHECKING:
     from cgrseg.data.convert import ConversionReport
-    from cgrseg.data.parallel import Progress
 
 app = typer.Typer(
     cls=Commands,
@@ -348,34 +347,8 @@ def read_names(text: str | None) -> list[str] | None:
     return text.split(",")
 
 
-@contextlib.contextmanager
-def progress_bar(what: str, *, hidden: bool = False) -> Iterator[Progress | None]:
-    """A bar on standard error while something runs, where a terminal is there to show it.
-
-    Yields:
-        A function of (done, total), or None where nobody would see it.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if hidden or not console.is_terminal or not is_first_process():
-        yield None
-        return
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _run(convert: Callable[[Progress | None], ConversionReport], as_json: bool) -> None:
-    with progress_bar("converting", hidden=as_json) as progress:
+    with shown_progress("converting", not as_json) as progress:
         report = convert(progress)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))

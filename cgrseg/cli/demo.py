@@ -55,11 +55,11 @@ def demo(
     from cgrseg.cli.evaluate import print_scores
     from cgrseg.config import load_config
     from cgrseg.data.synthetic import colour_baseline, write_dataset
+    from cgrseg.devices import use_threads
     from cgrseg.errors import ConfigError, FrontEnd, speaking_as
     from cgrseg.evaluation import evaluate
-    from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
-    from cgrseg.inference.backends import use_threads
+    from cgrseg.progress import shown_progress
     from cgrseg.reporting import write_run_report
     from cgrseg.training import train
 

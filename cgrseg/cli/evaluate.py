@@ -98,12 +98,13 @@ def evaluate(
 
       cgrseg evaluate cgrseg-t_ade20k_160k cgrseg_t_ade.pth --multi-scale
     """
-    from cgrseg.errors import ConfigError, is_first_process
+    from cgrseg.devices import device_of_process
+    from cgrseg.errors import ConfigError
     from cgrseg.evaluation import evaluate as run_evaluation
-    from cgrseg.evaluation.distributed import device_of_process
     from cgrseg.evaluation.evaluate import result_name
     from cgrseg.evaluation.result import readable_json
     from cgrseg.precision import resolve_precision
+    from cgrseg.processes import is_first_process
 
     console = make_console()
     if format_only and (report or metric):

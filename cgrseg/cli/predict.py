@@ -29,7 +29,7 @@ from cgrseg.cli.options import (
     out_option,
     overwrite_option,
 )
-from cgrseg.errors import is_first_process
+from cgrseg.processes import this_process
 
 if TYPE_CHECKING:
     from cgrseg.inference import Predictor
@@ -109,16 +109,17 @@ def predict(
 
       cgrseg predict best.onnx street.jpg
     """
+    from cgrseg.devices import device_of_process
     from cgrseg.errors import ConfigError
-    from cgrseg.evaluation.distributed import device_of_process, own_share, started_by
-    from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import Predictor, predict_folder
     from cgrseg.inference.exported import is_exported
     from cgrseg.precision import check_choice
+    from cgrseg.progress import shown_progress
 
     console = make_console()
-    rank, world_size = own_share()
-    others = world_size > 1 and started_by() == "pytorch"
+    process = this_process()
+    rank, world_size = process.rank, process.world_size
+    others = process.launcher == "pytorch"
     # Exported files have a runtime of their own, on the CPU, whatever GPU there is.
     where = device if is_exported(checkpoint) else str(device_of_process(device))
     names, settings = split_settings(images)
@@ -149,7 +150,7 @@ def predict(
         ):
             _end_partly(others)
         return
-    with shown_progress("predicting", is_first_process()) as progress:
+    with shown_progress("predicting") as progress:
         report = predict_folder(
             predictor,
             names,
@@ -267,9 +268,9 @@ def _paint_clips(
     import contextlib
 
     from cgrseg.errors import DataError
-    from cgrseg.evaluation.progress import shown_progress
     from cgrseg.inference import predict_video
     from cgrseg.inference.painted import PaintRecord
+    from cgrseg.progress import shown_progress
 
     console = make_console()
     problems: list[DataError] = []
@@ -289,7 +290,7 @@ def _paint_clips(
                 )
                 continue
             with (
-                shown_progress(f"painting {clip.name}", is_first_process()) as progress,
+                shown_progress(f"painting {clip.name}") as progress,
                 record.painting() if in_folder else contextlib.nullcontext(),
             ):
                 report = predict_video(

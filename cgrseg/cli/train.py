@@ -80,7 +80,7 @@ def train(
         print_settings(console, resolved)
         return
 
-    from cgrseg.inference.backends import use_threads
+    from cgrseg.devices import use_threads
     from cgrseg.training import train as run_training
 
     use_threads(threads)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cgrseg.config.suggestions import unknown_option
-from cgrseg.errors import CGRSegError, ConfigError, report_problem
+from cgrseg.console import report_problem
+from cgrseg.errors import CGRSegError, ConfigError
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 _USAGE_STATUS = 2

@@ -24,12 +24,12 @@ from cgrseg.config.schema import Config
 from cgrseg.data.catalogue import DatasetSpec, find_pairs, resolve_spec
 from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.dataset import TrainDataset, load_image, load_label
-from cgrseg.data.parallel import Progress
 from cgrseg.data.sampling import StreamSampler
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input
 from cgrseg.locks import locking
+from cgrseg.progress import Progress
 
 _GENERATOR = "cgrseg data browse"
 _CLEAR = 255  # palette index of the label picture that lets the image through

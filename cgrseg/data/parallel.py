@@ -17,10 +17,10 @@ from typing import TypeVar
 
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.processes import end_with_parent, ignore_signals
+from cgrseg.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
 
 _WORTH_A_PROCESS = 512
 _CHUNK = 8

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.extras import require
+from cgrseg.progress import Progress
 
 Inputs = Sequence[NDArray[np.generic]]
 
@@ -31,7 +32,7 @@ ATTENTION = r".*/(MatMul|Softmax)_\d+"
 
 
 def quantise_openvino(
-    model: Any, inputs: Inputs, kept: Sequence[str], progress: Callable[[int, int], None] | None
+    model: Any, inputs: Inputs, kept: Sequence[str], progress: Progress | None
 ) -> Any:
     """An `openvino.Model` in 8 bits.
 
@@ -96,7 +97,7 @@ class _Once:
 
 
 def quantise_onnx(
-    model: Any, inputs: Inputs, kept: Sequence[str], progress: Callable[[int, int], None] | None
+    model: Any, inputs: Inputs, kept: Sequence[str], progress: Progress | None
 ) -> Any:
     """An `onnx.ModelProto` in 8 bits (QDQ form, convolutions and matrix products).
 
@@ -138,9 +139,7 @@ def quantise_onnx(
 class _Reader:
     """Calibration inputs as ONNX Runtime asks for them (its `CalibrationDataReader`)."""
 
-    def __init__(
-        self, name: str, inputs: Inputs, progress: Callable[[int, int], None] | None
-    ) -> None:
+    def __init__(self, name: str, inputs: Inputs, progress: Progress | None) -> None:
         self._name = name
         self._inputs = inputs
         self._progress = progress

@@ -23,11 +23,11 @@ from cgrseg.deploy.verify import normalised
 from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.evaluation import evaluate_model
 from cgrseg.evaluation.loop import EvalItems
-from cgrseg.evaluation.progress import shown_progress
 from cgrseg.inference.exported import Description
 from cgrseg.inference.exported.predicting import segment_exported
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.models import CGRSeg
+from cgrseg.progress import shown_progress
 
 
 @dataclass(frozen=True)

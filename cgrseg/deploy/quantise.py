@@ -35,13 +35,13 @@ from cgrseg.deploy.measuring import agreement, find_labelled, float_backend, mea
 from cgrseg.deploy.staging import parts_of, refuse_existing, staged
 from cgrseg.deploy.writers import onnx_model, openvino_model, write_onnx_model, write_openvino
 from cgrseg.errors import CGRSegError, ConfigError, WeightsError
-from cgrseg.evaluation.progress import shown_progress
 from cgrseg.inference.exported import InputKind, OutputKind, Size
 from cgrseg.inference.exported.description import Kind
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.stored import stored_test_settings
 from cgrseg.locks import locking
 from cgrseg.models import load_model, read_checkpoint
+from cgrseg.progress import shown_progress
 
 # What is kept in float32, step by step: names for people, and patterns of nodes.
 _STEPS: tuple[tuple[str, str], ...] = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, option
 from cgrseg.files import explained, make_folder, partial_folder, refuse_moved, writing_problem
-from cgrseg.processes import signals_held_back
+from cgrseg.processes import signals_deferred
 
 # Below this much free space a failed write of a runtime is taken for a full disk.
 _FULL_BELOW = 1 << 20
@@ -65,7 +65,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
                     os.fsync(stream.fileno())
             refuse_moved(target.parent)
             refuse_existing(target, overwrite)
-            with signals_held_back():
+            with signals_deferred():
                 _put_in_place(draft, target)
         except CGRSegError:
             raise

@@ -21,13 +21,13 @@ from cgrseg.config.schema import LARGEST_BATCH
 from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_io import read_image
+from cgrseg.devices import use_threads
+from cgrseg.distributed import Place, from_first, joined_processes
 from cgrseg.errors import (
     ConfigError,
     EnvironmentProblem,
-    is_first_process,
     option,
 )
-from cgrseg.evaluation.distributed import Launcher, Place, from_first, joined_processes
 from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
 from cgrseg.evaluation.outputs import (
     LabelWriter,
@@ -35,14 +35,15 @@ from cgrseg.evaluation.outputs import (
     SubmissionWriter,
     refuse_own_data,
 )
-from cgrseg.evaluation.progress import shown_progress
 from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.inference.backends import Backend, make_backend, use_threads
+from cgrseg.inference.backends import Backend, make_backend
 from cgrseg.inference.modes import augmented
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest
 from cgrseg.precision import AnyPrecision, resolve_precision
+from cgrseg.processes import Launcher, is_first_process
+from cgrseg.progress import shown_progress
 
 __all__ = ["evaluate", "evaluate_model"]
 
@@ -102,7 +103,7 @@ def evaluate(
         threads: number of CPU threads; None: all cores.
         batch_size: number of images of equal size per batch.
         launcher: who started the processes, see
-            :func:`cgrseg.evaluation.distributed.joined_processes`.
+            :func:`cgrseg.distributed.joined_processes`.
         progress: show how far it is.
 
     Returns:

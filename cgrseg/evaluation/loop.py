@@ -15,23 +15,22 @@ from torch.utils.data import DataLoader
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.dataset import initialise_worker
 from cgrseg.data.sampling import ShardSampler
+from cgrseg.distributed import gather_in_order, others_present
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation.boundary import BoundaryIoU, boundary_scores
 from cgrseg.evaluation.calibration import Calibration, CalibrationError
-from cgrseg.evaluation.distributed import gather_in_order, others_present
 from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.exported.predicting import segment_with
 from cgrseg.inference.modes import Segmentation
 from cgrseg.precision import AnyPrecision
+from cgrseg.progress import Progress
 
 #: Metrics by name; all that follow from the confusion matrix are always computed.
 COUNTED = ("mIoU", "mDice", "mFscore")
 #: Metrics that cost time of their own, computed when asked for.
 EXTRA = ("mBoundaryIoU", "ECE")
-
-Progress = Callable[[int, int], None]
 
 
 class EvalItems(Protocol):

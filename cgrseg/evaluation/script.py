@@ -9,18 +9,17 @@ from pathlib import Path
 from cgrseg.config import load_config
 from cgrseg.config.flags import FlagParser
 from cgrseg.config.overrides import parse_overrides
+from cgrseg.console import report_problem
 from cgrseg.errors import (
     EXIT_PROBLEM,
     CGRSegError,
     FrontEnd,
-    is_first_process,
-    report_problem,
     speaking_as,
 )
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
 from cgrseg.evaluation.table import print_scores
-from cgrseg.processes import ending_by_signals
+from cgrseg.processes import ending_by_signals, is_first_process
 from cgrseg.surroundings import readable_machine_problems
 
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import torch
 from torch import Tensor, nn
 
-from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.devices import resolve_device
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.models.digest import weights_digest
 from cgrseg.precision import DTYPES, AnyPrecision, Precision, resolve_precision, slow_precision
 
@@ -201,56 +201,3 @@ def make_backend(
     from cgrseg.inference.fast import CompiledBackend
 
     return CompiledBackend(model, where, precision)
-
-
-MOST_THREADS = 1024
-"""More threads than any CPU has; the system refuses to start many more than that."""
-
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
-def use_threads(threads: int | None) -> None:
-    """Let PyTorch and OpenCV use so many threads of the CPU, in the whole process.
-
-    Args:
-        threads: 1 to `MOST_THREADS`; None leaves both as they are (all cores).
-
-    Raises:
-        ConfigError: another number.
-    """
-    if threads is None:
-        return
-    if not 1 <= threads <= MOST_THREADS:
-        raise ConfigError(
-            "threads",
-            found=str(threads),
-            expected=f"1 to {MOST_THREADS}",
-            remedy="leave it out to use all cores",
-        )
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device that a setting means; None or "auto": a GPU where there is one, else the CPU.
-
-    Raises:
-        EnvironmentProblem: the device does not exist here.
-    """
-    if device is None or device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
-    try:
-        found = torch.device(device)
-        if found.type not in _DEVICES:
-            raise RuntimeError(f"networks cannot run on devices of type {found.type!r}")
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise EnvironmentProblem(
-            f"device {device}",
-            found=str(error).splitlines()[0],
-            expected="a device of this machine, such as 'cpu' or 'cuda:0'",
-            remedy="choose another device, or leave it out to take the best there is",
-        ) from error
-    return found

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.sources import FoundImage, find_images
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.locks import locking
+from cgrseg.progress import Progress
 from cgrseg.provenance import path_digest, settings_digest
 
 RECORD = "prediction.json"
@@ -79,7 +80,7 @@ def predict_folder(
     rank: int = 0,
     world_size: int = 1,
     checkpoint: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FolderReport:
     """Write label maps (and overlays) of many images.
 

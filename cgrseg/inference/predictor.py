@@ -30,8 +30,9 @@ from cgrseg.class_names import (
 )
 from cgrseg.config.schema import LARGEST_BATCH, TestConfig
 from cgrseg.data.image_io import read_image_with_digest
+from cgrseg.devices import use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
-from cgrseg.inference.backends import Backend, make_backend, use_threads
+from cgrseg.inference.backends import Backend, make_backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported.predicting import fit, segment_with

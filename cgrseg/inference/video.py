@@ -13,7 +13,6 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ from cgrseg.inference.overlap import Behind, read_ahead
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
 from cgrseg.locks import locking
+from cgrseg.progress import Progress
 
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v"}
 _CODECS |= {".webm": "VP80", ".avi": "MJPG"}
@@ -178,7 +178,7 @@ def predict_video(
     opacity: float = 0.5,
     overwrite: bool = False,
     batch_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> VideoReport:
     """Paint the labels over every frame of a clip.
 

@@ -16,9 +16,9 @@ import lightning.pytorch as lightning
 import torch
 
 from cgrseg.config.schema import Config
+from cgrseg.distributed import Exchange
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.training.checkpointing import BEST, LATEST
-from cgrseg.training.exchange import Exchange
 from cgrseg.training.failures import BadNumbers, TrainingProblem, bad_numbers
 from cgrseg.training.journal import Journal
 from cgrseg.training.keeper import Keeper, device_memory_gib, restore_optimizer

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.progress import format_seconds, progress_bar
 from cgrseg.training.tables import METRICS, SCORES, RunTable
 from cgrseg.training.transcript import Transcript, print_line
 
@@ -72,18 +73,11 @@ class Journal:
         if not self.active:
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         console = Console()
         if not console.is_terminal:
             return
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-        )
+        self._progress = progress_bar(console)
         self._task = self._progress.add_task("training", total=self.end, text="")
         self._progress.start()
         self.transcript.show = lambda text: console.print(text, markup=False, highlight=False)
@@ -292,12 +286,3 @@ class Pace:
             mean = sum(self._evaluations) / len(self._evaluations)
             seconds += self.evaluations_left(iteration) * mean
         return seconds
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds as `1:02:03` or `2:03`; `?` when unknown."""
-    if seconds != seconds:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

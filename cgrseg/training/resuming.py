@@ -13,7 +13,8 @@ from typing import Any
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import ConfigError, WeightsError, is_first_process, option
+from cgrseg.errors import ConfigError, WeightsError, option
+from cgrseg.processes import is_first_process
 from cgrseg.provenance import settings_digest
 from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_checkpoint
 from cgrseg.training.tables import SCORES, read_table

@@ -25,11 +25,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.errors import CGRSegError, is_first_process, option
+from cgrseg.devices import Placement, find_placement
+from cgrseg.errors import CGRSegError, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, create_model, load_weights
+from cgrseg.processes import is_first_process
 from cgrseg.training.announcement import (
     announce_settings,
     headline,
@@ -39,12 +41,6 @@ from cgrseg.training.announcement import (
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST
 from cgrseg.training.failures import readable_failures, refuse_too_large
-from cgrseg.training.hardware import (
-    Placement,
-    find_placement,
-    settle_precision,
-    trainer_options,
-)
 from cgrseg.training.journal import Journal
 from cgrseg.training.keeper import Keeper, refuse_other_optimizer, restore_weights
 from cgrseg.training.module import TrainingModule
@@ -59,6 +55,7 @@ from cgrseg.training.resuming import (
 from cgrseg.training.sources import DatasetSource, Source
 from cgrseg.training.stopping import GiveUp
 from cgrseg.training.tables import SCORES, damaged_table, read_table
+from cgrseg.training.trainer import settle_precision, trainer_options
 from cgrseg.training.transcript import LOG, Transcript
 
 CONFIG = "config.json"

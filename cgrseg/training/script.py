@@ -12,15 +12,14 @@ from typing import Any
 from cgrseg.config.flags import FlagParser
 from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
+from cgrseg.console import plain_warnings, report_problem
+from cgrseg.devices import use_threads
 from cgrseg.errors import (
     EXIT_PROBLEM,
     CGRSegError,
     FrontEnd,
-    plain_warnings,
-    report_problem,
     speaking_as,
 )
-from cgrseg.inference.backends import use_threads
 from cgrseg.processes import Terminated, ending_by_signals
 from cgrseg.surroundings import readable_machine_problems
 from cgrseg.training.runner import train

@@ -19,8 +19,9 @@ from cgrseg.config.loading import load_config
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import Config
 from cgrseg.config.suggestions import meant_setting, misspelt
-from cgrseg.errors import ConfigError, is_first_process, option
-from cgrseg.inference.backends import use_threads
+from cgrseg.devices import use_threads
+from cgrseg.errors import ConfigError, option
+from cgrseg.processes import is_first_process
 from cgrseg.training.checkpointing import BEST, LATEST
 
 if TYPE_CHECKING:

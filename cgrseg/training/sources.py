@@ -18,9 +18,9 @@ from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.sampling import StreamSampler
 from cgrseg.data.spec import DatasetSpec
+from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import Sink, evaluate_model
 from cgrseg.evaluation.metrics import SegmentationScores
-from cgrseg.training.hardware import Placement
 
 _LOG = logging.getLogger("cgrseg.training")
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from cgrseg.training.exchange import Exchange
+from cgrseg.distributed import Exchange
 
 #: SIGUSR1 is what batch systems are often told to send some time before the end.
 _SIGNALS = tuple(

@@ -19,8 +19,8 @@ from cgrseg.config import words
 from cgrseg.config.loading import load_config
 from cgrseg.config.schema import MAX_SIDE, Config
 from cgrseg.data.transforms import TrainTransform
+from cgrseg.devices import resolve_device, use_threads
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.inference.backends import resolve_device, use_threads
 from cgrseg.training.schedule import learning_rate
 
 NUMBERS = [

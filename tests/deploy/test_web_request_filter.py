@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from cgrseg.console import plain_warnings
 from cgrseg.deploy.web import Limits
 from cgrseg.deploy.web.request_filter import RequestFilter
 from cgrseg.deploy.web.service import Refused
 from cgrseg.deploy.web.uploads import Uploads
-from cgrseg.errors import plain_warnings
 
 LIMITS = Limits(upload_bytes=100_000, waiting=1, seconds=0.6, stall_seconds=0.2)
 HOME = ("Host", "127.0.0.1:7860")

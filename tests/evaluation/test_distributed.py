@@ -17,15 +17,11 @@ import torch
 from cgrseg.config import load_config
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.image_io import read_label, write_label_png
+from cgrseg.devices import device_of_process
+from cgrseg.distributed import joined_processes, set_torchrun_variables
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.evaluation.distributed import (
-    _adopt_slurm,
-    device_of_process,
-    joined_processes,
-    own_share,
-    started_by,
-)
 from cgrseg.models import CGRSeg
+from cgrseg.processes import this_process
 from tests.golden_weights import set_golden_weights
 from tests.training.small_run import write_dataset
 
@@ -99,7 +95,8 @@ def test_the_environment_tells_who_does_what(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_environment(monkeypatch, **values)
-    assert started_by() == launcher and own_share() == share
+    process = this_process()
+    assert process.launcher == launcher and (process.rank, process.world_size) == share
 
 
 @pytest.mark.parametrize(
@@ -176,15 +173,10 @@ def test_processes_wait_for_the_slowest_for_days(monkeypatch: pytest.MonkeyPatch
     ("machines", "expected"), [("1", "127.0.0.1"), ("2", "node7")], ids=["one", "two"]
 )
 def test_the_first_machine_is_that_of_the_step_and_not_of_the_job(
-    machines: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machines: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # SLURM cannot run here: a program of the same name answers for the list that is asked for.
-    program = tmp_path / "scontrol"
-    program.write_text('#!/bin/sh\n[ "$3" = "node[7-8]" ] && echo node7 && echo node8\n')
-    program.chmod(0o755)
     set_environment(monkeypatch, SLURM_PROCID="0", SLURM_NTASKS="4", SLURM_STEP_NUM_TASKS="2")
     for name, value in {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_NODELIST": "node[1-8]",
         "SLURM_NNODES": "8",
         "SLURM_STEP_NODELIST": "node[7-8]",
@@ -193,7 +185,7 @@ def test_the_first_machine_is_that_of_the_step_and_not_of_the_job(
         monkeypatch.setenv(name, value)
     environment = dict(os.environ)
     monkeypatch.setattr(os, "environ", environment)
-    _adopt_slurm()
+    set_torchrun_variables()
     assert environment["MASTER_ADDR"] == expected and environment["WORLD_SIZE"] == "2"
 
 

@@ -85,7 +85,7 @@ def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there() -> None:
-    from cgrseg.inference.backends import resolve_device
+    from cgrseg.devices import resolve_device
 
     with pytest.raises(EnvironmentProblem, match="cuda:99"):
         resolve_device("cuda:99")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cgrseg.devices import find_placement
 from cgrseg.models import create_model
-from cgrseg.training.hardware import find_placement
 from cgrseg.training.runner import train_on
 from cgrseg.training.sources import DatasetSource
 from tests.training.small_run import small_config

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cgrseg.config.schema import Config
+from cgrseg.devices import find_placement
 from cgrseg.errors import CGRSegError
-from cgrseg.training.hardware import find_placement
 from cgrseg.training.sources import DatasetSource
 
 

@@ -17,8 +17,8 @@ from cgrseg.config import list_presets, load_config
 from cgrseg.config.schema import Config
 from cgrseg.data.check import check_dataset
 from cgrseg.data.synthetic import write_dataset
+from cgrseg.devices import find_placement
 from cgrseg.errors import CGRSegError
-from cgrseg.training.hardware import find_placement
 from cgrseg.training.sources import DatasetSource
 from tests.data import folders
 from tests.training.starting import training_starts

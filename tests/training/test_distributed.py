@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from cgrseg.devices import Placement
 from cgrseg.errors import CGRSegError
 from cgrseg.models import load_model
-from cgrseg.training.hardware import Placement
 from cgrseg.training.runner import train
 from cgrseg.training.sources import DatasetSource
 from cgrseg.training.tables import read_table

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cgrseg.config.schema import Config
+from cgrseg.devices import Placement, find_placement
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.training.hardware import Placement, find_placement, settle_precision, trainer_options
+from cgrseg.training.trainer import settle_precision, trainer_options
 
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +93,10 @@ def test_processes_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in LAUNCHERS[:4]:
         monkeypatch.delenv(name)
     for name, value in (
-        ("SLURM_NTASKS", "6"),
+        ("SLURM_STEP_NUM_TASKS", "6"),
         ("SLURM_PROCID", "4"),
         ("SLURM_LOCALID", "1"),
-        ("SLURM_NNODES", "2"),
+        ("SLURM_STEP_NUM_NODES", "2"),
     ):
         monkeypatch.setenv(name, value)
     placement = find_placement("cpu")

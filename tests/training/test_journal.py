@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.training.journal import Journal, Pace, format_seconds
+from cgrseg.progress import format_seconds
+from cgrseg.training.journal import Journal, Pace
 from cgrseg.training.runner import train
 from cgrseg.training.transcript import Transcript
 from tests.training.small_run import small_config, write_dataset

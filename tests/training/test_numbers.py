@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cgrseg.errors import report_problem
+from cgrseg.console import report_problem
 from cgrseg.training.failures import TrainingProblem
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.runner import train

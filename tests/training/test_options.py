@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from cgrseg.devices import Placement
 from cgrseg.models import create_model
-from cgrseg.training.hardware import Placement
 from cgrseg.training.runner import train, train_on
 from cgrseg.training.sources import DatasetSource
 from cgrseg.training.tables import read_table

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from cgrseg.config.schema import Config
 from cgrseg.data.catalogue import get_spec
+from cgrseg.devices import Placement
 from cgrseg.models import create_model
-from cgrseg.training.hardware import Placement
 from cgrseg.training.runner import train_on
 from cgrseg.training.tables import read_table
 from tests.training.small_run import weights_of

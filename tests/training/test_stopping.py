@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cgrseg.training.exchange import Exchange
+from cgrseg.distributed import Exchange
 from cgrseg.training.journal import Journal
 from cgrseg.training.runner import train
 from cgrseg.training.script import main

@@ -29,7 +29,8 @@ from cgrseg.data.convert.record import mixed_record
 from cgrseg.data.findings import Finding
 from cgrseg.data.image_io import FULL_BITS
 from cgrseg.data.pairs import list_pairs
-from cgrseg.data.parallel import Progress, run_parallel
+from cgrseg.data.parallel import run_parallel
+from cgrseg.progress import Progress
 
 QUICK_LABELS = 500
 """Labels per split that the quick check reads; all of them up to twice as many."""

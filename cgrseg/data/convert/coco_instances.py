@@ -37,9 +37,9 @@ from cgrseg.data.convert.runner import (
     run_conversion,
 )
 from cgrseg.data.custom import distinct_colours
-from cgrseg.data.parallel import Progress
 from cgrseg.errors import MALFORMED, DataError, explain
 from cgrseg.input_files import read_input_text
+from cgrseg.progress import Progress
 from cgrseg.provenance import joint_state
 
 

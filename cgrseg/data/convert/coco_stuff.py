@@ -27,8 +27,8 @@ from cgrseg.data.convert.runner import (
     locking_output,
     run_conversion,
 )
-from cgrseg.data.parallel import Progress
 from cgrseg.errors import DataError, explain
+from cgrseg.progress import Progress
 
 LABEL_SUFFIX = "_labelTrainIds.png"
 HIGHEST_ID = 182

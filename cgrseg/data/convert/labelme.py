@@ -38,9 +38,10 @@ from cgrseg.data.convert.runner import (
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.custom_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_io import decode_gray
-from cgrseg.data.parallel import Progress, run_parallel
+from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import MALFORMED, DataError, explain, option
 from cgrseg.input_files import read_input_text
+from cgrseg.progress import Progress
 
 # LabelMe's own names, as its labels.txt has them.
 IGNORE_NAME = "__ignore__"

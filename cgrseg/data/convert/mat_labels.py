@@ -25,8 +25,8 @@ from cgrseg.data.convert.runner import (
 )
 from cgrseg.data.custom import distinct_colours
 from cgrseg.data.file_index import plain_form
-from cgrseg.data.parallel import Progress
 from cgrseg.errors import DataError, explain
+from cgrseg.progress import Progress
 
 
 @locking_output

@@ -22,9 +22,10 @@ from cgrseg.data.convert.runner import (
 )
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.image_io import read_image
-from cgrseg.data.parallel import Progress, run_parallel
+from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, explain, option
 from cgrseg.input_files import read_input_text
+from cgrseg.progress import Progress
 
 Colour = tuple[int, int, int]
 

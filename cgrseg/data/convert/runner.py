@@ -39,10 +39,11 @@ from cgrseg.data.convert.record import (
 )
 from cgrseg.data.custom import read_class_list
 from cgrseg.data.image_io import MAX_PIXELS, label_note, read_image, write_label_png
-from cgrseg.data.parallel import Progress, run_parallel
+from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.locks import locking
+from cgrseg.progress import Progress
 
 # For every converter: without `out`, it writes beside its source.
 locking_output = locking(

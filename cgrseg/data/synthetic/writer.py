@@ -15,7 +15,7 @@ then the root is empty or holds the earlier result.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -40,7 +40,8 @@ from cgrseg.files import (
 from cgrseg.input_files import read_input_text
 from cgrseg.locks import NAME as LOCK
 from cgrseg.locks import locking
-from cgrseg.processes import signals_held_back
+from cgrseg.processes import signals_deferred
+from cgrseg.progress import Progress
 
 MARKER = "synthetic.json"
 MADE_BY = "cgrseg data synth"
@@ -51,8 +52,6 @@ VALIDATION_OFFSET = 1_000_000
 """Index of the first validation scene: the same scenes for any number of training ones."""
 
 JPEG_QUALITY = 92
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def write_dataset(
         counts = _write_scenes(building, train, val, size, seed, workers, progress)
         _write_lists(building, counts)
         refuse_moved(target)
-        with signals_held_back(), partial_folder(target, "replaced") as aside:
+        with signals_deferred(), partial_folder(target, "replaced") as aside:
             _put_in_place(building, target, aside)
             # The marker comes last: where it stands, all is there.
             write_json(target / MARKER, settings)

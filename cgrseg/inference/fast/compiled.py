@@ -24,9 +24,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cgrseg.devices import resolve_device
 from cgrseg.errors import CGRSegError
 from cgrseg.inference.allocator import keep_freed_memory
-from cgrseg.inference.backends import Backend, resolve_device
+from cgrseg.inference.backends import Backend
 from cgrseg.inference.fast import artefacts
 from cgrseg.inference.fast.compilers import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
