@@ -135,7 +135,6 @@ def test_an_empty_name_is_not_the_working_folder(name: str) -> None:
 OWN = {
     "input_files.py",
     "surroundings.py",  # what the system says of its memory, in /proc and /sys
-    "reporting/page.py",
     "reporting/bench/machine.py",
     "reporting/bench/memory.py",
     "reporting/bench/apart.py",

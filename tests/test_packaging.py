@@ -53,6 +53,17 @@ def test_version_has_one_home(repository: Path) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", cgrseg.__version__)
 
 
+def test_templates_and_other_files_belong_to_the_package_data(repository: Path) -> None:
+    tables = tomllib.loads((repository / "pyproject.toml").read_text())
+    (patterns,) = tables["tool"]["setuptools"]["package-data"].values()
+    package = repository / "cgrseg"
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".py"}
+    others = {path for path in others if "__pycache__" not in path.parts}
+    assert package / "templates" / "report.html" in others
+    assert others <= shipped
+
+
 @pytest.mark.slow
 def test_built_wheel_works_from_another_folder(repository: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"

@@ -124,7 +124,7 @@ def evaluate(
         hold_lock(folder)
     if report:  # refused before any work
         from cgrseg.reporting import report_on
-        from cgrseg.reporting.targets import TABLES, check_targets
+        from cgrseg.reporting.report_files import TABLES, check_targets
 
         check_targets(page, TABLES, own=resolved.name)
     result = run_evaluation(

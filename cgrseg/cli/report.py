@@ -55,7 +55,7 @@ def report(
       cgrseg report work_dirs/first work_dirs/second --out comparison.html
     """
     from cgrseg.reporting import compare_runs, report_on, write_comparison
-    from cgrseg.reporting.targets import COMPARISON_TABLES, check_targets
+    from cgrseg.reporting.report_files import COMPARISON_TABLES, check_targets
 
     if len(runs) == 1:
         files = report_on(

@@ -10,7 +10,8 @@ from cgrseg.reporting.records import (
     Sample,
     read_evaluation,
 )
-from cgrseg.reporting.report import ReportFiles, write_report
+from cgrseg.reporting.report import write_report
+from cgrseg.reporting.report_files import ReportFiles
 from cgrseg.reporting.run_report import report_on, write_run_report
 
 __all__ = [

@@ -1,15 +1,14 @@
-"""Is one run better than another, and where?
+"""Compare runs: differences in IoU, and which of them are significant.
 
-The first run is the reference.  Differences are judged by the paired bootstrap over
-images (:func:`cgrseg.evaluation.bootstrap.paired_difference`); with many classes some
-small p-values come by chance, so that a class counts as changed only when it passes the
-procedure of Benjamini and Hochberg (1995), which keeps the expected share of false
-findings at 5 %.
+The first run is the reference.  Differences are judged by the paired bootstrap over images
+(:func:`cgrseg.evaluation.bootstrap.paired_difference`).  With many classes, some p-values are
+small by chance: a class counts as changed only if it passes the procedure of Benjamini and
+Hochberg (1995), which keeps the expected share of false discoveries at 5 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +32,11 @@ class Run:
     """One run of a comparison.
 
     Attributes:
-        name: how it is called.
-        source: its `evaluation.json`.
-        evaluation: its content.
-        counts: (N, 3, K) pixels hit, predicted and labelled per image and class; None when
-            the file with them is absent.
+        name: name in the comparison.
+        source: its evaluation file.
+        evaluation: content of that file.
+        counts: (N, 3, K) pixels hit, predicted and labeled per image and class; None without
+            the file that has them.
         stems: names of the N images; empty without counts.
     """
 
@@ -48,25 +47,29 @@ class Run:
     stems: tuple[str, ...]
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in id order."""
+        return tuple(record["class"] for record in self.evaluation["per_class"])
+
+    @property
     def iou(self) -> npt.NDArray[np.float64]:
-        """IoU per class, not a number where undefined."""
-        values = [record["IoU"] for record in self.evaluation["per_class"]]
-        return np.array([np.nan if value is None else value for value in values], np.float64)
+        """IoU per class; NaN where undefined."""
+        return np.array([record["IoU"] for record in self.evaluation["per_class"]], np.float64)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A run against the first one.
+    """A run compared with the first one.
 
     Attributes:
-        name: of the run.
-        miou: its mIoU minus the first one's (-1..1).
-        interval: 95 % interval of that; None when significance could not be judged.
-        p_value: two-sided; None likewise.
-        per_class: difference of IoU per class (K,), not a number where undefined.
-        per_class_p: two-sided p-values (K,); not a number where undefined or not judged.
-        significant: classes whose change is significant (K,).
-        shared_images: number of images that both have counts for.
+        name: name of the run.
+        miou: its mIoU minus the mIoU of the first run (-1..1).
+        interval: 95 % confidence interval of `miou`; None when significance was not judged.
+        p_value: two-sided p-value; None when significance was not judged.
+        per_class: difference of IoU per class (K,); NaN where undefined.
+        per_class_p: two-sided p-values (K,); NaN where undefined or not judged.
+        significant: whether the change of a class is significant (K,).
+        shared_images: number of images that both runs have counts for.
     """
 
     name: str
@@ -81,13 +84,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same classes, and each later one's difference from the first.
+    """Runs with the same classes, and the difference of each later run from the first.
 
     Attributes:
-        runs: as given, the first is the reference.
-        classes: names in id order.
+        runs: in the given order; the first is the reference.
+        classes: class names in id order.
         differences: one per run after the first.
-        warnings: what the reader must know, such as missing counts.
+        warnings: sentences for the reader, such as about missing counts.
     """
 
     runs: tuple[Run, ...]
@@ -102,13 +105,13 @@ def compare_runs(
     """Compare two or more evaluations; the first is the reference.
 
     Args:
-        paths: run folders, or evaluation files (`evaluation*.json`, with the `.npz` of the
-            same stem beside it for significance).
-        names: how to call them; None: told from their folders.
-        draws: resampled sets of the bootstrap.
+        paths: run folders, or evaluation files (`evaluation*.json`). Significance needs the `.npz`
+            of the same stem beside the file.
+        names: names of the runs; None: short names are taken from the folders.
+        draws: number of bootstrap draws.
 
     Raises:
-        DataError: fewer than two runs, a run without evaluation, other classes, or other
+        DataError: fewer than two runs, a run without an evaluation, other classes, or other
             images.
     """
     if len(paths) < 2 or (names is not None and len(names) != len(paths)):
@@ -119,21 +122,15 @@ def compare_runs(
             remedy="name the folders of at least two runs",
         )
     sources = [evaluation_file(path) for path in paths]
-    called = list(names) if names is not None else run_names(sources)
-    runs = [_load(name, source) for name, source in zip(called, sources, strict=True)]
-    first = runs[0]
-    classes = _class_names(first)
+    chosen = run_names(sources) if names is None else names
+    first, *others = runs = [_load(*each) for each in zip(chosen, sources, strict=True)]
     warnings: list[str] = []
-    differences = []
-    for run in runs[1:]:
-        if _class_names(run) != classes:
-            raise _mismatch(first, run, "other classes or another order of them")
-        differences.append(_difference(first, run, draws, warnings))
-    return Comparison(tuple(runs), classes, tuple(differences), tuple(warnings))
+    differences = [_difference(first, run, draws, warnings) for run in others]
+    return Comparison(tuple(runs), first.classes, tuple(differences), tuple(warnings))
 
 
 def run_names(sources: Sequence[Path]) -> list[str]:
-    """Short names that differ: the parts of the paths that are not common to all.
+    """Short names that differ: the last parts of the paths, as many as are needed.
 
     A file other than `evaluation.json` adds its stem; names that are still equal get a number.
     """
@@ -157,11 +154,11 @@ def run_names(sources: Sequence[Path]) -> list[str]:
 def false_discoveries(
     p_values: npt.NDArray[np.float64], rate: float = FALSE_DISCOVERY_RATE
 ) -> npt.NDArray[np.bool_]:
-    """Which p-values are significant by the procedure of Benjamini and Hochberg.
+    """Whether each p-value is significant by the procedure of Benjamini and Hochberg.
 
     Args:
-        p_values: any shape (K,); those that are not a number are left out.
-        rate: tolerated share of false findings, 0..1.
+        p_values: (K,); NaN counts as not significant.
+        rate: accepted share of false discoveries, 0..1.
     """
     found = np.zeros(p_values.shape, bool)
     defined = np.flatnonzero(~np.isnan(p_values))
@@ -176,15 +173,15 @@ def false_discoveries(
 
 
 def _load(name: str, source: Path) -> Run:
-    evaluation = read_evaluation(source)
     from cgrseg.evaluation.result import read_counts
 
+    evaluation = read_evaluation(source)
     beside = source.with_suffix(".npz")
     if not beside.is_file():
         return Run(name, source, evaluation, None, ())
     stems, classes, counts = read_counts(beside)
     run = Run(name, source, evaluation, counts, stems)
-    if list(classes) != [record["class"] for record in evaluation["per_class"]]:
+    if tuple(classes) != run.classes:
         raise DataError(
             beside,
             found="classes other than those of the .json beside it",
@@ -194,58 +191,53 @@ def _load(name: str, source: Path) -> Run:
     return run
 
 
-def _class_names(run: Run) -> tuple[str, ...]:
-    return tuple(record["class"] for record in run.evaluation["per_class"])
-
-
 def _difference(first: Run, run: Run, draws: int, warnings: list[str]) -> Difference:
-    count = len(run.iou)
-    nothing = np.full(count, np.nan)
+    from cgrseg.evaluation.bootstrap import paired_difference
+
+    if run.classes != first.classes:
+        raise _mismatch(first, run, "other classes or another order of them")
     missing = [each.name for each in (first, run) if each.counts is None]
-    scores = (first.evaluation["scores"].get("mIoU"), run.evaluation["scores"].get("mIoU"))
-    plain_difference = float("nan") if None in scores else float(scores[1]) - float(scores[0])  # type: ignore[arg-type]
     if missing:
         warnings.append(
             f"{run.name}: significance was not judged, since {' and '.join(missing)} lacks the "
             ".npz file with counts per image beside its evaluation."
         )
+        before, after = (each.evaluation["scores"].get("mIoU") for each in (first, run))
         return Difference(
-            run.name,
-            plain_difference,
-            None,
-            None,
-            run.iou - first.iou,
-            nothing,
-            np.zeros(count, bool),
-            0,
+            name=run.name,
+            miou=float("nan") if before is None or after is None else after - before,
+            interval=None,
+            p_value=None,
+            per_class=run.iou - first.iou,
+            per_class_p=np.full(len(run.iou), np.nan),
+            significant=np.zeros(len(run.iou), bool),
+            shared_images=0,
         )
-    from cgrseg.evaluation.bootstrap import paired_difference
-
-    ours, theirs = _aligned(first, run)
-    found = paired_difference(ours, theirs, draws=draws)
+    reference, counts = _aligned(first, run)
+    found = paired_difference(reference, counts, draws=draws)
     return Difference(
-        run.name,
-        found.interval.value,
-        found.interval,
-        found.p_value,
-        found.per_class,
-        found.per_class_p,
-        false_discoveries(found.per_class_p),
-        len(ours),
+        name=run.name,
+        miou=found.interval.value,
+        interval=found.interval,
+        p_value=found.p_value,
+        per_class=found.per_class,
+        per_class_p=found.per_class_p,
+        significant=false_discoveries(found.per_class_p),
+        shared_images=len(reference),
     )
 
 
 def _aligned(first: Run, run: Run) -> tuple[Counts, Counts]:
     """Counts of both runs for the same images in the same order."""
     assert first.counts is not None and run.counts is not None
-    position: Mapping[str, int] = {stem: k for k, stem in enumerate(run.stems)}
+    position = {stem: k for k, stem in enumerate(run.stems)}
     if set(first.stems) != set(run.stems) or len(position) != len(run.stems):
         extra = sorted(set(first.stems) ^ set(run.stems))[:3]
         raise _mismatch(first, run, f"other images (for example {', '.join(extra)})")
-    theirs = run.counts[[position[stem] for stem in first.stems]]
-    if not np.array_equal(first.counts[:, 2], theirs[:, 2]):
+    counts = run.counts[[position[stem] for stem in first.stems]]
+    if not np.array_equal(first.counts[:, 2], counts[:, 2]):
         raise _mismatch(first, run, "other labels for the same images")
-    return first.counts, theirs
+    return first.counts, counts
 
 
 def _mismatch(first: Run, run: Run, found: str) -> DataError:

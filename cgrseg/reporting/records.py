@@ -1,7 +1,7 @@
-"""What reports are made of: the results of an evaluation as plain values.
+"""Input of reports: the results of an evaluation as plain values.
 
-:mod:`cgrseg.evaluation` writes them as `evaluation.json`; anything that writes the same
-keys can be reported on.
+:mod:`cgrseg.evaluation` writes them as `evaluation.json`.  A report can be made from any file with
+the same keys.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cgrseg.input_files import read_input_text
 
 EVALUATION = "evaluation.json"
 
+Group = Literal["worst", "typical", "best"]
+
 ClassRecord = TypedDict(
     "ClassRecord",
     {
@@ -36,12 +38,12 @@ ClassRecord = TypedDict(
     },
     total=False,
 )
-ClassRecord.__doc__ = """Scores of one class in 0..1 (None: undefined); `Frequency` is its share of
-the labelled pixels. `class` and `IoU` are needed."""
+ClassRecord.__doc__ = """Scores of one class in 0..1 (None: undefined). `Frequency` is the share of
+the labeled pixels. `class` and `IoU` are required."""
 
 
 class ImageRecord(TypedDict, total=False):
-    """Scores of one image in 0..1 over its own classes, and its labelled pixels."""
+    """Scores of one image in 0..1 over its own classes, and its number of labeled pixels."""
 
     image: str
     mIoU: float | None
@@ -50,7 +52,7 @@ class ImageRecord(TypedDict, total=False):
 
 
 class IntervalRecord(TypedDict):
-    """Range that holds a score with a confidence of 0..1."""
+    """Confidence interval of a score; `confidence` is in 0..1."""
 
     of: str
     confidence: float
@@ -59,15 +61,15 @@ class IntervalRecord(TypedDict):
 
 
 class EvaluationRecord(TypedDict, total=False):
-    """The content of `evaluation.json`. Needed: `scores`, `per_class`, `confusion`.
+    """The content of `evaluation.json`. Required: `scores`, `per_class`, `confusion`.
 
     Attributes:
-        settings: what was evaluated and how.
+        settings: settings of the evaluation.
         images: number of images.
         scores: scalar scores by name (mIoU, aAcc, ...), 0..1, None where undefined.
-        interval: of mIoU over images; None where there is none.
+        interval: confidence interval of mIoU over images, or None.
         per_class: in id order.
-        per_image: in the dataset's order.
+        per_image: in the order of the dataset.
         confusion: pixel counts, row = label, column = prediction.
         calibration: `ECE` and `bins` of `pixels`, `confidence`, `accuracy`.
     """
@@ -85,42 +87,42 @@ class EvaluationRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image for the report, with what was predicted for it.
+    """One image of the report with its prediction.
 
     Attributes:
-        stem: its name.
+        stem: name of the image.
         image: RGB uint8 (H, W, 3).
-        label: class ids (H, W), the ignore index where not judged; None without labels.
+        label: class ids (H, W), the ignore index where ignored; None without labels.
         prediction: class ids (H, W).
-        group: under which heading it stands.
-        scores: of this image by name, 0..1.
+        group: heading that it is shown under.
+        scores: scores of this image by name, 0..1.
     """
 
     stem: str
     image: npt.NDArray[np.uint8]
     label: npt.NDArray[np.integer] | None
     prediction: npt.NDArray[np.integer]
-    group: Literal["worst", "typical", "best"] = "typical"
+    group: Group = "typical"
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ReportInput:
-    """Everything that a report of one run can show; only the first two are needed.
+    """Content of the report of one run; only the first two are required.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         evaluation: see :class:`EvaluationRecord`.
-        palette: RGB 0..255 per class; None: one is made.
+        palette: RGB 0..255 per class; None: a palette is made.
         history: rows of `metrics.csv` by column (text or numbers).
-        score_history: rows of `scores.csv` likewise.
+        score_history: rows of `scores.csv` by column.
         samples: images to show.
-        missing: why images are not shown, a sentence each.
-        notes: further facts for the summary, by name. Numbers in 0..1 whose name speaks of
-            mIoU are shown beside the run's own, as something to compare with.
-        config: the run's settings as nested plain values.
-        versions: names and versions of what computed it.
-        ignore_index: label value of pixels that are not judged.
+        missing: reasons why images are not shown, one sentence each.
+        notes: further facts for the summary, by name. Numbers in 0..1 whose name contains mIoU are
+            shown as bars beside the mIoU of the run.
+        config: settings of the run as nested plain values.
+        versions: names and versions of the software and the machine.
+        ignore_index: label value of ignored pixels.
     """
 
     title: str
@@ -142,29 +144,53 @@ class ReportInput:
 
 
 def plain(value: Any) -> Any:
-    """The same as values that JSON knows: arrays become lists, undefined numbers None."""
+    """Values that JSON has: arrays become lists, non-finite numbers None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (str, bool)) or value is None:
-        return value
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, int):
+    if isinstance(value, (str, bool, int)) or value is None:
         return value
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
     return str(value)
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as pairs of dotted name and value."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            rows += flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def fact_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested settings as pairs of dotted name and text."""
+    return [(name, _text(value)) for name, value in flatten(values)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
 def read_evaluation(path: Path | str) -> EvaluationRecord:
-    """Read `evaluation.json`, or that file in a run's folder.
+    """Read an evaluation; see :func:`evaluation_file` for what `path` may be.
 
     Raises:
-        DataError: it is absent, or not what an evaluation writes.
+        DataError: it is missing, or not what an evaluation writes.
     """
     source = evaluation_file(path)
     try:
@@ -175,13 +201,13 @@ def read_evaluation(path: Path | str) -> EvaluationRecord:
 
 
 def evaluation_file(path: Path | str) -> Path:
-    """The evaluation that a run's folder or a file name stands for.
+    """The evaluation file of a run folder, or the file itself.
 
     In a folder that is `evaluation.json`, or the only other one (such as
-    `evaluation_test.json`); earlier results are not meant.
+    `evaluation_test.json`); earlier results do not count.
 
     Raises:
-        DataError: there is none, or several without a plain one; the message names them.
+        DataError: there is none, or several without `evaluation.json`; the message names them.
     """
     source = Path(path)
     if source.is_file():
@@ -203,7 +229,7 @@ def evaluation_file(path: Path | str) -> Path:
     raise DataError(
         source,
         found="no evaluation in this folder" if source.is_dir() else "there is no such file",
-        expected="a run's folder with evaluation.json in it, or such a file",
+        expected=f"a run folder with {EVALUATION} in it, or such a file",
         remedy="evaluate the checkpoint first: cgrseg evaluate [CONFIG] CHECKPOINT",
     )
 
@@ -212,31 +238,26 @@ def check_evaluation(value: Any, source: object) -> EvaluationRecord:
     """Check that plain values are a usable evaluation.
 
     Raises:
-        DataError: a key is missing, or sizes do not fit each other.
+        DataError: a key is missing, or the sizes of the tables do not agree.
     """
     if not isinstance(value, dict):
-        raise _unreadable(source, f"it holds {type(value).__name__}, not an object")
+        raise _unreadable(source, f"it contains {type(value).__name__}, not an object")
     missing = [key for key in ("scores", "per_class", "confusion") if key not in value]
     if missing:
         raise _unreadable(source, f"it lacks {', '.join(missing)}")
+    classes, matrix = value["per_class"], value["confusion"]
     try:
-        return _checked(value, source)
+        named = classes and all(
+            isinstance(c, dict) and {"class", "IoU"} <= c.keys() for c in classes
+        )
+        if not named:
+            raise _unreadable(source, "per_class does not name each class with its IoU")
+        if len(matrix) != len(classes) or any(len(row) != len(classes) for row in matrix):
+            size = f"{len(classes)} x {len(classes)}"
+            raise _unreadable(source, f"confusion is not {size}, one row per class")
+        checked: EvaluationRecord = plain(value)
     except MALFORMED as error:
         raise _unreadable(source, f"its tables have another form ({error})") from error
-
-
-def _checked(value: dict[str, Any], source: object) -> EvaluationRecord:
-    classes = value["per_class"]
-    if not classes or not all(
-        isinstance(c, dict) and {"class", "IoU"} <= c.keys() for c in classes
-    ):
-        raise _unreadable(source, "per_class does not name each class with its IoU")
-    matrix = value["confusion"]
-    if len(matrix) != len(classes) or any(len(row) != len(classes) for row in matrix):
-        raise _unreadable(
-            source, f"confusion is not {len(classes)} x {len(classes)}, one row per class"
-        )
-    checked: EvaluationRecord = plain(value)
     return checked
 
 

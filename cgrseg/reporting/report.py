@@ -1,50 +1,72 @@
-"""The report of one run: one HTML file that stands alone, with JSON and CSV beside it."""
+"""The report of one run: one complete HTML file, with JSON and CSV beside it."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from cgrseg.errors import DataError
 from cgrseg.files import atomic_write_text, write_json
+from cgrseg.html import percent, render
 from cgrseg.locks import locking
-from cgrseg.reporting.charts import Points, bar, line_chart, reliability_chart
-from cgrseg.reporting.page import Section, escape, facts, page, percent
+from cgrseg.reporting.charts import line_chart, reliability_chart
 from cgrseg.reporting.records import (
     EvaluationRecord,
     ReportInput,
+    Sample,
     check_evaluation,
+    fact_rows,
     plain,
 )
-from cgrseg.reporting.samples import sample_cards
-from cgrseg.reporting.tables import class_table, confusion_list, write_tables
-from cgrseg.reporting.targets import TABLES, check_targets
-from cgrseg.visual.palette import as_palette, make_palette
+from cgrseg.reporting.report_files import TABLES, ReportFiles, check_targets, write_tables
+from cgrseg.visual.gallery import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, error_map
+from cgrseg.visual.overlay import class_shares
+from cgrseg.visual.palette import as_palette, colorize, make_palette
 from cgrseg.visual.plots import curve_panels, series_of
 
-_TILES = {
+_SCORES = {
     "aAcc": "share of pixels that are right",
-    "mAcc": "mean over classes of what is found",
+    "mAcc": "mean recall over classes",
     "mDice": "mean Dice over classes",
     "fwIoU": "IoU weighted by class frequency",
     "mBoundaryIoU": "mean IoU along borders",
     "ECE": "gap between confidence and accuracy",
 }
+_CLASS_COLUMNS = {
+    "Acc": "share of the class's pixels that are found",
+    "Precision": "share of the predicted pixels that are right",
+    "Dice": "twice the intersection over the sum of both areas",
+    "BoundaryIoU": "IoU of the bands along the borders",
+    "Frequency": "share of the labeled pixels",
+}
+_GROUPS = {"worst": "Worst images", "typical": "In the middle", "best": "Best images"}
+_MAX_SIDE = 512  # pixels of the longer side of an image in the page
 
 
 @dataclass(frozen=True)
-class ReportFiles:
-    """What was written: the page, its numbers as JSON, its tables as CSV."""
+class Picture:
+    """An encoded image of the page.
 
-    html: Path
-    json: Path
-    tables: tuple[Path, ...]
+    Attributes:
+        caption: below it.
+        content: bytes of the image file.
+        media_type: of those bytes.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    caption: str
+    content: bytes
+    media_type: str
+    width: int
+    height: int
 
 
 @locking(lambda given: Path(given["path"]).parent)
@@ -77,35 +99,70 @@ def write_report(path: Path | str, report: ReportInput) -> ReportFiles:
     tables = write_tables(stem, evaluation)
     json_path = stem.with_name(f"{stem.name}.json")
     write_json(json_path, numbers)
-    atomic_write_text(target, report_page(report, evaluation, palette))
+    atomic_write_text(target, _page(report, evaluation, palette))
     return ReportFiles(target, json_path, tuple(tables))
 
 
-def report_page(
-    report: ReportInput, evaluation: EvaluationRecord, palette: npt.NDArray[np.uint8]
-) -> str:
-    """The page's HTML from checked plain values."""
-    matrix = np.array(evaluation["confusion"], np.int64)
-    sections = [
-        Section("summary", "Summary", _summary(evaluation, report.notes)),
-        Section("training", "Training", _curves(report.history, report.score_history)),
-        Section("classes", "Classes", class_table(evaluation, palette)),
-        Section("confusion", "Confusion", _confusion(report.classes, matrix, palette)),
-        Section("calibration", "Calibration", _calibration(evaluation)),
-        Section(
-            "images",
-            "Images",
-            sample_cards(report.samples, report.classes, palette, report.ignore_index)
-            + "".join(f"<p>{escape(reason)}</p>" for reason in report.missing),
+def _page(report: ReportInput, evaluation: EvaluationRecord, palette: npt.NDArray[np.uint8]) -> str:
+    scores = evaluation["scores"]
+    compared = {name: value for name, value in report.notes.items() if _is_miou(name, value)}
+    others = {name: value for name, value in report.notes.items() if name not in compared}
+    per_class: list[Mapping[str, Any]] = [*evaluation["per_class"]]
+    order = sorted(
+        range(len(per_class)),
+        key=lambda k: (per_class[k]["IoU"] is None, -(per_class[k]["IoU"] or 0.0), k),
+    )
+    calibration = evaluation.get("calibration") or {}
+    return render(
+        "report.html",
+        title=report.title,
+        subtitle=subtitle(evaluation),
+        data={"confusion": {"classes": report.classes, "matrix": evaluation["confusion"]}},
+        scores=scores,
+        score_names=_SCORES,
+        interval=evaluation.get("interval"),
+        images=evaluation.get("images"),
+        compared={"mIoU of this network": scores.get("mIoU"), **compared} if compared else {},
+        notes=fact_rows(plain(others)),
+        curves=_curves(report),
+        per_class=[(per_class[k], palette[k]) for k in order],
+        class_columns={
+            name: text
+            for name, text in _CLASS_COLUMNS.items()
+            if any(name in record for record in per_class)
+        },
+        classes=report.classes,
+        palette=palette,
+        confusions=top_confusions(np.array(evaluation["confusion"], np.int64)),
+        ece=calibration.get("ECE"),
+        reliability=reliability_chart(calibration.get("bins") or ()),
+        groups=[
+            (
+                heading,
+                [
+                    _card(report, sample, palette)
+                    for sample in report.samples
+                    if sample.group == group
+                ],
+            )
+            for group, heading in _GROUPS.items()
+        ],
+        error_colors=(
+            {"right": RIGHT_COLOUR, "wrong": WRONG_COLOUR, "ignored": IGNORED_COLOUR}
+            if any(sample.label is not None for sample in report.samples)
+            else {}
         ),
-        Section("settings", "Settings and versions", _settings(report, evaluation)),
-    ]
-    data = {"confusion": {"classes": report.classes, "matrix": evaluation["confusion"]}}
-    return page(report.title, subtitle(evaluation), sections, data)
+        missing=report.missing,
+        settings=[
+            ("Evaluation", fact_rows(evaluation.get("settings", {})), True),
+            ("Run", fact_rows(plain(report.config)), False),
+            ("Versions", fact_rows(report.versions), True),
+        ],
+    )
 
 
 def subtitle(evaluation: EvaluationRecord) -> str:
-    """What was measured on what, in one line."""
+    """Variant, dataset, split, number of images and checkpoint in one line."""
     settings = evaluation.get("settings", {})
     parts = [str(settings[key]) for key in ("variant", "dataset", "split") if settings.get(key)]
     if "images" in evaluation:
@@ -123,119 +180,98 @@ def _palette(report: ReportInput, target: Path) -> npt.NDArray[np.uint8]:
     if len(palette) < count:
         raise DataError(
             target,
-            found=f"a palette of {len(palette)} colours",
-            expected=f"one colour for each of the {count} classes",
+            found=f"a palette of {len(palette)} colors",
+            expected=f"one color for each of the {count} classes",
             remedy="give a longer palette, or none",
         )
     return palette
-
-
-def _summary(evaluation: EvaluationRecord, notes: Mapping[str, Any]) -> str:
-    scores = evaluation["scores"]
-    interval = evaluation.get("interval")
-    extra = "mean intersection over union"
-    if interval is not None:
-        extra = (
-            f"{percent(interval['low'])} to {percent(interval['high'])} with "
-            f"{100 * interval['confidence']:.0f} % confidence"
-        )
-    tiles = [_tile("mIoU, %", percent(scores.get("mIoU")), extra, main=True)]
-    for name, meaning in _TILES.items():
-        if name in scores:
-            tiles.append(_tile(f"{name}, %", percent(scores[name]), meaning))
-    if "images" in evaluation:
-        tiles.append(_tile("images", f"{evaluation['images']:,}", "measured"))
-    versus = {name: value for name, value in notes.items() if _is_miou(name, value)}
-    rest = {name: value for name, value in notes.items() if name not in versus}
-    parts = [f'<dl class="tiles">{"".join(tiles)}</dl>']
-    if versus:
-        rows = {"mIoU of this network": scores.get("mIoU"), **versus}
-        parts.append(
-            '<div class="versus">'
-            + "".join(
-                f'<div class="row"><span>{escape(name)}</span>{bar(value)}</div>'
-                for name, value in rows.items()
-            )
-            + "</div>"
-        )
-    return "".join(parts) + facts(plain(rest))
 
 
 def _is_miou(name: str, value: Any) -> bool:
     return "miou" in name.lower() and isinstance(value, float) and 0.0 <= value <= 1.0
 
 
-def _tile(name: str, value: str, meaning: str, *, main: bool = False) -> str:
-    return (
-        f'<div class="tile{" main" if main else ""}"><dt>{escape(name)}</dt>'
-        f"<dd>{escape(value)}<small>{escape(meaning)}</small></dd></div>"
-    )
-
-
-def _curves(history: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> str:
-    rows = [*history, *scores]
+def _curves(report: ReportInput) -> list[str]:
+    rows = [*report.history, *report.score_history]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     charts = []
     for panel, names in curve_panels(columns).items():
-        series: dict[str, Points] = {name: series_of(rows, name) for name in names}
+        series = {name: series_of(rows, name) for name in names}
         shares = panel == "Score"
         charts.append(line_chart(f"{panel}, %" if shares else panel, series, percents=shares))
-    joined = "".join(charts)
-    return f'<div class="charts">{joined}</div>' if joined else ""
+    return [chart for chart in charts if chart]
 
 
-def _confusion(
-    classes: Sequence[str], matrix: npt.NDArray[np.int64], palette: npt.NDArray[np.uint8]
-) -> str:
-    return (
-        '<div class="tools">'
-        '<button type="button" data-mode="row" aria-pressed="true">share of the label</button>'
-        '<button type="button" data-mode="column" aria-pressed="false">share of the prediction'
-        "</button>"
-        '<button type="button" data-mode="pixels" aria-pressed="false">pixels</button>'
-        '<button type="button" id="diagonal" aria-pressed="false">only confusions</button>'
-        '<span class="spread"></span>'
-        '<button type="button" data-zoom="1.6" aria-label="zoom in">+</button>'
-        '<button type="button" data-zoom="0.625" aria-label="zoom out">−</button>'
-        '<button type="button" data-zoom="0">all</button></div>'
-        f'<div class="{"stacked" if len(classes) > 24 else "abreast"}">'
-        '<div><canvas id="confusion-view" tabindex="0" role="img" '
-        'aria-label="confusion matrix; its largest entries are in the table"></canvas>'
-        '<p class="hint">Rows are what was labelled, columns what was predicted. Point at a cell '
-        "for names and counts; double-click, the buttons or Ctrl with the wheel zoom; drag to "
-        "move.</p></div><div><h3>Most frequent confusions</h3>"
-        + confusion_list(matrix, classes, palette)
-        + "</div></div>"
-    )
+def top_confusions(
+    matrix: npt.NDArray[np.int64], count: int = 15
+) -> list[tuple[int, int, int, float]]:
+    """The most frequent confusions: label, prediction, pixels, share of the label's pixels."""
+    off_diagonal = matrix.copy()
+    np.fill_diagonal(off_diagonal, 0)
+    totals = matrix.sum(axis=1)
+    found = []
+    for position in np.argsort(-off_diagonal, axis=None, kind="stable")[:count]:
+        label, prediction = divmod(int(position), len(matrix))
+        pixels = int(off_diagonal[label, prediction])
+        if pixels > 0:
+            found.append((label, prediction, pixels, pixels / int(totals[label])))
+    return found
 
 
-def _calibration(evaluation: EvaluationRecord) -> str:
-    found = evaluation.get("calibration")
-    if not found or not found.get("bins"):
-        return ""
-    said = f"<p>Expected calibration error: {percent(found.get('ECE'), 2)} %.</p>"
-    return said + reliability_chart(found["bins"])
+def _card(report: ReportInput, sample: Sample, palette: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """Image, label, prediction and error map of a sample, and the classes in it."""
+    pictures = [encode_picture(sample.image, "image")]
+    shares = class_shares(sample.prediction, len(report.classes))
+    if sample.label is not None:
+        pictures.append(encode_picture(colorize(sample.label, palette), "label", exact=True))
+        shares = np.maximum(shares, class_shares(sample.label, len(report.classes)))
+    pictures.append(encode_picture(colorize(sample.prediction, palette), "prediction", exact=True))
+    if sample.label is not None:
+        errors = error_map(
+            sample.label, sample.prediction, ignore_index=report.ignore_index, image=sample.image
+        )
+        pictures.append(encode_picture(errors, "error map"))
+    height, width = sample.prediction.shape
+    scores = [f"{name} {percent(value)}" for name, value in sample.scores.items()]
+    # A class that covers less than half a percent is hard to see and would lengthen the legend.
+    shown = [int(k) for k in np.argsort(-shares, kind="stable") if shares[k] >= 0.005]
+    return {
+        "title": sample.stem,
+        "about": " · ".join([*scores, f"{width} × {height}"]),
+        "pictures": pictures,
+        "legend": [(palette[k], report.classes[k]) for k in shown[:24]],
+    }
 
 
-def _settings(report: ReportInput, evaluation: EvaluationRecord) -> str:
-    parts = []
-    for heading, values, is_open in (
-        ("Evaluation", evaluation.get("settings", {}), True),
-        ("Run", plain(report.config), False),
-        ("Versions", report.versions, True),
-    ):
-        table = facts(values)
-        if table:
-            start = "<details open>" if is_open else "<details>"
-            parts.append(f"{start}<summary>{heading}</summary>{table}</details>")
-    return "".join(parts)
+def encode_picture(
+    pixels: npt.NDArray[np.uint8], caption: str, *, longest: int = _MAX_SIDE, exact: bool = False
+) -> Picture:
+    """Reduce and encode an image for the page.
+
+    Args:
+        pixels: RGB uint8 (H, W, 3).
+        caption: below the image.
+        longest: maximum length of its longer side in pixels.
+        exact: PNG, which keeps the colors of label maps; else JPEG.
+    """
+    height, width = pixels.shape[:2]
+    scale = longest / max(height, width)
+    if scale < 1.0:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        method = cv2.INTER_NEAREST if exact else cv2.INTER_AREA
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=method), np.uint8)
+    kind = "png" if exact else "jpeg"
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 9] if exact else [cv2.IMWRITE_JPEG_QUALITY, 86]
+    encoded, data = cv2.imencode(f".{kind}", np.ascontiguousarray(pixels[..., ::-1]), options)
+    assert encoded  # an array of ours always has a form that can be encoded
+    height, width = pixels.shape[:2]
+    return Picture(caption, data.tobytes(), f"image/{kind}", width, height)
 
 
 def software_versions() -> dict[str, str]:
-    """Names and versions of what computes: this package, Python, libraries, machine."""
+    """Names and versions of this package, Python, libraries and machine."""
     from importlib import metadata
 
-    import cv2
     import torch
 
     import cgrseg

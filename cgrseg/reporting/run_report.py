@@ -1,9 +1,9 @@
-"""The report of a run's folder: its evaluation, curves, settings, and telling images."""
+"""The report of a run folder: its evaluation, curves, settings, and images predicted again."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,16 @@ from cgrseg.models import load_model
 from cgrseg.models.digest import weights_digest
 from cgrseg.reporting.records import (
     EvaluationRecord,
+    Group,
+    ImageRecord,
     ReportInput,
     Sample,
     evaluation_file,
     plain,
     read_evaluation,
 )
-from cgrseg.reporting.report import ReportFiles, software_versions, write_report
-from cgrseg.reporting.samples import choose_images
-from cgrseg.reporting.targets import TABLES, check_targets
+from cgrseg.reporting.report import software_versions, write_report
+from cgrseg.reporting.report_files import TABLES, ReportFiles, check_targets
 from cgrseg.training.tables import read_table
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("cgrseg.reporting")
 
-# Between an image's accuracy as evaluated and as predicted for the report: other hardware
-# and other precision move single pixels; another network moves far more.
+# Largest difference between the accuracy of an image in the evaluation and in the report: other
+# hardware and another precision change single pixels, another network changes far more.
 _TOLERANCE = 0.01
-_FEW_PIXELS = 3  # where so many are more than that share
+_FEW_PIXELS = 3  # accepted number of changed pixels where they are more than that share
 
 
 def report_on(
@@ -58,24 +59,24 @@ def report_on(
     device: str | None = None,
     overwrite: bool = False,
 ) -> ReportFiles:
-    """Report on an evaluated run: scores, classes, confusion, images, settings.
+    """Write the report of an evaluated run: scores, classes, confusion, images, settings.
 
     Args:
-        run: a run's folder, or one of its evaluation files.
-        checkpoint: predicts the images to show; None: the one that was evaluated.
-        config: of the run; None: the one in its folder, else the shipped one of its name.
-        data_root: folder of the dataset, where it is not the config's.
-        out: the page; None: beside the evaluation, `report.html` for `evaluation.json`,
+        run: run folder, or one of its evaluation files.
+        checkpoint: checkpoint that predicts the images; None: the one that was evaluated.
+        config: config of the run; None: the one in its folder, else the preset of its name.
+        data_root: dataset root, where it is not the one of the config.
+        out: the HTML file; None: beside the evaluation, `report.html` for `evaluation.json`,
             `report_test.html` for `evaluation_test.json`.
-        pictures: predict and show images.  Where the run's config, data or checkpoint is
-            no longer there, the report comes without them, and says why.
-        device: predicts on it; None: a GPU where there is one.
+        pictures: predict and show images.  Without config, data or checkpoint, the report has no
+            images and says why.
+        device: device that predicts; None: a GPU if there is one.
         overwrite: replace an older page, its numbers and its tables.
 
     Raises:
-        DataError: no evaluation, a page or a file beside it that is there already, or a
-            checkpoint whose predictions are not those that were evaluated.
-        EnvironmentProblem: writing fails, or no such device.
+        DataError: no evaluation, an existing file, or a checkpoint whose predictions are not those
+            that were evaluated.
+        EnvironmentProblem: writing fails, or there is no such device.
     """
     source = evaluation_file(run)
     evaluation = read_evaluation(source)
@@ -88,7 +89,7 @@ def report_on(
             config = _config(source, evaluation, data_root, missing)
         backend = None
         if not pictures:
-            missing = ["Images were left out, as was asked for."]
+            missing = ["The images were left out on request."]
         elif config is not None:
             backend = _backend(source, evaluation, checkpoint, device, missing)
         return _write(target, source.parent, config, evaluation, backend, {}, missing)
@@ -104,15 +105,14 @@ def write_run_report(
     notes: Mapping[str, Any] | None = None,
     name: str = "report",
 ) -> Path:
-    """Report on a run's folder from an evaluation in memory.
+    """Write the report of an evaluation in memory into its run folder.
 
     Args:
-        run_dir: the run's folder; `metrics.csv` and `scores.csv` are taken from it where
-            present, and the report is written into it.
-        config: of the run.
-        result: what its evaluation found.
-        predictor: its network predicts the images to show, with the settings that the
-            evaluation had; None: the report shows none.
+        run_dir: run folder; `metrics.csv` and `scores.csv` in it are shown.
+        config: config of the run.
+        result: result of the evaluation.
+        predictor: its network predicts the images, with the settings of the evaluation; None: the
+            report shows no images.
         notes: see :class:`ReportInput`.
         name: file name without its suffix.
 
@@ -168,7 +168,7 @@ def _config(
     data_root: str | Path | None,
     missing: list[str],
 ) -> Config | None:
-    """The run's config: the one in its folder, else the shipped one of its name."""
+    """The config in the run folder, else the preset of its name."""
     changes = {} if data_root is None else {"data.root": str(data_root)}
     stored = source.parent / "config.json"
     run = str(evaluation.get("settings", {}).get("run"))
@@ -185,7 +185,7 @@ def _config(
             )
         return load_config(run, changes)
     except CGRSegError as error:
-        _tell(missing, f"the report comes without pictures: {error}")
+        _tell(missing, f"the report has no images: {error}")
         return None
 
 
@@ -196,7 +196,7 @@ def _backend(
     device: str | None,
     missing: list[str],
 ) -> Backend | None:
-    """The network that was evaluated, at the precision that it was evaluated with."""
+    """The network that was evaluated, at the precision of the evaluation."""
     settings = evaluation.get("settings", {})
     evaluated = settings.get("weights")
     places: list[str | Path]
@@ -218,13 +218,13 @@ def _backend(
             return make_backend(model, device, settings.get("precision", "fp32"))
         other = True
     if other:
-        raise _another_network(places[0], "its weights are others")
+        raise _another_network(places[0], "it has other weights")
     assert problem is not None
     if checkpoint is not None:
         raise problem
     _tell(
         missing,
-        "the report comes without pictures (cgrseg report RUN --checkpoint CHECKPOINT names "
+        "the report has no images (cgrseg report RUN --checkpoint CHECKPOINT names "
         f"one): {problem}",
     )
     return None
@@ -239,7 +239,7 @@ def _is_evaluated(backend: Backend, evaluation: EvaluationRecord) -> bool:
 def _samples(
     config: Config, evaluation: EvaluationRecord, backend: Backend, missing: list[str]
 ) -> list[Sample]:
-    """Predict the worst, some middling and the best images as the evaluation did."""
+    """The worst, some typical and the best images, predicted as in the evaluation."""
     settings = evaluation.get("settings", {})
     same = _is_evaluated(backend, evaluation)
     test = TestConfig(**settings["test"]) if settings.get("test") else config.test
@@ -247,7 +247,7 @@ def _samples(
     try:
         dataset = EvalDataset.from_config(config, str(split) if split else None)
     except CGRSegError as error:
-        _tell(missing, f"the report comes without pictures: {error}")
+        _tell(missing, f"the report has no images: {error}")
         return []
     position = {pair.stem: k for k, pair in enumerate(dataset.pairs)}
     records = evaluation.get("per_image", [])
@@ -269,7 +269,7 @@ def _samples(
         expected = record.get("aAcc")
         allowed = max(_TOLERANCE, _FEW_PIXELS / max(1, int(judged.sum())))
         if accuracy is None or expected is None or abs(accuracy - expected) > allowed:
-            found = f"{accuracy} of its pixels come out right, {expected} did in the evaluation"
+            found = f"the share of right pixels is {accuracy}, in the evaluation it was {expected}"
             if not same:
                 raise _another_network(record["image"], found)
             _tell(missing, f"{record['image']} is not shown: {found}, with the same weights")
@@ -289,7 +289,7 @@ def _samples(
 
 
 def _tell(missing: list[str], reason: str) -> None:
-    """Say why pictures are not there, now and on the page."""
+    """Say why images are missing, now and on the page."""
     _LOG.warning("%s", reason)
     missing.append(reason)
 
@@ -302,3 +302,25 @@ def _another_network(where: object, found: str) -> DataError:
         remedy="name its checkpoint: cgrseg report RUN --checkpoint CHECKPOINT; evaluate "
         "again; or leave the images out: cgrseg report RUN --no-pictures",
     )
+
+
+def choose_images(
+    records: Sequence[ImageRecord], worst: int = 4, typical: int = 2, best: int = 4
+) -> list[tuple[int, Group]]:
+    """Positions of the images to show, by mIoU; no image is chosen twice.
+
+    Args:
+        records: one per image; an image without a score is never chosen.
+        worst: number of images with the lowest scores, lowest first.
+        typical: number of images around the median.
+        best: number of images with the highest scores, highest first.
+    """
+    scored = [(record.get("mIoU"), k) for k, record in enumerate(records)]
+    ranked = [k for score, k in sorted((s, k) for s, k in scored if s is not None)]
+    low = ranked[:worst]
+    high = ranked[max(len(low), len(ranked) - best) :][::-1]
+    middle = ranked[len(low) : len(ranked) - len(high)]
+    first = max(0, (len(middle) - typical) // 2)
+    groups: list[tuple[int, Group]] = [(k, "worst") for k in low]
+    groups += [(k, "typical") for k in middle[first : first + typical]]
+    return groups + [(k, "best") for k in high]

@@ -130,7 +130,7 @@ def test_report_of_a_run_and_submission(
     page.parent.mkdir()
     page.write_text("mine")
     result = run("evaluate", trained / "best.pth", work, "--report", "--device", "cpu")
-    assert result.exit_code == 2 and "it is there already" in result.stderr
+    assert result.exit_code == 2 and "it exists already" in result.stderr
     assert [file.name for file in page.parent.iterdir()] == ["report.html"]
     page.unlink()
     result = run("evaluate", trained / "best.pth", work, "--report", "--device", "cpu")
@@ -144,11 +144,11 @@ def test_report_of_a_run_and_submission(
         "report_images.csv",
     }
     refused = run("report", tmp_path / "out", "--data-root", scenes)
-    assert refused.exit_code == 2 and "it is there already" in refused.stderr
+    assert refused.exit_code == 2 and "it exists already" in refused.stderr
     # No config lies in this folder: the shipped one looks for the data elsewhere.
     again = run("report", tmp_path / "out", "--overwrite", "--device", "cpu")
     assert again.exit_code == 0 and f"report: {page}" in again.stdout
-    assert "the report comes without pictures" in again.stderr
+    assert "the report has no images" in again.stderr
     assert "Worst images" not in page.read_text(encoding="utf-8")
     options = ("--overwrite", "--data-root", scenes, "--device", "cpu")
     assert run("report", tmp_path / "out", *options).exit_code == 0

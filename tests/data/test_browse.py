@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cgrseg.config.schema import Config
-from cgrseg.data.browse import label_picture, write_sheet
+from cgrseg.data.browse import labels_png, write_sheet
 from cgrseg.data.catalogue import find_pairs, get_spec
 from cgrseg.data.colour import MEAN, STD
 from cgrseg.data.dataset import EvalDataset, TrainDataset
@@ -99,7 +99,7 @@ def test_ignored_pixels_are_transparent_with_lines_eight_apart():
     spec = get_spec("camvid")
     labels = np.full((9, 9), 255, np.uint8)
     labels[0, :3] = 4
-    shown = Image.open(io.BytesIO(label_picture(spec, labels)))
+    shown = Image.open(io.BytesIO(labels_png(spec, labels)))
     pixels = np.asarray(shown.convert("RGBA"))
     assert pixels[0, 0].tolist() == [*spec.palette[4], 255]
     assert pixels[0, 8].tolist() == pixels[8, 0].tolist() == [0, 0, 0, 255]
@@ -115,7 +115,7 @@ def test_only_pictures_with_a_class(config, tmp_path):
     page = Pictures((tmp_path / "sheet.html").read_text())
     assert set(page.titles) == wanted
     assert 0 < sheet.shown < 3
-    with pytest.raises(DataError, match="no picture with the class 'airplane'"):
+    with pytest.raises(DataError, match="no image with the class 'airplane'"):
         write_sheet(config, tmp_path / "none.html", class_name="airplane")
     with pytest.raises(DataError, match="no class of"):
         write_sheet(config, tmp_path / "none.html", class_name="celing")
@@ -152,7 +152,7 @@ def test_names_cannot_break_the_page(tmp_path):
 def test_only_contact_sheets_are_replaced(config, tmp_path):
     target = tmp_path / "page.html"
     target.write_text("<html>my thesis</html>")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="not a contact sheet"):
         write_sheet(config, target)
     assert target.read_text() == "<html>my thesis</html>"
     write_sheet(config, target, overwrite=True, count=1)

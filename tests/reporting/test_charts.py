@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgrseg.html import macro
 from cgrseg.reporting.charts import (
-    bar,
-    difference_bar,
     line_chart,
     reliability_chart,
     thin_out,
     tick_text,
     ticks,
 )
+
+bar, difference_bar = (macro("parts.html", name) for name in ("bar", "difference_bar"))
 
 
 def _series(markup: str) -> list[dict[str, Any]]:

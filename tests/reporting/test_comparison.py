@@ -166,7 +166,7 @@ def test_run_names_are_short_and_differ(tmp_path: Path) -> None:
 def test_no_file_of_another_is_replaced(tmp_path: Path, hits: np.ndarray, name: str) -> None:
     comparison = compare_runs([_run(tmp_path, "a", hits), _run(tmp_path, "b", hits + 30)])
     (tmp_path / name).write_text("mine")
-    with pytest.raises(DataError, match=f"{name}: it is there already"):
+    with pytest.raises(DataError, match=f"{name}: it exists already"):
         write_comparison(tmp_path / "compare.html", comparison)
     assert (tmp_path / name).read_text() == "mine"
     assert len(list(tmp_path.glob("compare*"))) == 1

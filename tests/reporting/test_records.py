@@ -18,7 +18,7 @@ from cgrseg.reporting.records import (
     plain,
     read_evaluation,
 )
-from cgrseg.reporting.samples import choose_images
+from cgrseg.reporting.run_report import choose_images
 
 
 def test_plain_values() -> None:

@@ -19,10 +19,14 @@ import numpy as np
 import pytest
 
 from cgrseg.errors import DataError
-from cgrseg.reporting.page import flatten, percent, picture, script_json
-from cgrseg.reporting.records import ReportInput, Sample
-from cgrseg.reporting.report import software_versions, write_report
-from cgrseg.reporting.tables import top_confusions
+from cgrseg.html import data_url, percent
+from cgrseg.reporting.records import ReportInput, Sample, flatten
+from cgrseg.reporting.report import (
+    encode_picture,
+    software_versions,
+    top_confusions,
+    write_report,
+)
 from cgrseg.visual.gallery import RIGHT_COLOUR, WRONG_COLOUR
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline", "link", "input"}
@@ -109,11 +113,15 @@ def test_names_cannot_inject_markup(tmp_path: Path, report_input: ReportInput) -
     assert "Run <1> & more" in text and "road & <car>" in text
 
 
-def test_script_data_survives_hostile_names() -> None:
-    given = {"a": "</script><script>alert(1)</script>", "b": "<!--", "c": "\u2028 & 'x'"}
-    text = script_json(given)
-    assert "<" not in text and ">" not in text
-    assert json.loads(text) == given
+def test_script_data_survives_hostile_names(tmp_path: Path, report_input: ReportInput) -> None:
+    names = ["</script><script>alert(1)</script>", "<!--", "\u2028 & 'x'"]
+    for record, name in zip(report_input.evaluation["per_class"], names, strict=True):
+        record["class"] = name
+    source = write_report(tmp_path / "r.html", report_input).html.read_text(encoding="utf-8")
+    block = re.search(r'<script id="data" type="application/json">(.*?)</script>', source)
+    assert block is not None and "<" not in block[1] and ">" not in block[1]
+    assert json.loads(block[1])["confusion"]["classes"] == names
+    assert "alert(1)</script>" not in source
 
 
 def test_classes_are_sorted_best_first_and_undefined_last(
@@ -149,10 +157,9 @@ def test_pictures_show_image_label_prediction_and_errors(
 def test_large_pictures_are_reduced_and_labels_keep_their_colours() -> None:
     labels = np.zeros((1000, 2000, 3), np.uint8)
     labels[:, 1000:] = (10, 200, 30)
-    markup = picture(labels, "label", longest=500, photo=False)
-    source = re.search(r'src="([^"]+)"', markup)
-    assert source is not None
-    found = _decode(source.group(1))
+    picture = encode_picture(labels, "label", longest=500, exact=True)
+    assert (picture.width, picture.height, picture.media_type) == (500, 250, "image/png")
+    found = _decode(data_url(picture.content, picture.media_type))
     assert found.shape == (250, 500, 3)
     assert {tuple(colour) for colour in found.reshape(-1, 3)} == {(0, 0, 0), (10, 200, 30)}
 
@@ -163,7 +170,7 @@ def test_samples_without_labels_show_no_error_map(
     bare = replace(report_input, samples=[replace(sample, label=None)])
     structure = _parse(write_report(tmp_path / "r.html", bare).html)
     assert [i["alt"] for i in structure.images if i.get("src")] == ["image", "prediction"]
-    assert "Colours of the error maps" not in " ".join(structure.text)
+    assert "Colors of the error maps" not in " ".join(structure.text)
 
 
 def test_minimal_input_makes_a_page(tmp_path: Path, report_input: ReportInput) -> None:
@@ -204,7 +211,7 @@ def test_top_confusions_by_hand() -> None:
 def test_short_palette_is_refused_before_anything_is_written(
     tmp_path: Path, report_input: ReportInput
 ) -> None:
-    with pytest.raises(DataError, match="palette of 2 colours"):
+    with pytest.raises(DataError, match="palette of 2 colors"):
         write_report(tmp_path / "r.html", replace(report_input, palette=[(0, 0, 0), (9, 9, 9)]))
     assert list(tmp_path.iterdir()) == []
 

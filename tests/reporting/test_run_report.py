@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +17,10 @@ from cgrseg.errors import DataError
 from cgrseg.evaluation import evaluate
 from cgrseg.inference import Predictor, TorchBackend, segment
 from cgrseg.models import CGRSeg, create_model
-from cgrseg.reporting import compare_runs, report_on, write_run_report
-from cgrseg.reporting import report as report_module
-from cgrseg.reporting.records import Sample
-from cgrseg.reporting.samples import sample_cards
-from cgrseg.reporting.targets import TABLES, check_targets
+from cgrseg.reporting import compare_runs, report_on, write_report, write_run_report
+from cgrseg.reporting import run_report as run_report_module
+from cgrseg.reporting.records import ReportInput, Sample
+from cgrseg.reporting.report_files import TABLES, ReportFiles, check_targets
 from tests.golden_weights import set_golden_weights
 
 
@@ -85,13 +82,12 @@ def test_pictures_are_those_that_were_evaluated(
         load_config("cgrseg-t_camvid", {**settings, "test.scale": [96, 96]}).model_dump_json()
     )
     shown: list[Sample] = []
-    original = sample_cards
 
-    def watch(samples: Sequence[Sample], *rest: Any) -> str:
-        shown.extend(samples)
-        return original(samples, *rest)
+    def watch(path: Path, report: ReportInput) -> ReportFiles:
+        shown.extend(report.samples)
+        return write_report(path, report)
 
-    monkeypatch.setattr(report_module, "sample_cards", watch)
+    monkeypatch.setattr(run_report_module, "write_report", watch)
     files = report_on(tmp_path / "run", device="cpu")
     assert files.html == tmp_path / "run" / "report_test_first2.html"
     assert len(shown) == 2
@@ -99,13 +95,13 @@ def test_pictures_are_those_that_were_evaluated(
         expected = segment(TorchBackend(model.eval()), sample.image, config.test).labels
         assert np.array_equal(sample.prediction, expected)
     written = files.html.read_bytes()
-    with pytest.raises(DataError, match="it is there already"):
+    with pytest.raises(DataError, match="it exists already"):
         report_on(tmp_path / "run", device="cpu")
     # Another network would show pictures that the numbers do not belong to.
     with torch.no_grad():
         model.get_parameter("decode_head.conv_seg.bias").add_(torch.arange(11.0))
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(DataError, match="its weights are others"):
+    with pytest.raises(DataError, match="it has other weights"):
         report_on(tmp_path / "run", checkpoint=tmp_path / "other", device="cpu", overwrite=True)
     assert files.html.read_bytes() == written
     # Of the file that is named and the one beside the evaluation, that of the same weights counts.
@@ -127,23 +123,20 @@ def test_pictures_are_those_that_were_evaluated(
     assert f"{evaluation['per_image'][0]['image']} is not shown: " in page
     del evaluation["settings"]["weights"]
     source.write_text(json.dumps(evaluation), encoding="utf-8")
-    with pytest.raises(DataError, match="did in the evaluation"):
+    with pytest.raises(DataError, match="in the evaluation it was"):
         best = tmp_path / "run" / "weights"
         report_on(tmp_path / "run", checkpoint=best, device="cpu", overwrite=True)
-    # Without data or checkpoint the page comes without pictures, not without numbers.
+    # Without data or checkpoint the page has no images, but all numbers.
     (tmp_path / "weights").rename(tmp_path / "other")
     (tmp_path / "run" / "weights").rename(tmp_path / "gone")
     files = report_on(tmp_path / "run", device="cpu", overwrite=True)
     page = files.html.read_text(encoding="utf-8")
     assert 'alt="prediction"' not in page
-    assert (
-        "the report comes without pictures (cgrseg report RUN --checkpoint CHECKPOINT names one)"
-        in page
-    )
+    assert "the report has no images (cgrseg report RUN --checkpoint CHECKPOINT names one)" in page
     # Its own report may be replaced unasked, no other file.
     check_targets(files.html, TABLES, own=config.name)
     files.json.write_text("mine")
-    with pytest.raises(DataError, match="it is there already"):
+    with pytest.raises(DataError, match="it exists already"):
         check_targets(files.html, TABLES, own=config.name)
 
 
