@@ -17,7 +17,7 @@ from cgrseg.data.dataset import EvalDataset
 from cgrseg.devices import use_threads
 from cgrseg.evaluation.metrics import ConfusionMatrix, SegmentationScores
 from cgrseg.inference.backends import make_backend
-from cgrseg.inference.modes import segment
+from cgrseg.inference.segmenting import segment
 from cgrseg.models import load_model
 from cgrseg.progress import shown_progress
 

@@ -16,8 +16,8 @@ from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.image_io import read_image
 from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import Description, Size
-from cgrseg.inference.exported.predicting import fit
 from cgrseg.inference.exported_backend import ExportedBackend
+from cgrseg.inference.segmenting import fit_to_sizes
 from cgrseg.inference.sources import find_images
 from cgrseg.inference.views import NetworkInput, network_size
 
@@ -108,7 +108,7 @@ class CalibrationInputs(Sequence[NDArray[np.generic]]):
         if isinstance(place, slice):
             return CalibrationInputs(self._photos[place], self._test, self._description, self._size)
         picture = read_image(self._photos[place], bits=self._test.image_bits)
-        batch = NetworkInput.of(picture, fit(self._test, picture, [self._size])).tensor
+        batch = NetworkInput.of(picture, fit_to_sizes(self._test, picture, [self._size])).tensor
         taken: list[NDArray[np.generic]] = []
 
         def keep(array: NDArray[np.generic]) -> NDArray[np.generic]:

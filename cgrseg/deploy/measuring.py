@@ -24,8 +24,8 @@ from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.evaluation import evaluate_model
 from cgrseg.evaluation.loop import EvalItems
 from cgrseg.inference.exported import Description
-from cgrseg.inference.exported.predicting import segment_exported
 from cgrseg.inference.exported_backend import ExportedBackend
+from cgrseg.inference.segmenting import segment_batch
 from cgrseg.models import CGRSeg
 from cgrseg.progress import shown_progress
 
@@ -138,7 +138,7 @@ def agreement(
     for photo in photos:
         picture = read_image(photo, bits=test.image_bits)
         found, wanted = (
-            segment_exported(one, [picture], test)[0].labels for one in (backend, reference)
+            segment_batch(one, [picture], test)[0].labels for one in (backend, reference)
         )
         shares.append(float((found == wanted).mean()))
     return float(np.mean(shares))

@@ -37,7 +37,7 @@ from cgrseg.evaluation.outputs import (
 )
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, make_backend
-from cgrseg.inference.modes import augmented
+from cgrseg.inference.segmenting import augmented
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest

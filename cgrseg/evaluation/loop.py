@@ -22,8 +22,8 @@ from cgrseg.evaluation.calibration import Calibration, CalibrationError
 from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
-from cgrseg.inference.exported.predicting import segment_with
-from cgrseg.inference.modes import Segmentation
+from cgrseg.inference.decode import Segmentation
+from cgrseg.inference.segmenting import segment_batch
 from cgrseg.precision import AnyPrecision
 from cgrseg.progress import Progress
 
@@ -283,7 +283,7 @@ def _predict(
     """Label the images of a batch, as prediction does; a problem names them."""
     images = [item["image"] for _, item in batch]
     try:
-        return segment_with(backend, images, test, confidence=confidence, batch_size=batch_size)
+        return segment_batch(backend, images, test, confidence=confidence, batch_size=batch_size)
     except DataError as error:
         names = ", ".join(str(item["stem"]) for _, item in batch)
         raise DataError(f"{names}: {error}") from error

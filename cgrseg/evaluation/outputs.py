@@ -14,7 +14,7 @@ from cgrseg.data.catalogue import DatasetSpec
 from cgrseg.data.image_io import write_image, write_label_png
 from cgrseg.data.spec import Pair
 from cgrseg.errors import ConfigError, DataError, option
-from cgrseg.inference.modes import Segmentation
+from cgrseg.inference.decode import Segmentation
 from cgrseg.visual.overlay import overlay, with_legend
 
 # The label ids that the Cityscapes server expects for training ids 0..18

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.folder import FolderReport, predict_folder
-from cgrseg.inference.modes import PUBLISHED_RATIOS, Segmentation, augmented, segment
 from cgrseg.inference.prediction import Prediction, Speed, Timing
 from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment
 from cgrseg.inference.video import VideoReport, predict_video
 
 __all__ = [

@@ -35,12 +35,11 @@ from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend, make_backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import is_exported
-from cgrseg.inference.exported.predicting import fit, segment_with
 from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.inference.frames import Frame, is_video
-from cgrseg.inference.modes import is_plain, segment_batch
 from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
 from cgrseg.inference.prediction import Colour, Prediction, Timing
+from cgrseg.inference.segmenting import fit_to_sizes, is_plain, segment_batch
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.inference.stored import stored_test_settings, told_by_count
 from cgrseg.inference.views import NetworkInput, network_size
@@ -271,7 +270,7 @@ class Predictor:
             on_cpu = self.backend.device.type == "cpu"  # which runs a batch image by image
             for images_at_once, rows, columns in asked.shapes:
                 self.backend.prepare(rows, columns, 1 if on_cpu else images_at_once)
-        segment_with(self.backend, images, self.test, batch_size=batch_size)
+        segment_batch(self.backend, images, self.test, batch_size=batch_size)
         self._seen_sizes.add(self._network_size(images[0]))
         return time.perf_counter() - start
 
@@ -342,7 +341,7 @@ class Predictor:
         start, once = time.perf_counter(), self.backend.seconds_preparing
         found: Sequence[Segmentation | DataError]
         try:
-            found = segment_with(
+            found = segment_batch(
                 self.backend,
                 [one.image for one in images],
                 self.test,
@@ -365,7 +364,7 @@ class Predictor:
 
     def _network_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width that the network gets for an image, by which work done once goes."""
-        return network_size(image, fit(self.test, image, self.backend.sizes))
+        return network_size(image, fit_to_sizes(self.test, image, self.backend.sizes))
 
 
 def _is_path_of_several(source: Any) -> bool:

@@ -16,7 +16,7 @@ from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference.backends import make_backend
-from cgrseg.inference.modes import segment
+from cgrseg.inference.segmenting import segment
 from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model
 from cgrseg.models.digest import weights_digest

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.data.spec import DatasetSpec
-from cgrseg.inference.modes import Segmentation
+from cgrseg.inference.decode import Segmentation
 from cgrseg.visual.overlay import overlay
 
 Picture = NDArray[np.uint8]

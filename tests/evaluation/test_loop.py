@@ -16,7 +16,8 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation.loop import Tally, evaluate_model
 from cgrseg.evaluation.metrics import SegmentationScores
-from cgrseg.inference.modes import Segmentation, segment
+from cgrseg.inference.decode import Segmentation
+from cgrseg.inference.segmenting import segment
 from tests.inference.fixtures import BlockBackend, photo
 
 NATIVE = TestConfig(resize="none")

@@ -18,8 +18,8 @@ from cgrseg.data.test_transform import TestTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor, exported_backend
 from cgrseg.inference.exported import Description, onnx_file, opening, openvino_file, program_file
-from cgrseg.inference.exported.predicting import fit, segment_exported
 from cgrseg.inference.exported_backend import ExportedBackend
+from cgrseg.inference.segmenting import fit_to_sizes, segment_batch
 from tests.inference.fixtures import BlockBackend, description, photo
 
 BLOCKS = BlockBackend(num_classes=7)
@@ -166,7 +166,7 @@ def test_label_maps_are_cut_and_resized() -> None:
         (True, 1056, 2),  # large maps decode faster on several
     ],
 )
-def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
+def test_pytorch_keeps_to_one_torch_thread_a_runtime_with_its_own(
     has_threads: bool, side: int, expected: int
 ) -> None:
     seen: list[int] = []
@@ -182,10 +182,10 @@ def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        segment_exported(taken, [photo(side, side)], settings)
+        segment_batch(taken, [photo(side, side)], settings)
         assert seen == [expected] and torch.get_num_threads() == 2
         with pytest.raises(WeightsError, match="too many"):
-            segment_exported(taken, [photo(side, side)] * 2, settings)
+            segment_batch(taken, [photo(side, side)] * 2, settings)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -201,7 +201,7 @@ def test_side_by_side_every_python_thread_gets_its_threads_back() -> None:
     taken = ExportedBackend(description(sizes=None), run, "x", has_threads=True)
 
     def predict(_number: int) -> int:
-        segment_exported(taken, [photo(64, 64)], Settings(resize="none"))
+        segment_batch(taken, [photo(64, 64)], Settings(resize="none"))
         meeting.wait(60)  # none has ended before
         return torch.get_num_threads()
 
@@ -248,15 +248,15 @@ def test_photos_fill_a_size_as_well_as_they_can(
 ) -> None:
     picture = np.zeros((*shape, 3), np.uint8)
     sizes = [(64, 96)] if shape in ((128, 192), (30, 200)) else [(64, 96), (96, 96)]
-    fitted = fit(Settings(scale=(2048, 512)), picture, sizes)
+    fitted = fit_to_sizes(Settings(scale=(2048, 512)), picture, sizes)
     assert fitted.scale == scale and fitted.resize == "keep_ratio"
 
 
 def test_settings_that_fit_already_stay() -> None:
     picture = np.zeros((60, 90, 3), np.uint8)
     config = Settings(resize="none")
-    assert fit(config, picture, [(64, 96)]) is config
-    assert fit(config, picture, None) is config
+    assert fit_to_sizes(config, picture, [(64, 96)]) is config
+    assert fit_to_sizes(config, picture, None) is config
 
 
 def test_descriptions_of_others_are_refused(tmp_path: Any) -> None:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.test_transform import TestTransform
 from cgrseg.inference.backends import TorchBackend
-from cgrseg.inference.modes import augmented, segment
+from cgrseg.inference.segmenting import augmented, segment
 from cgrseg.models import attention_parts, create_model
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import photo
-from tests.inference.test_modes import plain
+from tests.inference.test_segmenting import plain
 
 GIBIBYTE = 1 << 30
 
@@ -31,7 +31,7 @@ PROGRAM = """
 import json, resource, sys, time
 import numpy as np
 from cgrseg.config.schema import TestConfig
-from cgrseg.inference.modes import augmented, segment
+from cgrseg.inference.segmenting import augmented, segment
 from tests.inference.fixtures import photo
 from tests.inference.test_memory import backend_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cgrseg.inference.exported.predicting import one_thread_beside
+from cgrseg.inference.segmenting import one_torch_thread
 from cgrseg.reporting.bench.subjects import Ours, Setting, Subject, as_input, predict
 from cgrseg.reporting.bench.timing import CLOCKS, Clock, stopwatch
 
@@ -43,7 +43,7 @@ def way(subject: Subject, work: Work, photos: np.ndarray, tensors: Tensor) -> Ca
     def run() -> object:
         with contextlib.ExitStack() as ends:
             if isinstance(subject, Ours):
-                ends.enter_context(one_thread_beside(subject.backend, pixels))
+                ends.enter_context(one_torch_thread(subject.backend, pixels))
             if work == "photo":
                 return predict(subject, photos, tensors.device)
             with torch.inference_mode():

@@ -25,7 +25,7 @@ from cgrseg.inference import decode
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.fast.compilers import missing_compiler
-from cgrseg.inference.modes import PUBLISHED_RATIOS, augmented, segment, segment_batch
+from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment, segment_batch
 from cgrseg.inference.views import at_ratio
 from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import set_golden_weights

@@ -1,0 +1,283 @@
+"""From images to label maps, on every backend and in every mode of the published test path.
+
+- whole: the whole image at once; logits are resized to the network's input, the padding is
+  cropped, and the rest is resized to the image's own size (two steps, as published);
+- slide: windows, whose *logits* are averaged;
+- several ratios and a mirrored image: their softmax *probabilities* are averaged.
+
+Where a backend accepts some input sizes only, an image is resized to fill one of them.
+
+Full-size logits never exist.  In mode slide memory grows with the image's width, not its
+height; in mode whole the network's features and each view's logits grow with the input's
+area, attention does not grow with its square (docs/evaluation.md has figures).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.geometry import resize_label
+from cgrseg.errors import ConfigError
+from cgrseg.inference.backends import Backend
+from cgrseg.inference.decode import Segmentation, decode
+from cgrseg.inference.views import Image, NetworkInput, WholeView, network_size, views_of
+
+#: Ratios of `--aug-test`, as published for multi-scale results (with flip).
+PUBLISHED_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+# Images of up to this many pixels in all are decoded by one thread as fast as by several.
+_ONE_THREAD_PIXELS = 1 << 20
+
+
+def augmented(config: TestConfig) -> TestConfig:
+    """The same settings with the published ratios and flip."""
+    return config.model_copy(update={"ratios": list(PUBLISHED_RATIOS), "flip": True})
+
+
+def is_plain(config: TestConfig) -> bool:
+    """Whether these settings mean one plain view of the whole image."""
+    return config.mode == "whole" and list(config.ratios) == [1.0] and not config.flip
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """An image with all that is known before the network runs.
+
+    Attributes:
+        image: uint8 RGB (H, W, 3).
+        config: test settings whose input the backend accepts.
+        size: height and width of the network's input in mode whole at ratio 1.
+        input: the network's input, where it was made beforehand.
+    """
+
+    image: Image
+    config: TestConfig
+    size: tuple[int, int]
+    input: NetworkInput | None = None
+
+
+def plan(
+    backend: Backend, image: Image, config: TestConfig, *, with_input: bool = False
+) -> PlannedImage:
+    """Fit test settings to an image and to the sizes that a backend accepts.
+
+    Args:
+        backend: will run the network.
+        image: uint8 RGB (H, W, 3).
+        config: scale, mode, ratios and flip.
+        with_input: make the network's input now, if the settings mean one plain view.
+
+    Raises:
+        ConfigError: a mode that the backend cannot do.
+    """
+    fitted = fit_to_sizes(config, image, backend.sizes)
+    if with_input and is_plain(config):
+        made = NetworkInput.of(image, fitted)
+        return PlannedImage(image, fitted, made.size, made)
+    return PlannedImage(image, fitted, network_size(image, fitted))
+
+
+def grouped(backend: Backend, images: Sequence[PlannedImage], batch_size: int) -> list[list[int]]:
+    """Positions of images that go through the network together, group after group.
+
+    Images of one group have equal network inputs.  All but plain views of the whole image, on a
+    backend that accepts any size, are done image by image.
+
+    Args:
+        backend: will run the network.
+        images: of any sizes.
+        batch_size: maximum number of images per group.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position, one in enumerate(images):
+        groups.setdefault(one.size, []).append(position)
+    plain = all(is_plain(one.config) for one in images)
+    if backend.sizes is not None or backend.output == "labels" or not plain:
+        batch_size = 1
+    return [
+        positions[start : start + batch_size]
+        for positions in groups.values()
+        for start in range(0, len(positions), batch_size)
+    ]
+
+
+def segment_group(
+    backend: Backend, images: Sequence[PlannedImage], *, confidence: bool = False
+) -> list[Segmentation]:
+    """Label the images of one group of :func:`grouped`.
+
+    Args:
+        backend: runs the network.
+        images: from :func:`plan`, with the same backend.
+        confidence: also give the probability of the winning class.
+
+    Raises:
+        ConfigError: a mode that the backend cannot do.
+        DataError: the network gave NaN or infinite values.
+    """
+    pixels = sum(one.image.shape[0] * one.image.shape[1] for one in images)
+    with one_torch_thread(backend, pixels), torch.inference_mode():
+        sizes = [(one.image.shape[0], one.image.shape[1]) for one in images]
+        if backend.output == "labels":
+            return [_from_labels(backend, one, confidence) for one in images]
+        if not is_plain(images[0].config):
+            return [
+                decode(list(views_of(backend, one.image, one.config)), size, confidence)
+                for one, size in zip(images, sizes, strict=True)
+            ]
+        inputs = [one.input or NetworkInput.of(one.image, one.config) for one in images]
+        views = WholeView.of_batch(backend, inputs, sizes)
+        return [decode([view], view.original, confidence) for view in views]
+
+
+def segment_batch(
+    backend: Backend,
+    images: Sequence[Image],
+    config: TestConfig,
+    *,
+    confidence: bool = False,
+    batch_size: int | None = None,
+    inputs: Sequence[NetworkInput | None] | None = None,
+) -> list[Segmentation]:
+    """Label several images.
+
+    Args:
+        backend: runs the network.
+        images: uint8 RGB (H, W, 3), of any sizes.
+        config: scale, mode, ratios and flip.
+        confidence: also give the probability of the winning class.
+        batch_size: maximum number of images per batch; None: no limit.
+        inputs: the network's inputs, where they were made beforehand with the same settings.
+
+    Returns:
+        One result per image, in their order.
+
+    Raises:
+        ConfigError: a mode that the backend cannot do.
+        DataError: the network gave NaN or infinite values.
+    """
+    planned = [plan(backend, image, config) for image in images]
+    if inputs is not None:
+        planned = [replace(one, input=made) for one, made in zip(planned, inputs, strict=True)]
+    found: dict[int, Segmentation] = {}
+    for positions in grouped(backend, planned, batch_size or len(planned)):
+        group = [planned[position] for position in positions]
+        results = segment_group(backend, group, confidence=confidence)
+        found.update(zip(positions, results, strict=True))
+    return [found[position] for position in range(len(images))]
+
+
+def segment(
+    backend: Backend, image: Image, config: TestConfig, *, confidence: bool = False
+) -> Segmentation:
+    """Label every pixel of one image; arguments and errors as for :func:`segment_batch`."""
+    return segment_batch(backend, [image], config, confidence=confidence)[0]
+
+
+def fit_to_sizes(
+    config: TestConfig, image: Image, sizes: Sequence[tuple[int, int]] | None
+) -> TestConfig:
+    """Test settings whose network input has one of the accepted sizes.
+
+    Args:
+        config: test settings as wanted.
+        image: uint8 RGB (H, W, 3).
+        sizes: accepted heights and widths; None: any, and the settings stay as they are.
+
+    Raises:
+        ConfigError: several scales or windows, which some sizes cannot serve.
+    """
+    if sizes is None:
+        return config
+    listed = " and ".join(f"{height}x{width}" for height, width in sizes)
+    if list(config.ratios) != [1.0]:
+        raise ConfigError(
+            "test.ratios",
+            found=f"{list(config.ratios)} with a file that takes {listed} only",
+            expected="a single scale",
+            remedy="export it for any size: cgrseg export CHECKPOINT, without --size",
+        )
+    if config.mode == "slide":
+        if any(tuple(config.crop_size) == size for size in sizes):
+            return config
+        raise ConfigError(
+            "test.crop_size",
+            found=f"windows of {config.crop_size[0]}x{config.crop_size[1]} with a file that "
+            f"takes {listed} only",
+            expected="windows of a size that the file takes",
+            remedy=f"set test.crop_size=[{sizes[0][0]},{sizes[0][1]}], with test.stride at "
+            "most that",
+        )
+    if network_size(image, config) in sizes:
+        return config
+    height, width = image.shape[:2]
+    # The size in which the image becomes largest; of equal ones the smaller size.
+    best = max(sizes, key=lambda size: (min(size[0] / height, size[1] / width), -size[0] * size[1]))
+    factor = min(best[0] / height, best[1] / width)
+    scale = tuple(max(1, int(side * factor + 0.5)) for side in sorted((height, width))[::-1])
+    return config.model_copy(update={"resize": "keep_ratio", "scale": scale, "divisor": 32})
+
+
+def _from_labels(backend: Backend, one: PlannedImage, confidence: bool) -> Segmentation:
+    """One label map, cropped and resized to the image's own size by nearest neighbor."""
+    if confidence or not is_plain(one.config):
+        wanted = "confidence" if confidence else "windows, several scales or mirroring"
+        raise ConfigError(
+            "exported model",
+            found=f"{wanted} with a file that gives label maps",
+            expected="one plain view of the whole image",
+            remedy="export it again: cgrseg export CHECKPOINT --output logits",
+        )
+    ready = one.input or NetworkInput.of(one.image, one.config)
+    labels = backend.labels(ready.tensor)[0, : ready.resized[0], : ready.resized[1]].numpy()
+    whole = resize_label(np.ascontiguousarray(labels), (one.image.shape[0], one.image.shape[1]))
+    return Segmentation(whole if backend.num_classes <= 256 else whole.astype(np.int16))
+
+
+@dataclass
+class _Limited:
+    """Python threads that keep PyTorch to one thread now, and PyTorch's own number."""
+
+    users: int = 0
+    threads: int = 1
+
+
+_LOCK = threading.Lock()
+_LIMITED = _Limited()
+
+
+@contextlib.contextmanager
+def one_torch_thread(backend: Backend, pixels: int) -> Iterator[None]:
+    """Keep PyTorch to one thread beside a runtime with threads of its own, for small images.
+
+    Decoding a small image takes as long on one thread as on several.  But several go on
+    spinning for milliseconds afterwards, on cores that the runtime needs for the next image.
+
+    Python threads may predict side by side: each leaves with the number of threads that the
+    first found.  One that uses PyTorch for the first time meanwhile, in another way, would
+    begin with one thread.
+
+    Args:
+        backend: runs the network; nothing changes for those that run in PyTorch itself.
+        pixels: number of pixels of all images.
+    """
+    if not backend.has_threads or pixels > _ONE_THREAD_PIXELS:
+        yield
+        return
+    with _LOCK:
+        if _LIMITED.users == 0:
+            _LIMITED.threads = torch.get_num_threads()
+        _LIMITED.users += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _LIMITED.users -= 1
+            torch.set_num_threads(_LIMITED.threads)
