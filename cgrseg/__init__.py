@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from cgrseg.config import Config, load_config
     from cgrseg.evaluation.evaluate import evaluate
     from cgrseg.inference import Predictor
-    from cgrseg.models import create_model, list_models
-    from cgrseg.models.weights import load_model, load_weights
+    from cgrseg.models import create_model, list_models, load_model, load_weights
     from cgrseg.training import train
 
 __version__ = "0.1.0"
@@ -31,8 +30,8 @@ _HOMES = {
     "evaluate": "cgrseg.evaluation",
     "list_models": "cgrseg.models",
     "load_config": "cgrseg.config",
-    "load_model": "cgrseg.models.weights",
-    "load_weights": "cgrseg.models.weights",
+    "load_model": "cgrseg.models",
+    "load_weights": "cgrseg.models",
     "train": "cgrseg.training",
 }
 

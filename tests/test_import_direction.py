@@ -15,7 +15,8 @@ import pytest
 LEVELS: list[set[str]] = [
     {"errors", "html", "input_files", "matplotlib_import"},
     {"processes"},
-    {"extras", "files", "class_names", "console", "devices", "precision", "progress", "provenance"},
+    {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
+    | {"provenance", "variants"},
     {"locks", "surroundings", "distributed"},
     {"config"},
     {"data", "models", "ops", "visual"},

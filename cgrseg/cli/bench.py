@@ -22,6 +22,7 @@ from cgrseg.cli.options import (
     out_option,
     size_option,
 )
+from cgrseg.variants import VARIANTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +37,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL|CHECKPOINT]... [KEY=VALUE]...",
-            help="cgrseg_t, cgrseg_b, cgrseg_l or checkpoints. Default: cgrseg_t. KEY=VALUE are "
-            "settings of MODEL, e.g. model.context_blocks=6.",
+            help=f"Variants ({', '.join(VARIANTS)}) or checkpoints. Default: cgrseg_t. KEY=VALUE "
+            "are settings of MODEL, e.g. model.context_blocks=6.",
             show_default=False,
             autocompletion=completion.models_files_or_settings,
         ),

@@ -9,6 +9,8 @@ import glob
 import os
 from typing import Any
 
+from cgrseg.variants import VARIANTS
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -37,8 +39,6 @@ def presets(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Variants of the network."""
-    from cgrseg.config.presets import VARIANTS
-
     return [name for name in VARIANTS if name.startswith(incomplete)]
 
 

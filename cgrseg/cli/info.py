@@ -14,6 +14,7 @@ from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, make_table, model_options
 from cgrseg.cli.options import AsJson, NumClasses, Settings, size_option
 from cgrseg.extras import EXTRAS
+from cgrseg.variants import VARIANTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +38,8 @@ def info(
         str | None,
         typer.Argument(
             metavar="[MODEL|CHECKPOINT|CONFIG]",
-            help="cgrseg_t, cgrseg_b or cgrseg_l; a checkpoint; or a config (a preset's name or a "
-            "file). Nothing: this installation.",
+            help=f"Variant ({', '.join(VARIANTS)}), checkpoint, or config (a preset's name or a "
+            "file). Default: show this installation.",
             show_default=False,
             autocompletion=completion.models_and_presets,
         ),
@@ -65,7 +66,7 @@ def info(
         _print_presets(console, as_json)
     elif subject is None:
         _print_installation(console, as_json)
-    elif subject in _variants():
+    elif subject in VARIANTS:
         from cgrseg.models import create_model
 
         model = create_model(subject, num_classes, **model_options(settings or ()))
@@ -90,12 +91,6 @@ def info(
         _print_checkpoint(console, subject, size, as_json)
 
 
-def _variants() -> list[str]:
-    from cgrseg.config.presets import VARIANTS
-
-    return list(VARIANTS)
-
-
 def _is_config(subject: str) -> bool:
     from cgrseg.config import list_presets
 
@@ -105,15 +100,15 @@ def _is_config(subject: str) -> bool:
 
 
 def _print_presets(console: Console, as_json: bool) -> None:
-    from cgrseg.config.presets import DATASETS, VARIANTS, list_presets
+    from cgrseg.config.presets import DATASETS, list_presets, preset_name
 
     if as_json:
         console.print_json(json.dumps(list_presets()))
         return
     for recipe in DATASETS.values():
         console.print(recipe.about)
-        for first in VARIANTS.values():
-            console.print(f"  {first}_{recipe.suffix}", markup=False)
+        for model in VARIANTS:
+            console.print(f"  {preset_name(model, recipe)}", markup=False)
 
 
 def _print_installation(console: Console, as_json: bool) -> None:
@@ -183,8 +178,6 @@ def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
 
 
 def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
-    from cgrseg.reporting.cost import PUBLISHED
-
     if as_json:
         console.print_json(json.dumps(cost.as_dict()))
         return
@@ -208,8 +201,9 @@ def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
         f"{cost.published_macs / 1e9:.2f}",
         f"{products / 1e9:.2f}",
     )
-    parameters, operations = PUBLISHED[cost.variant]
-    table.add_row("published (512, 150)", f"{parameters}", f"{operations}", "")
+    published = VARIANTS[cost.variant].published_cost
+    if published is not None:
+        table.add_row("published (512, 150)", *map(str, published), "")
     console.print(table)
     console.print(
         "Parameters in millions; operations in billions of multiply-accumulates. The published "

@@ -16,9 +16,7 @@ from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build
 from cgrseg.errors import ConfigError
-
-VARIANTS: dict[str, str] = {"cgrseg_t": "cgrseg-t", "cgrseg_b": "cgrseg-b", "cgrseg_l": "cgrseg-l"}
-"""Network to the first part of a run's name.  All else about it is in `cgrseg.models`."""
+from cgrseg.variants import VARIANTS
 
 _PLUS = "_plus"
 
@@ -132,9 +130,12 @@ DATASETS: dict[str, Recipe] = {
 
 def list_presets() -> list[str]:
     """Names that :func:`named_preset` knows, e.g. 'cgrseg-t_ade20k_160k'."""
-    return [
-        f"{first}_{recipe.suffix}" for recipe in DATASETS.values() for first in VARIANTS.values()
-    ]
+    return [preset_name(model, recipe) for recipe in DATASETS.values() for model in VARIANTS]
+
+
+def preset_name(model: str, recipe: Recipe) -> str:
+    """Name of the preset of one network on one dataset."""
+    return f"{model.replace('_', '-')}_{recipe.suffix}"
 
 
 def preset(model: str, dataset: str, recipe: str = "published", **changes: Any) -> Config:
@@ -158,7 +159,7 @@ def preset(model: str, dataset: str, recipe: str = "published", **changes: Any) 
     _check_known("recipe", recipe, RECIPES)
     row = DATASETS[dataset]
     settings: dict[str, Any] = {
-        "name": f"{VARIANTS[model]}_{row.suffix}",
+        "name": preset_name(model, row),
         "model": {"name": model},
         **row.settings,
     }
@@ -190,9 +191,9 @@ def named_preset(name: str) -> Config | None:
     Each takes `_plus` at its end: 'cgrseg-t_camvid_plus'.
     """
     plain = name.removesuffix(_PLUS)
-    for model, first in VARIANTS.items():
+    for model in VARIANTS:
         for dataset, row in DATASETS.items():
-            if plain == f"{first}_{row.suffix}":
+            if plain == preset_name(model, row):
                 return preset(model, dataset, "published" if plain == name else "plus")
     return None
 

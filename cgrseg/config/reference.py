@@ -8,6 +8,7 @@ from typing import Any
 
 from cgrseg.config import words
 from cgrseg.config.schema import Config
+from cgrseg.variants import VARIANTS, imagenet_weights
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ def markdown_reference() -> str:
             for f in fields
         )
         parts.append("")
+        if section == "model":
+            parts.append("| variant | backbone | ImageNet weights for `model.pretrained` |")
+            parts.append("|---|---|---|")
+            parts.extend(
+                f"| `{name}` | `{variant.backbone}` | `{imagenet_weights(name)}` |"
+                for name, variant in VARIANTS.items()
+            )
+            parts.append("")
     return "\n".join(parts)
 
 

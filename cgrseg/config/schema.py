@@ -23,6 +23,7 @@ from pydantic import (
 
 from cgrseg.config.sizes import read_size
 from cgrseg.errors import ConfigError
+from cgrseg.variants import NETWORK_STRIDE, VariantName
 
 MAX_SIDE = 32_767
 """Longest side of an image in pixels, also after a resize: OpenCV's limit."""
@@ -44,10 +45,6 @@ Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 # PyTorch's generators take 64 bits with a sign.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-
-
-NETWORK_STRIDE = 32
-"""Sides of the network's input are multiples of this many pixels."""
 
 
 class Section(BaseModel):
@@ -72,9 +69,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network."""
 
-    name: Literal["cgrseg_t", "cgrseg_b", "cgrseg_l"] = Field(
-        "cgrseg_t", description="Variant of the network."
-    )
+    name: VariantName = Field("cgrseg_t", description="Variant of the network.")
     context_blocks: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Number of pyramid context blocks; none: that of the variant (5)."
     )

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("cgrseg.inference")
 
-#: Sides of the network's input are multiples of this: its largest stride.
-NETWORK_STRIDE = 32
-
 
 class Backend:
     """Base class of everything that runs a network.

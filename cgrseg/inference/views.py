@@ -21,8 +21,9 @@ from torch import Tensor
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.geometry import round_up
 from cgrseg.data.test_transform import TestTransform
-from cgrseg.inference.backends import NETWORK_STRIDE, Backend
+from cgrseg.inference.backends import Backend
 from cgrseg.inference.taps import Taps, averaged_windows, bilinear, window_starts
+from cgrseg.variants import NETWORK_STRIDE
 
 Image = NDArray[np.uint8]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 
 from cgrseg.errors import MALFORMED, WeightsError
 from cgrseg.locks import locking
-from cgrseg.models.checkpoint_files import unusable_config
+from cgrseg.models.checkpoint_files import locate_pretrained, unusable_config
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
 from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
 from cgrseg.models.layers import ConvNormAct, is_recorded
 from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
-from cgrseg.models.variants import VARIANTS, Variant
+from cgrseg.models.weights import load_weights, save_safetensors
+from cgrseg.variants import NETWORK_STRIDE, VARIANTS, Variant
 
 # Beyond these a config.json describes no network of this package.
 _MOST = {"num_classes": 65_535, "context_blocks": 1_000, "channels": 65_536}
@@ -118,7 +120,7 @@ class CGRSeg(
     """The whole network; build it with :func:`cgrseg.create_model`.
 
     Args:
-        variant: "cgrseg_t", "cgrseg_b" or "cgrseg_l".
+        variant: name in :data:`cgrseg.variants.VARIANTS`.
         num_classes: K.
         context_blocks: RCMs on the pyramid; none: the variant's own number.
         channels: M; none: the variant's own width.
@@ -172,7 +174,9 @@ class CGRSeg(
                 raise ValueError(
                     f"{name}: got {len(values)} entries, expected num_classes = {num_classes}"
                 )
-        table = VARIANTS[variant].replaced(context_blocks, channels, drop_path)
+        given = {"context_blocks": context_blocks, "channels": channels, "drop_path": drop_path}
+        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        table = replace(VARIANTS[variant], **changes)
         self.variant = variant
         self.context_blocks = table.context_blocks
         self.drop_path_rate = table.drop_path
@@ -249,8 +253,6 @@ class CGRSeg(
         return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from cgrseg.models.weights import save_safetensors
-
         # What the network is now, not what its constructor was once given.
         self._hub_mixin_config = self.options()
         save_safetensors(self, save_directory / "model.safetensors")
@@ -286,8 +288,6 @@ class CGRSeg(
         map_location: str = "cpu",
         **model_kwargs: Any,
     ) -> CGRSeg:
-        from cgrseg.models.weights import load_weights, locate_pretrained
-
         for name in ("proxies", "resume_download", "strict"):  # older hub clients pass these
             model_kwargs.pop(name, None)
         path = locate_pretrained(
@@ -340,8 +340,9 @@ def _check_input(x: Tensor) -> None:
             "cgrseg.Predictor does that for images"
         )
     height, width = x.shape[-2:]
-    if height % 32 or width % 32 or not height or not width:
+    if height % NETWORK_STRIDE or width % NETWORK_STRIDE or not height or not width:
         raise ValueError(
-            f"input: got {height}x{width} pixels, expected both sides to be multiples of 32 (the "
-            "network's largest stride); pad the image, or let cgrseg.Predictor do it"
+            f"input: got {height}x{width} pixels, expected both sides to be multiples of "
+            f"{NETWORK_STRIDE} (the network's largest stride); pad the image, or let "
+            "cgrseg.Predictor do it"
         )

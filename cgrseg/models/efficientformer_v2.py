@@ -16,7 +16,6 @@ head of the values, E channels per head of queries and keys, Q queries, K keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -27,6 +26,7 @@ from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.attention_parts import in_parts, query_parts, resized_bias_parts
 from cgrseg.models.geometric_bias import GeometricBias
 from cgrseg.models.layers import conv_norm, drop_path
+from cgrseg.variants import BACKBONES
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of input per cell, for each of the four stages."""
@@ -36,57 +36,6 @@ BiasForm = Literal["published", "geometric"]
 
 _TABLE_INPUT = 512  # pixels per side of the input that the learned bias tables belong to
 _IMAGENET_CELLS = 7  # cells per side of ImageNet's tables at stride 32 (224-pixel input)
-
-
-@dataclass(frozen=True)
-class BackboneVariant:
-    """What sets one EfficientFormerV2 apart (tables 1 and 6 of the paper)."""
-
-    channels: tuple[int, int, int, int]
-    """Of each stage."""
-    expansions: tuple[tuple[int, ...], ...]
-    """Hidden over outer channels of each block's MLP, per stage."""
-    attention_blocks: int
-    """How many blocks at the end of stages 3 and 4 have attention."""
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Blocks per stage."""
-        return tuple(len(stage) for stage in self.expansions)
-
-
-BACKBONES: dict[str, BackboneVariant] = {
-    "efficientformerv2_s0": BackboneVariant(
-        channels=(32, 48, 96, 176),
-        expansions=((4,) * 2, (4,) * 2, (4, 3, 3, 3, 4, 4), (4, 3, 3, 4)),
-        attention_blocks=2,
-    ),
-    "efficientformerv2_s1": BackboneVariant(
-        channels=(32, 48, 120, 224),
-        expansions=((4,) * 3, (4,) * 3, (4, 4, 3, 3, 3, 3, 4, 4, 4), (4, 4, 3, 3, 4, 4)),
-        attention_blocks=2,
-    ),
-    "efficientformerv2_s2": BackboneVariant(
-        channels=(32, 64, 144, 288),
-        expansions=(
-            (4,) * 4,
-            (4,) * 4,
-            (4, 4, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4),
-            (4, 4, 3, 3, 3, 3, 4, 4),
-        ),
-        attention_blocks=4,
-    ),
-    "efficientformerv2_l": BackboneVariant(
-        channels=(40, 80, 192, 384),
-        expansions=(
-            (4,) * 5,
-            (4,) * 5,
-            (4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4),
-            (4, 4, 4, 3, 3, 3, 3, 4, 4, 4),
-        ),
-        attention_blocks=6,
-    ),
-}
 
 
 class ConvMlp(nn.Module):
@@ -285,7 +234,7 @@ class EfficientFormerV2(nn.Module):
     """Four feature maps, at strides 4, 8, 16 and 32.
 
     Args:
-        variant: a name in `BACKBONES`.
+        variant: name in :data:`cgrseg.variants.BACKBONES`.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at
             the first (0 for S0 and S1, 0.02 for S2, 0.1 for L as published).
         freeze_norm: keep batch norms at their stored statistics in training mode too.

@@ -1,13 +1,13 @@
-"""Loading weights so that what did not load is never silent.
+"""Load weights into a network, and report every tensor that did not load.
 
-Siblings of CGRSeg's published code trained for days without their backbone because
-a name did not match.  Here every load compares names and shapes first, touches the
-network only if all that must load can load, and returns a report of the rest.
+Every load compares names and shapes first, and changes the network only if all required tensors
+can load.  Three groups need no match:
 
-What may be missing: tables that only a 512-pixel segmentation has (from ImageNet
-files), index buffers (constants), counters of batch norms.  What may be left over:
-ImageNet's classifier.  What may differ: the classifier's shape, when the number of
-classes is another one; it then keeps its fresh weights, and the report says so.
+* missing from the file: bias tables for 512-pixel inputs (in ImageNet files), index buffers
+  (constants), counters of batch norms;
+* unused: ImageNet's classifier;
+* another shape: the classifier, when the number of classes differs; it keeps its random weights,
+  and the report says so.
 """
 
 from __future__ import annotations
@@ -17,46 +17,43 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cgrseg.class_names import differences, numbered_names, usable_names, usable_palette
+from cgrseg.class_names import differences, numbered_names, usable_names
 from cgrseg.errors import WeightsError, explain, speaks_python
 from cgrseg.files import atomic_write
-from cgrseg.models.cgrseg import CGRSeg
-from cgrseg.models.checkpoint_files import (
-    DIGEST,
-    Checkpoint,
-    StateDict,
-    locate_pretrained,
-    read_checkpoint,
-)
+from cgrseg.models.checkpoint_files import DIGEST, Checkpoint, StateDict, read_checkpoint
 from cgrseg.models.digest import tensors_digest
-from cgrseg.models.efficientformer_v2 import BACKBONES, BiasForm
 from cgrseg.models.name_mapping import from_timm, is_imagenet_classifier, is_timm
-from cgrseg.models.variants import VARIANTS
-
-__all__ = [
-    "LoadReport",
-    "load_model",
-    "load_weights",
-    "locate_pretrained",
-    "read_checkpoint",
-    "save_safetensors",
-]
+from cgrseg.variants import VARIANTS
 
 _CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
-_CONSTANTS = ("attention_bias_idxs", "attention_bias_idxs_seg", "num_batches_tracked")
+_INDEX_BUFFERS = ("attention_bias_idxs", "attention_bias_idxs_seg")
 _NAMES_SHOWN = 6
+
+
+class Network(Protocol):
+    """A network that weights are loaded into: :class:`cgrseg.models.CGRSeg`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and tensors."""
+
+    def named_parameters(self) -> Any:
+        """Names and trainable tensors."""
+
+    def options(self) -> dict[str, Any]:
+        """Arguments that build the network."""
 
 
 @dataclass(repr=False)
 class LoadReport:
-    """What loading a file did, tensor by tensor.
+    """Result of loading a file, tensor by tensor.
 
-    The lists hold tensor names of the network; `unexpected` holds names of the file.
+    The lists hold tensor names of the network; `unexpected` and `expected_unused` hold names of
+    the file.
     """
 
     source: str
@@ -99,7 +96,7 @@ class LoadReport:
 
 
 def load_weights(
-    model: CGRSeg,
+    model: Network,
     path: str | Path,
     *,
     part: Literal["all", "backbone"] = "all",
@@ -108,21 +105,18 @@ def load_weights(
     """Load a checkpoint into a network, or explain why not.
 
     Args:
-        model: the network; unchanged unless everything that must load can load.
-        path: a `.pth` or `.safetensors` file, a folder of `save_pretrained`, or a hub id.
+        model: a :class:`cgrseg.models.CGRSeg`; unchanged unless all required tensors can load.
+        path: `.pth` or `.safetensors` file, folder of `save_pretrained`, or hub id.
         part: "all" for a segmentation checkpoint; "backbone" for ImageNet weights, or
             for the backbone alone of a segmentation checkpoint.
-        verbose: print the report (to the standard error stream).
-
-    Returns:
-        The report.
+        verbose: print the report on the standard error stream.
 
     Raises:
-        WeightsError: the file cannot be read, belongs to another network, or leaves a
-            needed tensor of the backbone or the head without a value.
+        WeightsError: the file cannot be read, belongs to another network, or lacks a required
+            tensor of the backbone or the head.
     """
     checkpoint = read_checkpoint(path)
-    report = _load(model, checkpoint, part)
+    report = load_checkpoint(model, checkpoint, part)
     if part == "all" and not report.fresh:
         report.notes += _other_classes(model, checkpoint)
     if verbose:
@@ -130,61 +124,27 @@ def load_weights(
     return report
 
 
-def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
-    """Build the network that a checkpoint belongs to and load it, in eval mode.
-
-    Variant, context blocks, head width and number of classes are told from the
-    tensors; classes, palette and preprocessing from the file where it has them.
-
-    Raises:
-        WeightsError: as :func:`load_weights`, and when no variant fits the file.
-    """
-    checkpoint = read_checkpoint(path)
-    options = _architecture(checkpoint)
-    meta = _own_meta(checkpoint.meta)
-    count = options["num_classes"]
-    options["classes"] = usable_names(meta["classes"], count, checkpoint.source)
-    options["palette"] = usable_palette(meta["palette"], count, checkpoint.source)
-    model = CGRSeg(**options, preprocessing=meta["preprocessing"])
-    report = _load(model, checkpoint, "all")
-    if verbose:
-        print(report, file=sys.stderr)
-    return model.eval()
-
-
-def _other_classes(model: CGRSeg, checkpoint: Checkpoint) -> list[str]:
-    """A sentence where the classifier was trained for other class names than the network has."""
-    stored = _own_meta(checkpoint.meta)["classes"]
-    if stored is None or model.classes is None:
-        return []
-    names = usable_names(stored, model.num_classes, checkpoint.source)
-    changed = differences(names or (), model.classes)
-    if changed is None or names == numbered_names(model.num_classes):
-        return []
-    return [f"the class names differ ({changed}): the classifier starts from other classes"]
-
-
 def save_safetensors(model: nn.Module, path: str | Path) -> None:
-    """Write a state dict as safetensors, whole or not at all."""
+    """Write a state dict as safetensors, atomically."""
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    told = {"format": "pt", "library": "cgrseg", DIGEST: tensors_digest(tensors)}
-    content = save(tensors, metadata=told)
+    metadata = {"format": "pt", "library": "cgrseg", DIGEST: tensors_digest(tensors)}
+    content = save(tensors, metadata=metadata)
     with atomic_write(path) as stream:
         stream.write(content)
 
 
-def _own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes, palette and preprocessing under the names that files of several kinds use."""
-    config = meta.get("config")
-    test = config.get("test") if isinstance(config, Mapping) else None
-    dataset = meta.get("dataset_meta")  # mmengine's place
+def stored_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Classes, palette and preprocessing, under the names that known tools give them."""
+    meta = checkpoint.meta
+    config, dataset = meta.get("config"), meta.get("dataset_meta")  # the second is mmengine's
     places = [meta, dataset if isinstance(dataset, Mapping) else {}]
 
     def first(*names: str) -> Any:
         return next((p[n] for p in places for n in names if p.get(n) is not None), None)
 
+    test = config.get("test") if isinstance(config, Mapping) else None
     return {
         "classes": first("classes", "CLASSES"),
         "palette": first("palette", "PALETTE"),
@@ -192,50 +152,45 @@ def _own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the tensors say of the network they belong to."""
+def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Arguments of :class:`cgrseg.models.CGRSeg` that the shapes of the tensors show.
+
+    Raises:
+        WeightsError: the tensors belong to no variant.
+    """
     tensors = checkpoint.state_dict
     stem = tensors.get("backbone.patch_embed.3.weight")
     classifier = tensors.get("decode_head.conv_seg.weight")
     widths = [tensors.get(f"decode_head.meta.{i}.gamma") for i in range(3)]
-    if stem is None or classifier is None or classifier.ndim != 4:
-        raise WeightsError(_foreign(checkpoint))
     channels = tuple(len(w) for w in widths if w is not None and w.ndim == 1)
-    if len(channels) != len(widths):
+    if stem is None or classifier is None or classifier.ndim != 4 or len(channels) != len(widths):
         raise WeightsError(_foreign(checkpoint))
-    for name, table in VARIANTS.items():
-        if BACKBONES[table.backbone].channels[1:] == channels:
-            numbers = [
-                int(m.group(1))
-                for key in tensors
-                if (m := re.match(r"decode_head\.trans\.transformer_blocks\.(\d{1,3})\.", key))
-            ]
-            if set(numbers) != set(range(max(numbers, default=-1) + 1)):
-                raise WeightsError(_foreign(checkpoint))
-            return {
-                "variant": name,
-                "context_blocks": max(numbers, default=-1) + 1,
-                "channels": classifier.shape[1],
-                "num_classes": classifier.shape[0],
-                "attention_bias": _bias_form(tensors),
-            }
-    raise WeightsError(
-        checkpoint.source,
-        found=f"a CGRSeg head on features of {channels} channels",
-        expected="one of "
-        + ", ".join(f"{n} {BACKBONES[t.backbone].channels[1:]}" for n, t in VARIANTS.items()),
-        remedy="build the network that it was trained with and use load_weights",
-    )
-
-
-def _bias_form(tensors: Mapping[str, Tensor]) -> BiasForm:
-    """Which attention biases a segmentation checkpoint was trained with."""
+    variant = next((n for n, v in VARIANTS.items() if v.feature_channels == channels), None)
+    if variant is None:
+        known = ", ".join(f"{name} {each.feature_channels}" for name, each in VARIANTS.items())
+        raise WeightsError(
+            checkpoint.source,
+            found=f"a CGRSeg head on features of {channels} channels",
+            expected=f"one of {known}",
+            remedy="build the network that it was trained with and use load_weights",
+        )
+    block = re.compile(r"decode_head\.trans\.transformer_blocks\.(\d{1,3})\.")
+    numbers = {int(found[1]) for name in tensors if (found := block.match(name))}
+    if numbers != set(range(len(numbers))):
+        raise WeightsError(_foreign(checkpoint))
     leaves = {name.rpartition(".")[2] for name in tensors}
-    only_imagenets = "attention_biases" in leaves and "attention_biases_seg" not in leaves
-    return "geometric" if only_imagenets else "published"
+    imagenets = "attention_biases" in leaves and "attention_biases_seg" not in leaves
+    return {
+        "variant": variant,
+        "context_blocks": len(numbers),
+        "channels": classifier.shape[1],
+        "num_classes": classifier.shape[0],
+        "attention_bias": "geometric" if imagenets else "published",
+    }
 
 
-def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
+def load_checkpoint(model: Network, checkpoint: Checkpoint, part: str = "all") -> LoadReport:
+    """Load a checkpoint that was read before; see :func:`load_weights`."""
     source, imagenet, report = _select(checkpoint, part)
     target: dict[str, Tensor] = {
         name: value
@@ -244,24 +199,22 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
     }
     accepted: StateDict = {}
     report.fresh = _fresh_classifier(source, target)
-    copies = _second_weights(source)
+    # mmcv's EMAHook keeps a copy of each parameter: `ema_` and its name, dots replaced.
+    copies = {f"ema_{name.replace('.', '_')}" for name in source} & set(source)
     if copies:
         report.notes.append(
             f"the file has a second set of weights ({len(copies)} names of mmcv's EMAHook, "
             "ema_...); those under the plain names are taken, as mmsegmentation takes them"
         )
     for name, value in source.items():
-        leaf = name.rsplit(".", 1)[-1]
         if name in copies:
             report.expected_unused.append(name)
         elif name not in target:
-            relative = name.removeprefix("backbone.")
-            spare = imagenet and is_imagenet_classifier(relative)
+            spare = imagenet and is_imagenet_classifier(name.removeprefix("backbone."))
             (report.expected_unused if spare else report.unexpected).append(name)
         elif name in report.fresh:
             continue
-        elif leaf in _CONSTANTS and leaf != "num_batches_tracked":
-            # Constants of the architecture: ours are right by construction.
+        elif name.rpartition(".")[2] in _INDEX_BUFFERS:  # ours are right by construction
             report.expected_unused.append(name)
         elif value.shape != target[name].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(target[name].shape)} here"
@@ -272,22 +225,22 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
             accepted[name] = value
     if report.fresh:
         report.notes.append(
-            f"the classifier starts afresh: the file has {len(source[_CLASSIFIER[0]])} classes, "
-            f"this network {model.num_classes}; everything else is loaded"
+            f"the classifier starts from random weights: the file has "
+            f"{len(source[_CLASSIFIER[0]])} classes, this network {len(target[_CLASSIFIER[0]])}; "
+            "everything else is loaded"
         )
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in accepted.values()):
         report.notes.append("stored in half precision, widened here")
-    in_file = set(source)
+    optional = {*_INDEX_BUFFERS, "num_batches_tracked"}
+    optional |= {"attention_biases_seg"} if imagenet else set()
     learned = {name for name, _ in model.named_parameters()}
     for name in target:
-        if name in in_file:
+        if name in source:
             continue
-        leaf = name.rsplit(".", 1)[-1]
-        own = leaf in _CONSTANTS or (
-            leaf == "attention_biases" and not imagenet and name not in learned
-        )
-        own = own or (imagenet and leaf == "attention_biases_seg")
-        (report.expected_missing if own else report.missing).append(name)
+        leaf = name.rpartition(".")[2]
+        unused_table = leaf == "attention_biases" and not imagenet and name not in learned
+        may_miss = leaf in optional or unused_table
+        (report.expected_missing if may_miss else report.missing).append(name)
     report.loaded = sorted(accepted)
     _refuse_incomplete(model, checkpoint, report, len(target))
     with torch.no_grad():
@@ -296,9 +249,16 @@ def _load(model: CGRSeg, checkpoint: Checkpoint, part: str) -> LoadReport:
     return report
 
 
-def _second_weights(source: StateDict) -> set[str]:
-    """The copies that mmcv's EMAHook keeps: `ema_` and a parameter's name, dots replaced."""
-    return {f"ema_{name.replace('.', '_')}" for name in source} & set(source)
+def _other_classes(model: Network, checkpoint: Checkpoint) -> list[str]:
+    """A sentence where the classifier was trained for other class names than the network has."""
+    stored, own = stored_metadata(checkpoint)["classes"], model.options()["classes"]
+    if stored is None or own is None:
+        return []
+    names = usable_names(stored, len(own), checkpoint.source)
+    changed = differences(names or (), own)
+    if changed is None or names == numbered_names(len(own)):
+        return []
+    return [f"the class names differ ({changed}): the classifier starts from other classes"]
 
 
 def _fresh_classifier(source: StateDict, target: dict[str, Tensor]) -> list[str]:
@@ -314,7 +274,7 @@ def _fresh_classifier(source: StateDict, target: dict[str, Tensor]) -> list[str]
 
 
 def _select(checkpoint: Checkpoint, part: str) -> tuple[StateDict, bool, LoadReport]:
-    """The tensors of the wanted part under our names, and whether they come from ImageNet."""
+    """Tensors of the wanted part under our names, and whether they come from ImageNet."""
     report = LoadReport(checkpoint.source, notes=list(checkpoint.notes))
     tensors = checkpoint.state_dict
     segmentation = any(name.startswith("decode_head.") for name in tensors)
@@ -339,75 +299,55 @@ def _select(checkpoint: Checkpoint, part: str) -> tuple[StateDict, bool, LoadRep
 
 
 def _refuse_incomplete(
-    model: CGRSeg, checkpoint: Checkpoint, report: LoadReport, in_all: int
+    model: Network, checkpoint: Checkpoint, report: LoadReport, in_all: int
 ) -> None:
     """Raise unless every tensor of the network has a value and none of the file's is lost."""
     surplus = [n for n in report.unexpected if n.startswith(("backbone.", "decode_head."))]
     if not (report.missing or report.mismatched or surplus):
         return
-    here, there = _described_model(model), _described(checkpoint)
-    if there is not None and there != here:
-        problem = explain(
-            checkpoint.source,
-            found=f"weights of {there}",
-            expected=f"weights of {here}",
-            remedy=_build_that(checkpoint, model) + "; or choose another file",
-        )
+    ours = model.options()
+    try:
+        theirs = network_options(checkpoint)
+    except WeightsError:
+        theirs = ours
+    here = _in_words(ours)
+    if _in_words(theirs) != here:
+        found, expected = f"weights of {_in_words(theirs)}", f"weights of {here}"
+        remedy = f"{_build_that(checkpoint.source, theirs, ours)}; or choose another file"
     elif report.mismatched:
-        problem = explain(
-            checkpoint.source,
-            found=f"{len(report.mismatched)} tensors have another shape than in {here}",
-            expected="the shapes of this network",
-            remedy="check that variant, head width and context blocks are those it was trained "
-            "with",
-        )
+        found = f"{len(report.mismatched)} tensors have another shape than in {here}"
+        expected = "the shapes of this network"
+        remedy = "check that variant, head width and context blocks are those it was trained with"
     elif report.missing:
-        problem = explain(
-            checkpoint.source,
-            found=f"{len(report.missing)} of {in_all} tensors that {here} needs are not in it",
-            expected="a value for every tensor of the backbone and the head",
-            remedy="the file was renamed, cut or made by other code: compare the names below",
-        )
+        found = f"{len(report.missing)} of {in_all} tensors that {here} needs are not in it"
+        expected = "a value for every tensor of the backbone and the head"
+        remedy = "the file was renamed, cut or made by other code: compare the names below"
     else:
-        problem = explain(
-            checkpoint.source,
-            found=f"{len(surplus)} tensors for which {here} has no place",
-            expected="nothing but the tensors of this network",
-            remedy="the file belongs to a network with more parts: build that one",
-        )
+        found = f"{len(surplus)} tensors for which {here} has no place"
+        expected = "nothing but the tensors of this network"
+        remedy = "the file belongs to a network with more parts: build that one"
+    problem = explain(checkpoint.source, found=found, expected=expected, remedy=remedy)
     raise WeightsError(f"{problem}\n{report}")
 
 
-def _described(checkpoint: Checkpoint) -> str | None:
-    """The file's network in words, if it is one of ours at all."""
-    try:
-        options = _architecture(checkpoint)
-    except WeightsError:
-        return None
-    return _in_words(options["variant"], options["context_blocks"], options["attention_bias"])
-
-
-def _build_that(checkpoint: Checkpoint, model: CGRSeg) -> str:
+def _build_that(source: str, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """How to get the network of a checkpoint: settings, or in Python one call."""
     if speaks_python():
-        return f"build that network: cgrseg.load_model({checkpoint.source!r})"
-    theirs = _architecture(checkpoint)
-    settings = {
-        "model.name": (theirs["variant"], model.variant),
-        "model.context_blocks": (theirs["context_blocks"], model.context_blocks),
-        "model.attention_bias": (theirs["attention_bias"], model.backbone.attention_bias),
-    }
-    changed = [f"{name}={there}" for name, (there, here) in settings.items() if there != here]
+        return f"build that network: cgrseg.load_model({source!r})"
+    names = {"variant": "name", "context_blocks": "context_blocks"}
+    names["attention_bias"] = "attention_bias"
+    changed = [
+        f"model.{setting}={theirs[option]}"
+        for option, setting in names.items()
+        if theirs[option] != ours[option]
+    ]
     return f"train that network: {' '.join(changed)}"
 
 
-def _described_model(model: CGRSeg) -> str:
-    return _in_words(model.variant, model.context_blocks, model.backbone.attention_bias)
-
-
-def _in_words(variant: str, context_blocks: int, attention_bias: BiasForm) -> str:
-    bias = "" if attention_bias == "published" else f" and {attention_bias} attention biases"
-    return f"{variant} with {context_blocks} context blocks{bias}"
+def _in_words(options: dict[str, Any]) -> str:
+    form = options["attention_bias"]
+    bias = "" if form == "published" else f" and {form} attention biases"
+    return f"{options['variant']} with {options['context_blocks']} context blocks{bias}"
 
 
 def _foreign(checkpoint: Checkpoint) -> str:

@@ -16,13 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cgrseg.models import CGRSeg
 
-PUBLISHED: dict[str, tuple[float, float]] = {
-    "cgrseg_t": (9.4, 4.0),
-    "cgrseg_b": (18.1, 7.6),
-    "cgrseg_l": (35.7, 14.9),
-}
-"""Published parameters in millions and operations in billions at 512x512, 150 classes."""
-
 _PARTS = (
     ("stem", "backbone.patch_embed"),
     ("stage 1 (stride 4)", "backbone.network.0"),

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from cgrseg.config.schema import Config
 from cgrseg.devices import Placement
 from cgrseg.errors import ConfigError
-from cgrseg.models.variants import imagenet_weights
 from cgrseg.training.resuming import Checkpoint, changed_settings
 from cgrseg.training.schedule import rate_factor
 from cgrseg.training.sources import Source
+from cgrseg.variants import imagenet_weights
 
 _LOG = logging.getLogger("cgrseg.training")
 

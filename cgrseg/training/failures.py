@@ -28,6 +28,7 @@ from cgrseg.errors import (
 from cgrseg.files import write_json, writing_problem
 from cgrseg.surroundings import is_out_of_memory, missing_memory, raise_machine_problem
 from cgrseg.training.checkpointing import LATEST, PREVIOUS
+from cgrseg.variants import VARIANTS
 
 BAD_BATCH = "bad_batch.json"
 # Least bytes per pixel of a batch: float32 image and int64 label; features that the backward
@@ -104,8 +105,9 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
     if min(height, width) > 256:
         smaller = [max(256, side // 64 * 32) for side in (height, width)]
         ideas.append(f"augment.crop_size=[{smaller[0]},{smaller[1]}]")
-    if config.model.name != "cgrseg_t":
-        ideas.append("model.name=cgrseg_t, the smallest variant")
+    smallest = next(iter(VARIANTS))
+    if config.model.name != smallest:
+        ideas.append(f"model.name={smallest}, the smallest variant")
     if device == "cpu" or config.data.workers > 4:
         ideas.append("data.workers=0, and closing other programs")
     ideas.append("nothing else running on this device")

@@ -197,7 +197,7 @@ def test_another_number_of_classes_keeps_everything_but_the_classifier(
     assert torch.equal(
         model.decode_head.linear_fuse.conv.weight, trained.decode_head.linear_fuse.conv.weight
     )
-    told = "the classifier starts afresh: the file has 3 classes, this network 21"
+    told = "the classifier starts from random weights: the file has 3 classes, this network 21"
     assert report.fresh == ["decode_head.conv_seg.weight", "decode_head.conv_seg.bias"]
     assert told in str(report) and told in capsys.readouterr().err
 
@@ -223,7 +223,7 @@ def test_saved_folder_with_another_number_of_classes_says_so(
     create_model("cgrseg_t", 3, classes=CLASSES, palette=PALETTE).save_pretrained(tmp_path)
     model = CGRSeg.from_pretrained(tmp_path, num_classes=7)
     assert model.num_classes == 7 and model.classes is None
-    assert "starts afresh" in capsys.readouterr().err
+    assert "starts from random weights" in capsys.readouterr().err
 
 
 def test_a_classifier_of_other_classes_is_said(trained: CGRSeg, tmp_path: Path) -> None:
