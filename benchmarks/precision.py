@@ -16,7 +16,7 @@ from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.devices import use_threads
 from cgrseg.evaluation.metrics import ConfusionMatrix, SegmentationScores
-from cgrseg.inference.backends import make_backend
+from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.segmenting import segment
 from cgrseg.models import load_model
 from cgrseg.progress import shown_progress

@@ -1,8 +1,10 @@
-"""Devices and CPU threads: resolve the device of a process, limit the number of threads."""
+"""Devices, CPU threads and freed memory of a process."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 from dataclasses import dataclass
 
 import cv2
@@ -17,6 +19,9 @@ MOST_THREADS = 1024
 """More threads than any CPU has; the system refuses to start many more."""
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Parameters of mallopt and their values, from glibc's malloc.h: M_MMAP_THRESHOLD (larger blocks
+# still go straight back; glibc allows no more), M_TRIM_THRESHOLD (memory kept), M_TOP_PAD.
+_MALLOC_SETTINGS = ((-3, 32 << 20), (-1, 128 << 20), (-2, 16 << 20))
 
 
 def use_threads(threads: int | None) -> None:
@@ -39,6 +44,22 @@ def use_threads(threads: int | None) -> None:
         )
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep up to 128 MB of freed memory, for the whole process.
+
+    glibc returns large blocks to the system as soon as they are freed, and gets them anew, page
+    by page and zeroed, for the next layer.  A prediction touches some 100 MB that way; keeping
+    the memory saves about a tenth of its time.
+
+    Returns:
+        Whether it took effect: only glibc (most of Linux) has the setting.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(number, value) == 1 for number, value in _MALLOC_SETTINGS])
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -138,7 +138,7 @@ OWN = {
     "reporting/bench/machine.py",
     "reporting/bench/memory.py",
     "reporting/bench/apart.py",
-    "inference/fast/artefacts.py",
+    "inference/compiled_cache.py",
     "deploy/staging.py",
     "deploy/writers.py",
 }

@@ -13,8 +13,8 @@ from cgrseg.data.check.report import CheckReport
 from cgrseg.data.convert.runner import ConversionReport
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference import Prediction, Predictor, TorchBackend
+from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.exported_backend import ExportedBackend
-from cgrseg.inference.fast import CompiledBackend
 from cgrseg.inference.folder import FolderReport
 from cgrseg.models import create_model
 from cgrseg.models.weights import LoadReport

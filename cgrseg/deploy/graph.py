@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from cgrseg.data.colour import MEAN, STD
 from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import InputKind, OutputKind, Size
-from cgrseg.inference.fast import FastNetwork, fast_form
 from cgrseg.inference.fast.backbone import FastAttention, FastDualPathDownsample, StoredBias
+from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.models import CGRSeg
 
 

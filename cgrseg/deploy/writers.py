@@ -21,12 +21,12 @@ from torch.export import Dim, ExportedProgram
 from cgrseg.deploy.graph import ExportForm
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.extras import require
+from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.exported import Description, Size
 from cgrseg.inference.exported.description import KEY
 from cgrseg.inference.exported.openvino_file import file_digest
 from cgrseg.inference.exported.program_file import DESCRIPTION_FILE, model_name
 from cgrseg.inference.exported.seal import UNSEALED, sealed
-from cgrseg.inference.fast.compilers import missing_compiler
 
 _MAX_BATCH = 1024
 _MAX_STRIDES = 256

@@ -36,7 +36,8 @@ from cgrseg.evaluation.outputs import (
     refuse_own_data,
 )
 from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.inference.backends import Backend, make_backend
+from cgrseg.inference.backends import Backend
+from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.segmenting import augmented
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model

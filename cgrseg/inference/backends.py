@@ -11,7 +11,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from cgrseg.devices import resolve_device
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.models.digest import weights_digest
 from cgrseg.precision import DTYPES, AnyPrecision, Precision, resolve_precision, slow_precision
-
-if TYPE_CHECKING:
-    from cgrseg.models import CGRSeg
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -166,35 +163,3 @@ class TorchBackend(Backend):
     def digest(self) -> str:
         """SHA-256 of the weights as they are now."""
         return weights_digest(self.model)
-
-
-def make_backend(
-    model: CGRSeg,
-    device: str | torch.device | None = None,
-    precision: AnyPrecision = "fp32",
-    *,
-    compile: bool = False,
-    channels_last: bool = False,
-) -> Backend:
-    """What runs a network: its module as published, or the folded and compiled form of it.
-
-    The one place where prediction and evaluation choose.
-
-    Args:
-        model: trained.
-        device: where to run; None or "auto": a GPU where there is one.
-        precision: "fp32", "bf16", "fp16" or "auto".
-        compile: several times faster after a compilation of about a minute per image size,
-            which is kept for the next time; see docs/speed.md.
-        channels_last: memory layout of features; the compiled form always has it.
-
-    Raises:
-        ConfigError: unknown precision.
-        EnvironmentProblem: no such device.
-    """
-    where = resolve_device(device)
-    if not compile:
-        return TorchBackend(model, where, precision, channels_last)
-    from cgrseg.inference.fast import CompiledBackend
-
-    return CompiledBackend(model, where, precision)

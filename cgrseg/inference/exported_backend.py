@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgrseg.devices import keep_freed_memory
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, WeightsError
-from cgrseg.inference.allocator import keep_freed_memory
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.exported.description import Description, Run, Size
 from cgrseg.inference.exported.opening import open_file
@@ -207,7 +207,7 @@ def open_exported(
         trust_code: run the machine code of a compiled package (`--format aoti`), which can do
             whatever the user can; no other format holds code.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
-            process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
+            process; see :func:`~cgrseg.devices.keep_freed_memory`).
 
     Raises:
         ConfigError: a precision that the format does not have, or a compiled package without

@@ -32,7 +32,8 @@ from cgrseg.config.schema import LARGEST_BATCH, TestConfig
 from cgrseg.data.image_io import read_image_with_digest
 from cgrseg.devices import use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
-from cgrseg.inference.backends import Backend, make_backend
+from cgrseg.inference.backends import Backend
+from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported_backend import ExportedBackend, open_exported

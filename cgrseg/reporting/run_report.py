@@ -15,7 +15,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.errors import CGRSegError, ConfigError, DataError
-from cgrseg.inference.backends import make_backend
+from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.segmenting import segment
 from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model

@@ -13,7 +13,7 @@ import torch
 
 from cgrseg.config import load_config
 from cgrseg.evaluation import evaluate
-from cgrseg.inference.fast import CompiledBackend
+from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.models import load_model
 
 from .conftest import Run

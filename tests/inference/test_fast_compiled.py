@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.inference import Predictor
+from cgrseg.inference import Predictor, compiled_backend, compiled_cache
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.fast import CompiledBackend, artefacts, compiled
-from cgrseg.inference.fast.artefacts import artefact_path, default_folder, prune
-from cgrseg.inference.fast.compilers import missing_compiler
+from cgrseg.inference.compiled_backend import CompiledBackend
+from cgrseg.inference.compiled_cache import default_folder, missing_compiler, prune, target_path
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.models.digest import weights_digest
 from tests.golden_weights import golden_input, set_golden_weights
@@ -140,10 +139,10 @@ def test_many_sizes_are_not_all_compiled(
         asked.append(tuple(example.shape[2:]))
         return keep(target, b"")
 
-    monkeypatch.setattr(compiled, "missing_compiler", lambda device: "")
-    monkeypatch.setattr(artefacts, "compile_to_file", note)
+    monkeypatch.setattr(compiled_backend, "missing_compiler", lambda device: "")
+    monkeypatch.setattr(compiled_cache, "compile_to_file", note)
     backend = CompiledBackend(model, folder=tmp_path, compile_after=2, most_sizes=2)
-    monkeypatch.setattr(artefacts, "load", lambda path: backend._network)
+    monkeypatch.setattr(compiled_cache, "load", lambda path: backend._network)
     with caplog.at_level(logging.WARNING, "cgrseg.inference"), torch.inference_mode():
         for width in (32, 64, 96, 32, 96, 64, 64, 64, 128, 128):
             found = backend.logits(picture(width=width))
@@ -177,9 +176,9 @@ def test_folder_of_compiled_networks_stays_within_bounds(tmp_path: Path) -> None
 
     assert [path.stem for path in prune(tmp_path)] == ["cgrseg_t-fp32-old"]
     assert left() == {"big", "used", "new"}
-    prune(tmp_path, most_bytes=2500)
+    prune(tmp_path, max_bytes=2500)
     assert left() == {"used", "new"}
-    prune(tmp_path, keep=tmp_path / "cgrseg_t-fp32-used.pt2", most_bytes=1)
+    prune(tmp_path, keep=tmp_path / "cgrseg_t-fp32-used.pt2", max_bytes=1)
     assert left() == {"used"} and stranger.exists()
     assert prune(tmp_path / "missing") == []
 
@@ -195,7 +194,7 @@ def test_slow_precisions_are_told_without_onednn_too(
 
 def keep(target: Path, content: bytes) -> Path:
     """A file as a compilation leaves it, whatever it holds."""
-    artefacts.prepare_folder(target.parent)
+    compiled_cache.prepare_folder(target.parent)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     kept = target.with_name(f"{target.stem}-{digest}.pt2")
     kept.write_bytes(content)
@@ -207,15 +206,15 @@ def keep(target: Path, content: bytes) -> Path:
 def test_files_that_cannot_be_used_are_removed(tmp_path: Path, change: str) -> None:
     target = tmp_path / "cgrseg_t-fp32-1.pt2"
     kept = keep(target, b"not a package" * 100)
-    assert artefacts.find(target) == kept
+    assert compiled_cache.find(target) == kept
     content = bytearray(kept.read_bytes())
     if change == "flip":
         content[100] ^= 1
     kept.write_bytes(content[:-4] if change == "cut" else content)
     reason = "" if change == "nothing" else "its content has changed"
     with pytest.raises(RuntimeError, match=f"not a usable compiled network .{reason}"):
-        artefacts.load(kept)
-    assert artefacts.find(target) is None
+        compiled_cache.load(kept)
+    assert compiled_cache.find(target) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners of files here")
@@ -227,25 +226,25 @@ def test_machine_code_that_others_may_write_is_refused(
     assert target.parent.stat().st_mode & 0o777 == 0o700
     kept.chmod(0o622)
     with pytest.raises(EnvironmentProblem, match="others may write to it"):
-        artefacts.load(kept)
+        compiled_cache.load(kept)
     assert kept.exists()
     kept.chmod(0o600)
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     if kept.stat().st_uid != 0:
         with pytest.raises(EnvironmentProblem, match="belongs to another user"):
-            artefacts.load(kept)
+            compiled_cache.load(kept)
         with pytest.raises(EnvironmentProblem, match="belongs to another user"):
-            artefacts.prepare_folder(target.parent)
+            compiled_cache.prepare_folder(target.parent)
 
 
 _COMPILES = """
 import sys, time
 from pathlib import Path
-from cgrseg.inference.fast import artefacts
+from cgrseg.inference import compiled_cache
 target, begun = Path(sys.argv[1]), Path(sys.argv[2])
-with artefacts.turn(target, lambda: print("waiting", flush=True)):
-    if artefacts.find(target) is None:
+with compiled_cache.compile_lock(target, lambda: print("waiting", flush=True)):
+    if compiled_cache.find(target) is None:
         (target.parent / f".compiling-{target.stem}-x").mkdir()
         begun.touch()
         while not begun.with_name("go on").exists():
@@ -329,9 +328,9 @@ def test_unknown_precision_is_explained(model: CGRSeg) -> None:
         CompiledBackend(model, precision="int8")  # type: ignore[arg-type]
 
 
-class TestNamesOfArtefacts:
+class TestNamesOfCachedFiles:
     def path(self, weights: str = "w", precision: str = "fp32", width: int = 64) -> Path:
-        return artefact_path(Path("f"), weights, "cgrseg_t", precision, (1, 3, 64, width))
+        return target_path(Path("f"), weights, "cgrseg_t", precision, (1, 3, 64, width))
 
     def test_each_depends_on_what_it_was_compiled_from(self) -> None:
         paths = {self.path(), self.path("v"), self.path(precision="bf16"), self.path(width=96)}
@@ -367,7 +366,7 @@ class TestNamesOfArtefacts:
 
 _FAULTS = """
 import resource, sys
-from cgrseg.inference.allocator import keep_freed_memory
+from cgrseg.devices import keep_freed_memory
 import torch
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cgrseg.inference.fast.folding import FoldedConv, norm_as_affine
-from cgrseg.inference.fast.head import FastCalibration, FastGuide, pool_pyramid
+from cgrseg.inference.fast.network import FastCalibration, FastGuide, pool_pyramid
 from cgrseg.models import pyramid
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
 from cgrseg.models.layers import ConvNormAct, conv_norm

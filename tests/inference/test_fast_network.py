@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cgrseg.errors import ConfigError
-from cgrseg.inference.fast import fast_form
 from cgrseg.inference.fast.backbone import StoredBias
+from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from tests.golden_weights import golden_input, set_golden_weights

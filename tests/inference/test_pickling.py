@@ -17,8 +17,8 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.deploy import export
 from cgrseg.errors import WeightsError
 from cgrseg.inference import Predictor, TorchBackend
+from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.exported_backend import ExportedBackend
-from cgrseg.inference.fast import CompiledBackend
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import description, photo

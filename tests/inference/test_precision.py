@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cgrseg.errors import ConfigError
-from cgrseg.inference.backends import TorchBackend, make_backend
+from cgrseg.inference.backends import TorchBackend
+from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.models import create_model
 from cgrseg.precision import (
     bf16_in_hardware,

@@ -21,7 +21,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.image_io import label_note, write_label_png
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem, WeightsError
 from cgrseg.inference import Prediction, Predictor, TorchBackend, predict_folder, segment
-from cgrseg.inference.fast import CompiledBackend
+from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights

@@ -23,8 +23,8 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import decode
 from cgrseg.inference.backends import Backend, TorchBackend
-from cgrseg.inference.fast import CompiledBackend
-from cgrseg.inference.fast.compilers import missing_compiler
+from cgrseg.inference.compiled_backend import CompiledBackend
+from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment, segment_batch
 from cgrseg.inference.views import at_ratio
 from cgrseg.models import CGRSeg, create_model

@@ -16,7 +16,7 @@ from cgrseg.config import Config
 from cgrseg.config.schema import ModelConfig
 from cgrseg.data.catalogue import get_spec
 from cgrseg.errors import WeightsError
-from cgrseg.inference.fast import fast_form
+from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg, create_model, efficientformer_v2, load_model, load_weights
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.efficientformer_v2 import EfficientFormerV2

@@ -21,7 +21,7 @@ import torch
 from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
-from cgrseg.inference.fast import fast_form
+from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.precision import Precision
 from cgrseg.reporting.bench.machine import Peaks

@@ -26,9 +26,10 @@ from cgrseg.data.test_transform import TestTransform
 from cgrseg.errors import ConfigError
 from cgrseg.extras import require
 from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported_backend import open_exported
-from cgrseg.inference.fast import CompiledBackend, fast_form
+from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.models.attention_bias import AttentionBias
 from cgrseg.ops import upsample_argmax

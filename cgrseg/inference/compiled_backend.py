@@ -1,14 +1,14 @@
-"""The fast form compiled for the machine it runs on, one artefact per input shape.
+"""The folded network compiled for the machine that it runs on, once per input shape.
 
-On a CPU: ahead of time (AOTInductor) with frozen weights, kept on disk, so that a program
-started again is fast from its first image.  On a GPU: `torch.compile`, which captures CUDA
-graphs.  Without a compiler the fast form runs as it is, and says so.
+On a CPU: ahead of time (AOTInductor) with frozen weights, cached on disk, so that a restarted
+program is fast from its first image.  On a GPU: `torch.compile`, which captures CUDA graphs.
+Without a compiler the folded network runs uncompiled, with a warning.
 
-A *bucket* is an exact input shape.  Rounding sizes up to fewer buckets would change what
-is predicted (the network averages whole rows and columns, padding included); sides are
-multiples of 32 as it is, and a camera or a data set has few of them.  Where there are many, a
-size is compiled only when it comes up again and again, and only so many sizes are: the others
-run in the fast form as it is.
+Each exact input shape is compiled on its own.  Rounding sizes up to fewer shapes would change
+what is predicted (the network averages whole rows and columns, padding included); sides are
+multiples of 32 as it is, and a camera or a dataset has few of them.  Where there are many, a
+shape is compiled only when it comes up again and again, up to a maximum number of shapes: the
+others run uncompiled.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cgrseg.devices import resolve_device
+from cgrseg.devices import keep_freed_memory, resolve_device
 from cgrseg.errors import CGRSegError
-from cgrseg.inference.allocator import keep_freed_memory
-from cgrseg.inference.backends import Backend
-from cgrseg.inference.fast import artefacts
-from cgrseg.inference.fast.compilers import missing_compiler
+from cgrseg.inference import compiled_cache
+from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.models.digest import weights_digest
@@ -46,9 +45,9 @@ class Preparation:
     """What was done to get ready for an input shape.
 
     Attributes:
-        how: "compiled" now, "loaded" from disk, "ready" already, or "uncompiled": the fast
-            form runs as it is.
-        seconds: that it took, warm-up included.
+        how: "compiled" now, "loaded" from disk, "ready" already, or "uncompiled": the folded
+            network runs uncompiled.
+        seconds: duration, warm-up included.
         reason: why it is not compiled; empty otherwise.
     """
 
@@ -65,18 +64,15 @@ class CompiledBackend(Backend):
         device: where to run; None: where the model is.
         precision: "fp32", "bf16", "fp16" or "auto" (bf16 where the device computes it in
             hardware, else fp32), of weights and features; logits come in float32.
-        folder: of compiled artefacts; None: :func:`artefacts.default_folder`.
-        compile_after: images of a size that come before it is compiled; until then the fast
-            form runs as it is.  Artefacts on disk are used from the first one.  0: only
+        folder: cache of compiled networks; None: :func:`compiled_cache.default_folder`.
+        compile_after: number of images of a size after which it is compiled; until then the
+            folded network runs uncompiled.  Cached ones are used from the first image.  0: only
             what :meth:`prepare` is called for.
-        most_sizes: that are compiled or loaded unasked; sizes that come up later run in the
-            fast form as it is, and :meth:`prepare` replaces the one used longest ago.  Each
-            holds its own copy of the weights.
+        most_sizes: maximum number of sizes that are compiled or loaded unasked; later sizes run
+            uncompiled, and :meth:`prepare` replaces the one used longest ago.  Each holds its
+            own copy of the weights.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
-            process; see :func:`~cgrseg.inference.allocator.keep_freed_memory`).
-
-    Attributes:
-        seconds_preparing: spent so far on compiling, loading and warming up.
+            process; see :func:`~cgrseg.devices.keep_freed_memory`).
 
     Raises:
         ConfigError: unknown precision.
@@ -102,16 +98,14 @@ class CompiledBackend(Backend):
         self.precision = resolve_precision(precision, self.device)
         self.compile_after = compile_after
         self.most_sizes = most_sizes
-        self.seconds_preparing = 0.0
-        self.folder = Path(folder) if folder is not None else artefacts.default_folder()
+        self.folder = Path(folder) if folder is not None else compiled_cache.default_folder()
         self._network: FastNetwork = fast_form(model, precision=self.precision).to(self.device)
         self._weights = weights_digest(model)
         self._runners: OrderedDict[Shape, Callable[[Tensor], Tensor]] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         self._refused: dict[Shape, str] = {}
-        self._told_of_many_sizes = False
-        warning = slow_precision(self.device, self.precision)
-        if warning:
+        self._warned_of_many_sizes = False
+        if warning := slow_precision(self.device, self.precision):
             _LOG.warning(warning)
         self._keep_memory = keep_memory
         if keep_memory and self.device.type == "cpu":
@@ -125,7 +119,7 @@ class CompiledBackend(Backend):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled code stays behind: on a CPU the artefacts on disk are taken again.
+        # Compiled code stays behind: on a CPU the cache on disk has it.
         return {**super().__getstate__(), "_runners": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,13 +137,13 @@ class CompiledBackend(Backend):
         """Get ready for an input shape, so that no later image waits.
 
         Args:
-            height: of the network's input, a multiple of 32.
-            width: likewise.
-            batch: images at once.
+            height: height of the network's input, a multiple of 32.
+            width: width of the network's input, a multiple of 32.
+            batch: number of images per batch.
             warm_up: run it as well, since first runs are slower.
 
         Returns:
-            What was done; without a compiler the reason is told there and in the log.
+            What was done; without a compiler it has the reason, as does the log.
         """
         shape = (batch, height, width)
         start = time.perf_counter()
@@ -168,7 +162,7 @@ class CompiledBackend(Backend):
                 self._runners[shape] = runner
                 if len(self._runners) > max(1, self.most_sizes):
                     self._runners.popitem(last=False)
-            except Exception as error:  # whatever a compiler says, there is another way
+            except Exception as error:  # compilers raise anything; the network runs uncompiled
                 how = "uncompiled"
                 self._refuse(shape, error)
         if how == "uncompiled" and warm_up:
@@ -204,11 +198,11 @@ class CompiledBackend(Backend):
             return None
         self._seen[shape] += 1
         often = self._seen[shape] >= self.compile_after
-        if often or (on_cpu and self._seen[shape] == 1 and artefacts.find(self._path(shape))):
+        if often or (on_cpu and self._seen[shape] == 1 and compiled_cache.find(self._path(shape))):
             if len(self._runners) < self.most_sizes:
                 self.prepare(shape[1], shape[2], shape[0])
-            elif not self._told_of_many_sizes:
-                self._told_of_many_sizes = True
+            elif not self._warned_of_many_sizes:
+                self._warned_of_many_sizes = True
                 _LOG.warning(
                     "images come in more than %d sizes: %dx%d and others after it run uncompiled, "
                     "same results, about half as fast",
@@ -220,7 +214,7 @@ class CompiledBackend(Backend):
 
     def _path(self, shape: Shape) -> Path:
         full = (shape[0], 3, shape[1], shape[2])
-        return artefacts.artefact_path(
+        return compiled_cache.target_path(
             self.folder, self._weights, self._network.variant, self.precision, full
         )
 
@@ -228,42 +222,29 @@ class CompiledBackend(Backend):
         """Load or compile; raises whatever goes wrong."""
         path = self._path(shape)
         on_cpu = self.device.type == "cpu"
-        runner = self._load(path) if on_cpu else None
+        runner = _cached(path) if on_cpu else None
         if runner is not None:
             return runner, "loaded"
         lacking = missing_compiler(self.device)
         if lacking:
             raise _NoCompilerError(lacking)
         self._network.prepare(shape[1], shape[2])
+
+        def log(message: str) -> None:
+            _LOG.info(message, *shape)
+
+        about_to_compile = "compiling the network for %d images of %dx%d, about a minute"
         if not on_cpu:
-            _announce(shape)
+            log(about_to_compile)
             return _compile_for_gpu(self._network), "compiled"
-
-        def tell() -> None:
-            _LOG.info(
-                "another process compiles the network for %d images of %dx%d: waiting", *shape
-            )
-
-        with artefacts.turn(path, tell):
-            runner = self._load(path)  # of the process that was waited for
+        waiting = "another process compiles the network for %d images of %dx%d: waiting"
+        with compiled_cache.compile_lock(path, lambda: log(waiting)):
+            runner = _cached(path)  # of the process that was waited for
             if runner is not None:
                 return runner, "loaded"
-            _announce(shape)
-            return artefacts.load(
-                artefacts.compile_to_file(self._network, example, path)
-            ), "compiled"
-
-    def _load(self, path: Path) -> Callable[[Tensor], Tensor] | None:
-        """The kept network if it is there and runs; one that does not is removed."""
-        kept = artefacts.find(path)
-        if kept is None:
-            return None
-        try:
-            runner = artefacts.load(kept)
-        except RuntimeError as error:
-            _LOG.warning("%s; compiling it again", error)
-            return None
-        return runner
+            log(about_to_compile)
+            compiled = compiled_cache.compile_to_file(self._network, example, path)
+            return compiled_cache.load(compiled), "compiled"
 
     def _refuse(self, shape: Shape, error: Exception) -> None:
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -278,12 +259,20 @@ class CompiledBackend(Backend):
         )
 
 
-def _announce(shape: Shape) -> None:
-    _LOG.info("compiling the network for %d images of %dx%d, about a minute", *shape)
-
-
 class _NoCompilerError(Exception):
     """Nothing on this machine can compile."""
+
+
+def _cached(path: Path) -> Callable[[Tensor], Tensor] | None:
+    """The cached network if it is there and runs; one that does not is removed."""
+    kept = compiled_cache.find(path)
+    if kept is None:
+        return None
+    try:
+        return compiled_cache.load(kept)
+    except RuntimeError as error:
+        _LOG.warning("%s; compiling it again", error)
+        return None
 
 
 def _compile_for_gpu(network: FastNetwork) -> Callable[[Tensor], Tensor]:
@@ -297,3 +286,33 @@ def _compile_for_gpu(network: FastNetwork) -> Callable[[Tensor], Tensor]:
         return compiled(batch).clone()
 
     return run
+
+
+def make_backend(
+    model: CGRSeg,
+    device: str | torch.device | None = None,
+    precision: AnyPrecision = "fp32",
+    *,
+    compile: bool = False,
+    channels_last: bool = False,
+) -> Backend:
+    """The backend of a network: its module as published, or its folded and compiled form.
+
+    The one place where prediction and evaluation choose.
+
+    Args:
+        model: trained.
+        device: where to run; None or "auto": a GPU where there is one.
+        precision: "fp32", "bf16", "fp16" or "auto".
+        compile: several times faster after a compilation of about a minute per image size,
+            which is cached on disk; see docs/speed.md.
+        channels_last: memory layout of features; the compiled form always has it.
+
+    Raises:
+        ConfigError: unknown precision.
+        EnvironmentProblem: no such device.
+    """
+    where = resolve_device(device)
+    if compile:
+        return CompiledBackend(model, where, precision)
+    return TorchBackend(model, where, precision, channels_last)

@@ -1,10 +1,10 @@
-"""Compiled networks on disk: one file per weights, input shape, precision and machine.
+"""Cache of compiled networks: one file per weights, input shape, precision and machine.
 
-A compilation takes about a minute; its result is kept and found again by name.  The name
+A compilation takes about a minute; its result is cached and found again by name.  The name
 holds a digest of everything that the machine code depends on, so a stale file cannot be hit, and
-a digest of the file's own content, so a file that has changed is not run.
+a digest of the file's own content, so a file that has changed does not run.
 
-The files are machine code, so their folder belongs to the user alone: files that somebody else
+The files are machine code, so their folder belongs to the user alone: files that another user
 may have written are refused.
 """
 
@@ -14,9 +14,11 @@ import contextlib
 import errno
 import glob
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -35,14 +37,14 @@ from cgrseg.surroundings import raise_machine_problem
 
 # Part of every name: raise it when the compiled function itself changes.
 _FORM = 3
-# What the folder may hold: compiled networks that nobody has used for so long go, and beyond
-# so many bytes those that were used longest ago.
+# Limits of the folder: networks unused for longer are removed, and beyond the size those that
+# were used longest ago.
 _UNUSED_FOR = 90 * 24 * 3600.0
-_MOST_BYTES = 4 << 30
-# Begins the name of the folder of a compilation under way; what it is for follows.
+_MAX_BYTES = 4 << 30
+# Prefix of the folder of a compilation under way; the name of its target follows.
 _UNFINISHED = ".compiling-"
 _DIGEST = 32  # hexadecimal digits
-_TEMPORARY_ROOM = 2.0  # times its size, free where PyTorch unpacks a compiled network
+_TEMPORARY_ROOM = 2.0  # free space that PyTorch needs to unpack a compiled network, per its size
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # One compilation at a time: where PyTorch builds is a setting of the whole process.
 _COMPILING = threading.Lock()
@@ -63,8 +65,29 @@ def default_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"cgrseg-{user}" / "compiled"
 
 
-def machine_digest() -> str:
+def target_path(
+    folder: Path, weights: str, variant: str, precision: str, shape: tuple[int, ...]
+) -> Path:
+    """Path of a compiled network, before the digest of its content is added to the name.
+
+    Args:
+        folder: the cache.
+        weights: digest of the weights.
+        variant: name of the variant.
+        precision: of weights and features.
+        shape: of the input, (N, 3, H, W).
+    """
+    name = f"{variant}-{precision}-{'x'.join(map(str, shape))}"
+    key = hashlib.sha256(f"{weights} {_machine_digest()} {name}".encode()).hexdigest()[:20]
+    return folder / f"{name}-{key}.pt2"
+
+
+def _machine_digest() -> str:
     """Digest of what machine code depends on besides the network: CPU, threads, versions."""
+    flags = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), flags)
     parts = [
         cgrseg.__version__,
         str(_FORM),
@@ -73,47 +96,46 @@ def machine_digest() -> str:
         platform.machine(),
         platform.python_version(),
         torch.backends.cpu.get_cpu_capability(),
-        _cpu_flags(),
+        flags,
         str(torch.get_num_threads()),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def artefact_path(
-    folder: Path, weights: str, variant: str, precision: str, shape: tuple[int, ...]
-) -> Path:
-    """Where the compiled network of a shape is kept; its content's digest is added to the name.
-
-    Args:
-        folder: of all of them.
-        weights: from :func:`cgrseg.models.digest.weights_digest`.
-        variant: for people who look into the folder, as are the next two.
-        precision: of weights and features.
-        shape: of the input, (N, 3, H, W).
-    """
-    name = f"{variant}-{precision}-{'x'.join(map(str, shape))}"
-    key = hashlib.sha256(f"{weights} {machine_digest()} {name}".encode()).hexdigest()[:20]
-    return folder / f"{name}-{key}.pt2"
-
-
 def find(target: Path) -> Path | None:
-    """The file that was kept for a path of :func:`artefact_path`; None where there is none."""
+    """The cached file for a path of :func:`target_path`; None: there is none."""
     with contextlib.suppress(OSError):
         pattern = f"{glob.escape(target.stem)}-{'[0-9a-f]' * _DIGEST}{target.suffix}"
         return next(iter(sorted(target.parent.glob(pattern))), None)
     return None
 
 
+def missing_compiler(device: torch.device) -> str:
+    """What compiling for a device lacks here, and what to do; empty if nothing."""
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "PyTorch compiles for GPUs through Triton, which is missing: pip install triton"
+        return ""
+    if device.type != "cpu":
+        return f"compiling for {device.type} is not supported; cpu and cuda are"
+    chosen = os.environ.get("CXX")
+    names = [chosen] if chosen else ["cl"] if sys.platform == "win32" else ["g++", "clang++"]
+    if any(shutil.which(name) for name in names):
+        return ""
+    wanted = f"CXX names {chosen!r}, which cannot be found" if chosen else "no C++ compiler found"
+    return f"{wanted}: install g++ (Debian, Ubuntu: apt install g++), or set CXX to a compiler"
+
+
 def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
-    """Compile a network ahead of time and store it; the file is whole or not there.
+    """Compile a network ahead of time and cache it; the file is whole or not there.
 
     Args:
         network: frozen, in eval mode.
-        example: an input of the shape, type and layout to compile for.
-        target: from :func:`artefact_path`.
+        example: an input of the shape, type and memory layout to compile for.
+        target: from :func:`target_path`.
 
     Returns:
-        The file, which :func:`find` finds.
+        The cached file.
 
     Raises:
         EnvironmentProblem: the folder cannot be written, or others may write into it.
@@ -129,8 +151,8 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
             ) as folder,
         ):
             partial = Path(folder) / target.name
-            # What PyTorch builds on the way would stay for ever in the system's folder for
-            # temporary files, hundreds of MB for every size.
+            # Intermediate files would stay in the system's temporary folder forever, hundreds
+            # of MB per size.
             with fresh_inductor_cache(dir=folder, delete=False), torch.no_grad():
                 exported = torch.export.export(network, (example,), strict=False)
                 torch._inductor.aoti_compile_and_package(
@@ -153,12 +175,12 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """The compiled network of a file, as a function.
+    """The compiled network of a cached file, as a function.
 
     Raises:
-        RuntimeError: the file has changed or cannot be run.  It is removed, so that the next
+        RuntimeError: the file has changed or cannot run.  It is removed, so that the next
             attempt compiles anew.
-        EnvironmentProblem: somebody else may have written it, or the machine cannot load it now.
+        EnvironmentProblem: another user may have written it, or the machine cannot load it now.
     """
     _refuse_foreign(path)
     try:
@@ -170,104 +192,12 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     try:
         runner: Any = torch._inductor.aoti_load_package(str(path))
     except Exception as error:
-        _refuse_no_place(path, error)
+        _refuse_unusable_tmp(path, error)
         raise_machine_problem(error, path)
         raise _removed(path, error) from error
     with contextlib.suppress(OSError):
-        os.utime(path)  # pruning goes by when it was last used
+        os.utime(path)  # pruning goes by the last use
     return runner
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of compiled networks, for this user alone.
-
-    Raises:
-        EnvironmentProblem: it cannot be made, or belongs to somebody else.
-    """
-    make_folder(folder.parent)
-    with explained(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if hasattr(os, "getuid") and folder.stat().st_uid == os.getuid():
-            os.chmod(folder, 0o700)
-    _refuse_foreign(folder)
-
-
-@contextlib.contextmanager
-def turn(target: Path, tell: Callable[[], None]) -> Iterator[None]:
-    """Hold the right to compile a network: other processes that want the same one wait.
-
-    What killed compilations have left is removed.  On a file system
-    without locks nobody waits, and each compiles for itself.
-
-    Args:
-        target: from :func:`artefact_path`.
-        tell: called when another process has the right.
-
-    Raises:
-        EnvironmentProblem: the folder cannot be written, or others may write into it.
-    """
-    prepare_folder(target.parent)
-    place = target.with_name(f".{target.stem}.lock")
-    with explained(place):
-        descriptor = _locked(place, tell)
-    try:
-        for left in target.parent.glob(f"{_UNFINISHED}*"):
-            stem = left.name.removeprefix(_UNFINISHED).rpartition("-")[0]
-            if stem == target.stem or not _is_held(target.with_name(f".{stem}.lock")):
-                shutil.rmtree(left, ignore_errors=True)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            place.unlink()  # while it is locked: whoever waits for it opens a new one
-        os.close(descriptor)
-
-
-def _locked(place: Path, tell: Callable[[], None]) -> int:
-    """Descriptor of the locked file, which stays locked until it is closed."""
-    told = False
-    while True:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(place, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return descriptor
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    tell()
-                told = True
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
-                return descriptor
-            os.close(descriptor)
-            raise
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)  # the one who had it has removed it
-
-
-def _is_held(place: Path) -> bool:
-    """Whether a process holds a lock file; it is made before anything that it protects."""
-    try:
-        import fcntl
-
-        descriptor = os.open(place, os.O_RDWR)
-    except (ImportError, FileNotFoundError):
-        return False
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        place.unlink()
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _content_digest(path: Path) -> str:
@@ -283,6 +213,34 @@ def _removed(path: Path, reason: object) -> RuntimeError:
         path.unlink()
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     return RuntimeError(f"{path}: not a usable compiled network ({lines[0]}); it is removed")
+
+
+def _refuse_unusable_tmp(path: Path, error: Exception) -> None:
+    """Report a temporary folder that is full, or whose file system runs no programs."""
+    place = tempfile.gettempdir()
+    wanted = int(_TEMPORARY_ROOM * path.stat().st_size)
+    if shutil.disk_usage(place).free >= wanted and "failed to map segment" not in str(error):
+        return
+    raise EnvironmentProblem(
+        place,
+        found=f"a compiled network cannot be loaded from there ({error})",
+        expected=f"{wanted:,} free bytes on a file system that may run programs (no noexec)",
+        remedy="free space, or set TMPDIR to another folder",
+    ) from error
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the cache folder, for this user alone.
+
+    Raises:
+        EnvironmentProblem: it cannot be created, or belongs to another user.
+    """
+    make_folder(folder.parent)
+    with explained(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid == os.getuid():
+            os.chmod(folder, 0o700)
+    _refuse_foreign(folder)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -303,38 +261,94 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_no_place(path: Path, error: Exception) -> None:
-    """Tell a folder for temporary files that is full, or that runs no programs."""
-    place = tempfile.gettempdir()
-    room = shutil.disk_usage(place).free
-    wanted = int(_TEMPORARY_ROOM * path.stat().st_size)
-    if room >= wanted and "failed to map segment" not in str(error):
-        return
-    raise EnvironmentProblem(
-        place,
-        found=f"a compiled network cannot be loaded from there ({error})",
-        expected=f"{wanted:,} free bytes on a file system that may run programs (no noexec)",
-        remedy="free space, or set TMPDIR to another folder",
-    ) from error
+@contextlib.contextmanager
+def compile_lock(target: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of one compilation: other processes that want the same one wait.
 
-
-def prune(
-    folder: Path,
-    keep: Path | None = None,
-    *,
-    unused_for: float = _UNUSED_FOR,
-    most_bytes: int = _MOST_BYTES,
-) -> list[Path]:
-    """Remove compiled networks that were not used for long, and the oldest beyond a size.
+    Leftovers of killed compilations are removed.  On a file system without locks nobody
+    waits, and each process compiles for itself.
 
     Args:
-        folder: of compiled networks; other files in it are left alone.
-        keep: the one that must stay.
-        unused_for: seconds since the last use after which one goes.
-        most_bytes: of all that stay.
+        target: from :func:`target_path`.
+        on_wait: called when another process holds the lock.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written, or others may write into it.
+    """
+    prepare_folder(target.parent)
+    place = target.with_name(f".{target.stem}.lock")
+    with explained(place):
+        descriptor = _locked(place, on_wait)
+    try:
+        for left in target.parent.glob(f"{_UNFINISHED}*"):
+            stem = left.name.removeprefix(_UNFINISHED).rpartition("-")[0]
+            if stem == target.stem or not _is_held(target.with_name(f".{stem}.lock")):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink()  # while it is locked: a waiting process opens a new one
+        os.close(descriptor)
+
+
+def _locked(place: Path, on_wait: Callable[[], None]) -> int:
+    """Descriptor of the locked file, which stays locked until it is closed."""
+    waiting = False
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(place, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return descriptor
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waiting:
+                    on_wait()
+                waiting = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return descriptor
+            os.close(descriptor)
+            raise
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # the process that held it has removed it
+
+
+def _is_held(place: Path) -> bool:
+    """Whether a process holds a lock file; it is created before anything that it protects."""
+    try:
+        import fcntl
+
+        descriptor = os.open(place, os.O_RDWR)
+    except (ImportError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        place.unlink()
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def prune(folder: Path, keep: Path | None = None, max_bytes: int = _MAX_BYTES) -> list[Path]:
+    """Remove compiled networks unused for long, and those used longest ago beyond a size.
+
+    Args:
+        folder: the cache; other files in it stay.
+        keep: file that must stay.
+        max_bytes: total size of the files that stay.
 
     Returns:
-        What was removed.
+        The removed files.
     """
     found: list[tuple[float, int, Path]] = []
     for path in folder.glob("cgrseg_*.pt2"):
@@ -344,18 +358,9 @@ def prune(
     removed = []
     held = sum(size for _, size, _ in found)
     for used, size, path in sorted(found):
-        if path != keep and (time.time() - used > unused_for or held > most_bytes):
+        if path != keep and (time.time() - used > _UNUSED_FOR or held > max_bytes):
             with contextlib.suppress(OSError):  # open elsewhere (Windows)
                 path.unlink()
                 removed.append(path)
                 held -= size
     return removed
-
-
-def _cpu_flags() -> str:
-    """Instruction sets of the CPU, as the system lists them; its name where it does not."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    return platform.processor()
