@@ -40,10 +40,10 @@ from torch import Tensor, nn
 
 from cgrseg.config import load_config
 from cgrseg.config.schema import Config
-from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.pairs import find_pairs
-from cgrseg.data.spec import DatasetSpec
+from cgrseg.data.resolve import resolve_spec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import evaluate_model
 from cgrseg.files import atomic_write_text, write_json

@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cgrseg.config.schema import AugmentConfig, PhotometricConfig
-from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, get_spec
-from cgrseg.data.colour import MEAN, STD, distort_colours
+from cgrseg.data.color import MEAN, STD, distort_colors
 from cgrseg.data.dataset import TrainDataset
 from cgrseg.data.geometry import (
     Window,
@@ -44,10 +43,14 @@ from cgrseg.data.geometry import (
     resize_label,
     scaled_size,
 )
-from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.sampling import sample_generator
 from cgrseg.data.synthetic import write_dataset
-from cgrseg.data.transforms import flip
+from cgrseg.data.train_transform import flip
+from cgrseg.datasets import get_spec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.files import atomic_write_text, write_json
 
 PUBLISHED, PLAIN, CROP_FIRST, REDUCED = (
@@ -114,7 +117,7 @@ def package_sample(clock: Clock, dataset: TrainDataset, pair: Pair, position: in
         image, ids = clock(
             "flip", lambda: (flip(image, horizontal=True), flip(ids, horizontal=True))
         )
-    image = clock("colours", lambda: distort_colours(image, config.photometric, rng))
+    image = clock("colours", lambda: distort_colors(image, config.photometric, rng))
     return clock("normalise, pad", lambda: transform.finish(image, ids))
 
 

@@ -12,8 +12,9 @@ import argparse
 import sys
 
 from cgrseg.cli.evaluate import config_of
-from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
+from cgrseg.data.pairs import find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.devices import use_threads
 from cgrseg.evaluation.metrics import ConfusionMatrix, SegmentationScores
 from cgrseg.inference.compiled_backend import make_backend

@@ -12,12 +12,19 @@ is a name that begins with a backslash.
 
 from __future__ import annotations
 
+import codecs
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cgrseg.errors import CGRSegError, DataError
+from cgrseg.input_files import read_input
+
+CLASS_LIST = "classes.txt"
+"""Name of the class list in a dataset root."""
 
 MAX_CLASSES = 255
 """Largest number of classes in 8-bit labels: one value is kept for ignored pixels."""
@@ -139,6 +146,48 @@ def parse_class_list(lines: Sequence[str], where: object) -> tuple[str, ...]:
         remedy="list each class once, in id order, one name per line; a line that begins with "
         f"{_COMMENT} is a comment, a name that begins with it is written {_ESCAPE}{_COMMENT}",
     )
+
+
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """Class names in id order from a text file.
+
+    Raises:
+        DataError: the file is missing or unreadable, and as :func:`parse_class_list`.
+    """
+    lines = read_lines(
+        path,
+        what="the class list",
+        expected="class names in id order, one a line",
+        remedy="write that file, or set data.classes",
+    )
+    return parse_class_list(lines, path)
+
+
+def read_lines(path: Path, *, what: str, expected: str, remedy: str) -> list[str]:
+    """All lines of a text file (UTF-8, or UTF-16 with a byte-order mark), blank ones included.
+
+    Byte-order marks, Windows line ends and surrounding blanks never become part of a line.
+
+    Args:
+        path: the file.
+        what: kind of file, for the message: 'the class list'.
+        expected: what should be in it.
+        remedy: what to do when it cannot be read.
+
+    Raises:
+        DataError: missing, unreadable, or neither UTF-8 nor UTF-16.
+    """
+    try:
+        data = read_input(path)
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8 or UTF-16"
+        raise DataError(
+            path, found=f"{what} cannot be read ({reason})", expected=expected, remedy=remedy
+        ) from error
+    # Not splitlines(): it would split a name at a form feed.
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
 
 
 def class_list_text(names: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data/convert/mat.py", ("data convert mat",)),
     ("data/convert/mat_labels.py", ("data convert mat",)),
     ("data/convert", CONVERTERS),
-    ("data/check/guess.py", ("data check", "data browse")),
+    ("data/guess.py", ("data check", "data browse")),
     ("data/browse.py", ("data browse",)),
     ("data/synthetic", ("data synth",)),
     ("data", READING_DATA),

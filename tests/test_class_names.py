@@ -19,16 +19,17 @@ from cgrseg.class_names import (
     differences,
     numbered_names,
     parse_class_list,
+    read_class_list,
     usable_names,
     usable_palette,
 )
 from cgrseg.config import Config, load_config
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
 from cgrseg.data.convert.rgb_masks import read_colour_table
-from cgrseg.data.custom import read_class_list
-from cgrseg.data.image_io import read_label, write_image
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import read_label
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference.exported import Description
 from cgrseg.models import read_checkpoint

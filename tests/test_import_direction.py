@@ -18,6 +18,7 @@ LEVELS: list[set[str]] = [
     {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
     | {"provenance", "variants"},
     {"locks", "surroundings", "distributed"},
+    {"datasets"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"inference"},

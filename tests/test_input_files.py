@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cgrseg.class_names import read_lines
 from cgrseg.config import load_config
 from cgrseg.data.convert.coco_instances import convert_coco_instances
 from cgrseg.data.convert.labelme import read_labelme
 from cgrseg.data.convert.rgb_masks import read_colour_table
-from cgrseg.data.image_io import image_size, is_jpeg, read_image, read_label, write_image
-from cgrseg.data.text_lists import read_lines
+from cgrseg.data.image_files import image_size, is_jpeg, read_image, write_image
+from cgrseg.data.label_files import read_label
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.evaluation.result import read_counts
 from cgrseg.inference.exported_backend import open_exported

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cgrseg.data.catalogue import get_spec
+from cgrseg.datasets import get_spec
 from cgrseg.evaluation.script import main
 from cgrseg.models import CGRSeg, load_model
 from tests.golden_weights import set_golden_weights

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgrseg.data.catalogue import get_spec
+from cgrseg.datasets import get_spec
 from cgrseg.models import CGRSeg
 from cgrseg.training.checkpointing import write_checkpoint
 from cgrseg.training.runner import model_meta

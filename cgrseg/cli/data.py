@@ -36,7 +36,7 @@ from cgrseg.progress import shown_progress
 
 if TYPE_CHECKING:
     from cgrseg.config import Config
-    from cgrseg.data.check import CheckReport
+    from cgrseg.data.check.report import CheckReport
 
 app = typer.Typer(
     cls=Commands,
@@ -73,7 +73,7 @@ def list_datasets(
     """
     from rich.table import Table
 
-    from cgrseg.data.catalogue import get_spec, list_specs
+    from cgrseg.datasets import get_spec, list_specs
 
     console = make_console()
     names = list_specs() if name is None else [name]
@@ -97,7 +97,7 @@ def list_datasets(
 
 
 def _describe(name: str) -> dict[str, object]:
-    from cgrseg.data.catalogue import get_spec
+    from cgrseg.datasets import get_spec
 
     spec = get_spec(name)
     return {
@@ -296,7 +296,7 @@ def _load(
     A folder gets the training recipe of its dataset, where there is a published one.
     """
     from cgrseg.config import list_presets, load_config
-    from cgrseg.data.check import guess_dataset
+    from cgrseg.data.guess import guess_dataset
     from cgrseg.errors import ConfigError
 
     changes = with_changes(settings, data__root=data_root)

@@ -341,7 +341,7 @@ def read_names(text: str | None) -> list[str] | None:
     if text is None:
         return None
     if Path(text).is_file():
-        from cgrseg.data.custom import read_class_list
+        from cgrseg.class_names import read_class_list
 
         return list(read_class_list(Path(text)))
     return text.split(",")

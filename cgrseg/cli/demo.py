@@ -117,7 +117,8 @@ def demo(
 
 def _pairs(data: Path, split: str) -> Iterator[ImageLabel]:
     """Image and raw label of each scene of a split."""
-    from cgrseg.data.image_io import read_image, read_label
+    from cgrseg.data.image_files import read_image
+    from cgrseg.data.label_files import read_label
 
     for path in sorted((data / "images" / split).iterdir()):
         yield read_image(path), read_label(data / "annotations" / split / f"{path.stem}.png")

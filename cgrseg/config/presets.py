@@ -1,89 +1,29 @@
 """The runs that CGRSeg knows by name: a table of networks times a table of datasets.
 
-`cgrseg-t_ade20k_160k` is row `cgrseg_t` with row `ade20k`.  ADE20K's settings are those
-of the published config files.  The 80k schedules of COCO-Stuff-10k and Pascal Context
-were never published: they are ours, with the published optimiser and half the
+`cgrseg-t_ade20k_160k` is row `cgrseg_t` with the recipe of `ade20k` (:mod:`cgrseg.datasets`).
+ADE20K's settings are those of the published config files.  The 80k schedules of COCO-Stuff-10k
+and Pascal Context were never published: they are ours, with the published optimizer and half the
 iterations.  CamVid, your own folder, fine-tuning and the embedded data are ours too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
 from cgrseg.config.validation import build
+from cgrseg.datasets import get_spec, list_specs
+from cgrseg.datasets.spec import Recipe
 from cgrseg.errors import ConfigError
 from cgrseg.variants import VARIANTS
 
 _PLUS = "_plus"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a dataset is trained and tested.
-
-    Attributes:
-        suffix: last part of a run's name.
-        about: what it is and where its numbers come from, in a sentence.
-        settings: what differs from the defaults of the schema (the published ADE20K run).
-    """
-
-    suffix: str
-    about: str
-    settings: Mapping[str, Any]
-
-
-DATASETS: dict[str, Recipe] = {
-    "ade20k": Recipe(
-        "ade20k_160k",
-        "ADE20K, 150 classes; the published settings.",
-        {"data": {"dataset": "ade20k", "root": "data/ade/ADEChallengeData2016"}},
-    ),
-    "coco_stuff10k": Recipe(
-        "coco-stuff10k_80k",
-        "COCO-Stuff-10k, 171 classes; 80,000 iterations are our choice, none were published.",
-        {
-            "data": {"dataset": "coco_stuff10k", "root": "data/coco_stuff10k"},
-            "schedule": {"max_iters": 80_000},
-        },
-    ),
-    "pascal_context59": Recipe(
-        "pascal-context59_80k",
-        "Pascal Context, 59 classes; 80,000 iterations are our choice, none were published.",
-        {
-            "data": {"dataset": "pascal_context59", "root": "data/VOCdevkit/VOC2010"},
-            "augment": {"scale": [520, 520], "crop_size": [480, 480]},
-            "test": {
-                "scale": [520, 520],
-                "resize": "keep_ratio_divisible",
-                "crop_size": [480, 480],
-                "stride": [320, 320],
-            },
-            "schedule": {"max_iters": 80_000},
-        },
-    ),
-    "camvid": Recipe(
-        "camvid",
-        "CamVid, 11 classes, street scenes of 480x360: a real run that a laptop finishes. Its "
-        "validation frames come from a drive that also trains, so quote data.eval_split=test.",
-        {
-            "data": {"dataset": "camvid", "root": "data/camvid", "workers": 2},
-            "augment": {"scale": [480, 360], "crop_size": [256, 256]},
-            "test": {"scale": [480, 360]},
-            "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
-            "loss": {"initial_weight": 0.4},
-            "schedule": {"max_iters": 1_400, "warmup_iters": 100, "warmup_ratio": 0.01},
-            "train": {
-                "batch_size": 8,
-                "eval_interval": 700,
-                "precision": "auto",
-                "channels_last": True,
-            },
-        },
-    ),
+_OWN_FOLDER = {
     "custom": Recipe(
         "custom",
         "Your own folder: images/, annotations/ and classes.txt below data.root.",
@@ -105,26 +45,22 @@ DATASETS: dict[str, Recipe] = {
             "train": {"batch_size": 8, "eval_interval": 250, "precision": "auto"},
         },
     ),
-    "synthetic": Recipe(
-        "synthetic",
-        "The embedded scenes of `cgrseg data synth`; what `cgrseg demo` trains.",
-        {
-            "data": {"dataset": "synthetic", "root": "data/synthetic", "workers": 1},
-            # Scenes of 192x192: the smallest ratio still gives a whole crop.
-            "augment": {"scale": [192, 192], "ratio_range": [0.67, 1.1], "crop_size": [128, 128]},
-            "test": {"scale": [256, 192]},
-            "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
-            "schedule": {"max_iters": 300, "warmup_iters": 20, "warmup_ratio": 0.05},
-            "train": {
-                "batch_size": 8,
-                "eval_interval": 100,
-                "log_interval": 10,
-                "precision": "auto",
-                "channels_last": True,
-            },
-        },
-    ),
 }
+
+
+def _dataset_recipes() -> dict[str, Recipe]:
+    """Recipe of each dataset that has one, with its name and its folder among the settings."""
+    recipes = {}
+    for spec in map(get_spec, list_specs()):
+        if spec.recipe is not None:
+            settings = dict(spec.recipe.settings)
+            known = {"dataset": spec.name, "root": spec.default_root}
+            settings["data"] = {**known, **settings.get("data", {})}
+            recipes[spec.name] = replace(spec.recipe, settings=settings)
+    return recipes
+
+
+DATASETS: dict[str, Recipe] = {**_dataset_recipes(), **_OWN_FOLDER}
 """Dataset to its recipe."""
 
 
@@ -143,8 +79,7 @@ def preset(model: str, dataset: str, recipe: str = "published", **changes: Any) 
 
     Args:
         model: 'cgrseg_t', 'cgrseg_b' or 'cgrseg_l'.
-        dataset: a row of `DATASETS`: 'ade20k', 'coco_stuff10k', 'pascal_context59',
-            'camvid', 'custom', 'finetune' or 'synthetic'.
+        dataset: a row of `DATASETS`, such as 'ade20k', 'custom' or 'finetune'.
         recipe: 'published', or 'plus': with what was measured to raise accuracy, see
             :func:`plus`.
         **changes: settings laid over it: `name="mine"`, or tables such as

@@ -3,7 +3,7 @@
 Unknown keys are refused.  The defaults are the published recipe (ADE20K,
 CGRSeg-T); :mod:`cgrseg.config.presets` holds what differs per variant and
 dataset.  Number of classes is no setting: it follows from the class list of the
-dataset (:mod:`cgrseg.data.catalogue`).
+dataset (:mod:`cgrseg.datasets`).
 """
 
 from __future__ import annotations

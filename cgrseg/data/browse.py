@@ -18,10 +18,12 @@ import numpy as np
 from PIL import Image
 
 from cgrseg.config.schema import Config
-from cgrseg.data.catalogue import DatasetSpec, find_pairs, resolve_spec
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.data.dataset import TrainDataset, load_image, load_label
+from cgrseg.data.pairs import find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text
 from cgrseg.html import render

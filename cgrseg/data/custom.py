@@ -1,8 +1,6 @@
-"""A person's own folder as a dataset.
+"""A person's own folder as a dataset: images, label maps of the same stems, a class list.
 
-Wanted: images, label PNGs of the same stem whose values are class ids, and a list of
-class names in id order (`data.classes`, or `classes.txt` with one name a line).
-:mod:`cgrseg.data.custom_layout` finds the folders and the splits.
+:mod:`cgrseg.data.folder_layout` finds the folders and the splits.
 """
 
 from __future__ import annotations
@@ -10,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cgrseg.class_names import MAX_CLASSES, check_class_names, parse_class_list
+from cgrseg.class_names import CLASS_LIST, MAX_CLASSES, check_class_names, read_class_list
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.custom_layout import (
+from cgrseg.data.folder_layout import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     find_layout,
     refuse_misplaced_root,
 )
-from cgrseg.data.label_rules import LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec
-from cgrseg.data.text_lists import read_lines
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec
 from cgrseg.errors import ConfigError, DataError
-
-CLASS_LIST = "classes.txt"
-"""Name of the class list in a dataset's root."""
 
 HOW_TO_GET = (
     "put images into <root>/images/train and <root>/images/val (or all into <root>/images), "
@@ -34,7 +28,7 @@ HOW_TO_GET = (
 
 
 def custom_spec(config: DataConfig) -> DatasetSpec:
-    """Build the description of a custom dataset from its settings and its folder.
+    """Describe a custom dataset from its settings and its folder.
 
     Raises:
         ConfigError: no class list, more than 255 classes, a palette of another length, an
@@ -61,15 +55,11 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         )
     else:
         classes = read_class_list(root / CLASS_LIST)
-    if config.palette is not None and len(config.palette) != len(classes):
-        raise ConfigError(
-            "data.palette",
-            found=f"{len(config.palette)} colours for {len(classes)} classes",
-            expected="one RGB triple per class",
-            remedy="correct it, or leave it out: colours are then made",
-        )
-    layout = find_layout(config, root)
-    rule = _rule(config, classes)
+    if config.palette is not None:
+        remedy = "correct it, or leave it out: colors are then made"
+        check_palette(config.palette, len(classes), remedy)
+    splits, findings = find_layout(config, root)
+    rule = _label_rule(config, classes)
     before, _, after = config.label_name.partition("{stem}")
     # JPEG changes values, which a threshold undoes and ids do not survive.
     endings: tuple[str, ...] = LABEL_SUFFIXES
@@ -80,9 +70,9 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         name="custom",
         title=f"custom dataset ({len(classes)} classes)",
         classes=classes,
-        palette=tuple(config.palette) if config.palette else distinct_colours(len(classes)),
+        palette=tuple(config.palette) if config.palette else distinct_colors(len(classes)),
         label_rule=rule,
-        splits=layout.splits,
+        splits=splits,
         default_root=config.root,
         how_to_get=HOW_TO_GET,
         image_suffixes=IMAGE_SUFFIXES,
@@ -90,55 +80,66 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         label_prefix=before,
         other_encodings=tuple((after + ending, rule) for ending in endings[1:]),
         ignore_index=config.ignore_index,
-        findings=layout.findings,
+        findings=tuple(findings),
     )
 
 
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class names in id order from a text file (:mod:`cgrseg.class_names` has its form).
-
-    Raises:
-        DataError: the file is missing or unreadable, and as
-            :func:`cgrseg.class_names.parse_class_list`.
-    """
-    lines = read_lines(
-        path,
-        what="the class list",
-        expected="class names in id order, one a line",
-        remedy="write that file, or set data.classes",
-    )
-    return parse_class_list(lines, path)
+def check_palette(palette: Sequence[Color], num_classes: int, remedy: str) -> None:
+    """Refuse `data.palette` with another number of colors than there are classes."""
+    if len(palette) != num_classes:
+        raise ConfigError(
+            "data.palette",
+            found=f"{len(palette)} colors for {num_classes} classes",
+            expected="one RGB triple per class",
+            remedy=remedy,
+        )
 
 
-def distinct_colours(count: int) -> tuple[Colour, ...]:
-    """Colours that differ, from the bit pattern of the index (the PASCAL VOC colour map).
+def check_ignore_index(ignore_index: int, classes: Sequence[str], remedy: str) -> None:
+    """Refuse `data.ignore_index` that is the id of a class."""
+    if ignore_index < len(classes):
+        raise ConfigError(
+            "data.ignore_index",
+            found=f"{ignore_index}, which is the id of {classes[ignore_index]!r}",
+            expected=f"a value from {len(classes)} to 255",
+            remedy=remedy,
+        )
+
+
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Colors from the bit pattern of the index (the PASCAL VOC color map).
 
     Index 0 of that map is black, which overlays use for ignored pixels, so it is left out.
     """
-    colours: list[Colour] = []
-    for index in range(1, count + 1):
-        red = green = blue = 0
-        bits = index
-        for shift in range(7, -1, -1):
-            red |= (bits & 1) << shift
-            green |= (bits >> 1 & 1) << shift
-            blue |= (bits >> 2 & 1) << shift
-            bits >>= 3
-        colours.append((red, green, blue))
-    return tuple(colours)
+
+    def channel(index: int, offset: int) -> int:
+        # Bits offset, offset + 3, ... of the index are the bits of the value, highest first.
+        return sum((index >> (3 * k + offset) & 1) << (7 - k) for k in range(8))
+
+    return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(1, count + 1))
 
 
-def _rule(config: DataConfig, classes: Sequence[str]) -> LabelRule:
+def _label_rule(config: DataConfig, classes: Sequence[str]) -> LabelRule:
     num_classes = len(classes)
-    _refuse_two_encodings(config)
-    if config.ignore_index < num_classes:
+    named = {
+        "data.label_values": config.label_values is not None,
+        "data.label_threshold": config.label_threshold is not None,
+        "data.zero_is_ignore": config.zero_is_ignore,
+    }
+    given = [name for name, is_set in named.items() if is_set]
+    if len(given) > 1:
         raise ConfigError(
-            "data.ignore_index",
-            found=f"{config.ignore_index}, which is the id of one of the {num_classes} classes",
-            expected=f"a value from {num_classes} to 255",
-            remedy="to ignore a class name it in data.drop; if 0 means 'unlabelled' and the "
-            "classes count from 1, set data.zero_is_ignore=true and leave 0 out of the list",
+            given[0],
+            found=f"set together with {' and '.join(given[1:])}",
+            expected="one setting that says how labels are stored",
+            remedy="keep the one that describes the labels",
         )
+    check_ignore_index(
+        config.ignore_index,
+        classes,
+        "to ignore a class name it in data.drop; if 0 means 'unlabeled' and the "
+        "classes count from 1, set data.zero_is_ignore=true and leave 0 out of the list",
+    )
     if config.label_threshold is not None:
         if num_classes != 2:
             raise ConfigError(
@@ -162,7 +163,7 @@ def _rule(config: DataConfig, classes: Sequence[str]) -> LabelRule:
 def _rule_of_values(
     values: Mapping[int, int], classes: Sequence[str], ignore_index: int
 ) -> LabelRule:
-    """The rule of `data.label_values`: values that are not named must not occur, 255 is ignored."""
+    """The rule of `data.label_values`: other values are forbidden, 255 is ignored."""
     ignored = {raw for raw, new in values.items() if new in (255, ignore_index)}
     mapping = {raw: new for raw, new in values.items() if raw not in ignored}
     if set(mapping.values()) != set(range(len(classes))):
@@ -179,19 +180,3 @@ def _rule_of_values(
         ignore_index=ignore_index,
         meaning=", ".join(f"{raw} is {classes[new]}" for raw, new in sorted(mapping.items())),
     )
-
-
-def _refuse_two_encodings(config: DataConfig) -> None:
-    named = {
-        "data.label_values": config.label_values is not None,
-        "data.label_threshold": config.label_threshold is not None,
-        "data.zero_is_ignore": config.zero_is_ignore,
-    }
-    given = [name for name, is_set in named.items() if is_set]
-    if len(given) > 1:
-        raise ConfigError(
-            given[0],
-            found=f"set together with {' and '.join(given[1:])}",
-            expected="one setting that says how labels are stored",
-            remedy="keep the one that describes the labels",
-        )

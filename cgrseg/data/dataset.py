@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cgrseg.config.schema import AugmentConfig, Config
-from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.geometry import Size
-from cgrseg.data.image_io import FULL_BITS, is_jpeg, read_image, read_label
+from cgrseg.data.image_files import FULL_BITS, is_jpeg, read_image
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import Pair, find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import Key, sample_generator
-from cgrseg.data.transforms import Plan, TrainTransform
+from cgrseg.data.train_transform import Plan, TrainTransform
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
 from cgrseg.processes import end_with_parent, ignore_signals
 
@@ -210,7 +213,7 @@ def load_image(
         pair: which.
         labels: (H, W), its label map.
         reduce: decode a JPEG at this fraction of its sides.
-        bits: see :func:`cgrseg.data.image_io.read_image`.
+        bits: see :func:`cgrseg.data.image_files.read_image`.
 
     Returns:
         (H, W, 3), or both sides divided by `reduce` and rounded up.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cgrseg.data.spec import DatasetSpec
+from cgrseg.datasets.spec import DatasetSpec
 
 
 @dataclass

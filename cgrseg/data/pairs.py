@@ -10,17 +10,33 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cgrseg.data.file_index import FileIndex, index_images, index_labels
-from cgrseg.data.findings import Finding, raise_for_errors
-from cgrseg.data.pairing_advice import Unpaired
-from cgrseg.data.placing import nearby_root
-from cgrseg.data.spec import DatasetSpec, HeldOut, Pair, SplitLayout
+from cgrseg.data.folder_layout import nearby_folder
 from cgrseg.data.split_lists import read_split_list
+from cgrseg.data.unpaired import Unpaired
+from cgrseg.datasets.findings import Finding, raise_for_errors
+from cgrseg.datasets.spec import DatasetSpec, HeldOut, SplitLayout
 
 _LOG = logging.getLogger("cgrseg.data")
 _NAMED = 5  # how many names a message lists before it only counts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label.
+
+    Attributes:
+        stem: path below the image folder without its suffix, with `/` between folders.
+        image: the image file.
+        label: the label file; None: the split has no labels.
+    """
+
+    stem: str
+    image: Path
+    label: Path | None
 
 
 def find_pairs(spec: DatasetSpec, root: Path | str, split: str) -> list[Pair]:
@@ -224,7 +240,7 @@ def _missing_root(spec: DatasetSpec, root: Path) -> Finding:
 
 
 def _missing_folder(spec: DatasetSpec, root: Path, below: str) -> Finding:
-    near = nearby_root(root, below)
+    near = nearby_folder(root, lambda folder: (folder / below).is_dir(), [Path(below).parts[0]])
     if near is not None:
         return Finding(
             "error",

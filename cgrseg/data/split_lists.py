@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from cgrseg.class_names import read_lines
 from cgrseg.data.file_index import cut_suffix, plain_form
-from cgrseg.data.findings import Finding, finding_from_error
-from cgrseg.data.pairing_advice import JPEG_REMEDY
-from cgrseg.data.spec import DatasetSpec, SplitLayout
-from cgrseg.data.text_lists import read_lines
+from cgrseg.data.unpaired import JPEG_REMEDY
+from cgrseg.datasets.findings import Finding, finding_from_error
+from cgrseg.datasets.spec import DatasetSpec, SplitLayout
 from cgrseg.errors import DataError
 
 FORMS = "an image stem a line, the path of an image, or the paths of an image and its label"

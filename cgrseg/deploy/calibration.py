@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from cgrseg.config import Config
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.catalogue import find_pairs, resolve_spec
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_files import read_image
+from cgrseg.data.pairs import find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import Description, Size
 from cgrseg.inference.exported_backend import ExportedBackend

@@ -11,7 +11,7 @@ from typing import Any
 import cgrseg
 from cgrseg.config.overrides import merge
 from cgrseg.config.validation import build
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.deploy.graph import ExportForm
 from cgrseg.deploy.staging import parts_of, refuse_existing, staged
 from cgrseg.deploy.verify import Check, Tolerance, verify

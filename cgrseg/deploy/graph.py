@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import InputKind, OutputKind, Size
 from cgrseg.inference.fast.backbone import FastAttention, FastDualPathDownsample, StoredBias

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from cgrseg.config import Config
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_files import read_image
+from cgrseg.data.pairs import find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.deploy.verify import normalised
 from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.evaluation import evaluate_model

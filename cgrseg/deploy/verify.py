@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.errors import WeightsError
 from cgrseg.inference.exported import Size
 from cgrseg.inference.exported_backend import ExportedBackend

@@ -18,9 +18,11 @@ from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import LARGEST_BATCH
-from cgrseg.data.catalogue import DatasetSpec, Pair, find_pairs, resolve_spec
 from cgrseg.data.dataset import EvalDataset
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_files import read_image
+from cgrseg.data.pairs import Pair, find_pairs
+from cgrseg.data.resolve import resolve_spec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import use_threads
 from cgrseg.distributed import Place, from_first, joined_processes
 from cgrseg.errors import (

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.data.catalogue import DatasetSpec
-from cgrseg.data.image_io import write_image, write_label_png
-from cgrseg.data.spec import Pair
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import write_label_png
+from cgrseg.data.pairs import Pair
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import ConfigError, DataError, option
 from cgrseg.inference.decode import Segmentation
 from cgrseg.visual.overlay import overlay, with_legend
-
-# The label ids that the Cityscapes server expects for training ids 0..18
-# (cityscapesscripts, helpers/labels.py).
-_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 class LabelWriter:
@@ -139,8 +136,8 @@ def submission_ids(spec: DatasetSpec) -> NDArray[np.uint8]:
         ConfigError: several stored ids became one class (merged classes), so that there is
             no way back.
     """
-    if spec.name == "cityscapes" and spec.num_classes == len(_CITYSCAPES_IDS):
-        return np.array(_CITYSCAPES_IDS, dtype=np.uint8)
+    if spec.submission_ids is not None and len(spec.submission_ids) == spec.num_classes:
+        return np.array(spec.submission_ids, dtype=np.uint8)
     rule = spec.label_rule
     stored: list[int] = []
     for training_id in range(spec.num_classes):

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgrseg.data.image_io import image_digest, label_note
+from cgrseg.data.image_files import image_digest
+from cgrseg.data.label_files import label_note
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError, write_json
 from cgrseg.inference.frames import is_video

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import write_label_png
 from cgrseg.errors import DataError
 from cgrseg.visual.overlay import class_shares, overlay, with_legend
 from cgrseg.visual.palette import colorize

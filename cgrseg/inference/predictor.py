@@ -29,7 +29,8 @@ from cgrseg.class_names import (
     usable_palette,
 )
 from cgrseg.config.schema import LARGEST_BATCH, TestConfig
-from cgrseg.data.image_io import read_image_with_digest
+from cgrseg.data.guess import guess_by_class_count
+from cgrseg.data.image_files import read_image_with_digest
 from cgrseg.devices import use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference.backends import Backend
@@ -42,7 +43,7 @@ from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with
 from cgrseg.inference.prediction import Colour, Prediction, Timing
 from cgrseg.inference.segmenting import fit_to_sizes, is_plain, segment_batch
 from cgrseg.inference.sources import as_image, find_images
-from cgrseg.inference.stored import stored_test_settings, told_by_count
+from cgrseg.inference.stored import stored_test_settings
 from cgrseg.inference.views import NetworkInput, network_size
 from cgrseg.models import load_model
 from cgrseg.precision import AnyPrecision
@@ -73,7 +74,7 @@ class Predictor:
         self.backend = backend
         self.test = test if test is not None else TestConfig()
         count = backend.num_classes
-        spec = told_by_count(count) if classes is None else None
+        spec = guess_by_class_count(count) if classes is None else None
         if classes is None:
             classes = spec.classes if spec is not None else numbered_names(count)
         if palette is None and spec is not None:

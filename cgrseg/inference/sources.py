@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgrseg.data.custom_layout import IMAGE_SUFFIXES
-from cgrseg.data.image_io import FULL_BITS, decode_image, read_image
+from cgrseg.data.folder_layout import IMAGE_SUFFIXES
+from cgrseg.data.image_files import FULL_BITS, decode_image, read_image
 from cgrseg.errors import DataError
 from cgrseg.inference.frames import Frame
 
@@ -156,7 +156,7 @@ def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
               with 1 or 4 channels likewise;
             - a Pillow image (turned by its EXIF orientation);
             - a :class:`~cgrseg.inference.frames.Frame` of a clip.
-        bits: bits that 16-bit images use, see :func:`cgrseg.data.image_io.read_image`.
+        bits: bits that 16-bit images use, see :func:`cgrseg.data.image_files.read_image`.
 
     Raises:
         DataError: a file that cannot be read, a value of another kind, or a tensor whose layout

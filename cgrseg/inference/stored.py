@@ -10,28 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.catalogue import DatasetSpec, get_spec
 from cgrseg.errors import ConfigError, WeightsError
 
 _LOG = logging.getLogger("cgrseg.inference")
-
-# Published checkpoints do not always carry their class names; their count tells them.
-_BY_COUNT = {150: "ade20k", 171: "coco_stuff10k", 59: "pascal_context59"}
-
-
-def told_by_count(count: int) -> DatasetSpec | None:
-    """The dataset of that many classes; None where no dataset is known by its count."""
-    name = _BY_COUNT.get(count)
-    if name is None:
-        _LOG.warning("the checkpoint has no class names; they are numbered 'class 0' and on")
-        return None
-    spec = get_spec(name)
-    _LOG.warning(
-        "the checkpoint has no class names; %d classes are taken for those of %s",
-        count,
-        spec.title,
-    )
-    return spec
 
 
 def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path) -> TestConfig:

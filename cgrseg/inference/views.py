@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.config.schema import TestConfig
+from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.data.geometry import round_up
-from cgrseg.data.test_transform import TestTransform
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.taps import Taps, averaged_windows, bilinear, window_starts
 from cgrseg.variants import NETWORK_STRIDE
@@ -68,7 +68,7 @@ def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[Vie
     """
     original = (image.shape[0], image.shape[1])
     for ratio in config.ratios:
-        transform = TestTransform(at_ratio(config, ratio, image))
+        transform = EvalTransform(at_ratio(config, ratio, image))
         resized = transform.resize(image)
         for flipped in (False, True) if config.flip else (False,):
             directed = resized[:, ::-1] if flipped else resized
@@ -76,7 +76,7 @@ def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[Vie
                 yield SlidingView(backend, transform, directed, original, config, flipped)
             else:
                 padded = padded_size(resized.shape[:2], config)
-                tensor = transform.normalise(np.ascontiguousarray(directed))
+                tensor = transform.normalize(np.ascontiguousarray(directed))
                 logits = backend.logits(network_input(tensor, padded))[0]
                 yield WholeView(logits, padded, resized.shape[:2], original, flipped)
 
@@ -107,7 +107,7 @@ def padded_size(resized: tuple[int, ...], config: TestConfig) -> tuple[int, int]
 
 def network_size(image: Image, config: TestConfig) -> tuple[int, int]:
     """Height and width that the network gets for an image in mode 'whole', at ratio 1."""
-    size = TestTransform(config).size_for((image.shape[0], image.shape[1]))
+    size = EvalTransform(config).size_for((image.shape[0], image.shape[1]))
     return padded_size(size, config)
 
 
@@ -130,10 +130,10 @@ class NetworkInput:
 
     @classmethod
     def of(cls, image: Image, config: TestConfig) -> NetworkInput:
-        """Resize, normalise and pad an image, uint8 RGB (H, W, 3)."""
-        transform = TestTransform(config)
+        """Resize, normalize and pad an image, uint8 RGB (H, W, 3)."""
+        transform = EvalTransform(config)
         resized = transform.resize(image)
-        tensor = network_input(transform.normalise(resized), network_size(image, config))
+        tensor = network_input(transform.normalize(resized), network_size(image, config))
         return cls(tensor, (resized.shape[0], resized.shape[1]))
 
 
@@ -209,7 +209,7 @@ class SlidingView:
     def __init__(
         self,
         backend: Backend,
-        transform: TestTransform,
+        transform: EvalTransform,
         resized: Image,
         original: tuple[int, int],
         config: TestConfig,
@@ -275,7 +275,7 @@ class SlidingView:
             for left in self._starts[1][first : first + at_once]:
                 pixels = np.ascontiguousarray(strip[:, left : left + self._window[1]])
                 # A small window may lie in the padding altogether.
-                tensor = self._transform.normalise(pixels) if pixels.size else torch.zeros(3, 0, 0)
+                tensor = self._transform.normalize(pixels) if pixels.size else torch.zeros(3, 0, 0)
                 batch.append(network_input(tensor, self._input))
             found.extend(self._backend.logits(torch.cat(batch)))
         return torch.cat(found, dim=2)

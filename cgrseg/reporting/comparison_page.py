@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.data.catalogue import get_spec, list_specs
+from cgrseg.datasets import get_spec, list_specs
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.html import render
 from cgrseg.locks import locking

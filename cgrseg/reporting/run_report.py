@@ -12,8 +12,8 @@ import numpy as np
 from cgrseg.config import load_config
 from cgrseg.config.presets import named_preset
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.catalogue import resolve_spec
 from cgrseg.data.dataset import EvalDataset
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.segmenting import segment

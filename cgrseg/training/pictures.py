@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.data.spec import DatasetSpec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.inference.decode import Segmentation
 from cgrseg.visual.overlay import overlay
 

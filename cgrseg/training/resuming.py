@@ -12,7 +12,7 @@ from typing import Any
 
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
 from cgrseg.config.schema import Config
-from cgrseg.data.spec import DatasetSpec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import ConfigError, WeightsError, option
 from cgrseg.processes import is_first_process
 from cgrseg.provenance import settings_digest

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
-from cgrseg.data.spec import DatasetSpec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import Placement, find_placement
 from cgrseg.errors import CGRSegError, option
 from cgrseg.evaluation.metrics import SegmentationScores

@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cgrseg.config.schema import Config
-from cgrseg.data.catalogue import resolve_spec
-from cgrseg.data.check import quick_check, refuse_nothing_to_learn
+from cgrseg.data.check import quick_check
+from cgrseg.data.check.learnable import refuse_nothing_to_learn
 from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
 from cgrseg.data.pairs import find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
-from cgrseg.data.spec import DatasetSpec
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import Sink, evaluate_model
 from cgrseg.evaluation.metrics import SegmentationScores

@@ -1,6 +1,6 @@
 """Colours for label maps: making a palette, and painting labels with one.
 
-Ours.  Datasets bring their own palettes (:mod:`cgrseg.data.catalogue`); this is for
+Ours.  Datasets bring their own palettes (:mod:`cgrseg.datasets`); this is for
 class lists without one.
 """
 

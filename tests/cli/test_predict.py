@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import SYNTHETIC_PALETTE
 
 from .conftest import Run

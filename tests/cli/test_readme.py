@@ -12,7 +12,7 @@ import cv2
 import pytest
 import torch
 
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_files import read_image
 from cgrseg.models import create_model
 from tests.training.small_run import write_dataset
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import cgrseg
-from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import write_label_png
 
 NOTEBOOK = "module://matplotlib_inline_that_is_not_installed.backend_inline"
 
@@ -227,7 +228,7 @@ def test_what_may_not_be_entered_is_named(command: str, tmp_path: Path) -> None:
 
 _FINDS = """
 import sys
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_files import read_image
 from cgrseg.errors import DataError
 from cgrseg.inference.sources import find_images
 for image in find_images(sys.argv[1]):

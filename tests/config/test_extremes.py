@@ -18,7 +18,7 @@ from cgrseg.cli.main import app
 from cgrseg.config import words
 from cgrseg.config.loading import load_config
 from cgrseg.config.schema import MAX_SIDE, Config
-from cgrseg.data.transforms import TrainTransform
+from cgrseg.data.train_transform import TrainTransform
 from cgrseg.devices import resolve_device, use_threads
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.training.schedule import learning_rate

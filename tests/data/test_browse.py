@@ -14,11 +14,13 @@ from PIL import Image
 
 from cgrseg.config.schema import Config
 from cgrseg.data.browse import labels_png, write_sheet
-from cgrseg.data.catalogue import find_pairs, get_spec
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.data.dataset import EvalDataset, TrainDataset
-from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import write_label_png
+from cgrseg.data.pairs import find_pairs
 from cgrseg.data.sampling import StreamSampler
+from cgrseg.datasets import get_spec
 from cgrseg.errors import DataError
 
 

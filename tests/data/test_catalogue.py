@@ -11,15 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import (
-    HeldOut,
-    find_pairs,
-    get_spec,
-    list_specs,
-    resolve_spec,
-    split_stems,
-)
-from cgrseg.data.custom import distinct_colours
+from cgrseg.data.custom import distinct_colors
+from cgrseg.data.pairs import find_pairs, split_stems
+from cgrseg.data.resolve import resolve_spec
+from cgrseg.datasets import get_spec, list_specs
+from cgrseg.datasets.spec import HeldOut
 from cgrseg.errors import ConfigError, DataError
 
 
@@ -274,7 +270,7 @@ class TestSettingsOfTheCatalogue:
         assert resolve_spec(DataConfig(dataset="camvid", root=str(tmp_path))).num_classes == 11
 
     def test_palette_of_another_length(self) -> None:
-        with pytest.raises(ConfigError, match="1 colours for 150 classes"):
+        with pytest.raises(ConfigError, match="1 colors for 150 classes"):
             resolve_spec(DataConfig(palette=[(0, 0, 0)]))
 
 
@@ -386,7 +382,7 @@ def test_adding_a_file_moves_at_most_the_two_extreme_ones(stems: set[str], extra
 
 
 def test_distinct_colours_differ_and_leave_black_out() -> None:
-    colours = distinct_colours(255)
+    colours = distinct_colors(255)
     assert len(set(colours)) == 255
     assert (0, 0, 0) not in colours
     assert colours[:3] == ((128, 0, 0), (0, 128, 0), (128, 128, 0))

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cgrseg.cli.data import app
-from cgrseg.data.catalogue import get_spec, list_specs
+from cgrseg.datasets import get_spec, list_specs
 
 
 def run(*arguments):

@@ -17,11 +17,13 @@ import pytest
 from PIL import Image
 
 from cgrseg.config.schema import Config, DataConfig
-from cgrseg.data.catalogue import find_pairs, get_spec
-from cgrseg.data.check import check_dataset, guess_dataset
+from cgrseg.data.check import check_dataset
 from cgrseg.data.convert import convert_coco_stuff10k
-from cgrseg.data.image_io import read_image, read_label, write_label_png
-from cgrseg.data.pairs import list_pairs
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import read_label, write_label_png
+from cgrseg.data.pairs import find_pairs, list_pairs
+from cgrseg.datasets import get_spec
 from tests.training.starting import training_starts
 
 CAMVID_FRAMES = {"train": 48, "val": 16, "test": 16}

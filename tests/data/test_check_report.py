@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import LabelRule, Pair, find_pairs, get_spec, resolve_spec
-from cgrseg.data.check import (
-    CheckReport,
-    Finding,
-    check_dataset,
-    doctor,
-    guess_dataset,
-    quick_check,
-)
+from cgrseg.data import check
+from cgrseg.data.check import check_dataset, quick_check
 from cgrseg.data.check.encoding import Tally, looks_shifted, position_score
 from cgrseg.data.check.inspect import Facts, Job, inspect_pair
 from cgrseg.data.check.leakage import nearest
-from cgrseg.data.image_io import image_size, write_image, write_label_png
+from cgrseg.data.check.report import CheckReport
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.image_files import image_size, write_image
+from cgrseg.data.label_files import write_label_png
+from cgrseg.data.pairs import Pair, find_pairs
+from cgrseg.data.resolve import resolve_spec
+from cgrseg.datasets import get_spec
+from cgrseg.datasets.findings import Finding
+from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.errors import DataError
 
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
@@ -123,8 +124,8 @@ def test_a_missing_split_is_an_error_not_a_crash(custom):
 
 
 def test_the_quick_check_reads_a_part_of_large_splits(custom, monkeypatch):
-    monkeypatch.setattr(doctor, "QUICK_LABELS", 4)
-    monkeypatch.setattr(doctor, "QUICK_IMAGES", 2)
+    monkeypatch.setattr(check, "QUICK_LABELS", 4)
+    monkeypatch.setattr(check, "QUICK_IMAGES", 2)
     (custom / "images" / "train" / "train1.jpg").write_bytes(b"")
     report = quick_check(DataConfig(dataset="custom", root=str(custom)))
     # 9 > 2 * 4: four of the training labels; 3 <= 2 * 4: all of validation.
@@ -138,7 +139,7 @@ def test_the_quick_check_reads_a_part_of_large_splits(custom, monkeypatch):
 
 @given(st.integers(0, 5000), st.integers(1, 600))
 def test_samples_are_spread_evenly(length, count):
-    chosen = doctor.spread(length, count)
+    chosen = check.spread(length, count)
     assert len(chosen) == min(length, count)
     gaps = set(np.diff([*chosen, length]))
     assert max(gaps, default=1) - min(gaps, default=1) <= 1
@@ -146,8 +147,8 @@ def test_samples_are_spread_evenly(length, count):
 
 
 def test_five_hundred_of_a_thousand_and_one():
-    assert len(doctor.spread(1001, 500)) == 500
-    assert doctor.spread(7, 3) == [0, 2, 4]
+    assert len(check.spread(1001, 500)) == 500
+    assert check.spread(7, 3) == [0, 2, 4]
 
 
 def test_the_quick_check_looks_at_the_splits_asked_for(custom):

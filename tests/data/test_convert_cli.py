@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from cgrseg.cli.data import app
 from cgrseg.config.schema import Config
-from cgrseg.data.catalogue import get_spec
 from cgrseg.data.dataset import EvalDataset, TrainDataset
-from cgrseg.data.image_io import read_image, read_label, write_image
+from cgrseg.data.image_files import read_image, write_image
+from cgrseg.data.label_files import read_label
+from cgrseg.datasets import get_spec
 
 CLASSES = ("road", "tree", "sky")
 COLOURS = np.array([(128, 64, 128), (0, 128, 0), (70, 130, 180)], np.uint8)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import find_pairs, resolve_spec
 from cgrseg.data.convert import (
     convert_coco_instances,
     convert_labelme,
 )
-from cgrseg.data.image_io import read_label, write_image
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import DataError
 
 HEIGHT, WIDTH = 6, 8

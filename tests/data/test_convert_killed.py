@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cgrseg.data.convert import convert_rgb_masks
-from cgrseg.data.image_io import read_label, write_image
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import read_label
 
 COLORS = {"a": (9, 9, 9), "b": (1, 1, 1)}
 COUNT = 60

@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cgrseg.data.catalogue import find_pairs, get_spec
 from cgrseg.data.convert import convert_coco_stuff10k, convert_pascal_context
-from cgrseg.data.image_io import read_label
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import find_pairs
+from cgrseg.datasets import get_spec
 from cgrseg.errors import DataError
 
 scipy_io = pytest.importorskip("scipy.io", reason="MATLAB files need the extra 'convert'")

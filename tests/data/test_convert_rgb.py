@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cgrseg.data.convert import convert_rgb_masks, list_colours, read_colour_table
-from cgrseg.data.image_io import read_image, read_label, write_image
+from cgrseg.data.image_files import read_image, write_image
+from cgrseg.data.label_files import read_label
 from cgrseg.errors import DataError
 
 COLOURS = "road 128 64 128\ncar 0 0 142\nvoid 0 0 0\n"

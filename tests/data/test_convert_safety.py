@@ -22,7 +22,8 @@ from cgrseg.data.convert import (
     rgb_masks,
 )
 from cgrseg.data.convert.place import place_image
-from cgrseg.data.image_io import read_image, read_label, write_image, write_label_png
+from cgrseg.data.image_files import read_image, write_image
+from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError, EnvironmentProblem
 from cgrseg.locks import output_lock
 from tests.data.test_convert_custom import HEIGHT, SQUARE, WIDTH, coco_file, labelme_file, shape

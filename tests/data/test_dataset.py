@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from cgrseg.config import load_config
 from cgrseg.config.schema import AugmentConfig, Config, DataConfig
-from cgrseg.data.catalogue import Pair, find_pairs, get_spec, resolve_spec
 from cgrseg.data.dataset import (
     EvalDataset,
     TrainDataset,
@@ -23,8 +22,12 @@ from cgrseg.data.dataset import (
     load_image,
     load_label,
 )
-from cgrseg.data.image_io import read_label, write_image, write_label_png
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import read_label, write_label_png
+from cgrseg.data.pairs import Pair, find_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import ShardSampler, StreamSampler
+from cgrseg.datasets import get_spec
 from cgrseg.errors import DataError
 
 NINE = [

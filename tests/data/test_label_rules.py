@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cgrseg.data.catalogue import LabelRule, get_spec
+from cgrseg.datasets import get_spec
+from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.errors import DataError
 
 SOURCE = Path("annotations/street_017.png")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from cgrseg.data.convert import convert_coco_stuff10k, convert_pascal_context
-from cgrseg.data.image_io import read_label, write_image
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import read_label
 from cgrseg.data.mat_process import MatReader, ReaderDied, ReaderMissing
 
 HEIGHT, WIDTH = 24, 32

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cgrseg.class_names import read_class_list
 from cgrseg.config.schema import Config, DataConfig
-from cgrseg.data import image_io
+from cgrseg.data import image_files
 from cgrseg.data.check import check_dataset
 from cgrseg.data.convert.mat_labels import convert_mat_labels
 from cgrseg.data.convert.place import find_file
 from cgrseg.data.convert.rgb_masks import convert_rgb_masks, read_colour_table
-from cgrseg.data.custom import read_class_list
 from cgrseg.data.dataset import EvalDataset, TrainDataset
-from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import read_label
 from cgrseg.errors import DataError
 from tests.data import folders
 
@@ -84,7 +85,7 @@ def test_all_16_bits_are_read_as_opencv_reads_them(tmp_path, channels):
 
 def test_dark_16_bit_images_are_said_wherever_they_are_read(tmp_path, caplog):
     path = deep_images(tmp_path, 4095) / "images" / "0.png"
-    image_io._say_dark.cache_clear()
+    image_files._warn_dark.cache_clear()
     with caplog.at_level("WARNING", logger="cgrseg.data"):
         read_image(path)
         read_image(path)

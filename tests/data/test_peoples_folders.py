@@ -13,12 +13,13 @@ from PIL import Image
 
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import find_pairs, resolve_spec
-from cgrseg.data.check import check_dataset, guess_dataset, quick_check
+from cgrseg.data.check import check_dataset, quick_check
 from cgrseg.data.check.learnable import refuse_nothing_to_learn
 from cgrseg.data.dataset import load_label
-from cgrseg.data.image_io import read_label
-from cgrseg.data.pairs import list_pairs
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import find_pairs, list_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError, DataError
 from tests.data import folders
 
@@ -113,7 +114,7 @@ def test_labels_of_other_ids_alone_are_called_what_they_are(tmp_path):
 
 
 def test_the_quick_check_reads_on_until_there_are_two_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr("cgrseg.data.check.doctor.QUICK_LABELS", 2)
+    monkeypatch.setattr("cgrseg.data.check.QUICK_LABELS", 2)
     root = folders.write_folder(
         tmp_path,
         images="images/train",

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cgrseg.data.image_io import read_label
+from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import (
     SYNTHETIC_CLASSES,
     SYNTHETIC_PALETTE,

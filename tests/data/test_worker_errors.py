@@ -6,7 +6,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from cgrseg.cli.main import app
-from cgrseg.data.image_io import read_label, write_label_png
+from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.data.synthetic import write_dataset
 from cgrseg.errors import CGRSegError, DataError
 

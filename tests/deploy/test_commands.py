@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from cgrseg.cli.main import app
-from cgrseg.data.image_io import read_label
+from cgrseg.data.label_files import read_label
 from cgrseg.inference.exported import describe
 from tests.inference.fixtures import photo
 

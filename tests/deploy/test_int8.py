@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from cgrseg.cli.main import app
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig as Settings
-from cgrseg.data.image_io import read_image, read_label
+from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import SYNTHETIC_CLASSES, write_dataset
 from cgrseg.deploy import calibration, quantise
 from cgrseg.deploy.calibration import CalibrationInputs

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from cgrseg.config import load_config
-from cgrseg.data.catalogue import resolve_spec
-from cgrseg.data.image_io import read_label, write_label_png
+from cgrseg.data.label_files import read_label, write_label_png
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.devices import device_of_process
 from cgrseg.distributed import joined_processes, set_torchrun_variables
 from cgrseg.errors import ConfigError, EnvironmentProblem

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cgrseg.config import Config, load_config
-from cgrseg.data.catalogue import get_spec
-from cgrseg.data.label_rules import LabelRule
+from cgrseg.datasets import get_spec
+from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation import evaluate
 from cgrseg.evaluation.outputs import SubmissionWriter, submission_ids

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import torch
 
+from cgrseg.class_names import read_class_list
 from cgrseg.config.loading import load_config
 from cgrseg.config.schema import Config
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
@@ -32,8 +33,8 @@ from cgrseg.data.convert.coco_stuff import HIGHEST_ID
 from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import read_stems
 from cgrseg.data.convert.rgb_masks import read_colour_table
-from cgrseg.data.custom import read_class_list
-from cgrseg.data.image_io import read_image, read_label, write_label_png
+from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError
 from cgrseg.evaluation.result import read_counts
 from cgrseg.inference.exported.description import Description

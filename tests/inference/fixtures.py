@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.exported import Description
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig as Settings
-from cgrseg.data.colour import MEAN, STD
-from cgrseg.data.test_transform import TestTransform as Transform
+from cgrseg.data.color import MEAN, STD
+from cgrseg.data.eval_transform import EvalTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor, exported_backend
 from cgrseg.inference.exported import Description, onnx_file, opening, openvino_file, program_file

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.test_transform import TestTransform
+from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.segmenting import augmented, segment
 from cgrseg.models import attention_parts, create_model
@@ -134,7 +134,7 @@ def test_every_scale_equals_the_plain_computation(
 
 def let_classes_meet(backend: TorchBackend, image: NDArray[np.uint8]) -> None:
     """Take from each class what it has on the average over an image, so that many of them win."""
-    tensor = TestTransform(TestConfig(resize="none")).normalise(image)[None]
+    tensor = EvalTransform(TestConfig(resize="none")).normalize(image)[None]
     mean = backend.logits(tensor).mean(dim=(0, 2, 3))
     with torch.no_grad():
         backend.model.get_parameter("decode_head.conv_seg.bias").sub_(mean)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.image_io import label_note, write_label_png
+from cgrseg.data.label_files import label_note, write_label_png
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem, WeightsError
 from cgrseg.inference import Prediction, Predictor, TorchBackend, predict_folder, segment
 from cgrseg.inference.compiled_backend import CompiledBackend

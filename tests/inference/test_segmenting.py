@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.image_io import read_image
-from cgrseg.data.test_transform import TestTransform
+from cgrseg.data.eval_transform import EvalTransform
+from cgrseg.data.image_files import read_image
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import decode
 from cgrseg.inference.backends import Backend, TorchBackend
@@ -37,13 +37,13 @@ def plain(backend: Backend, image: NDArray[np.uint8], config: TestConfig) -> Ten
     total = torch.zeros(backend.num_classes, *image.shape[:2])
     directions = (False, True) if config.flip else (False,)
     for ratio in config.ratios:
-        transform = TestTransform(at_ratio(config, ratio, image))
+        transform = EvalTransform(at_ratio(config, ratio, image))
         resized = transform.resize(image)
         height, width = resized.shape[:2]
         for flipped in directions:
-            tensor = transform.normalise(np.ascontiguousarray(resized[:, ::-1]))
+            tensor = transform.normalize(np.ascontiguousarray(resized[:, ::-1]))
             if not flipped:
-                tensor = transform.normalise(resized)
+                tensor = transform.normalize(resized)
             padded = F.pad(tensor, (0, -width % config.divisor, 0, -height % config.divisor))[None]
             if config.mode == "slide":
                 logits = slide(backend, padded, config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cgrseg.config import Config
 from cgrseg.config.schema import ModelConfig
-from cgrseg.data.catalogue import get_spec
+from cgrseg.datasets import get_spec
 from cgrseg.errors import WeightsError
 from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg, create_model, efficientformer_v2, load_model, load_weights

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cgrseg.config import load_config
-from cgrseg.data.catalogue import get_spec
 from cgrseg.data.synthetic import SYNTHETIC_CLASSES, write_dataset
+from cgrseg.datasets import get_spec
 from cgrseg.errors import DataError
 from cgrseg.evaluation import evaluate
 from cgrseg.inference import Predictor, TorchBackend, segment

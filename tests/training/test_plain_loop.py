@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from cgrseg.config.schema import Config
-from cgrseg.data.catalogue import get_spec
+from cgrseg.datasets import get_spec
 from cgrseg.devices import Placement
 from cgrseg.models import create_model
 from cgrseg.training.runner import train_on

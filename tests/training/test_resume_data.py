@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cgrseg.config.schema import Config, DataConfig
-from cgrseg.data.catalogue import resolve_spec
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError
 from cgrseg.training.checkpointing import write_checkpoint
 from cgrseg.training.resuming import Checkpoint, data_record, refuse_other_data

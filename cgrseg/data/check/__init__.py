@@ -1,24 +1,270 @@
-"""The doctor: what is wrong with a dataset, in words, before it costs a training run.
-
-:func:`check_dataset` looks at every file; :func:`quick_check` is the short form that
-runs before training.  Both return a :class:`CheckReport`.
-"""
+"""The check as a whole: which files, looked at how, and the verdict on all of them."""
 
 from __future__ import annotations
 
-from cgrseg.data.check.doctor import check_dataset, quick_check
-from cgrseg.data.check.guess import guess_dataset
-from cgrseg.data.check.learnable import refuse_nothing_to_learn
-from cgrseg.data.check.report import CheckReport, SplitSummary
-from cgrseg.data.findings import CODES, Finding
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-__all__ = [
-    "CODES",
-    "CheckReport",
-    "Finding",
-    "SplitSummary",
-    "check_dataset",
-    "guess_dataset",
-    "quick_check",
-    "refuse_nothing_to_learn",
-]
+from cgrseg.config.schema import DataConfig
+from cgrseg.data.check.encoding import (
+    Tally,
+    judge_encoding,
+    judge_split,
+    never_occurring,
+    summarise,
+)
+from cgrseg.data.check.inspect import Facts, Job, inspect_pair, judge_image_bits
+from cgrseg.data.check.leakage import find_leaks, overlapping_stems
+from cgrseg.data.check.learnable import (
+    judge_class_list,
+    judge_stored_values,
+    judge_training_split,
+    stored_values,
+)
+from cgrseg.data.check.report import CheckReport, SplitSummary
+from cgrseg.data.convert.record import mixed_record
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.image_files import FULL_BITS
+from cgrseg.data.pairs import Pair, list_pairs
+from cgrseg.data.parallel import run_parallel
+from cgrseg.data.resolve import resolve_spec
+from cgrseg.datasets.findings import Finding
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.progress import Progress
+
+QUICK_LABELS = 500
+"""Labels per split that the quick check reads; all of them up to twice as many."""
+
+QUICK_IMAGES = 32
+"""Images per split that the quick check decodes."""
+
+
+def check_dataset(
+    data: DataConfig | Path | str,
+    *,
+    splits: Sequence[str] | None = None,
+    quick: bool = False,
+    evaluate: bool = True,
+    image_bits: int = FULL_BITS,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Look for everything that spoils training or its scores.
+
+    The same functions decide here and in a training which splits there are, what belongs to
+    them and how labels are read, so that a training starts where this finds no errors.
+
+    Args:
+        data: settings of a dataset, or its folder (then the dataset is guessed).
+        splits: which to check; None: all that the dataset's folder has, and those that
+            the settings name.
+        quick: all names, but only some of the files: what a run does before it starts.
+            Up to 1,000 labels a split all are read, beyond that 500 spread evenly;
+            32 images a split are decoded; leaks and rare classes are not looked for.
+            Where these labels hold fewer than two classes, further labels of the training
+            split are read until there are two.
+        evaluate: whether the run validates (`train.evaluate`), which needs the split of
+            the settings for it.
+        image_bits: bits that 16-bit images use (`test.image_bits`).
+        workers: processes (threads when quick); None chooses by the amount of work.
+        progress: called with (done, total) over all files.
+
+    Raises:
+        ConfigError, DataError: the dataset cannot even be described (no class list, an
+            unknown name); everything else becomes a finding.
+    """
+    started = time.perf_counter()
+    config = data if isinstance(data, DataConfig) else guess_dataset(data)
+    spec, root = resolve_spec(config), Path(config.root)
+    report = CheckReport(spec.name, str(root), spec.classes, quick=quick)
+    pairs: dict[str, list[Pair]] = {}
+    report.add(spec.findings)
+    for name in _choose_splits(config, spec, root, splits, quick, evaluate):
+        pairs[name], findings = list_pairs(spec, root, name)
+        report.add(findings)
+        layout = spec.splits.get(name)
+        if layout is None:
+            del pairs[name]
+        elif layout.labels is None and name in (config.train_split, config.eval_split):
+            report.add([_without_labels(spec, name, root)])
+    report.add(_mixed_encodings(root, [spec.splits[name].labels for name in pairs]))
+    report.add(overlapping_stems(pairs))
+    jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick, image_bits)]
+    facts: dict[str, list[Facts]] = {name: [] for name in pairs}
+    tallies: dict[tuple[str, LabelRule], Tally] = {}
+    results = run_parallel(inspect_pair, jobs, workers=workers, threads=quick, progress=progress)
+    for job, item in zip(jobs, results, strict=True):
+        facts[job.split].append(item)
+        tallies.setdefault((job.split, job.rule), Tally()).add(item)
+    labels = str(root / next((s.labels for s in spec.splits.values() if s.labels), ""))
+    told = [
+        *judge_class_list(spec, tallies, labels),
+        *judge_stored_values(spec, tallies, labels),
+    ]
+    report.add(told)
+    report.add(finding for items in facts.values() for item in items for finding in item.findings)
+    report.add(judge_image_bits([item for items in facts.values() for item in items], image_bits))
+    report.splits = {name: _summary(spec, name, pairs[name], facts[name]) for name in pairs}
+    if not told:
+        # A wrong encoding of all labels explains the rest.
+        _judge(report, spec, root, config.train_split, pairs, jobs, tallies)
+    if not quick:
+        report.add(find_leaks(facts, _same_split(pairs)))
+        if not told:
+            report.add(never_occurring(spec, list(report.splits.values()), str(root)))
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def quick_check(
+    config: DataConfig,
+    *,
+    splits: Sequence[str] | None = None,
+    evaluate: bool = True,
+    image_bits: int = FULL_BITS,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """What a run does before its first iteration; see :func:`check_dataset`.
+
+    Only the training and evaluation splits of the settings are looked at, or `splits`.
+    """
+    return check_dataset(
+        config,
+        splits=splits,
+        quick=True,
+        evaluate=evaluate,
+        image_bits=image_bits,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def _choose_splits(
+    config: DataConfig,
+    spec: DatasetSpec,
+    root: Path,
+    splits: Sequence[str] | None,
+    quick: bool,
+    evaluate: bool,
+) -> list[str]:
+    if splits is not None:
+        return list(splits)
+    named = [config.train_split, *([config.eval_split] if evaluate else [])]
+    chosen = list(dict.fromkeys(named))
+    if quick:
+        return chosen
+    layouts = [spec.splits[name] for name in chosen if name in spec.splits]
+    for name, layout in spec.splits.items():
+        # 'val' and 'test' are one split in some datasets; once is enough.
+        if layout in layouts or layout.labels is None or not (root / layout.images).is_dir():
+            continue
+        if layout.list_file is None or (root / layout.list_file).is_file():
+            chosen.append(name)
+            layouts.append(layout)
+    return chosen
+
+
+def _mixed_encodings(root: Path, labels: Sequence[str | None]) -> list[Finding]:
+    records = [mixed_record(root / folder, root) for folder in labels if folder is not None]
+    return [
+        Finding(
+            "error",
+            "conversion-unfinished",
+            str(record),
+            "a conversion with other settings was stopped half way: its label maps and those of "
+            "the conversion before lie side by side",
+            "run the same `cgrseg data convert` again, without --overwrite: it goes on where it "
+            "stopped",
+        )
+        for record in dict.fromkeys(records)
+        if record is not None
+    ]
+
+
+def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:
+    labelled = [other for other, layout in spec.splits.items() if layout.labels is not None]
+    return Finding(
+        "error",
+        "split-unlabelled",
+        str(root / spec.splits[name].images),
+        f"{name!r} of {spec.title} has no labels to train on or to score with",
+        f"set data.train_split and data.eval_split to {' or '.join(labelled)}; `cgrseg predict` "
+        "needs no labels",
+    )
+
+
+def _jobs(
+    spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool, image_bits: int
+) -> list[Job]:
+    labels = images = list(range(len(pairs)))
+    if quick:
+        if len(pairs) > 2 * QUICK_LABELS:
+            labels = spread(len(pairs), QUICK_LABELS)
+        images = spread(len(labels), QUICK_IMAGES)
+    decoded = {labels[k] for k in images}
+    return [
+        Job(
+            split=split,
+            pair=pairs[k],
+            rule=spec.label_rule if (label := pairs[k].label) is None else spec.rule_for(label),
+            decode_image=k in decoded,
+            image_bits=image_bits,
+        )
+        for k in labels
+    ]
+
+
+def spread(length: int, count: int) -> list[int]:
+    """`count` positions out of `length` (all, if there are fewer), evenly from the first on."""
+    count = min(length, count)
+    return [place * length // count for place in range(count)]
+
+
+def _summary(
+    spec: DatasetSpec, name: str, pairs: Sequence[Pair], facts: Sequence[Facts]
+) -> SplitSummary:
+    layout = spec.splits[name]
+    source = layout.list_file or layout.images
+    if layout.held_out is not None:
+        share = layout.held_out.fraction
+        source += f", {share if name == 'val' else 1 - share:.0%} by seed {layout.held_out.seed}"
+    return summarise(facts, spec.num_classes, len(pairs), source)
+
+
+def _judge(
+    report: CheckReport,
+    spec: DatasetSpec,
+    root: Path,
+    train: str,
+    pairs: Mapping[str, Sequence[Pair]],
+    jobs: Sequence[Job],
+    tallies: Mapping[tuple[str, LabelRule], Tally],
+) -> None:
+    for name in pairs:
+        layout = spec.splits[name]
+        where = str(root / (layout.labels or layout.images))
+        if name == train and layout.labels is not None:
+            read = {job.pair.image for job in jobs if job.split == name}
+            unread = [pair for pair in pairs[name] if pair.image not in read]
+            stored = stored_values({key: tally for key, tally in tallies.items() if key[0] == name})
+            summary = report.splits[name]
+            report.add(judge_training_split(spec, name, summary, stored, unread, where))
+        report.add(judge_split(spec, name, report.splits[name], where, trains=name == train))
+        # Labels of two encodings may lie side by side; each is judged by itself.
+        for (split, rule), tally in tallies.items():
+            if split == name:
+                report.add(judge_encoding(spec, rule, name, tally, where))
+
+
+def _same_split(pairs: Mapping[str, Sequence[Pair]]) -> set[frozenset[str]]:
+    """Names that stand for one and the same list of images."""
+    images = {name: {pair.image for pair in chosen} for name, chosen in pairs.items()}
+    return {
+        frozenset((one, other))
+        for one in images
+        for other in images
+        if one != other and images[one] == images[other]
+    }

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cgrseg.data.catalogue import DatasetSpec, LabelRule
 from cgrseg.data.check.inspect import Facts
 from cgrseg.data.check.report import SplitSummary
-from cgrseg.data.findings import Finding
+from cgrseg.datasets.findings import Finding
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import DatasetSpec
 
 _ABOVE = frozenset({"sky", "cloud", "clouds", "ceiling"})
 # fmt: off

@@ -10,15 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cgrseg.data.catalogue import LabelRule, Pair
-from cgrseg.data.findings import Finding, finding_from_error
-from cgrseg.data.image_io import (
-    FULL_BITS,
-    open_with_pillow,
-    read_image,
-    read_label,
-    used_bits,
-)
+from cgrseg.data.image_files import FULL_BITS, open_with_pillow, read_image, used_bits
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import Pair
+from cgrseg.datasets.findings import Finding, finding_from_error
+from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.errors import DataError
 from cgrseg.input_files import read_input
 

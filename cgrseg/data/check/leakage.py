@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cgrseg.data.catalogue import Pair
 from cgrseg.data.check.inspect import THUMB_SIDE, Facts
-from cgrseg.data.findings import Finding
+from cgrseg.data.pairs import Pair
+from cgrseg.datasets.findings import Finding
 
 LIMIT = 3.0  # grey levels, root mean square
 _FLAT = 6.0  # below this contrast (standard deviation) all thumbnails look alike

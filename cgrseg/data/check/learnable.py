@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cgrseg.data.catalogue import DatasetSpec, LabelRule, Pair
 from cgrseg.data.check.encoding import Tally
 from cgrseg.data.check.report import SplitSummary
 from cgrseg.data.convert.record import RECORD_NAME
-from cgrseg.data.findings import Finding, raise_for_errors
-from cgrseg.data.image_io import read_label
+from cgrseg.data.label_files import read_label
+from cgrseg.data.pairs import Pair
+from cgrseg.datasets.findings import Finding, raise_for_errors
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
 
 NEEDED = 2

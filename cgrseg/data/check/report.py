@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cgrseg.data.findings import (
+from cgrseg.datasets.findings import (
     CODES,
     SEVERITIES,
     Finding,

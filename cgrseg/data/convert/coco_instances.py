@@ -36,7 +36,7 @@ from cgrseg.data.convert.runner import (
     locking_output,
     run_conversion,
 )
-from cgrseg.data.custom import distinct_colours
+from cgrseg.data.custom import distinct_colors
 from cgrseg.errors import MALFORMED, DataError, explain
 from cgrseg.input_files import read_input_text
 from cgrseg.progress import Progress
@@ -152,7 +152,7 @@ def convert_coco_instances(
         record_folder=layout.labels,
         class_file=layout.class_file,
         settings={"classes": table.classes, "ignored": table.ignored, "background": background},
-        palette=distinct_colours(len(table.classes)),
+        palette=distinct_colors(len(table.classes)),
         image_mode=image_mode,
         workers=workers,
         overwrite=overwrite,

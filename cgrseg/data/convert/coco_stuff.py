@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cgrseg.data.catalogue import get_spec
 from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import ImageMode, read_stems
 from cgrseg.data.convert.runner import (
@@ -27,6 +26,7 @@ from cgrseg.data.convert.runner import (
     locking_output,
     run_conversion,
 )
+from cgrseg.datasets import get_spec
 from cgrseg.errors import DataError, explain
 from cgrseg.progress import Progress
 

@@ -12,9 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgrseg.class_names import MAX_CLASSES, check_class_names, clean_name
+from cgrseg.class_names import (
+    CLASS_LIST,
+    MAX_CLASSES,
+    check_class_names,
+    clean_name,
+    read_class_list,
+)
 from cgrseg.data.convert.runner import ConversionReport
-from cgrseg.data.custom import CLASS_LIST, read_class_list
 from cgrseg.errors import DataError
 
 IGNORE = 255

@@ -35,9 +35,9 @@ from cgrseg.data.convert.runner import (
     locking_output,
     run_conversion,
 )
-from cgrseg.data.custom import distinct_colours
-from cgrseg.data.custom_layout import IMAGE_SUFFIXES
-from cgrseg.data.image_io import decode_gray
+from cgrseg.data.custom import distinct_colors
+from cgrseg.data.folder_layout import IMAGE_SUFFIXES
+from cgrseg.data.image_files import decode_gray
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import MALFORMED, DataError, explain, option
 from cgrseg.input_files import read_input_text
@@ -217,7 +217,7 @@ def convert_labelme(
         record_folder=layout.labels,
         class_file=layout.class_file,
         settings={"classes": table.classes, "ignored": table.ignored, "background": background},
-        palette=distinct_colours(len(table.classes)),
+        palette=distinct_colors(len(table.classes)),
         image_mode=image_mode,
         workers=workers,
         overwrite=overwrite,

@@ -23,7 +23,7 @@ from cgrseg.data.convert.runner import (
     locking_output,
     run_conversion,
 )
-from cgrseg.data.custom import distinct_colours
+from cgrseg.data.custom import distinct_colors
 from cgrseg.data.file_index import plain_form
 from cgrseg.errors import DataError, explain
 from cgrseg.progress import Progress
@@ -110,7 +110,7 @@ def convert_mat_labels(
             "values": {str(stored): value for stored, value in enumerate(lookup)},
             "field": field,
         },
-        palette=distinct_colours(len(table.classes)),
+        palette=distinct_colors(len(table.classes)),
         image_mode=image_mode,
         workers=workers,
         overwrite=overwrite,

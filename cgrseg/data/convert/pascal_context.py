@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from cgrseg.data.catalogue import get_spec
 from cgrseg.data.convert.mat import read_label_field
 from cgrseg.data.convert.place import named_inside, read_stems, write_stems
 from cgrseg.data.convert.rle import decode_mask
@@ -33,6 +32,7 @@ from cgrseg.data.convert.runner import (
     locking_output,
     run_conversion,
 )
+from cgrseg.datasets import get_spec
 from cgrseg.errors import MALFORMED, DataError, explain
 from cgrseg.input_files import read_input_text
 from cgrseg.progress import Progress

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from cgrseg.data.custom_layout import IMAGE_SUFFIXES
+from cgrseg.class_names import read_lines
 from cgrseg.data.file_index import plain_form
-from cgrseg.data.text_lists import read_lines
+from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write, atomic_write_text, make_folder, partial_folder
 from cgrseg.input_files import open_input, read_input

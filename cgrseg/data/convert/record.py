@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgrseg.data.convert.place import same_content
-from cgrseg.data.image_io import label_note
+from cgrseg.data.label_files import label_note
 from cgrseg.errors import DataError, option
 from cgrseg.input_files import read_input_text
 from cgrseg.provenance import content_digest, file_state, joint_state, settings_digest

@@ -21,7 +21,7 @@ from cgrseg.data.convert.runner import (
     run_conversion,
 )
 from cgrseg.data.file_index import plain_form
-from cgrseg.data.image_io import read_image
+from cgrseg.data.image_files import read_image
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, explain, option
 from cgrseg.input_files import read_input_text

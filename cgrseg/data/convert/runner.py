@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cgrseg.class_names import class_list_text
+from cgrseg.class_names import class_list_text, read_class_list
 from cgrseg.data.convert.place import ImageMode, place_image
 from cgrseg.data.convert.record import (
     RECORD_NAME,
@@ -37,8 +37,8 @@ from cgrseg.data.convert.record import (
     refuse_other_sources,
     refuse_strangers,
 )
-from cgrseg.data.custom import read_class_list
-from cgrseg.data.image_io import MAX_PIXELS, label_note, read_image, write_label_png
+from cgrseg.data.image_files import MAX_PIXELS, read_image
+from cgrseg.data.label_files import label_note, write_label_png
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text, write_json

@@ -7,37 +7,15 @@ from one distribution.  The palette below is for label maps only.
 
 from __future__ import annotations
 
+from cgrseg.datasets.synthetic import SPEC
+
 IGNORE_RAW = 0
 """Raw label value of pixels that count neither in the loss nor in metrics (as in ADE20K)."""
 
-SYNTHETIC_CLASSES: tuple[str, ...] = (
-    "sky",
-    "mountain",
-    "field",
-    "water",
-    "road",
-    "building",
-    "tree",
-    "fence",
-    "crate",
-    "ball",
-    "balloon",
-)
+SYNTHETIC_CLASSES: tuple[str, ...] = SPEC.classes
 """Names in training-id order: name k is stored as raw value k + 1."""
 
-SYNTHETIC_PALETTE: tuple[tuple[int, int, int], ...] = (
-    (139, 190, 232),
-    (146, 118, 150),
-    (196, 206, 112),
-    (52, 120, 186),
-    (92, 92, 104),
-    (214, 118, 84),
-    (46, 132, 82),
-    (240, 222, 168),
-    (158, 98, 44),
-    (232, 62, 96),
-    (146, 82, 214),
-)
+SYNTHETIC_PALETTE: tuple[tuple[int, int, int], ...] = SPEC.palette
 """RGB 0..255 per class, in the order of :data:`SYNTHETIC_CLASSES`."""
 
 STUFF: frozenset[str] = frozenset({"sky", "mountain", "field", "water", "road"})

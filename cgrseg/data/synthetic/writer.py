@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cgrseg.class_names import class_list_text
-from cgrseg.data.image_io import write_image, write_label_png
+from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import write_label_png
 from cgrseg.data.synthetic.classes import STUFF, SYNTHETIC_CLASSES, SYNTHETIC_PALETTE
 from cgrseg.data.synthetic.scene import SMALLEST_SIDE, make_scene
 from cgrseg.errors import DataError, has_option, option

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from cgrseg import __version__
-from cgrseg.data.image_io import encode_label_png
+from cgrseg.data.label_files import encode_label_png
 from cgrseg.deploy.web.page_files import PageFile
 from cgrseg.deploy.web.queue import PredictionQueue
 from cgrseg.deploy.web.request_filter import INTERNAL_ERROR, LOG, SEGMENT

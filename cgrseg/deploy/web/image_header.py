@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-from cgrseg.data.image_io import open_with_pillow
+from cgrseg.data.image_files import open_with_pillow
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Accepted image formats, by Pillow's names; nothing else reaches a decoder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cgrseg.data.image_io import decode_image
+from cgrseg.data.image_files import decode_image
 from cgrseg.deploy.web.image_header import decoded_size
 from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
 from cgrseg.inference import Prediction, Predictor

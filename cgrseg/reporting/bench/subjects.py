@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.test_transform import TestTransform
+from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.errors import ConfigError
 from cgrseg.extras import require
 from cgrseg.inference.backends import Backend, TorchBackend
@@ -129,7 +129,7 @@ def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
 
 def as_input(photos: NDArray[np.uint8]) -> Tensor:
     """Photos at their own size as the network's input: uint8 RGB (N, H, W, 3) to (N, 3, H, W)."""
-    transform = TestTransform(TestConfig(resize="none"))
+    transform = EvalTransform(TestConfig(resize="none"))
     return torch.stack([transform(photo).tensor for photo in photos])
 
 

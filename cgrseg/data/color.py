@@ -56,7 +56,7 @@ def rotate_hue(image: Image, shift: int) -> Image:
     return _in_hsv(image, ((np.arange(256) + shift) % 180).astype(np.uint8), _KEEP)
 
 
-def distort_colours(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> Image:
+def distort_colors(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> Image:
     """Brightness, contrast, saturation and hue, each with the configured probability.
 
     Contrast comes either right after brightness or last, with equal chances.  The hue
@@ -84,7 +84,7 @@ def distort_colours(image: Image, config: PhotometricConfig, rng: np.random.Gene
     return image
 
 
-def normalise(image: Image) -> NDArray[np.float32]:
+def normalize(image: Image) -> NDArray[np.float32]:
     """Subtract the mean, divide by the deviation.
 
     Args:

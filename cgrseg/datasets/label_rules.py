@@ -1,36 +1,40 @@
-"""From the ids stored in a label file to the ids that the network learns.
+"""Label encodings: from the ids stored in a label file to the ids that the network learns.
 
-Each dataset writes "nothing here" in its own way: ADE20K as 0, Cityscapes as 255,
-COCO-Stuff-10k as 0 in one published form and 255 in its sister's.  A rule says, for
-each of the 256 values that a label can hold, which class it is, that it is ignored,
-or that it must not occur.  The last is an error that names the file: it would
-otherwise end as an index out of range deep inside a GPU kernel, or as a network that
-learned the neighbour's name.
+Datasets write "unlabeled" in different ways: ADE20K as 0, Cityscapes as 255, COCO-Stuff-10k as 0
+in one published form and as 255 in another.  A rule says for each of the 256 values of a label
+which class it is, that it is ignored, or that it must not occur.  A forbidden value is an error
+that names the file; otherwise it would end as an index out of range in a GPU kernel, or as a
+network that learned its neighbor's name.
+
+NumPy and OpenCV are imported when labels are read, so that descriptions of datasets stay light.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from cgrseg.errors import DataError
 
-from cgrseg.errors import DataError, explain
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Labels = NDArray[np.uint8]
+    Labels = NDArray[np.uint8]
+
+_MANY = 16  # more forbidden ids than this are no class ids at all
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What it means when a rule meets certain ids that it does not allow.
+    """Advice for certain forbidden ids.
 
     Attributes:
-        ids: the raw ids that give it away; one of them is enough.
-        text: what the reader should try, as a sentence.
+        ids: raw ids; one of them is enough.
+        text: what to do.
     """
 
     ids: frozenset[int]
@@ -39,18 +43,17 @@ class Hint:
 
 @dataclass(frozen=True, repr=False)
 class LabelRule:
-    """Raw id to training id.
+    """Map from raw id to training id.
 
     Attributes:
-        lookup: 256 entries, the training id of each raw id; `ignore_index` for raw ids
-            that are ignored and for those that must not occur.
+        lookup: training id of each of the 256 raw ids; `ignore_index` for raw ids that are
+            ignored or forbidden.
         allowed: raw ids that may occur.
         num_classes: training ids are 0 .. num_classes - 1.
-        ignore_index: training id of pixels that count nowhere.
-        meaning: the encoding in words, for messages.
-        hints: what certain forbidden ids tell.
-        published: the rule before classes were merged or dropped; None: this one.  What the
-            ids of a file tell about its encoding does not depend on such edits.
+        ignore_index: training id of ignored pixels.
+        meaning: the encoding in words.
+        hints: advice for certain forbidden ids.
+        published: the rule before classes were merged or dropped; None: this one.
     """
 
     lookup: tuple[int, ...]
@@ -58,7 +61,7 @@ class LabelRule:
     num_classes: int
     ignore_index: int = 255
     meaning: str = ""
-    hints: tuple[Hint, ...] = field(default=())
+    hints: tuple[Hint, ...] = ()
     published: LabelRule | None = None
 
     def __repr__(self) -> str:
@@ -67,14 +70,12 @@ class LabelRule:
     def __post_init__(self) -> None:
         if len(self.lookup) != 256:
             raise ValueError(f"a label rule has 256 entries, got {len(self.lookup)}")
-        if self.num_classes <= self.ignore_index < 256:
-            valid = {*range(self.num_classes), self.ignore_index}
-        else:
+        if not self.num_classes <= self.ignore_index < 256:
             raise ValueError(
                 f"ignore index {self.ignore_index} must lie above the {self.num_classes} classes "
                 "and below 256"
             )
-        wrong = sorted({*self.lookup} - valid)
+        wrong = sorted({*self.lookup} - {*range(self.num_classes), self.ignore_index})
         if wrong:
             raise ValueError(f"training ids {wrong} are beyond {self.num_classes} classes")
 
@@ -82,7 +83,7 @@ class LabelRule:
     def identity(
         cls, num_classes: int, ignore_index: int = 255, *, hints: Sequence[Hint] = ()
     ) -> LabelRule:
-        """Stored as learned: k is class k; `ignore_index` (and 255) is ignored."""
+        """Raw id k is class k; `ignore_index` and 255 are ignored."""
         return cls.from_mapping(
             {k: k for k in range(num_classes)},
             ignored={ignore_index, 255},
@@ -102,7 +103,7 @@ class LabelRule:
         ignore_index: int = 255,
         hints: Sequence[Hint] = (),
     ) -> LabelRule:
-        """Zero is ignored and k is class k - 1; by default raw 255 stays ignored."""
+        """Raw id k is class k - 1; 0 and the ids `ignored` are ignored."""
         ignored = {0, *ignored}
         return cls.from_mapping(
             {k + 1: k for k in range(num_classes)},
@@ -117,9 +118,9 @@ class LabelRule:
 
     @classmethod
     def threshold(cls, lowest: int, *, ignore_index: int = 255) -> LabelRule:
-        """Two classes: values from `lowest` on are class 1, lower ones class 0.
+        """Two classes: values from `lowest` are class 1, lower ones class 0.
 
-        Masks of two classes that went through JPEG or a smooth resize are read like this.
+        This reads masks of two classes that went through JPEG or a smooth resize.
         """
         return cls(
             lookup=tuple(int(raw >= lowest) for raw in range(256)),
@@ -139,7 +140,7 @@ class LabelRule:
         meaning: str = "",
         hints: Sequence[Hint] = (),
     ) -> LabelRule:
-        """Build a rule from raw id -> training id, and the raw ids that are ignored.
+        """Rule from a table of raw id to training id, and the raw ids that are ignored.
 
         Raises:
             ValueError: a raw id is both a class and ignored, or outside 0..255, or the
@@ -155,11 +156,8 @@ class LabelRule:
         trained = set(mapping.values())
         if trained != set(range(len(trained))):
             raise ValueError(f"training ids have gaps: {sorted(trained)}")
-        lookup = [ignore_index] * 256
-        for raw, training in mapping.items():
-            lookup[raw] = training
         return cls(
-            lookup=tuple(lookup),
+            lookup=tuple(mapping.get(raw, ignore_index) for raw in range(256)),
             allowed=frozenset({*mapping, *ignored}),
             num_classes=len(trained),
             ignore_index=ignore_index,
@@ -168,7 +166,7 @@ class LabelRule:
         )
 
     def remapped(self, new_ids: Sequence[int | None]) -> LabelRule:
-        """Send training id k to `new_ids[k]`; None ignores it (merged and dropped classes)."""
+        """Send training id k to `new_ids[k]`; None: ignored (merged and dropped classes)."""
         if len(new_ids) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes need as many new ids, got {len(new_ids)}")
         kept = {new for new in new_ids if new is not None}
@@ -196,74 +194,95 @@ class LabelRule:
     @cached_property
     def table(self) -> Labels:
         """The lookup as an array, (256,) uint8."""
+        import numpy as np
+
         return np.array(self.lookup, dtype=np.uint8)
 
     @cached_property
     def _forbidden(self) -> Labels:
-        table = np.ones(256, dtype=np.uint8)
-        table[sorted(self.allowed)] = 0
-        return table
+        import numpy as np
+
+        return np.array([raw not in self.allowed for raw in range(256)], dtype=np.uint8)
 
     @cached_property
-    def _gaps(self) -> tuple[tuple[int, int], ...]:
-        """The ids that must not occur, as runs from the first to the last."""
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], self._forbidden, [0])).astype(int)))
-        return tuple((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True))
+    def _forbidden_runs(self) -> list[tuple[int, int]]:
+        """Forbidden ids as runs, each from its first to its last id."""
+        runs: list[tuple[int, int]] = []
+        for raw in sorted(set(range(256)) - self.allowed):
+            first = runs.pop()[0] if runs and runs[-1][1] == raw - 1 else raw
+            runs.append((first, raw))
+        return runs
 
     def check(self, raw: Labels, *, source: Path) -> None:
-        """Make sure that a label holds only ids that may occur.
+        """Refuse ids that must not occur.
 
         Args:
-            raw: (H, W) as read from the file.
+            raw: (H, W) as stored.
             source: the file, for messages.
 
         Raises:
-            DataError: the file holds ids that this rule does not allow.
+            DataError: the file holds forbidden ids.
         """
-        # The highest id is found ten times faster than anything else, and where it lies below
-        # all forbidden ones nothing else is needed.
-        if not self._gaps or raw.size == 0 or int(raw.max()) < self._gaps[0][0]:
+        import cv2
+
+        # The largest id is found ten times faster than anything else.
+        runs = self._forbidden_runs
+        if not runs or raw.size == 0 or int(raw.max()) < runs[0][0]:
             return
-        # Most rules have one run of forbidden ids, which is compared five times faster than
-        # looked up.
-        if len(self._gaps) <= 2:
-            wrong = any(cv2.countNonZero(cv2.inRange(raw, a, b)) for a, b in self._gaps)
+        # Comparing one run is five times faster than a lookup.
+        if len(runs) <= 2:
+            wrong = any(cv2.countNonZero(cv2.inRange(raw, a, b)) for a, b in runs)
         else:
             wrong = cv2.countNonZero(cv2.LUT(raw, self._forbidden)) > 0
-        if wrong:
-            raise DataError(self._complaint(raw, source))
+        if not wrong:
+            return
+        counts = _count_ids(raw)
+        forbidden = self.forbidden_ids(raw)
+        shown = ", ".join(
+            f"{k} ({100.0 * counts[k] / raw.size:.2f} % of pixels)" for k in forbidden[:8]
+        )
+        more = f" and {len(forbidden) - 8} more" if len(forbidden) > 8 else ""
+        raise DataError(
+            source,
+            found=f"ids outside the class list: {shown}{more}; all ids lie in "
+            f"{min(counts)}..{max(counts)}",
+            expected=f"{self.num_classes} classes: {self.meaning}",
+            remedy=self.advice(raw),
+        )
 
     def apply(self, raw: Labels, *, source: Path) -> Labels:
         """Turn stored ids into training ids.
 
         Args:
-            raw: (H, W) as read from the file.
+            raw: (H, W) as stored.
             source: the file, for messages.
 
         Returns:
-            (H, W), a new array: 0 .. num_classes - 1, or `ignore_index`.
+            New array (H, W): 0 .. num_classes - 1, or `ignore_index`.
 
         Raises:
-            DataError: the file holds ids that this rule does not allow.
+            DataError: the file holds forbidden ids.
         """
+        import cv2
+        import numpy as np
+
         self.check(raw, source=source)
         return np.asarray(cv2.LUT(raw, self.table), dtype=np.uint8)
 
     def forbidden_ids(self, raw: Labels) -> list[int]:
         """Ids of `raw` (H, W) that the rule does not allow, ascending."""
-        counts = np.bincount(raw.ravel(), minlength=256)
-        return [int(k) for k in np.flatnonzero(counts) if k not in self.allowed]
+        return [k for k in _count_ids(raw) if k not in self.allowed]
 
     def advice(self, raw: Labels) -> str:
-        """What the forbidden ids of `raw` (H, W) suggest, in words."""
+        """What to do about the forbidden ids of `raw` (H, W)."""
         forbidden = set(self.forbidden_ids(raw))
         for hint in self.hints:
             if forbidden & hint.ids:
                 return hint.text
         number = self.unedited.num_classes
-        if len(forbidden) > 16:
+        if len(forbidden) > _MANY:
             return (
-                "so many strange values are typical of a color mask turned gray, or of labels "
+                "so many unexpected values are typical of a color mask turned gray, or of labels "
                 "that went through JPEG or a smooth resize; convert color masks with "
                 "`cgrseg data convert rgb` and keep labels in PNG"
             ) + ("; masks of two classes are read with data.label_threshold=128" * (number == 2))
@@ -272,7 +291,7 @@ class LabelRule:
         if forbidden == {number} and self.unedited.lookup[0] == 0:
             return (
                 f"the ids run up to {number} for {number} classes, as if they "
-                "counted from 1 with 0 for 'unlabelled': a custom dataset says so with "
+                "counted from 1 with 0 for 'unlabeled': a custom dataset says so with "
                 "data.zero_is_ignore=true; or the class list lacks its last name"
             )
         return (
@@ -280,19 +299,10 @@ class LabelRule:
             "`cgrseg data check`, then correct or convert the labels"
         )
 
-    def _complaint(self, raw: Labels, source: Path) -> str:
-        counts = np.bincount(raw.ravel(), minlength=256)
-        listed = ", ".join(
-            f"{k} ({100.0 * int(counts[k]) / raw.size:.2f} % of pixels)"
-            for k in self.forbidden_ids(raw)[:8]
-        )
-        more = len(self.forbidden_ids(raw)) - 8
-        present = np.flatnonzero(counts)
-        return explain(
-            source,
-            found=f"ids outside the class list: {listed}"
-            + (f" and {more} more" if more > 0 else "")
-            + f"; all ids lie in {present.min()}..{present.max()}",
-            expected=f"{self.num_classes} classes: {self.meaning}",
-            remedy=self.advice(raw),
-        )
+
+def _count_ids(raw: Labels) -> dict[int, int]:
+    """Number of pixels per id that occurs, ids ascending."""
+    import numpy as np
+
+    counts = np.bincount(raw.ravel(), minlength=256)
+    return {int(k): int(counts[k]) for k in np.flatnonzero(counts)}

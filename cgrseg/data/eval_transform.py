@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data import colour
+from cgrseg.data import color
 from cgrseg.data.geometry import Size, resize_image, round_up, scaled_size
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.surroundings import missing_memory
@@ -43,7 +43,7 @@ class Prepared:
 _INPUT_BYTES = 40
 
 
-class TestTransform:
+class EvalTransform:
     """The published test path.
 
     Args:
@@ -56,7 +56,7 @@ class TestTransform:
         self.config = config
 
     def __call__(self, image: Image) -> Prepared:
-        """Resize, normalise and pad one image.
+        """Resize, normalize and pad one image.
 
         Args:
             image: RGB (H, W, 3), uint8.
@@ -71,7 +71,7 @@ class TestTransform:
         divisor = self.config.divisor
         padding = (0, round_up(width, divisor) - width, 0, round_up(height, divisor) - height)
         return Prepared(
-            tensor=F.pad(self.normalise(resized), padding),
+            tensor=F.pad(self.normalize(resized), padding),
             resized=(height, width),
             original=(image.shape[0], image.shape[1]),
         )
@@ -106,6 +106,6 @@ class TestTransform:
             )
         return resize_image(image, target)
 
-    def normalise(self, image: Image) -> Tensor:
+    def normalize(self, image: Image) -> Tensor:
         """uint8 RGB (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""
-        return torch.from_numpy(colour.normalise(image))
+        return torch.from_numpy(color.normalize(image))

@@ -13,16 +13,16 @@ edition and form       ignored   classes             files end in
 164k, prepared         255       0..170              `_labelTrainIds.png`
 =====================  ========  ==================  =======================
 
-Names follow the dataset's `labels.txt`, colours mmsegmentation's table (a few classes
-share a colour there).
+Names follow the dataset's `labels.txt`, colors mmsegmentation's table (a few classes
+share a color there).
 """
 
 from __future__ import annotations
 
-from cgrseg.data.label_rules import Hint, LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, SplitLayout
+from cgrseg.datasets.label_rules import Hint, LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, RawDownload, Recipe, SplitLayout
 
-CLASSES: tuple[tuple[int, str, Colour], ...] = (
+CLASSES: tuple[tuple[int, str, Color], ...] = (
     (0, "person", (0, 192, 64)),
     (1, "bicycle", (0, 192, 64)),
     (2, "car", (0, 64, 96)),
@@ -205,7 +205,7 @@ UNUSED_IDS: frozenset[int] = frozenset(range(182)) - frozenset(RAW_IDS)
 """Ids of the 11 object names that COCO never annotated."""
 
 _NAMES = tuple(name for _, name, _ in CLASSES)
-_PALETTE = tuple(colour for _, _, colour in CLASSES)
+_PALETTE = tuple(color for _, _, color in CLASSES)
 
 _RULE_10K = LabelRule.reduce_zero(
     len(CLASSES),
@@ -218,15 +218,15 @@ _RULE_10K = LabelRule.reduce_zero(
         ),
         Hint(
             frozenset({255}),
-            "this looks like COCO-Stuff 164k (0..181 with 255 for 'unlabelled'): use "
+            "this looks like COCO-Stuff 164k (0..181 with 255 for 'unlabeled'): use "
             "data.dataset=coco_stuff164k, or make the labels from the .mat files with "
             "`cgrseg data convert coco-stuff10k`",
         ),
         Hint(
             frozenset(range(172, 182)),
-            "these ids occur in the raw .mat files (1..182, 0 for 'unlabelled'), from which "
+            "these ids occur in the raw .mat files (1..182, 0 for 'unlabeled'), from which "
             "`cgrseg data convert coco-stuff10k` makes the labels, and in COCO-Stuff 164k (0..181, "
-            "255 for 'unlabelled'), which needs data.dataset=coco_stuff164k",
+            "255 for 'unlabeled'), which needs data.dataset=coco_stuff164k",
         ),
     ),
 )
@@ -249,7 +249,7 @@ _RULE_164K_PREPARED = LabelRule.identity(
     hints=(
         Hint(
             frozenset({171}),
-            "this looks like COCO-Stuff 10k (0 for 'unlabelled', 1..171): use "
+            "this looks like COCO-Stuff 10k (0 for 'unlabeled', 1..171): use "
             "data.dataset=coco_stuff10k",
         ),
         Hint(
@@ -282,6 +282,18 @@ SPEC_10K = DatasetSpec(
     image_suffixes=(".jpg", ".jpeg"),
     label_suffix="_labelTrainIds.png",
     notes="'val' and 'test' are the 1,000 test images, as in the published configs.",
+    order=20,
+    recipe=Recipe(
+        "coco-stuff10k_80k",
+        "COCO-Stuff-10k, 171 classes; 80,000 iterations are our choice, none were published.",
+        {"schedule": {"max_iters": 80_000}},
+    ),
+    known_by_class_count=True,
+    raw_download=RawDownload(
+        ("imageLists", "annotations/*.mat"),
+        "label maps in MATLAB files, as COCO-Stuff-10k is downloaded",
+        "cgrseg data convert coco-stuff10k {root} --out OUT",
+    ),
 )
 
 _VAL_164K = SplitLayout(images="images/val2017", labels="annotations/val2017")
@@ -308,4 +320,5 @@ SPEC_164K = DatasetSpec(
     image_suffixes=(".jpg", ".jpeg"),
     other_encodings=(("_labelTrainIds.png", _RULE_164K_PREPARED),),
     notes="Raw PNGs work as they are; labels prepared for mmsegmentation do too.",
+    order=30,
 )

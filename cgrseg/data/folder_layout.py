@@ -1,24 +1,21 @@
-"""Where the images, labels and splits of a person's own folder lie.
+"""Folders and splits of a person's own dataset, and the dataset root that was meant.
 
 The split comes from, in this order: `data.split_lists`, `{split}` in the folder names,
-sub-folders named after the split in any case, or an automatic split by seed.  Folders are
-`data.images` and `data.labels`; where these have their defaults and are not there, the names
-that other tools use are taken.
+subfolders named after the split in any case, or an automatic split by seed.  Where `data.images`
+and `data.labels` have their defaults and are not there, the names that other tools use are taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.file_index import cut_suffix, visible_files
-from cgrseg.data.findings import Finding
-from cgrseg.data.placing import nearby_folder
-from cgrseg.data.spec import HeldOut, SplitLayout
+from cgrseg.datasets.findings import Finding
+from cgrseg.datasets.spec import HeldOut, SplitLayout
 from cgrseg.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -31,15 +28,8 @@ IMAGE_FOLDERS = ("images", "JPEGImages", "img_dir", "imgs", "image", "img")
 """Names of image folders, the usual one first."""
 
 LABEL_FOLDERS = (
-    "annotations",
-    "SegmentationClassPNG",
-    "SegmentationClass",
-    "ann_dir",
-    "masks",
-    "labels",
-    "annotation",
-    "mask",
-    "label",
+    *("annotations", "SegmentationClassPNG", "SegmentationClass", "ann_dir", "masks", "labels"),
+    *("annotation", "mask", "label"),
 )
 """Names of label folders, the usual one first."""
 
@@ -50,54 +40,41 @@ SPLIT_FOLDERS = {
 }
 """Split to the names of its folders, compared without case."""
 
-
-@dataclass(frozen=True)
-class CustomLayout:
-    """The folders of a custom dataset.
-
-    Attributes:
-        splits: split name to layout.
-        findings: what was noticed: folders taken under another name, folders left out.
-    """
-
-    splits: dict[str, SplitLayout]
-    findings: tuple[Finding, ...]
+_SEARCH_DEPTH = 2  # levels of folders below the given root
+_SEARCHED_FOLDERS = 200
 
 
-def find_layout(config: DataConfig, root: Path) -> CustomLayout:
-    """Folders and splits of a custom dataset, from its settings and its folder."""
+def find_layout(config: DataConfig, root: Path) -> tuple[dict[str, SplitLayout], list[Finding]]:
+    """Splits of a custom dataset, and findings: folders under another name, folders left out."""
     if config.split_lists is not None:
-        images, labels, findings = _folders(config, root)
-        splits = {
-            name: _of_split(images, labels, name, path) for name, path in config.split_lists.items()
-        }
-        return CustomLayout(splits, tuple(findings))
+        images, labels, findings = _chosen_folders(config, root)
+        return {
+            name: _layout_of(images, labels, name, path)
+            for name, path in config.split_lists.items()
+        }, findings
     names = list(dict.fromkeys(["train", "val", "test", config.train_split, config.eval_split]))
     if "{split}" in config.images:
-        splits = {
-            name: _of_split(config.images, config.labels, name)
+        return {
+            name: _layout_of(config.images, config.labels, name)
             for name in names
             if (root / config.images.replace("{split}", name)).is_dir() or name != "test"
-        }
-        return CustomLayout(splits, ())
-    images, labels, findings = _folders(config, root)
+        }, []
+    images, labels, findings = _chosen_folders(config, root)
     if not (root / images).is_dir():
         splits, chosen = _split_folders_first(root, names)
         if splits:
-            return CustomLayout(splits, (_taken(root, *chosen),))
+            return splits, [_other_folders(root, *chosen)]
     splits = _split_folders(root, images, labels, names)
     if splits:
-        findings += _left_out(root, images, splits)
-    else:
-        splits = {
-            name: SplitLayout(
-                images,
-                labels,
-                held_out=HeldOut(config.split_seed, config.val_fraction, validation=name == "val"),
-            )
-            for name in ("train", "val")
-        }
-    return CustomLayout(splits, tuple(findings))
+        return splits, findings + _left_out(root, images, splits)
+    return {
+        name: SplitLayout(
+            images,
+            labels,
+            held_out=HeldOut(config.split_seed, config.val_fraction, validation=name == "val"),
+        )
+        for name in ("train", "val")
+    }, findings
 
 
 def find_folders(root: Path) -> tuple[str, str] | None:
@@ -105,7 +82,7 @@ def find_folders(root: Path) -> tuple[str, str] | None:
 
     Both may be `{split}/NAME`, where folders of splits come first.
     """
-    images, labels = _known(root, IMAGE_FOLDERS), _known(root, LABEL_FOLDERS)
+    images, labels = _known_folder(root, IMAGE_FOLDERS), _known_folder(root, LABEL_FOLDERS)
     if images and labels:
         return images, labels
     _, chosen = _split_folders_first(root, list(SPLIT_FOLDERS))
@@ -131,27 +108,62 @@ def refuse_misplaced_root(config: DataConfig, root: Path) -> None:
         )
 
 
-def _of_split(images: str, labels: str, name: str, list_file: str | None = None) -> SplitLayout:
+def nearby_folder(root: Path, fits: Callable[[Path], bool], inside: Iterable[str]) -> Path | None:
+    """The first folder below `root` that fits, or the one above it; None: there is none.
+
+    Args:
+        root: the folder that was given.
+        fits: whether a folder is the one that was meant.
+        inside: folder names of a dataset: where `root` has one of them, the folder above it is
+            tried too.
+    """
+    for folder in _folders_below(root):
+        if fits(folder):
+            return folder
+    return root.parent if root.name in inside and fits(root.parent) else None
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    level, count = [root], 0
+    for _ in range(_SEARCH_DEPTH):
+        found: list[Path] = []
+        for folder in level:
+            with contextlib.suppress(OSError):  # a folder that may not be entered holds nothing
+                found += sorted(
+                    path
+                    for path in folder.iterdir()
+                    if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+                )
+        for path in found:
+            count += 1
+            if count > _SEARCHED_FOLDERS:
+                return
+            yield path
+        level = found
+
+
+def _layout_of(images: str, labels: str, name: str, list_file: str | None = None) -> SplitLayout:
     # Not format(): other braces belong to the names of folders.
     images, labels = (folder.replace("{split}", name) for folder in (images, labels))
     return SplitLayout(images, labels, list_file)
 
 
-def _folders(config: DataConfig, root: Path) -> tuple[str, str, list[Finding]]:
+def _chosen_folders(config: DataConfig, root: Path) -> tuple[str, str, list[Finding]]:
     """Image and label folder, and a note where they are not the ones of the settings."""
-    chosen = []
-    for given, default, known in (
-        (config.images, "images", IMAGE_FOLDERS),
-        (config.labels, "annotations", LABEL_FOLDERS),
-    ):
-        there = given != default or (root / given).is_dir()
-        chosen.append(given if there else _known(root, known) or given)
-    images, labels = chosen
+    images, labels = (
+        given
+        if given != default or (root / given).is_dir()
+        else _known_folder(root, known) or given
+        for given, default, known in (
+            (config.images, "images", IMAGE_FOLDERS),
+            (config.labels, "annotations", LABEL_FOLDERS),
+        )
+    )
     changed = (images, labels) != (config.images, config.labels)
-    return images, labels, [_taken(root, images, labels)] if changed else []
+    return images, labels, [_other_folders(root, images, labels)] if changed else []
 
 
-def _taken(root: Path, images: str, labels: str) -> Finding:
+def _other_folders(root: Path, images: str, labels: str) -> Finding:
     return Finding(
         "note",
         "layout",
@@ -161,7 +173,7 @@ def _taken(root: Path, images: str, labels: str) -> Finding:
     )
 
 
-def _known(root: Path, names: Sequence[str]) -> str | None:
+def _known_folder(root: Path, names: Sequence[str]) -> str | None:
     """The first folder of these names, in any case, that holds an image file."""
     for name in names:
         found = _child(root, (name,))
@@ -175,8 +187,8 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _child(folder: Path, names: Sequence[str]) -> str | None:
-    """The sub-folder that has one of these names, compared without case."""
-    there = {name.casefold(): name for name in _sub_folders(folder)}
+    """The subfolder that has one of these names, compared without case."""
+    there = {name.casefold(): name for name in _subfolders(folder)}
     for name in names:
         if (folder / name).is_dir():
             return name
@@ -185,7 +197,7 @@ def _child(folder: Path, names: Sequence[str]) -> str | None:
     return None
 
 
-def _sub_folders(folder: Path) -> Iterator[str]:
+def _subfolders(folder: Path) -> Iterator[str]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         yield from sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
@@ -193,7 +205,7 @@ def _sub_folders(folder: Path) -> Iterator[str]:
 def _split_folders(
     root: Path, images: str, labels: str, names: Sequence[str]
 ) -> dict[str, SplitLayout]:
-    """Splits from sub-folders of the image folder."""
+    """Splits from subfolders of the image folder."""
     found: dict[str, SplitLayout] = {}
     for name in names:
         aliases = SPLIT_FOLDERS.get(name, (name,))
@@ -214,8 +226,8 @@ def _split_folders_first(
         folder = _child(root, SPLIT_FOLDERS.get(name, (name,)))
         if folder is None:
             continue
-        images = _known(root / folder, IMAGE_FOLDERS)
-        labels = _known(root / folder, LABEL_FOLDERS)
+        images = _known_folder(root / folder, IMAGE_FOLDERS)
+        labels = _known_folder(root / folder, LABEL_FOLDERS)
         if images and labels:
             found[name] = SplitLayout(f"{folder}/{images}", f"{folder}/{labels}")
             chosen = (f"{{split}}/{images}", f"{{split}}/{labels}")
@@ -223,26 +235,23 @@ def _split_folders_first(
 
 
 def _left_out(root: Path, images: str, splits: dict[str, SplitLayout]) -> list[Finding]:
-    """Images beside the folders of the splits, which no split uses."""
+    """A warning for each folder of images that no split uses."""
     used = {layout.images for layout in splits.values()}
-    places = [f"{images}/{name}" for name in _sub_folders(root / images)]
+    places = [f"{images}/{name}" for name in _subfolders(root / images)]
     left = [place for place in places if place not in used and _holds_images(root / place)]
     with contextlib.suppress(OSError):
         if any(cut_suffix(path.name, IMAGE_SUFFIXES) for path in (root / images).iterdir()):
             left.append(images)
+    listed = ", ".join(f"{name} ({layout.images})" for name, layout in splits.items())
     return [
         Finding(
             "warning",
             "folder-left-out",
             str(root / place),
-            "images in this folder belong to no split; the splits are "
-            + ", ".join(f"{name} ({layout.images})" for name, layout in splits.items()),
+            f"images in this folder belong to no split; the splits are {listed}",
             "move them into a folder of a split"
-            + (
-                ""
-                if place == images
-                else ", or set data.train_split or data.eval_split to the folder's name"
-            ),
+            + (", or set data.train_split or data.eval_split to the folder's name")
+            * (place != images),
         )
         for place in left
     ]

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgrseg.config.schema import PhotometricConfig
-from cgrseg.data.colour import (
+from cgrseg.data.color import (
     adjust_brightness,
     adjust_contrast,
     adjust_saturation,
-    distort_colours,
+    distort_colors,
     linear_table,
-    normalise,
+    normalize,
     rotate_hue,
 )
 
@@ -98,7 +98,7 @@ class Scripted:
 def test_order_with_contrast_first() -> None:
     image = pixels((200, 120, 40))
     rng = Scripted(0.1, 0.1, 0.1, 0.1, 0.1)  # brightness, contrast first, contrast, colour, hue
-    got = distort_colours(image, PhotometricConfig(), rng)  # type: ignore[arg-type]
+    got = distort_colors(image, PhotometricConfig(), rng)  # type: ignore[arg-type]
     steps = adjust_contrast(adjust_brightness(image, 32.0), 1.5)
     assert np.array_equal(got, rotate_hue(adjust_saturation(steps, 1.5), 17))
     assert rng.chances == []
@@ -107,7 +107,7 @@ def test_order_with_contrast_first() -> None:
 def test_order_with_contrast_last() -> None:
     image = pixels((200, 120, 40))
     rng = Scripted(0.9, 0.9, 0.1, 0.9, 0.1)  # no brightness, contrast last, colour, no hue, it
-    got = distort_colours(image, PhotometricConfig(), rng)  # type: ignore[arg-type]
+    got = distort_colors(image, PhotometricConfig(), rng)  # type: ignore[arg-type]
     assert np.array_equal(got, adjust_contrast(adjust_saturation(image, 1.5), 1.5))
     assert rng.chances == []
 
@@ -123,7 +123,7 @@ def test_each_step_happens_half_of_the_time() -> None:
     for name, config in only.items():
         for position in range(400):
             rng = np.random.default_rng(position)
-            counts[name] += not np.array_equal(distort_colours(image, config, rng), image)
+            counts[name] += not np.array_equal(distort_colors(image, config, rng), image)
     # 400 fair throws: 200 with a deviation of 10; a hue shift of 0 (1 in 36) goes unseen.
     assert 160 < counts["brightness"] < 240
     assert 160 < counts["contrast"] < 240
@@ -133,11 +133,11 @@ def test_each_step_happens_half_of_the_time() -> None:
 def test_probability_zero_is_off() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     config = PhotometricConfig(probability=0)
-    assert np.array_equal(distort_colours(image, config, np.random.default_rng(0)), image)
+    assert np.array_equal(distort_colors(image, config, np.random.default_rng(0)), image)
 
 
 def test_normalise_by_hand() -> None:
-    got = normalise(pixels((0, 0, 0), (255, 128, 64)))
+    got = normalize(pixels((0, 0, 0), (255, 128, 64)))
     assert got.shape == (3, 1, 2)
     assert got.dtype == np.float32
     assert got[:, 0, 0] == pytest.approx([-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375])
@@ -149,4 +149,4 @@ def test_normalise_by_hand() -> None:
 def test_normalise_takes_views() -> None:
     image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
     view = image[2:7, ::-1][:, 3:9]
-    assert np.array_equal(normalise(view), normalise(np.ascontiguousarray(view)))
+    assert np.array_equal(normalize(view), normalize(np.ascontiguousarray(view)))

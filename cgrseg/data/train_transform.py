@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.config.schema import AugmentConfig
-from cgrseg.data.colour import MEAN, distort_colours, normalise
+from cgrseg.data.color import MEAN, distort_colors, normalize
 from cgrseg.data.geometry import (
     Size,
     Window,
@@ -134,7 +134,7 @@ class TrainTransform:
         labels = plan.labels
         if not self.config.colour_only:
             image, labels = self._turn(image, labels, rng)
-        return distort_colours(image, self.config.photometric, rng), labels
+        return distort_colors(image, self.config.photometric, rng), labels
 
     def finish(self, image: Image, labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Normalise, then pad at the right and the bottom to the crop size.
@@ -143,7 +143,7 @@ class TrainTransform:
         """
         height, width = labels.shape
         target = (max(self.config.crop_size[0], height), max(self.config.crop_size[1], width))
-        pixels = normalise(image)
+        pixels = normalize(image)
         if (height, width) == target:
             return pixels, labels.astype(np.int64)
         padded = np.zeros((3, *target), dtype=np.float32)

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cgrseg.data.file_index import FileIndex
-from cgrseg.data.findings import Finding
-from cgrseg.data.spec import DatasetSpec, SplitLayout
+from cgrseg.datasets.findings import Finding
+from cgrseg.datasets.spec import DatasetSpec, SplitLayout
 
 JPEG_REMEDY = (
     "JPEG changes values along every border, so class ids do not survive it: export the label "

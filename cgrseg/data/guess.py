@@ -1,28 +1,46 @@
-"""Which dataset a folder holds, told by its folders and its class list."""
+"""Guess a dataset: from the files of a folder, or from the number of classes of a checkpoint."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from cgrseg.class_names import CLASS_LIST, read_class_list
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.catalogue import get_spec, list_specs
-from cgrseg.data.custom import CLASS_LIST, read_class_list
-from cgrseg.data.custom_layout import IMAGE_SUFFIXES, find_folders, refuse_misplaced_root
 from cgrseg.data.file_index import cut_suffix, visible_files
+from cgrseg.data.folder_layout import IMAGE_SUFFIXES, find_folders, refuse_misplaced_root
+from cgrseg.datasets import get_spec, list_specs
+from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
 
 COLOR_TABLE = "labelmap.txt"
 """Name of the color table that CVAT writes beside its masks."""
 
+_LOG = logging.getLogger("cgrseg.data")
+
+
+def guess_by_class_count(count: int) -> DatasetSpec | None:
+    """The dataset of a checkpoint without class names; None: the count says nothing.
+
+    Published checkpoints do not always hold class names.  A warning says what is assumed.
+    """
+    for spec in map(get_spec, list_specs()):
+        if spec.known_by_class_count and spec.num_classes == count:
+            _LOG.warning(
+                "the checkpoint has no class names; %d classes are taken for those of %s",
+                count,
+                spec.title,
+            )
+            return spec
+    _LOG.warning("the checkpoint has no class names; they are numbered 'class 0' and on")
+    return None
+
 
 def guess_dataset(folder: Path | str) -> DataConfig:
-    """Settings for a folder that no config describes.
+    """Settings for a dataset folder that no config describes.
 
-    A class list makes it a custom dataset unless it is CamVid's; otherwise it is the
-    dataset of the catalogue whose folders and label endings are there.
-
-    Args:
-        folder: root of a dataset.
+    Folders and label endings identify a dataset of the catalogue.  A class list identifies the
+    dataset that has these classes, or a custom one.
 
     Raises:
         DataError: nothing fits, or more than one dataset does.
@@ -35,30 +53,30 @@ def guess_dataset(folder: Path | str) -> DataConfig:
             expected="the folder that holds a dataset's images and labels",
             remedy="check the path",
         )
-    # "synthetic" is written in ADE20K's layout, which speaks for ADE20K's rule here.
-    fitting = [name for name in list_specs() if name != "synthetic" and _fits(name, root)]
+    fitting = [spec for spec in map(get_spec, list_specs()) if _fits(spec, root)]
     class_file, folders = root / CLASS_LIST, find_folders(root)
     if class_file.is_file():
         names = read_class_list(class_file)
-        same = [name for name in fitting if get_spec(name).classes == names]
+        same = [spec.name for spec in fitting if spec.classes == names]
         if len(same) == 1:
             return DataConfig(dataset=same[0], root=str(root))
         if folders is not None or (root / DataConfig().images).is_dir():
             return DataConfig(dataset="custom", root=str(root))
     else:
         _refuse_other_annotations(root, folders)
-    # CamVid's folders are those of any custom dataset: only its class list tells it.
-    fitting = [name for name in fitting if name != "camvid"]
-    if "pascal_context59" in fitting:
-        # The 60-class form shares its files; 59 is the one of the published numbers.
-        fitting = [name for name in fitting if name != "pascal_context60"]
-    if len(fitting) == 1:
-        return DataConfig(dataset=fitting[0], root=str(root))
+    there = {spec.name for spec in fitting}
+    guessed = [
+        spec.name
+        for spec in fitting
+        if not spec.known_by_class_list and spec.shares_folders_of not in there
+    ]
+    if len(guessed) == 1:
+        return DataConfig(dataset=guessed[0], root=str(root))
     refuse_misplaced_root(DataConfig(dataset="custom"), root)
-    if folders is not None and not fitting:
+    if folders is not None and not guessed:
         found = f"images in {folders[0]} and labels in {folders[1]}, but no class list"
-    elif fitting:
-        found = f"the layouts of {', '.join(fitting)}"
+    elif guessed:
+        found = f"the layouts of {', '.join(guessed)}"
     else:
         inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
         found = f"it holds {inside}"
@@ -75,18 +93,18 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
     """Name the conversion that a folder needs, where it holds another tool's annotations.
 
     Raises:
-        DataError: color masks of CVAT, LabelMe files beside their images, or COCO-Stuff-10k as
-            it is downloaded.
+        DataError: color masks of CVAT, a dataset as it is downloaded, or LabelMe files beside
+            their images.
     """
     table = root / COLOR_TABLE
+    raw = [each for name in list_specs() if (each := get_spec(name).raw_download) is not None]
     found, command = "", ""
     if folders is not None and table.is_file():
         images, masks = (root / name for name in folders)
         found = f"color masks with {COLOR_TABLE}, as CVAT exports them"
         command = f"cgrseg data convert rgb {images} {masks} OUT --colors {table}"
-    elif (root / "imageLists").is_dir() and any((root / "annotations").glob("*.mat")):
-        found = "label maps in MATLAB files, as COCO-Stuff-10k is downloaded"
-        command = f"cgrseg data convert coco-stuff10k {root} --out OUT"
+    elif here := [each for each in raw if all(any(root.glob(sign)) for sign in each.signs)]:
+        found, command = here[0].found, here[0].command.format(root=root)
     elif folders is None:
         annotated = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
         beside = next((folder for folder in annotated if _holds_labelme(folder)), None)
@@ -94,12 +112,7 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
             found = f"JSON files beside their images in {beside}, as LabelMe writes them"
             command = f"cgrseg data convert labelme {beside} OUT"
     if command:
-        raise DataError(
-            root,
-            found=found,
-            expected="label maps of class ids",
-            remedy=command,
-        )
+        raise DataError(root, found=found, expected="label maps of class ids", remedy=command)
 
 
 def _holds_labelme(folder: Path) -> bool:
@@ -109,12 +122,12 @@ def _holds_labelme(folder: Path) -> bool:
     )
 
 
-def _fits(name: str, root: Path) -> bool:
-    spec = get_spec(name)
-    for layout in spec.splits.values():
-        if layout.labels is None or not (root / layout.images).is_dir():
-            continue
-        endings = [suffix for suffix, _ in spec.encodings]
-        if any(cut_suffix(name, endings) for name, _ in visible_files(root / layout.labels)):
-            return True
-    return False
+def _fits(spec: DatasetSpec, root: Path) -> bool:
+    """Whether a split of the dataset has its image folder, and label files, below `root`."""
+    endings = [suffix for suffix, _ in spec.encodings]
+    return any(
+        cut_suffix(name, endings)
+        for layout in spec.splits.values()
+        if layout.labels is not None and (root / layout.images).is_dir()
+        for name, _ in visible_files(root / layout.labels)
+    )

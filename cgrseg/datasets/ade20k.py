@@ -2,15 +2,15 @@
 
 Names and order follow the challenge's `objectInfo150.txt` (first synonym, except
 that `television receiver` is kept as the tables of published checkpoints have it); the
-colours are those of mmsegmentation and the challenge's own toolkit.
+colors are those of mmsegmentation and the challenge's own toolkit.
 """
 
 from __future__ import annotations
 
-from cgrseg.data.label_rules import LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, SplitLayout
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
 
-CLASSES: tuple[tuple[str, Colour], ...] = (
+CLASSES: tuple[tuple[str, Color], ...] = (
     ("wall", (120, 120, 120)),
     ("building", (180, 120, 120)),
     ("sky", (6, 230, 230)),
@@ -170,7 +170,7 @@ SPEC = DatasetSpec(
     name="ade20k",
     title="ADE20K (150 classes)",
     classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(colour for _, colour in CLASSES),
+    palette=tuple(color for _, color in CLASSES),
     label_rule=LabelRule.reduce_zero(len(CLASSES)),
     splits={
         "train": SplitLayout(images="images/training", labels="annotations/training"),
@@ -185,4 +185,7 @@ SPEC = DatasetSpec(
     ),
     notes="0 is 'other' and ignored; the challenge's test images have no public labels, so "
     "'test' is the validation set, as in the published configs.",
+    order=10,
+    recipe=Recipe("ade20k_160k", "ADE20K, 150 classes; the published settings."),
+    known_by_class_count=True,
 )

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgrseg.config.schema import AugmentConfig, PhotometricConfig
-from cgrseg.data.colour import MEAN, STD
+from cgrseg.data.color import MEAN, STD
 from cgrseg.data.geometry import Window
 from cgrseg.data.sampling import sample_generator
-from cgrseg.data.transforms import (
+from cgrseg.data.train_transform import (
     TrainTransform,
     class_counts,
     draw_pixel_of_any_class,
@@ -241,7 +241,8 @@ class TestCropFirst:
             assert np.array_equal(results[0][1], results[1][1])
 
     def test_real_photos(self, shared_data) -> None:
-        from cgrseg.data.image_io import read_image, read_label
+        from cgrseg.data.image_files import read_image
+        from cgrseg.data.label_files import read_label
 
         root = shared_data / "ade20k_samples"
         stem = "validation/ADE_val_00000001"

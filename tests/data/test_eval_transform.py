@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cgrseg.config import schema
+from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.data.geometry import resize_image
-from cgrseg.data.image_io import read_image
-from cgrseg.data.test_transform import TestTransform
+from cgrseg.data.image_files import read_image
 
 
 def blank(height: int, width: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def blank(height: int, width: int) -> np.ndarray:
 
 def test_golden_of_the_published_pipeline(golden_dir: Path) -> None:
     golden = np.load(golden_dir / "test_pipeline.npz")
-    prepared = TestTransform(schema.TestConfig())(read_image(golden_dir / "photo.png"))
+    prepared = EvalTransform(schema.TestConfig())(read_image(golden_dir / "photo.png"))
     assert [1, *prepared.tensor.shape] == golden["shape"].tolist()
     assert np.abs(prepared.tensor.numpy()[:, ::6, ::6] - golden["tensor"]).max() < 1e-5
     assert prepared.resized == (512, 717)
@@ -38,14 +38,14 @@ def test_golden_of_the_published_pipeline(golden_dir: Path) -> None:
 def test_keep_ratio(
     original: tuple[int, int], resized: tuple[int, int], padded: tuple[int, int]
 ) -> None:
-    prepared = TestTransform(schema.TestConfig())(blank(*original))
+    prepared = EvalTransform(schema.TestConfig())(blank(*original))
     assert prepared.resized == resized
     assert prepared.tensor.shape == (3, *padded)
 
 
 def test_padding_is_zero_at_the_right_and_the_bottom() -> None:
     config = schema.TestConfig(scale=(40, 30))
-    tensor = TestTransform(config)(blank(30, 40)).tensor.numpy()
+    tensor = EvalTransform(config)(blank(30, 40)).tensor.numpy()
     assert tensor.shape == (3, 32, 64)
     assert tensor[:, :30, :40] == pytest.approx(
         np.broadcast_to(
@@ -63,7 +63,7 @@ def test_padding_is_zero_at_the_right_and_the_bottom() -> None:
 def test_pascal_context_resizes_twice_and_pads_nothing() -> None:
     config = schema.TestConfig(scale=(520, 520), resize="keep_ratio_divisible")
     image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
-    transform = TestTransform(config)
+    transform = EvalTransform(config)
     prepared = transform(image)
     # 520 / 500 = 1.04: 390 x 520, then up to multiples of 32: 416 x 544.
     assert prepared.resized == (416, 544)
@@ -75,7 +75,7 @@ def test_pascal_context_resizes_twice_and_pads_nothing() -> None:
 
 def test_native_resolution_only_pads() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    transform = TestTransform(schema.TestConfig(resize="none"))
+    transform = EvalTransform(schema.TestConfig(resize="none"))
     prepared = transform(image)
     assert prepared.resized == prepared.original == (50, 70)
     assert prepared.tensor.shape == (3, 64, 96)
@@ -87,4 +87,4 @@ def test_native_resolution_only_pads() -> None:
 )
 def test_other_arrays_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
-        TestTransform(schema.TestConfig())(image)
+        EvalTransform(schema.TestConfig())(image)

@@ -1,16 +1,16 @@
 """Cityscapes (Cordts et al., CVPR 2016): 19 classes of street scenes.
 
 Both forms of its labels are read: `_gtFine_labelTrainIds.png`, made by the dataset's own
-scripts, and the raw `_gtFine_labelIds.png` of the download.  Ids, names and colours are
+scripts, and the raw `_gtFine_labelIds.png` of the download.  Ids, names and colors are
 those of `cityscapesscripts/helpers/labels.py`.
 """
 
 from __future__ import annotations
 
-from cgrseg.data.label_rules import Hint, LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, SplitLayout
+from cgrseg.datasets.label_rules import Hint, LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, SplitLayout
 
-CLASSES: tuple[tuple[int, str, Colour], ...] = (
+CLASSES: tuple[tuple[int, str, Color], ...] = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
     (11, "building", (70, 70, 70)),
@@ -53,20 +53,16 @@ _RULE_RAW = LabelRule.from_mapping(
 )
 
 
-def _split(name: str, *, labelled: bool = True) -> SplitLayout:
-    return SplitLayout(images=f"leftImg8bit/{name}", labels=f"gtFine/{name}" if labelled else None)
-
-
 SPEC = DatasetSpec(
     name="cityscapes",
     title="Cityscapes (19 classes)",
     classes=tuple(name for _, name, _ in CLASSES),
-    palette=tuple(colour for _, _, colour in CLASSES),
+    palette=tuple(color for _, _, color in CLASSES),
     label_rule=_RULE_PREPARED,
     splits={
-        "train": _split("train"),
-        "val": _split("val"),
-        "test": _split("test", labelled=False),
+        "train": SplitLayout("leftImg8bit/train", "gtFine/train"),
+        "val": SplitLayout("leftImg8bit/val", "gtFine/val"),
+        "test": SplitLayout("leftImg8bit/test", None),
     },
     default_root="data/cityscapes",
     how_to_get=(
@@ -79,4 +75,6 @@ SPEC = DatasetSpec(
     other_encodings=(("_gtFine_labelIds.png", _RULE_RAW),),
     notes="Where both forms of a label are present, the training ids are used. The test split "
     "has no public labels.",
+    order=60,
+    submission_ids=_RAW_IDS,
 )

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from cgrseg.data.image_io import image_size, read_image, read_label, write_image, write_label_png
+from cgrseg.data.image_files import image_size, read_image, write_image
+from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError, EnvironmentProblem
 
 RAMP = np.arange(20 * 30 * 3, dtype=np.uint32).reshape(20, 30, 3) % 251
@@ -177,7 +178,7 @@ class TestReadLabel:
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
     def test_colour_masks_say_what_to_do(self, tmp_path: Path, mode: str) -> None:
         Image.fromarray(rgb()).convert(mode).save(tmp_path / "a.png")
-        with pytest.raises(DataError, match=r"a\.png: a colour picture(.|\n)*convert rgb"):
+        with pytest.raises(DataError, match=r"a\.png: a color image(.|\n)*convert rgb"):
             read_label(tmp_path / "a.png")
 
     def test_truncated_and_foreign_files(self, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 The two share their files.  With 60 classes raw 0 is learned as "background"; with 59,
 the form of the published numbers, it is ignored and every other id moves down by one.
-Names, order and colours are those of mmsegmentation and the Detail toolkit.
+Names, order and colors are those of mmsegmentation and the Detail toolkit.
 """
 
 from __future__ import annotations
 
-from cgrseg.data.label_rules import LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, SplitLayout
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
 
-CLASSES: tuple[tuple[str, Colour], ...] = (
+CLASSES: tuple[tuple[str, Color], ...] = (
     ("background", (120, 120, 120)),
     ("aeroplane", (180, 120, 120)),
     ("bag", (6, 230, 230)),
@@ -97,24 +97,42 @@ SPEC_59 = DatasetSpec(
     name="pascal_context59",
     title="Pascal Context (59 classes)",
     classes=tuple(name for name, _ in CLASSES[1:]),
-    palette=tuple(colour for _, colour in CLASSES[1:]),
+    palette=tuple(color for _, color in CLASSES[1:]),
     label_rule=LabelRule.reduce_zero(len(CLASSES) - 1),
     splits=_SPLITS,
     default_root=_ROOT,
     how_to_get=_HOW_TO_GET,
     image_suffixes=(".jpg", ".jpeg"),
     notes="Raw 0 (background) is ignored.",
+    order=40,
+    recipe=Recipe(
+        "pascal-context59_80k",
+        "Pascal Context, 59 classes; 80,000 iterations are our choice, none were published.",
+        {
+            "augment": {"scale": [520, 520], "crop_size": [480, 480]},
+            "test": {
+                "scale": [520, 520],
+                "resize": "keep_ratio_divisible",
+                "crop_size": [480, 480],
+                "stride": [320, 320],
+            },
+            "schedule": {"max_iters": 80_000},
+        },
+    ),
+    known_by_class_count=True,
 )
 
 SPEC_60 = DatasetSpec(
     name="pascal_context60",
     title="Pascal Context (59 classes and background)",
     classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(colour for _, colour in CLASSES),
+    palette=tuple(color for _, color in CLASSES),
     label_rule=LabelRule.identity(len(CLASSES)),
     splits=_SPLITS,
     default_root=_ROOT,
     how_to_get=_HOW_TO_GET,
     image_suffixes=(".jpg", ".jpeg"),
     notes="Raw 0 (background) is a class.",
+    order=50,
+    shares_folders_of="pascal_context59",
 )

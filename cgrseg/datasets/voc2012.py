@@ -1,14 +1,14 @@
 """PASCAL VOC 2012 segmentation (Everingham et al.): 20 objects and the background.
 
-Names and colours are those of the development kit; 255 marks object borders.
+Names and colors are those of the development kit; 255 marks object borders.
 """
 
 from __future__ import annotations
 
-from cgrseg.data.label_rules import LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, SplitLayout
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, SplitLayout
 
-CLASSES: tuple[tuple[str, Colour], ...] = (
+CLASSES: tuple[tuple[str, Color], ...] = (
     ("background", (0, 0, 0)),
     ("aeroplane", (128, 0, 0)),
     ("bicycle", (0, 128, 0)),
@@ -46,7 +46,7 @@ SPEC = DatasetSpec(
     name="voc2012",
     title="PASCAL VOC 2012 (21 classes)",
     classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(colour for _, colour in CLASSES),
+    palette=tuple(color for _, color in CLASSES),
     label_rule=LabelRule.identity(len(CLASSES)),
     splits={"train": _split("train"), "val": _split("val"), "trainval": _split("trainval")},
     default_root="data/VOCdevkit/VOC2012",
@@ -57,4 +57,5 @@ SPEC = DatasetSpec(
     ),
     image_suffixes=(".jpg", ".jpeg"),
     notes="Labels are palette PNGs; their indices are the ids.",
+    order=80,
 )

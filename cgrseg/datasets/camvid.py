@@ -6,10 +6,10 @@ SegNet's own release writes 11 for those, which is an error here that says what 
 
 from __future__ import annotations
 
-from cgrseg.data.label_rules import Hint, LabelRule
-from cgrseg.data.spec import Colour, DatasetSpec, SplitLayout
+from cgrseg.datasets.label_rules import Hint, LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
 
-CLASSES: tuple[tuple[str, Colour], ...] = (
+CLASSES: tuple[tuple[str, Color], ...] = (
     ("sky", (128, 128, 128)),
     ("building", (128, 0, 0)),
     ("pole", (192, 192, 128)),
@@ -28,7 +28,7 @@ SPEC = DatasetSpec(
     name="camvid",
     title="CamVid (11 classes)",
     classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(colour for _, colour in CLASSES),
+    palette=tuple(color for _, color in CLASSES),
     label_rule=LabelRule.identity(
         len(CLASSES),
         hints=(
@@ -51,4 +51,25 @@ SPEC = DatasetSpec(
         "ignored)"
     ),
     notes="Frames of 'val' come from a drive that is also in 'train': quote 'test'.",
+    order=70,
+    recipe=Recipe(
+        "camvid",
+        "CamVid, 11 classes, street scenes of 480x360: a real run that a laptop finishes. Its "
+        "validation frames come from a drive that also trains, so quote data.eval_split=test.",
+        {
+            "data": {"workers": 2},
+            "augment": {"scale": [480, 360], "crop_size": [256, 256]},
+            "test": {"scale": [480, 360]},
+            "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
+            "loss": {"initial_weight": 0.4},
+            "schedule": {"max_iters": 1_400, "warmup_iters": 100, "warmup_ratio": 0.01},
+            "train": {
+                "batch_size": 8,
+                "eval_interval": 700,
+                "precision": "auto",
+                "channels_last": True,
+            },
+        },
+    ),
+    known_by_class_list=True,
 )

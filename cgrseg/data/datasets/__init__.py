@@ -1,1 +1,0 @@
-"""One file per dataset: its class table, its encoding, its folders."""

@@ -1,0 +1,60 @@
+"""The procedural scenes of `cgrseg data synth`, written in the layout of ADE20K.
+
+Nothing has to be fetched for them: they are drawn.  Raw 0 is the ignored border.
+"""
+
+from __future__ import annotations
+
+from cgrseg.datasets.label_rules import LabelRule
+from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
+
+CLASSES: tuple[tuple[str, Color], ...] = (
+    ("sky", (139, 190, 232)),
+    ("mountain", (146, 118, 150)),
+    ("field", (196, 206, 112)),
+    ("water", (52, 120, 186)),
+    ("road", (92, 92, 104)),
+    ("building", (214, 118, 84)),
+    ("tree", (46, 132, 82)),
+    ("fence", (240, 222, 168)),
+    ("crate", (158, 98, 44)),
+    ("ball", (232, 62, 96)),
+    ("balloon", (146, 82, 214)),
+)
+"""Name, RGB; row k (from 0) is stored as k + 1."""
+
+SPEC = DatasetSpec(
+    name="synthetic",
+    title="Procedural scenes",
+    classes=tuple(name for name, _ in CLASSES),
+    palette=tuple(color for _, color in CLASSES),
+    label_rule=LabelRule.reduce_zero(len(CLASSES)),
+    splits={
+        "train": SplitLayout(images="images/training", labels="annotations/training"),
+        "val": SplitLayout(images="images/validation", labels="annotations/validation"),
+    },
+    default_root="data/synthetic",
+    how_to_get="draw it: `cgrseg data synth data/synthetic`",
+    notes="0 is ignored.",
+    order=90,
+    recipe=Recipe(
+        "synthetic",
+        "The embedded scenes of `cgrseg data synth`; what `cgrseg demo` trains.",
+        {
+            "data": {"workers": 1},
+            # Scenes of 192x192: the smallest ratio still gives a whole crop.
+            "augment": {"scale": [192, 192], "ratio_range": [0.67, 1.1], "crop_size": [128, 128]},
+            "test": {"scale": [256, 192]},
+            "optimizer": {"lr": 1e-3, "head_multiplier": 2.0},
+            "schedule": {"max_iters": 300, "warmup_iters": 20, "warmup_ratio": 0.05},
+            "train": {
+                "batch_size": 8,
+                "eval_interval": 100,
+                "log_interval": 10,
+                "precision": "auto",
+                "channels_last": True,
+            },
+        },
+    ),
+    shares_folders_of="ade20k",
+)
