@@ -1,7 +1,7 @@
-"""Arithmetic precision of the network, and what a device computes in hardware.
+"""Arithmetic precision of a network, and which one a device computes in hardware.
 
-Training and prediction ask this module which precision pays on a device.  bfloat16 without
-hardware support is emulated: same results, slower than float32 (9 times with AVX2 alone).
+bfloat16 without hardware support is emulated: same results, slower than float32 (9 times with
+AVX2 alone).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -26,7 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 # Values of ONEDNN_MAX_CPU_ISA that hide the bfloat16 instructions of an x86 processor.
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-_ISAS_WITHOUT_BF16 = (
+_ISAS_WITHOUT_BF16 = [
     "SSE41",
     "AVX",
     "AVX2",
@@ -34,7 +34,7 @@ _ISAS_WITHOUT_BF16 = (
     "AVX2_VNNI_2",
     "AVX512_CORE",
     "AVX512_CORE_VNNI",
-)
+]
 
 # CGRSeg-T, crops of 128x128; the instructions were hidden by ONEDNN_MAX_CPU_ISA; docs/training.md.
 _MEASURED = (
@@ -45,7 +45,7 @@ _MEASURED = (
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """A precision and why it was chosen, e.g. "bf16 (this CPU computes bf16 in hardware)"."""
+    """A precision and its reason, e.g. "bf16 (this CPU computes bf16 in hardware)"."""
 
     precision: Precision
     reason: str
@@ -54,69 +54,51 @@ class PrecisionChoice:
         return f"{self.precision} ({self.reason})"
 
 
-def check_precision(name: str, setting: str = "precision") -> Precision:
-    """`name`, if networks predict in it.
+def check_precision(name: str, setting: str = "precision") -> AnyPrecision:
+    """The name of a precision, or "auto", checked.
 
     Args:
-        name: what was asked for.
-        setting: what the message calls it.
+        name: value of the setting.
+        setting: name of the setting, for the message.
 
     Raises:
         ConfigError: another name.
     """
-    if name not in DTYPES:
+    if name != "auto" and name not in DTYPES:
         raise ConfigError(
             setting,
             found=repr(name),
             expected="auto, fp32, bf16 or fp16",
             remedy="choose one of these, or leave it out for fp32",
         )
-    return name
-
-
-def check_choice(name: str, setting: str = "precision") -> AnyPrecision:
-    """`name`, if it is "auto" or a precision; arguments and errors as `check_precision`."""
-    return "auto" if name == "auto" else check_precision(name, setting)
-
-
-def choose_precision(device: torch.device) -> PrecisionChoice:
-    """What "auto" stands for: bf16 where the device computes it in hardware, else fp32."""
-    native, reason = bf16_in_hardware(device)
-    return PrecisionChoice("bf16" if native else "fp32", reason)
+    return cast(AnyPrecision, name)
 
 
 def resolve_precision(name: str, device: torch.device, setting: str = "precision") -> Precision:
-    """The precision that a setting means on a device.
+    """The precision that a setting means on a device; see :func:`check_precision`."""
+    chosen = check_precision(name, setting)
+    return choose_precision(device).precision if chosen == "auto" else chosen
 
-    Args:
-        name: "auto", "fp32", "bf16" or "fp16".
-        device: where the network runs.
-        setting: what the message calls it.
 
-    Raises:
-        ConfigError: another name.
-    """
-    if name == "auto":
-        return choose_precision(device).precision
-    return check_precision(name, setting)
+def choose_precision(device: torch.device) -> PrecisionChoice:
+    """Resolve "auto": bf16 where the device computes it in hardware, else fp32."""
+    native, reason = bf16_in_hardware(device)
+    return PrecisionChoice("bf16" if native else "fp32", reason)
 
 
 def bf16_in_hardware(device: torch.device) -> tuple[bool, str]:
     """Whether a device computes bfloat16 in hardware and PyTorch uses it, and the reason.
 
     x86 processors: the instructions avx512_bf16 or amx_bf16, unless ONEDNN_MAX_CPU_ISA hides
-    them.  ARM processors count as without: where oneDNN lacks a bfloat16
-    kernel for them, depthwise convolutions among them, its reference code takes over a hundred
-    times as long (oneDNN pull requests 3441 and 4007).  NVIDIA GPUs: compute capability 8.0 or
-    newer.  Apple GPUs count as without: nothing was measured there.
-
-    Returns:
-        The answer, and a phrase that names what was found.
+    them.  ARM processors: no, because oneDNN lacks some of their bfloat16 kernels, depthwise
+    convolutions among them, and its reference code takes over a hundred times as long (oneDNN
+    pull requests 3441 and 4007).  NVIDIA GPUs: compute capability 8.0 or newer.  Apple GPUs: no,
+    because nothing was measured there.
     """
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
         if torch.version.hip is not None:
             return True, "this GPU computes bf16 in hardware"
+        major, minor = torch.cuda.get_device_capability(device)
         has = "computes bf16 in hardware" if major >= 8 else "has no bf16 arithmetic"
         return major >= 8, f"this GPU, compute capability {major}.{minor}, {has}"
     if device.type != "cpu":
@@ -125,14 +107,11 @@ def bf16_in_hardware(device: torch.device) -> tuple[bool, str]:
         return False, "PyTorch lacks some bf16 kernels for this kind of CPU"
     if not torch.backends.mkldnn.is_available():
         return False, "this PyTorch has no oneDNN, which computes bf16 on a CPU"
-    flags = [
-        name
-        for name, found in (
-            ("avx512_bf16", torch.cpu._is_avx512_bf16_supported()),
-            ("amx_bf16", torch.cpu._is_amx_tile_supported()),
-        )
-        if found
-    ]
+    supported = {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+    }
+    flags = [name for name, found in supported.items() if found]
     if not flags:
         return False, "this CPU has no bf16 instructions"
     hiding = next((name for name in _ISA_VARIABLES if os.environ.get(name)), None)
@@ -150,12 +129,8 @@ def slow_precision(device: torch.device, precision: str) -> str:
         if device.type == "cuda":
             return f"bf16 is emulated ({reason}); fp16 is faster here"
         return f"bf16 is slower than fp32 ({reason}). {_MEASURED}"
-    if precision == "fp16" and device.type == "cpu" and not _fp16_in_hardware():
-        return "fp16 is slower than fp32 (this CPU has no fp16 instructions)"
+    if precision == "fp16" and device.type == "cpu":
+        mkldnn = torch.backends.mkldnn.is_available()
+        if not (mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
+            return "fp16 is slower than fp32 (this CPU has no fp16 instructions)"
     return ""
-
-
-def _fp16_in_hardware() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(
-        torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    )

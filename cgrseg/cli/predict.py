@@ -113,7 +113,7 @@ def predict(
     from cgrseg.errors import ConfigError
     from cgrseg.inference import Predictor, predict_folder
     from cgrseg.inference.exported import is_exported
-    from cgrseg.precision import check_choice
+    from cgrseg.precision import check_precision
     from cgrseg.progress import shown_progress
 
     console = make_console()
@@ -135,7 +135,7 @@ def predict(
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,
-        check_choice(precision, "--precision"),
+        check_precision(precision, "--precision"),
         compile=compile,
         threads=threads,
         trust_code=trust_code,

@@ -86,7 +86,7 @@ def web(
     from cgrseg.errors import ConfigError
     from cgrseg.extras import require_extra
     from cgrseg.inference import Predictor
-    from cgrseg.precision import check_choice
+    from cgrseg.precision import check_precision
     from cgrseg.processes import Terminated
 
     require_extra("web", "cgrseg web")  # before a long loading
@@ -129,7 +129,7 @@ def web(
         )
     models = {
         name: Predictor.from_pretrained(
-            source, device, check_choice(precision, "--precision"), trust_code=trust_code
+            source, device, check_precision(precision, "--precision"), trust_code=trust_code
         )
         for name, source in zip(model_names(sources), sources, strict=True)
     }

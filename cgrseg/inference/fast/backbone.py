@@ -1,13 +1,16 @@
-"""EfficientFormerV2 for inference: the arithmetic that is left after exact algebra.
+"""EfficientFormerV2 for inference: the arithmetic that is left after folding.
 
-What differs from :mod:`cgrseg.models.efficientformer_v2`, all of it exact up to rounding:
-batch norms and layer scales are part of the convolutions, queries, keys and values of an
-attention come from one convolution, the query's subsampling is part of its depthwise
-kernel, the scale of the attention is part of the query, the first talking head's mix of
-the biases is done beforehand and its own bias dropped (a softmax does not see it), the
-second talking head's bias, which adds the same to the weight of every key, adds so many
-times the sum of the values to the result in place of a number to each of A x Q x K weights,
-and the biases of an input size are stored numbers.
+Differences from :mod:`cgrseg.models.efficientformer_v2`, all exact up to rounding:
+
+* Batch norms and layer scales are folded into the convolutions.
+* One convolution computes queries, keys and values of an attention.
+* The query's subsampling is part of its depthwise kernel, and the scale of the attention part
+  of the query.
+* The first talking head mixes the attention biases beforehand; its own bias is dropped, because
+  a softmax does not see it.
+* The second talking head's bias adds the same to the weight of every key.  It is added to the
+  result as a multiple of the sum of the values, not to each of A x Q x K weights.
+* The attention biases of an input size are stored.
 
 Legend: N images, C channels, H x W cells of the stage, A heads, D channels per head of
 the values, E channels per head of queries and keys, Q queries, K keys.
@@ -26,19 +29,19 @@ from cgrseg.models import efficientformer_v2 as published
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.geometric_bias import GeometricBias
 
-# As many sizes, and matrices as large, as the network itself keeps.
+# Limits of stored biases: number of sizes and bytes per size, as in the network itself.
 _MAX_KEPT_SIZES = 8
 _MAX_KEPT_BYTES = 64 * 1024 * 1024
 
 
 class StoredBias(nn.Module):
-    """Attention biases of the input sizes that were prepared.
+    """Attention biases of the prepared input sizes.
 
     Args:
-        table: (A, R * R), the learned values.
-        query_stride: distance of queries in cells.
-        mix: (A, A) of a talking head to apply beforehand, or none.
-        geometric: the table is resized by true offsets.
+        table: learned values, (A, R * R).
+        query_stride: distance between queries, in cells.
+        mix: weights (A, A) of a talking head to apply beforehand; None: no talking head.
+        geometric: resize the table by true offsets.
     """
 
     def __init__(
@@ -53,19 +56,19 @@ class StoredBias(nn.Module):
 
     @classmethod
     def of(cls, attention: nn.Module, query_stride: int, mix: Tensor | None = None) -> StoredBias:
-        """The biases of an attention, whichever form they have."""
+        """The stored form of the biases of an attention."""
         geometric = isinstance(attention.bias, GeometricBias)
         table = attention.attention_biases if geometric else attention.attention_biases_seg
         return cls(cast(Tensor, table), query_stride, mix, geometric)
 
     def prepare(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> None:
-        """Keep the biases of a size, unless they are as large as what they are added to.
+        """Store the biases of a size, unless they exceed the limit.
 
         Args:
             queries: Q.
             keys: K.
-            like: a tensor of the type and device that the biases should have.
-            width: columns of the keys, which geometric biases depend on.
+            like: tensor with the dtype and device of the biases.
+            width: width of the keys' map, for geometric biases.
         """
         name = self._name(queries, keys, width)
         if name in self._buffers or len(self.table) * queries * keys * 4 > _MAX_KEPT_BYTES:
@@ -93,13 +96,13 @@ class StoredBias(nn.Module):
         return bias.to(device=like.device, dtype=like.dtype)
 
     def forward(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> Tensor:
-        """Biases (A, Q, K): the prepared ones where there are."""
+        """Biases (A, Q, K), stored or computed."""
         kept = self._buffers.get(self._name(queries, keys, width))
         return kept if kept is not None else self.compute(queries, keys, like, width)
 
 
 class FastConvMlp(nn.Module):
-    """Residual MLP; norms and layer scale are within its three convolutions."""
+    """Residual MLP; norms and layer scale are folded into its three convolutions."""
 
     def __init__(self, block: published.ConvBlock) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class FastConvMlp(nn.Module):
 
 
 class FastAttention(nn.Module):
-    """Residual attention with talking heads; its layer scale is within its last convolution."""
+    """Residual attention with talking heads; the layer scale is in the last convolution."""
 
     def __init__(self, block: published.AttentionBlock) -> None:
         super().__init__()
@@ -223,10 +226,10 @@ class FastDualPathDownsample(nn.Module):
 
 
 class FastBackbone(nn.Module):
-    """The backbone; gives the three maps that the head reads.
+    """The backbone, with the three feature maps that the head reads.
 
     Args:
-        source: in eval mode; it is read, never changed.
+        source: the network's backbone in eval mode; it is read, never changed.
     """
 
     def __init__(self, source: published.EfficientFormerV2) -> None:
@@ -236,7 +239,7 @@ class FastBackbone(nn.Module):
         self.layers = nn.ModuleList(_fast_layer(layer) for layer in source.network)
 
     def prepare(self, height: int, width: int) -> None:
-        """Store what an input of H x W pixels needs."""
+        """Store the biases for an input of H x W pixels."""
         for position, layer in enumerate(self.layers):
             stride = 4 << (position // 2)  # of the layer's input
             for module in layer.modules():

@@ -1,8 +1,7 @@
-"""Exact algebra on convolutions: what follows or precedes one becomes part of its numbers.
+"""Folding of batch norms and layer scales into convolutions, exactly.
 
-In eval mode a batch norm is a scale and a shift per channel, as are layer scales.  Both
-are absorbed by the convolution beside them, in float64, so that the only rounding is the
-final one to float32.
+In eval mode both are a scale and a shift per channel.  The neighboring convolution absorbs
+them in float64, so that the only rounding is the final one to float32.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class FoldedConv:
-    """A convolution as numbers, O outputs from I inputs.
+    """Weights and geometry of a convolution, O outputs from I inputs.
 
     Attributes:
         weight: float64 (O, I / groups, kernel height, kernel width).
         bias: float64 (O,).
-        stride: of both axes.
+        stride: stride along both axes.
         padding: zeros added on each side, (rows, columns).
-        groups: of channels.
+        groups: number of channel groups.
     """
 
     weight: Tensor
@@ -34,7 +33,7 @@ class FoldedConv:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> FoldedConv:
-        """A convolution, and the batch norm (eval mode) that follows it, as one."""
+        """A convolution with the batch norm (eval mode) that follows it folded in."""
         weight = conv.weight.detach().double()
         bias = conv.bias
         folded = cls(
@@ -52,23 +51,23 @@ class FoldedConv:
 
     @classmethod
     def of_pair(cls, pair: nn.Module) -> FoldedConv:
-        """The same for a sequence (convolution, batch norm)."""
+        """A sequence (convolution, batch norm), folded."""
         conv, norm = cast(nn.Sequential, pair)
         return cls.of(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
 
     def scaled(self, factors: Tensor | float) -> FoldedConv:
-        """With every output channel multiplied; factors: a number or (O,)."""
+        """The convolution with scaled output channels; factors: a number or (O,)."""
         by = torch.as_tensor(factors, dtype=torch.float64).detach().double().flatten()
         by = by.to(self.weight.device)
         return replace(self, weight=self.weight * by[:, None, None, None], bias=self.bias * by)
 
     def after_norm(self, norm: nn.BatchNorm2d) -> FoldedConv:
-        """With the batch norm that precedes it.
+        """The convolution with the batch norm that precedes it folded in.
 
-        Exact only where no zero padding comes between the two: a 1x1 kernel.
+        Exact only without zero padding between the two: a 1x1 kernel.
 
         Raises:
-            ValueError: for a kernel that pads, or grouped channels.
+            ValueError: a convolution with padding or groups.
         """
         if self.padding != (0, 0) or self.groups != 1:
             raise ValueError(
@@ -81,20 +80,20 @@ class FoldedConv:
         return replace(self, weight=weight, bias=self.bias + moved)
 
     def plus_subsample(self) -> FoldedConv:
-        """Depthwise, with its own input at the kernel's centre added to the result."""
+        """A depthwise convolution plus its own input at the kernel's center."""
         weight = self.weight.clone()
         rows, columns = weight.shape[2] // 2, weight.shape[3] // 2
         weight[:, 0, rows, columns] += 1.0
         return replace(self, weight=weight)
 
     def beside(self, *others: FoldedConv) -> FoldedConv:
-        """One convolution whose outputs are those of all of them, one after another.
+        """One convolution with the outputs of all, one after another.
 
         Raises:
-            ValueError: when they do not read their input alike.
+            ValueError: convolutions of different geometry.
         """
-        together = (self, *others)
-        forms = {(c.weight.shape[1:], c.stride, c.padding, c.groups) for c in together}
+        convolutions = (self, *others)
+        forms = {(c.weight.shape[1:], c.stride, c.padding, c.groups) for c in convolutions}
         if len(forms) > 1 or self.groups != 1:
             raise ValueError(
                 f"merging convolutions: got {sorted(map(str, forms))}, expected equal inputs, "
@@ -102,24 +101,23 @@ class FoldedConv:
             )
         return replace(
             self,
-            weight=torch.cat([c.weight for c in together]),
-            bias=torch.cat([c.bias for c in together]),
+            weight=torch.cat([c.weight for c in convolutions]),
+            bias=torch.cat([c.bias for c in convolutions]),
         )
 
-    def module(self, dtype: torch.dtype = torch.float32) -> nn.Conv2d:
-        """As a module that needs no gradient."""
-        outputs, inputs = self.weight.shape[:2]
-        kernel = (self.weight.shape[2], self.weight.shape[3])
+    def module(self) -> nn.Conv2d:
+        """A float32 module without gradients."""
+        outputs, inputs, rows, columns = self.weight.shape
         with torch.device(self.weight.device):
             conv = nn.utils.skip_init(
                 nn.Conv2d,
                 inputs * self.groups,
                 outputs,
-                kernel,
+                (rows, columns),
                 stride=self.stride,
                 padding=self.padding,
                 groups=self.groups,
-                dtype=dtype,
+                dtype=torch.float32,
             )
         with torch.no_grad():
             conv.weight.copy_(self.weight)
@@ -131,7 +129,7 @@ def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 (C,), that a batch norm applies in eval mode.
 
     Raises:
-        ValueError: for a norm without stored statistics.
+        ValueError: a norm without stored statistics.
     """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("batch norm: got no stored statistics, expected a trained network")

@@ -1,15 +1,16 @@
-"""CGRSeg's head for inference: the arithmetic that is left after exact algebra.
+"""CGRSeg for inference: the same function with less arithmetic.
 
-What differs from :mod:`cgrseg.models`, all of it exact up to rounding:
+Differences of the head from :mod:`cgrseg.models`, all exact up to rounding
+(:mod:`cgrseg.inference.fast.backbone` has those of the backbone):
 
 * Rectangular calibration: the horizontal strip convolution acts on `rows + columns`, where
   `rows` does not change along its axis.  So it is the convolution of the columns alone,
   plus the rows times the sum of the taps that meet the map: no convolution over the map.
 * A 1x1 convolution after bilinear upsampling is done before it, on a quarter of the cells.
 * The fusion before the classifier is one factor and one shift per channel.
-* Class centres (K x M) are never formed.  They are only needed for their mean under a
-  softmax over classes, and that softmax needs their product with one vector:
-  both are sums over positions that one weight per position expresses.
+* Class centers (K x M) are never formed.  Only their mean under a softmax over classes is
+  needed, and that softmax needs their product with one vector: both are sums over positions
+  with one weight per position.
 * The final classification of `features * gate + features` multiplies the classifier's
   weights by `1 + gate` in place of the features.
 
@@ -33,11 +34,11 @@ from cgrseg.models.dpg_head import DynamicPrototypeGuide
 from cgrseg.models.layers import ConvNormAct
 from cgrseg.models.pyramid import ContextFusion
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
-from cgrseg.precision import DTYPES, Precision, check_precision
+from cgrseg.precision import DTYPES, Precision, resolve_precision
 
 
 class FastCalibration(nn.Module):
-    """RCM with its norms and its scale within its convolutions."""
+    """RCM with its norms and its scale folded into its convolutions."""
 
     def __init__(self, source: RectangularSelfCalibrationModule) -> None:
         super().__init__()
@@ -94,8 +95,8 @@ class FastGuide(nn.Module):
         self.register_buffer("fuse_scale", scale.float()[None, :, None, None])
         self.register_buffer("fuse_shift", shift.float()[None, :, None, None])
         self.classify = FoldedConv.of(classify).module()
-        # The last product stays in float32 whatever the network is cast to: it costs little
-        # and halves the number of labels that a reduced precision changes.
+        # The last product stays in float32 in any precision: it costs little and halves the
+        # number of labels that a reduced precision changes.
         self.register_buffer("final_weight", classify.weight.detach().float().flatten(1).clone())
         self.register_buffer("final_bias", cast(Tensor, classify.bias).detach().float().clone())
         self.mask = FoldedConv.of(guide.conv_mask).module()
@@ -128,9 +129,9 @@ class FastGuide(nn.Module):
         return logits.unflatten(1, features.shape[2:]).permute(0, 3, 1, 2)  # channels-last
 
     def prototype(self, features: Tensor, initial: Tensor) -> Tensor:
-        """Mean of the class centres, weighted by the guide's mask over classes: (N, M).
+        """Mean of the class centers, weighted by the guide's mask over classes: (N, M).
 
-        Centres are `sum over positions of share * features` with `share` the softmax over
+        Centers are `sum over positions of share * features` with `share` the softmax over
         positions.  Their mask needs `share @ (mask of the features)`, and their weighted
         mean is the mean of the features under `class weights @ share`.
         """
@@ -154,7 +155,7 @@ class FastHead(nn.Module):
     """From three scales of features to logits.
 
     Args:
-        source: in eval mode; it is read, never changed.
+        source: the network's head in eval mode; it is read, never changed.
     """
 
     def __init__(self, source: CGRSegHead) -> None:
@@ -215,12 +216,11 @@ def pool_pyramid(features: Sequence[Tensor]) -> Tensor:
 class FastNetwork(nn.Module):
     """Inference form of :class:`cgrseg.models.CGRSeg`; build it with :func:`fast_form`.
 
-    A snapshot: later changes of the source are not seen.  It has no gradients and no
-    training mode.
+    A snapshot of the source's weights, without gradients and training mode.
 
     Attributes:
         num_classes: K.
-        precision: of weights and features.
+        precision: precision of weights and features.
     """
 
     def __init__(self, source: CGRSeg) -> None:
@@ -231,11 +231,6 @@ class FastNetwork(nn.Module):
         self.backbone = FastBackbone(source.backbone)
         self.head = FastHead(source.decode_head)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of weights and features."""
-        return DTYPES[self.precision]
-
     def prepare(self, height: int, width: int) -> None:
         """Store the attention biases that an input of this size needs (multiples of 32)."""
         self.backbone.prepare(height, width)
@@ -244,16 +239,16 @@ class FastNetwork(nn.Module):
         """(N, 3, H, W) float, H and W multiples of 32, to logits (N, K, H / 8, W / 8)."""
         if not torch.compiler.is_compiling():
             self.prepare(x.shape[2], x.shape[3])
-        return self.head(self.backbone(x.to(self.dtype)))
+        return self.head(self.backbone(x.to(DTYPES[self.precision])))
 
 
 def fast_form(model: CGRSeg, *, precision: Precision = "fp32") -> FastNetwork:
     """Rewrite a network for inference.
 
     Args:
-        model: trained; it is read, never changed, and shares nothing with the result.
-        precision: of weights and features.  In float32 the logits equal the model's (eval
-            mode) within 1e-5 relative.
+        model: trained network; it is read, never changed, and shares no tensor with the result.
+        precision: precision of weights and features.  In float32 the logits equal the model's
+            (eval mode) within 1e-5 relative.
 
     Returns:
         A module in eval mode, channels-last, on the model's device.
@@ -261,7 +256,7 @@ def fast_form(model: CGRSeg, *, precision: Precision = "fp32") -> FastNetwork:
     Raises:
         ConfigError: unknown precision.
     """
-    chosen = check_precision(precision)
+    chosen = resolve_precision(precision, next(model.parameters()).device)
     network = FastNetwork(model).eval().requires_grad_(False)
     network.precision = chosen
     network.to(dtype=DTYPES[chosen])

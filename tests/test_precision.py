@@ -14,7 +14,7 @@ from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.models import create_model
 from cgrseg.precision import (
     bf16_in_hardware,
-    check_choice,
+    check_precision,
     choose_precision,
     resolve_precision,
     slow_precision,
@@ -103,7 +103,7 @@ def test_a_backend_keeps_what_auto_stood_for_and_warns_of_emulation(
 
 
 def test_other_names_are_refused() -> None:
-    assert resolve_precision("fp16", CPU) == "fp16" and check_choice("auto") == "auto"
-    for ask in (check_choice, lambda name: resolve_precision(name, CPU)):
+    assert resolve_precision("fp16", CPU) == "fp16" and check_precision("auto") == "auto"
+    for ask in (check_precision, lambda name: resolve_precision(name, CPU)):
         with pytest.raises(ConfigError, match="auto, fp32, bf16 or fp16"):
             ask("int8")
