@@ -113,7 +113,6 @@ _OWN_OPTIONS: dict[FrontEnd, dict[str, str]] = {
     FrontEnd.PYTHON: {
         "--resume": "auto_resume=True",
         "--image-folder": "images",
-        "--colors": "colours",
         "--format-only": "format_only=True",
         "--overwrite": "overwrite=True",
         "--trust-code": "trust_code=True",

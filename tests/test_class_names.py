@@ -26,7 +26,7 @@ from cgrseg.class_names import (
 from cgrseg.config import Config, load_config
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
-from cgrseg.data.convert.rgb_masks import read_colour_table
+from cgrseg.data.convert.formats.rgb import read_color_table
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.resolve import resolve_spec
@@ -80,7 +80,7 @@ def test_names_come_back_from_a_color_table(
 ) -> None:
     path = tmp_path_factory.mktemp("colors") / "colors.json"
     path.write_text(json.dumps({name: [k, 0, 0] for k, name in enumerate(names)}))
-    assert list(read_colour_table(path).values()) == names
+    assert list(read_color_table(path).values()) == names
 
 
 @settings(deadline=None)
@@ -106,7 +106,7 @@ def test_text_forms_of_a_color_table(tmp_path: Path) -> None:
         "# agreed on 3 May 1 2 3\nname,r,g,b\nroad, paved 128 64 128\n0 0 0  wet  road\n"
         "\\#1,1,1,1\n2 2 2 #2\nroad, paved 9 9 9\n"
     )
-    assert read_colour_table(path) == {
+    assert read_color_table(path) == {
         (128, 64, 128): "road, paved",
         (0, 0, 0): "wet  road",
         (1, 1, 1): "#1",
@@ -118,7 +118,7 @@ def test_text_forms_of_a_color_table(tmp_path: Path) -> None:
 def test_a_name_with_two_colors_in_json(tmp_path: Path) -> None:
     path = tmp_path / "colors.json"
     path.write_text('{"road": [1, 1, 1], "sky": [2, 2, 2], "road": [3, 3, 3]}')
-    assert read_colour_table(path) == {(1, 1, 1): "road", (2, 2, 2): "sky", (3, 3, 3): "road"}
+    assert read_color_table(path) == {(1, 1, 1): "road", (2, 2, 2): "sky", (3, 3, 3): "road"}
 
 
 def test_comments_and_empty_lines_around_move_nothing() -> None:

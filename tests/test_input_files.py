@@ -14,9 +14,9 @@ import pytest
 
 from cgrseg.class_names import read_lines
 from cgrseg.config import load_config
-from cgrseg.data.convert.coco_instances import convert_coco_instances
-from cgrseg.data.convert.labelme import read_labelme
-from cgrseg.data.convert.rgb_masks import read_colour_table
+from cgrseg.data.convert import convert_coco_instances
+from cgrseg.data.convert.formats.labelme import read_labelme
+from cgrseg.data.convert.formats.rgb import read_color_table
 from cgrseg.data.image_files import image_size, is_jpeg, read_image, write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import CGRSegError, DataError
@@ -55,7 +55,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "config": ("a.json", load_config),
     "config in Python": ("a.py", load_config),
     "class list": ("classes.txt", read_classes),
-    "color table": ("colors.txt", read_colour_table),
+    "color table": ("colors.txt", read_color_table),
     "COCO": ("a.json", lambda path: convert_coco_instances(path, path.parent, path.parent / "o")),
     "LabelMe": ("a.json", read_labelme),
     "video": ("a.mp4", Clip),

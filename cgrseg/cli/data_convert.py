@@ -1,327 +1,260 @@
-"""`cgrseg data convert`: from published or hand-made annotations to label PNGs."""
+"""`cgrseg data convert` and the scripts of `tools/convert_datasets`, made from the formats.
+
+A format (:mod:`cgrseg.data.convert.formats`) declares its options once, as fields with help texts.
+Formats are imported when the group is used, so that `cgrseg --help` answers at once.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Callable
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import typer
 
 from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console
 from cgrseg.cli.options import AsJson, Workers, out_option, overwrite_option, split_option
-from cgrseg.errors import ConfigError
-from cgrseg.progress import Progress, shown_progress
+from cgrseg.errors import (
+    EXIT_PROBLEM,
+    CGRSegError,
+    ConfigError,
+    FrontEnd,
+    speaking_as,
+)
+from cgrseg.progress import shown_progress
 
 if TYPE_CHECKING:
-    from cgrseg.data.convert import ConversionReport
+    from cgrseg.data.convert.format import Format, Option
+
+
+class FormatCommands(Commands):
+    """The group `cgrseg data convert`: one command per format."""
+
+    @property
+    def commands(self) -> Any:
+        """Commands by name, made when they are first asked for."""
+        return _commands()
+
+    @commands.setter
+    def commands(self, value: Any) -> None:
+        pass  # typer gives the commands that were registered: none
+
 
 app = typer.Typer(
-    cls=Commands,
+    cls=FormatCommands,
     no_args_is_help=True,
     help="Make label PNGs. Finished files are kept, so an interrupted conversion can be run again. "
     "What is damaged is named and skipped, and the exit status is then 1.",
 )
 
 
-class Placing(str, Enum):
-    """How images get to their place."""
+@functools.cache
+def _commands() -> dict[str, Any]:
+    from cgrseg.data.convert.formats import formats
 
-    link = "link"
-    copy = "copy"
-
-
-Source = Annotated[Path, typer.Argument(help="Folder to convert.", show_default=False)]
-ImageFolder = Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)]
-OutArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[OUT]", help="Folder for the result; the same as --out.", show_default=False
-    ),
-]
-OutOption = Annotated[Path | None, out_option("Folder for the result.")]
-ImageMode = Annotated[
-    Placing,
-    typer.Option(
-        "--image-mode",
-        help="Place images as hard links (no disk space; copied where impossible) or as copies.",
-    ),
-]
-Split = Annotated[str | None, split_option("Default: no split folders.")]
-Classes = Annotated[
-    str | None,
-    typer.Option(
-        help="Class names in id order: a text file with one a line, or names with commas. "
-        "Default: OUT/classes.txt if it is there, else what is found."
-    ),
-]
-Background = Annotated[
-    str | None,
-    typer.Option(help="Class of pixels that no annotation covers. Default: ignored (255)."),
-]
-Ignore = Annotated[
-    list[str] | None, typer.Option(help="Class whose pixels are ignored; may be repeated.")
-]
-Overwrite = Annotated[bool, overwrite_option("Without it finished files are kept.")]
+    group = typer.Typer()
+    group.callback()(lambda: None)
+    for name, kind in formats().items():
+        group.command(name, cls=Command)(_command(kind))
+    return dict(typer.main.get_group(group).commands)
 
 
-@app.command("coco-stuff10k", cls=Command)
-def coco_stuff10k(
-    source: Source,
-    out: Annotated[
-        Path | None,
-        out_option("Folder for the result. Default: SOURCE itself."),
-    ] = None,
-    split: Annotated[
-        list[str] | None, split_option("May be repeated: train, test. Default: both.")
-    ] = None,
-    image_mode: ImageMode = Placing.link,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """COCO-Stuff-10k from its raw download (images, annotations/*.mat, imageLists).
+@dataclass(frozen=True)
+class _Parameter:
+    """Command-line form of a field.
 
-    Example:
-      cgrseg data convert coco-stuff10k downloads/cocostuff-10k-v1.1 --out data/coco_stuff10k
+    Attributes:
+        field: name of the field.
+        name: name on the command line.
+        kind: type for typer; lists of names are texts.
+        form: typer's argument or option.
+        default: value where it is not given.
+        name_list: the value is a list of names, as :func:`read_names` takes it.
     """
-    from cgrseg.data.convert import convert_coco_stuff10k
 
-    _run(
-        lambda progress: convert_coco_stuff10k(
-            source,
-            out,
-            lists=split or None,
-            image_mode=image_mode.value,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-        ),
-        as_json,
+    field: str
+    name: str
+    kind: Any
+    form: Any
+    default: Any
+    name_list: bool = False
+
+
+def _parameters(kind: type[Format]) -> list[_Parameter]:
+    from cgrseg.data.convert.format import Option, options_of
+
+    shared = {"out": out_option, "overwrite": overwrite_option, "split": split_option}
+    defaults = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    found = []
+    for field, (hint, given) in options_of(kind).items():
+        name, default = given.name or field, defaults[field]
+        if not isinstance(given, Option):
+            argument = typer.Argument(help=given.help, show_default=False)
+            found.append(_Parameter(field, name, hint, argument, inspect.Parameter.empty))
+            continue
+        option = typer.Option(f"--{name.replace('_', '-')}", help=given.help)
+        if name in shared:
+            option = shared[name](given.help)
+        elif field == "workers":
+            option = typing.get_args(Workers)[1]
+        found.append(
+            _Parameter(field, name, _type(hint, given), option, default or None, given.name_list)
+        )
+    return found
+
+
+def _type(hint: Any, option: Option) -> Any:
+    """The type of an option for typer."""
+    if typing.get_origin(hint) is Literal:
+        return Enum("Choice", [(each, each) for each in typing.get_args(hint)], type=str)
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, UnionType) else (hint,)
+    if any(typing.get_origin(each) is Sequence for each in parts):
+        return (str if option.name_list else list[str]) | None
+    kind = Path if Path in parts else parts[0]
+    return kind if kind is bool else kind | None
+
+
+def _command(kind: type[Format]) -> Callable[..., None]:
+    """The function of a command: one parameter for each field of the format."""
+    own = _parameters(kind)
+    parameters: list[tuple[str, Any, Any]] = []
+    for each in own:
+        if each.field == "out" and each.default is inspect.Parameter.empty:
+            # The folder for the result may be given either way.
+            argument = typer.Argument(
+                metavar="[OUT]",
+                help=f"{each.form.help.rstrip('.')}; the same as --out.",
+                show_default=False,
+            )
+            option = out_option(each.form.help)
+            parameters.append(("out", Annotated[Path | None, argument], None))
+            parameters.append(("out_path", Annotated[Path | None, option], None))
+        else:
+            parameters.append((each.name, Annotated[each.kind, each.form], each.default))
+    parameters.append(("as_json", AsJson, False))
+
+    def convert(**given: Any) -> None:
+        as_json = given.pop("as_json")
+        if "out_path" in given:
+            given["out"] = _target(kind.name, given["out"], given.pop("out_path"))
+        for each in own:
+            if each.name_list:
+                given[each.name] = read_names(given[each.name])
+        with shown_progress("converting", not as_json) as progress:
+            report = run_conversion(_format(kind, given, own), progress)
+        if as_json:
+            typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        else:
+            make_console().print(report.text(), markup=False, soft_wrap=True)
+        if report.exit_code:
+            raise typer.Exit(EXIT_PARTLY)
+
+    from cgrseg.data.convert.runner import run_conversion
+
+    convert.__doc__ = inspect.cleandoc(kind.__doc__ or "")
+    convert.__annotations__ = {name: hint for name, hint, _ in parameters}
+    convert.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+            )
+            for name, hint, default in parameters
+        ]
     )
+    return convert
 
 
-@app.command("pascal-context", cls=Command)
-def pascal_context(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="trainval_merged.json, or the folder of the 459-class .mat files.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        Path,
-        out_option(
-            "VOC2010 folder, for SegmentationClassContext and ImageSets. Default: "
-            "data/VOCdevkit/VOC2010."
-        ),
-    ] = Path("data/VOCdevkit/VOC2010"),
-    lists: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with train.txt and val.txt. Default: as the source says, else "
-            "OUT/ImageSets/SegmentationContext, else OUT/ImageSets/Main."
-        ),
-    ] = None,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Pascal Context, 59 classes, from either published form.
+def _format(kind: type[Format], given: Mapping[str, Any], own: Sequence[_Parameter]) -> Format:
+    """The format with the values of a command line; None leaves a field at its default."""
+    values = {each.field: given[each.name] for each in own if given[each.name] not in (None, [])}
+    return kind(**{k: v.value if isinstance(v, Enum) else v for k, v in values.items()})
 
-    Example:
-      cgrseg data convert pascal-context data/VOCdevkit/VOC2010/trainval_merged.json
+
+# Names of flags that the users of mmsegmentation's scripts know, by field.
+_SCRIPT_FLAGS = {
+    "colors": "colours",
+    "image_mode": "images",
+    "lists": "lists",
+    "out": "out-dir",
+    "workers": "nproc",
+}
+
+
+def run_script(
+    name: str,
+    first_arguments: Mapping[str, str] | None = None,
+    adapt: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
+    """Run a script of `tools/convert_datasets`: the command `name`, with lists after one flag.
+
+    Args:
+        name: name of the format.
+        first_arguments: arguments before those of the command, with their help texts.
+        adapt: changes the values, which are by the names of the command.
+
+    Returns:
+        Exit status: 0 all well, 1 something was skipped, 2 nothing could be done.
+
+    Raises:
+        SystemExit: with 128 plus the number of a signal that ended it.
     """
-    from cgrseg.data.convert import convert_pascal_context
+    from cgrseg.config.flags import FlagParser
+    from cgrseg.data.convert.formats import formats
+    from cgrseg.data.convert.runner import run_conversion
+    from cgrseg.processes import ending_by_signals
+    from cgrseg.surroundings import readable_machine_problems
 
-    _run(
-        lambda progress: convert_pascal_context(
-            source, out, lists=lists, workers=workers, overwrite=overwrite, progress=progress
-        ),
-        as_json,
+    kind = formats()[name]
+    own = _parameters(kind)
+    parser = FlagParser(
+        prog=f"tools/convert_datasets/{Path(sys.argv[0]).name}",
+        description=inspect.cleandoc(kind.__doc__ or "").partition("\n")[0],
+        takes_settings=False,
     )
-
-
-@app.command(cls=Command)
-def labelme(
-    source: Source,
-    out: OutArgument = None,
-    out_path: OutOption = None,
-    image_folder: Annotated[
-        Path | None, typer.Option(help="Folder of the images. Default: where each file says.")
-    ] = None,
-    split: Split = None,
-    classes: Classes = None,
-    background: Background = None,
-    ignore: Ignore = None,
-    image_mode: ImageMode = Placing.link,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """A folder of LabelMe JSON files.
-
-    Example:
-      cgrseg data convert labelme annotated data/mine --background other
-    """
-    from cgrseg.data.convert import convert_labelme
-
-    target = _target("labelme", out, out_path)
-    _run(
-        lambda progress: convert_labelme(
-            source,
-            target,
-            images=image_folder,
-            split=split,
-            classes=read_names(classes),
-            background=background,
-            ignored=ignore or (),
-            image_mode=image_mode.value,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-        ),
-        as_json,
-    )
-
-
-@app.command(cls=Command)
-def coco(
-    source: Annotated[Path, typer.Argument(help="instances JSON file.", show_default=False)],
-    image_folder: ImageFolder,
-    out: OutArgument = None,
-    out_path: OutOption = None,
-    split: Split = None,
-    background: Background = None,
-    ignore: Ignore = None,
-    image_mode: ImageMode = Placing.link,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """COCO instances: polygons and run-length masks.
-
-    Example:
-      cgrseg data convert coco instances_train.json train2017 data/mine --split train
-    """
-    from cgrseg.data.convert import convert_coco_instances
-
-    target = _target("coco", out, out_path)
-    _run(
-        lambda progress: convert_coco_instances(
-            source,
-            image_folder,
-            target,
-            split=split,
-            background=background,
-            ignored=ignore or (),
-            image_mode=image_mode.value,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-        ),
-        as_json,
-    )
-
-
-@app.command(cls=Command)
-def rgb(
-    image_folder: ImageFolder,
-    masks: Annotated[Path, typer.Argument(help="Folder of the masks.", show_default=False)],
-    out: OutArgument = None,
-    out_path: OutOption = None,
-    colors: Annotated[
-        Path | None,
-        typer.Option(
-            "--colors",
-            help="Text file of lines such as 'road 128 64 128', or JSON. Without it, the colors "
-            "found are listed and nothing is written.",
-        ),
-    ] = None,
-    mask_suffix: Annotated[
-        str, typer.Option(help="Ending of mask names after the image name, e.g. _L.")
-    ] = "",
-    split: Split = None,
-    ignore: Ignore = None,
-    image_mode: ImageMode = Placing.link,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Color masks, where each class has a color.
-
-    Example:
-      cgrseg data convert rgb images masks data/mine --colors colors.txt --ignore void
-    """
-    from cgrseg.data.convert import convert_rgb_masks
-
-    target = _target("rgb", out, out_path)
-    _run(
-        lambda progress: convert_rgb_masks(
-            image_folder,
-            masks,
-            target,
-            colours=colors,
-            mask_suffix=mask_suffix,
-            split=split,
-            ignored=ignore or (),
-            image_mode=image_mode.value,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-        ),
-        as_json,
-    )
-
-
-@app.command(cls=Command)
-def mat(
-    image_folder: ImageFolder,
-    labels: Annotated[Path, typer.Argument(help="Folder of the MATLAB files.", show_default=False)],
-    out: OutArgument = None,
-    out_path: OutOption = None,
-    classes: Classes = None,
-    field: Annotated[
-        str | None,
-        typer.Option(
-            help="Variable that holds the label map. Default: the only one of each file.",
-            show_default=False,
-        ),
-    ] = None,
-    split: Split = None,
-    ignore: Ignore = None,
-    image_mode: ImageMode = Placing.link,
-    workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Label maps in MATLAB files, one array each; the class list names the stored values.
-
-    Example:
-      cgrseg data convert mat images labels data/mine --classes none,road,car --ignore none
-    """
-    from cgrseg.data.convert import convert_mat_labels
-
-    target = _target("mat", out, out_path)
-    _run(
-        lambda progress: convert_mat_labels(
-            image_folder,
-            labels,
-            target,
-            classes=read_names(classes),
-            field=field,
-            split=split,
-            ignored=ignore or (),
-            image_mode=image_mode.value,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-        ),
-        as_json,
-    )
+    for argument, text in (first_arguments or {}).items():
+        parser.add_argument(argument, help=text)
+    for each in own:
+        options: dict[str, Any] = {"help": each.form.help}
+        if each.default is inspect.Parameter.empty:
+            parser.add_argument(each.name, type=Path, **options)
+            continue
+        kinds = typing.get_args(each.kind) or (each.kind,)
+        if each.kind is bool:
+            options["action"] = "store_true"
+        elif each.name_list or list[str] in kinds:
+            options["nargs"] = "+"
+        elif isinstance(kinds[0], type) and issubclass(kinds[0], Enum):
+            options["choices"] = [choice.value for choice in kinds[0]]
+        else:
+            options["type"] = kinds[0]
+        name_now = each.name.replace("_", "-")
+        flags = [f"--{flag}" for flag in (_SCRIPT_FLAGS.get(each.field, name_now), name_now)]
+        short = ["-o"] if each.field == "out" else []
+        parser.add_argument(*short, *dict.fromkeys(flags), dest=each.name, **options)
+    given = vars(parser.parse_args())
+    if adapt is not None:
+        adapt(given)
+    try:
+        with (
+            ending_by_signals(),
+            speaking_as(FrontEnd.SCRIPT),
+            readable_machine_problems(),
+            shown_progress("converting", sys.stderr.isatty()) as progress,
+        ):
+            report = run_conversion(_format(kind, given, own), progress)
+    except CGRSegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_PROBLEM
+    print(report.text())
+    return report.exit_code
 
 
 def _target(command: str, argument: Path | None, option: Path | None) -> Path:
@@ -345,14 +278,3 @@ def read_names(text: str | None) -> list[str] | None:
 
         return list(read_class_list(Path(text)))
     return text.split(",")
-
-
-def _run(convert: Callable[[Progress | None], ConversionReport], as_json: bool) -> None:
-    with shown_progress("converting", not as_json) as progress:
-        report = convert(progress)
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        make_console().print(report.text(), markup=False, soft_wrap=True)
-    if report.exit_code:
-        raise typer.Exit(EXIT_PARTLY)

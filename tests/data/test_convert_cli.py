@@ -186,3 +186,85 @@ def test_the_scripts_explain_what_they_miss(repository, tmp_path, name):
     assert made.stderr.startswith("error: ")
     assert "what to do" in made.stderr
     assert "Traceback" not in made.stderr
+
+
+MADE_UP = """
+@dataclass
+class Grid(CustomFormat):
+    \"\"\"Text files with one digit per pixel.
+
+    Example:
+      cgrseg data convert grid images grids data/mine --zero sky
+    \"\"\"
+
+    name = "grid"
+    images: ImageFolder
+    grids: Annotated[Path, Argument("Folder of the text files.")]
+    out: OutFolder
+    _: KW_ONLY
+    zero: Annotated[str, Option("Name of the class 0.")] = "background"
+
+    def read(self) -> Annotations:
+        table = self.settle_classes([self.zero, "one"])
+        files = [(path.stem, path) for path in sorted(self.grids.glob("*.txt"))]
+        pairs = self.pairs(self.images, self.grids, files, None, what="grid")
+        return self.shape_annotations(table, pairs)
+
+    @staticmethod
+    def draw(task: Task) -> np.ndarray:
+        lines = task.source.read_text().split()
+        return np.array([[int(digit) for digit in line] for line in lines], np.uint8)
+"""
+
+
+def test_a_format_is_one_module(tmp_path, monkeypatch):
+    """A module in the folder of the formats is a command, with all that conversions promise."""
+    from cgrseg.cli import data_convert
+    from cgrseg.data.convert import formats
+
+    imports = (
+        "from __future__ import annotations\n"
+        "from dataclasses import KW_ONLY, dataclass\n"
+        "from pathlib import Path\n"
+        "from typing import Annotated\n"
+        "import numpy as np\n"
+        "from cgrseg.data.convert.custom_format import CustomFormat, ImageFolder, OutFolder\n"
+        "from cgrseg.data.convert.format import Annotations, Argument, Option, Task\n"
+    )
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "grid.py").write_text(imports + MADE_UP)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "modules")])
+    formats.formats.cache_clear()
+    data_convert._commands.cache_clear()
+    try:
+        write_image(tmp_path / "photos" / "a.png", np.zeros((2, 3, 3), np.uint8))
+        write_image(tmp_path / "photos" / "b.png", np.zeros((2, 3, 3), np.uint8))
+        (tmp_path / "grids").mkdir()
+        (tmp_path / "grids" / "a.txt").write_text("010\n011\n")
+        folders = [tmp_path / "photos", tmp_path / "grids", "--out", tmp_path / "out"]
+        shown = run("convert", "grid", "--help").stdout
+        assert "Text files with one digit per pixel" in shown and "Name of the class 0" in shown
+        done = run("convert", "grid", *folders, "--zero", "sky", "--json")
+        assert done.exit_code == 1
+        report = json.loads(done.stdout)
+        assert (report["converter"], report["written"]) == ("grid", 1)
+        assert "b.png: no grid of this name" in report["failed"][0]["message"]
+        assert read_label(tmp_path / "out" / "annotations" / "a.png").tolist() == [
+            [0, 1, 0],
+            [0, 1, 1],
+        ]
+        assert (tmp_path / "out" / "classes.txt").read_text() == "sky\none\n"
+        assert run("convert", "grid", *folders, "--zero", "sea").exit_code == 2
+    finally:
+        formats.formats.cache_clear()
+        data_convert._commands.cache_clear()
+
+
+def test_the_old_name_of_the_color_table_works_with_a_warning(tmp_path):
+    from cgrseg.data.convert import convert_rgb_masks
+
+    for folder in ("photos", "masks"):
+        write_image(tmp_path / folder / "a.png", np.full((2, 3, 3), 9, np.uint8))
+    folders = tmp_path / "photos", tmp_path / "masks", tmp_path / "out"
+    with pytest.warns(FutureWarning, match="colours is now colors"):
+        assert convert_rgb_masks(*folders, colours={(9, 9, 9): "road"}).written == 1

@@ -376,11 +376,11 @@ def test_the_summary_says_what_was_made(tmp_path):
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    from cgrseg.data.convert import labelme
+    from cgrseg.data.convert.formats.labelme import LabelMe
 
     for stem in "abc":
         labelme_file(tmp_path / "in", stem, [shape("road", SQUARE)])
-    draw = labelme.draw_label
+    draw = LabelMe.draw
     drawn: list[str] = []
 
     def interrupted(task):
@@ -389,7 +389,7 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path, monkeypatc
         drawn.append(task.source.name)
         return draw(task)
 
-    monkeypatch.setattr(labelme, "draw_label", interrupted)
+    monkeypatch.setattr(LabelMe, "draw", staticmethod(interrupted))
     with pytest.raises(KeyboardInterrupt):
         convert_labelme(tmp_path / "in", tmp_path / "out")
     labels = tmp_path / "out" / "annotations"

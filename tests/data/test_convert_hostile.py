@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
-from cgrseg.data.convert.place import named_inside
+from cgrseg.data.convert.image_names import named_inside
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import DataError
 from tests.data.test_convert_custom import HEIGHT, SQUARE, WIDTH, labelme_file, photo, shape

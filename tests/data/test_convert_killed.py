@@ -70,7 +70,7 @@ def test_killed_at_any_instant_the_label_maps_are_those_of_the_sources(tmp_path:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         colors = {COLORS[name]: name for name in order}
-        convert_rgb_masks(tmp_path / "photos", tmp_path / "masks", out, colours=colors, workers=0)
+        convert_rgb_masks(tmp_path / "photos", tmp_path / "masks", out, colors=colors, workers=0)
         ids = {COLORS[name][0]: k for k, name in enumerate(order)}
         for k, value in enumerate(values):
             found = np.unique(read_label(out / "annotations" / f"{k:02}.png"))

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from cgrseg.data.convert import convert_rgb_masks, list_colours, read_colour_table
+from cgrseg.data.convert import convert_rgb_masks
+from cgrseg.data.convert.formats.rgb import list_colors, read_color_table
 from cgrseg.data.image_files import read_image, write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import DataError
@@ -33,7 +34,7 @@ def two_colours():
 
 
 def convert_rgb(root, out, **more):
-    settings = {"colours": root / "colours.txt", "ignored": ["void"], **more}
+    settings = {"colors": root / "colours.txt", "ignored": ["void"], **more}
     return convert_rgb_masks(root / "images", root / "masks", out, **settings)
 
 
@@ -66,10 +67,10 @@ def test_rgb_unknown_colours_are_named_with_the_nearest(tmp_path):
 def test_rgb_without_a_table_lists_the_colours_and_writes_nothing(tmp_path):
     root = rgb_folder(tmp_path / "in", {"a": two_colours()})
     with pytest.raises(DataError) as caught:
-        convert_rgb(root, tmp_path / "out", colours=None)
+        convert_rgb(root, tmp_path / "out", colors=None)
     assert "128 64 128   65.00%" in str(caught.value)
     assert not (tmp_path / "out").exists()
-    assert list_colours(root / "masks") == {
+    assert list_colors(root / "masks") == {
         (128, 64, 128): 13 / 20,
         (0, 0, 0): 5 / 20,
         (0, 0, 142): 2 / 20,
@@ -111,13 +112,13 @@ def test_rgb_names_with_an_ending_pair_up(tmp_path):
 def test_colour_tables_in_the_forms_that_people_have(tmp_path, text):
     (tmp_path / "c.txt").write_text(text)
     expected = {(128, 64, 128): "road", (0, 0, 142): "car", (0, 0, 0): "void"}
-    assert read_colour_table(tmp_path / "c.txt") == expected
+    assert read_color_table(tmp_path / "c.txt") == expected
     (tmp_path / "c.json").write_text(json.dumps({n: c for c, n in expected.items()}))
-    assert read_colour_table(tmp_path / "c.json") == expected
+    assert read_color_table(tmp_path / "c.json") == expected
 
 
 @pytest.mark.parametrize("text", ["road 1 2\n", "road 1 2 300\n", "a 1 2 3\nb 1 2 3\n", "\n"])
 def test_colour_tables_that_cannot_be_meant_are_refused(tmp_path, text):
     (tmp_path / "c.txt").write_text(text)
     with pytest.raises(DataError, match=r"c\.txt"):
-        read_colour_table(tmp_path / "c.txt")
+        read_color_table(tmp_path / "c.txt")

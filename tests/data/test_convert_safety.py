@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data import convert
 from cgrseg.data.check import quick_check
 from cgrseg.data.convert import (
-    coco_instances,
     convert_coco_instances,
     convert_labelme,
     convert_rgb_masks,
-    rgb_masks,
 )
-from cgrseg.data.convert.place import place_image
+from cgrseg.data.convert.formats import coco, formats
+from cgrseg.data.convert.formats.rgb import RgbMasks
+from cgrseg.data.convert.image_names import place_image
+from cgrseg.data.convert.runner import run_conversion
 from cgrseg.data.image_files import read_image, write_image
 from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError, EnvironmentProblem
@@ -60,8 +60,8 @@ def test_an_interrupted_overwrite_leaves_no_old_encoding(tmp_path, monkeypatch):
     folders = masks_of(tmp_path, 3, 9)
     first = {(9, 9, 9): "a", (1, 1, 1): "b"}
     second = {(1, 1, 1): "b", (9, 9, 9): "a"}
-    convert_rgb_masks(*folders, colours=first)
-    draw = rgb_masks.draw_label
+    convert_rgb_masks(*folders, colors=first)
+    draw = RgbMasks.draw
     drawn: list[object] = []
 
     def interrupted(task):
@@ -71,78 +71,78 @@ def test_an_interrupted_overwrite_leaves_no_old_encoding(tmp_path, monkeypatch):
         return draw(task)
 
     (tmp_path / "out" / "classes.txt").unlink()
-    monkeypatch.setattr(rgb_masks, "draw_label", interrupted)
+    monkeypatch.setattr(RgbMasks, "draw", staticmethod(interrupted))
     with pytest.raises(KeyboardInterrupt):
-        convert_rgb_masks(*folders, colours=second, overwrite=True)
+        convert_rgb_masks(*folders, colors=second, overwrite=True)
     monkeypatch.undo()
     labels = [tmp_path / "out" / "annotations" / f"{k}.png" for k in range(3)]
     assert [read_label(path).max() for path in labels] == [1, 0, 0]
     data = DataConfig(dataset="custom", root=str(tmp_path / "out"))
     told = [f.code for f in quick_check(data).findings if f.code == "conversion-unfinished"]
     assert told == ["conversion-unfinished"]
-    report = convert_rgb_masks(*folders, colours=second)
+    report = convert_rgb_masks(*folders, colors=second)
     assert "conversion-unfinished" not in [f.code for f in quick_check(data).findings]
     assert report.written >= 2 and report.written + report.kept == 3
     assert [read_label(path).max() for path in labels] == [1, 1, 1]
-    assert convert_rgb_masks(*folders, colours=second).kept == 3
+    assert convert_rgb_masks(*folders, colors=second).kept == 3
 
 
 @pytest.mark.parametrize("seconds", [-86400, 86400])
 def test_a_source_with_an_older_or_newer_date_is_converted_again(tmp_path, seconds):
     photos, masks, out = masks_of(tmp_path, 2, 9)
     table = {(9, 9, 9): "a", (1, 1, 1): "b"}
-    convert_rgb_masks(photos, masks, out, colours=table)
-    assert convert_rgb_masks(photos, masks, out, colours=table).kept == 2
+    convert_rgb_masks(photos, masks, out, colors=table)
+    assert convert_rgb_masks(photos, masks, out, colors=table).kept == 2
     write_image(masks / "1.png", np.full((4, 6, 3), 1, np.uint8))
     date = time.time() + seconds  # as cp -p and rsync -t do
     os.utime(masks / "1.png", (date, date))
-    report = convert_rgb_masks(photos, masks, out, colours=table)
+    report = convert_rgb_masks(photos, masks, out, colors=table)
     assert (report.written, report.kept) == (1, 1)
     assert read_label(out / "annotations" / "1.png").min() == 1
-    assert convert_rgb_masks(photos, masks, out, colours=table).kept == 2
+    assert convert_rgb_masks(photos, masks, out, colors=table).kept == 2
 
 
 def test_a_clock_that_was_put_back_hides_no_change(tmp_path):
     """A label map from the future, and a source that changes afterwards."""
     photos, masks, out = masks_of(tmp_path, 1, 9)
     table = {(9, 9, 9): "a", (1, 1, 1): "b"}
-    convert_rgb_masks(photos, masks, out, colours=table)
+    convert_rgb_masks(photos, masks, out, colors=table)
     date = time.time() + 86400
     os.utime(out / "annotations" / "0.png", (date, date))
     write_image(masks / "0.png", np.full((4, 6, 3), 1, np.uint8))
-    assert convert_rgb_masks(photos, masks, out, colours=table).written == 1
+    assert convert_rgb_masks(photos, masks, out, colors=table).written == 1
     assert read_label(out / "annotations" / "0.png").min() == 1
 
 
 def test_a_source_that_is_replaced_while_it_is_read_is_converted_again(tmp_path, monkeypatch):
     photos, masks, out = masks_of(tmp_path, 1, 9)
     table = {(9, 9, 9): "a", (1, 1, 1): "b"}
-    draw = rgb_masks.draw_label
+    draw = RgbMasks.draw
 
     def replacing(task):
         labels = draw(task)
         write_image(task.source, np.full((4, 6, 3), 1, np.uint8))
         return labels
 
-    monkeypatch.setattr(rgb_masks, "draw_label", replacing)
-    convert_rgb_masks(photos, masks, out, colours=table)
+    monkeypatch.setattr(RgbMasks, "draw", staticmethod(replacing))
+    convert_rgb_masks(photos, masks, out, colors=table)
     monkeypatch.undo()
     assert read_label(out / "annotations" / "0.png").max() == 0
-    assert convert_rgb_masks(photos, masks, out, colours=table).written == 1
+    assert convert_rgb_masks(photos, masks, out, colors=table).written == 1
     assert read_label(out / "annotations" / "0.png").min() == 1
 
 
 def test_a_coco_file_that_is_replaced_after_it_was_read_is_converted_again(tmp_path, monkeypatch):
     annotation = {"category_id": 3, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]}
     source = coco_file(tmp_path / "in", [annotation])
-    read = coco_instances._read
+    read = coco.read_coco
 
     def replacing(path):
         data = read(path)
         coco_file(tmp_path / "in", [{**annotation, "category_id": 7}])
         return data
 
-    monkeypatch.setattr(coco_instances, "_read", replacing)
+    monkeypatch.setattr(coco, "read_coco", replacing)
     convert_coco_instances(source, tmp_path / "in", tmp_path / "out")
     monkeypatch.undo()
     label = tmp_path / "out" / "annotations" / "a.png"
@@ -154,14 +154,14 @@ def test_a_coco_file_that_is_replaced_after_it_was_read_is_converted_again(tmp_p
 def test_a_label_map_without_a_record_is_kept_and_said(tmp_path):
     photos, masks, out = masks_of(tmp_path, 2, 9)
     table = {(9, 9, 9): "a", (1, 1, 1): "b"}
-    convert_rgb_masks(photos, masks, out, colours=table)
+    convert_rgb_masks(photos, masks, out, colors=table)
     retouched = np.ones((4, 6), np.uint8)
     write_label_png(out / "annotations" / "0.png", retouched, [(0, 0, 0)])
-    report = convert_rgb_masks(photos, masks, out, colours=table)
+    report = convert_rgb_masks(photos, masks, out, colors=table)
     assert report.kept == 2
     assert [note for note in report.notes if note.startswith("1 label maps without a record")]
     assert (read_label(out / "annotations" / "0.png") == 1).all()
-    assert convert_rgb_masks(photos, masks, out, colours=table, overwrite=True).written == 2
+    assert convert_rgb_masks(photos, masks, out, colors=table, overwrite=True).written == 2
     assert (read_label(out / "annotations" / "0.png") == 0).all()
 
 
@@ -169,26 +169,26 @@ def test_a_source_that_fails_after_an_interrupted_overwrite_leaves_no_old_encodi
     tmp_path, monkeypatch
 ):
     photos, masks, out = masks_of(tmp_path, 3, 9)
-    convert_rgb_masks(photos, masks, out, colours={(9, 9, 9): "a", (1, 1, 1): "b"})
+    convert_rgb_masks(photos, masks, out, colors={(9, 9, 9): "a", (1, 1, 1): "b"})
     (out / "classes.txt").unlink()
     second = {(1, 1, 1): "b", (9, 9, 9): "a"}
-    monkeypatch.setattr(rgb_masks, "draw_label", lambda task: 1 / 0)
+    monkeypatch.setattr(RgbMasks, "draw", staticmethod(lambda task: 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        convert_rgb_masks(photos, masks, out, colours=second, overwrite=True)
+        convert_rgb_masks(photos, masks, out, colors=second, overwrite=True)
     monkeypatch.undo()
     (masks / "2.png").write_bytes(b"cut")
-    report = convert_rgb_masks(photos, masks, out, colours=second)
+    report = convert_rgb_masks(photos, masks, out, colors=second)
     assert (report.written, len(report.failures)) == (2, 1)
     assert not (out / "annotations" / "2.png").exists()
 
 
 def test_a_source_that_fails_in_an_overwrite_leaves_no_old_encoding(tmp_path):
     folders = masks_of(tmp_path, 2, 9)
-    convert_rgb_masks(*folders, colours={(9, 9, 9): "a", (1, 1, 1): "b"})
+    convert_rgb_masks(*folders, colors={(9, 9, 9): "a", (1, 1, 1): "b"})
     (tmp_path / "out" / "classes.txt").unlink()
     (tmp_path / "masks" / "1.png").write_bytes(b"cut")
     second = {(1, 1, 1): "b", (9, 9, 9): "a"}
-    report = convert_rgb_masks(*folders, colours=second, overwrite=True)
+    report = convert_rgb_masks(*folders, colors=second, overwrite=True)
     assert (report.written, len(report.failures)) == (1, 1)
     assert not (tmp_path / "out" / "annotations" / "1.png").exists()
 
@@ -254,17 +254,17 @@ def test_a_colour_may_be_added_but_none_changed(tmp_path):
     folders = masks_of(tmp_path, 2, 9)
     write_image(tmp_path / "masks" / "1.png", np.full((4, 6, 3), 5, np.uint8))
     table = {(9, 9, 9): "a"}
-    assert convert_rgb_masks(*folders, colours=table).exit_code == 1
-    report = convert_rgb_masks(*folders, colours={**table, (5, 5, 5): "b"})
+    assert convert_rgb_masks(*folders, colors=table).exit_code == 1
+    report = convert_rgb_masks(*folders, colors={**table, (5, 5, 5): "b"})
     assert (report.written, report.kept, report.exit_code) == (1, 1, 0)
     with pytest.raises(DataError, match="made with other settings"):
-        convert_rgb_masks(*folders, colours={(8, 8, 8): "a", (5, 5, 5): "b"})
+        convert_rgb_masks(*folders, colors={(8, 8, 8): "a", (5, 5, 5): "b"})
 
 
 def test_a_misspelt_ignored_class_is_no_secret(tmp_path):
     folders = masks_of(tmp_path, 1, 9)
     with pytest.raises(DataError, match=r"'viod' is ignored.*did you mean 'void'"):
-        convert_rgb_masks(*folders, colours={(9, 9, 9): "a", (0, 0, 0): "void"}, ignored=["viod"])
+        convert_rgb_masks(*folders, colors={(9, 9, 9): "a", (0, 0, 0): "void"}, ignored=["viod"])
     path = coco_file(tmp_path / "coco", [])
     with pytest.raises(DataError, match=r"'raod' is ignored.*did you mean 'road'"):
         convert_coco_instances(path, tmp_path / "coco", tmp_path / "o", ignored=["raod"])
@@ -275,18 +275,16 @@ def test_a_misspelt_ignored_class_is_no_secret(tmp_path):
     assert not json.loads(json.dumps(report.to_dict()))["failed"]
 
 
-@pytest.mark.parametrize("name", [n for n in convert.__all__ if n.startswith("convert_")])
+@pytest.mark.parametrize("name", formats())
 def test_every_converter_is_refused_a_folder_that_another_writes_to(tmp_path, name):
-    function = getattr(convert, name)
-    needed = [
-        p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty
-    ]
+    kind = formats()[name]
+    needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
     given = {**dict.fromkeys([*needed, "out"], tmp_path / "none"), "out": tmp_path / "out"}
     refused = []
 
     def start() -> None:
         with pytest.raises(EnvironmentProblem, match="another command"):
-            function(**given)
+            run_conversion(kind(**given))
         refused.append(name)
 
     with output_lock(tmp_path / "out", below=True):

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cgrseg.data.convert.polygons import fill_circle, fill_polygon
-from cgrseg.data.convert.rle import decode_counts, decode_mask
+from cgrseg.data.convert.shapes import decode_counts, decode_mask, fill_circle, fill_polygon
 
 
 def runs_of(mask):

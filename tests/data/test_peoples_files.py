@@ -15,9 +15,9 @@ from cgrseg.class_names import read_class_list
 from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data import image_files
 from cgrseg.data.check import check_dataset
-from cgrseg.data.convert.mat_labels import convert_mat_labels
-from cgrseg.data.convert.place import find_file
-from cgrseg.data.convert.rgb_masks import convert_rgb_masks, read_colour_table
+from cgrseg.data.convert import convert_mat_labels, convert_rgb_masks
+from cgrseg.data.convert.formats.rgb import read_color_table
+from cgrseg.data.convert.image_names import find_file
 from cgrseg.data.dataset import EvalDataset, TrainDataset
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label
@@ -112,7 +112,7 @@ def test_colors_as_cvat_writes_them(tmp_path):
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\nparking place:61,61,245::\n"
         "car:250,50,83:wheel,door:driving\nbare:1,2,3\n"
     )
-    assert read_colour_table(table) == {
+    assert read_color_table(table) == {
         (0, 0, 0): "background",
         (61, 61, 245): "parking place",
         (250, 50, 83): "car",
@@ -127,7 +127,7 @@ def test_converters_pair_names_of_both_forms(tmp_path):
         Image.fromarray(np.stack([values * 128] * 3, axis=-1)).save(path)
     named = {(0, 0, 0): "sky", (128, 128, 128): "road"}
     out = tmp_path / "out"
-    report = convert_rgb_masks(root / "images", root / "annotations", out, colours=named)
+    report = convert_rgb_masks(root / "images", root / "annotations", out, colors=named)
     assert (report.written, report.failures) == (4, [])
     assert codes(check_dataset(out)) == set()
     stem = next((root / "images").glob("M*.jpg")).name

@@ -29,10 +29,10 @@ from cgrseg.class_names import read_class_list
 from cgrseg.config.loading import load_config
 from cgrseg.config.schema import Config
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
-from cgrseg.data.convert.coco_stuff import HIGHEST_ID
-from cgrseg.data.convert.mat import read_label_field
-from cgrseg.data.convert.place import read_stems
-from cgrseg.data.convert.rgb_masks import read_colour_table
+from cgrseg.data.convert.formats.coco_stuff10k import HIGHEST_ID
+from cgrseg.data.convert.formats.rgb import read_color_table
+from cgrseg.data.convert.image_names import read_stems
+from cgrseg.data.convert.matlab import read_label_field
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError
@@ -478,7 +478,7 @@ def make_readers() -> dict[str, Reader]:
         "color table": Reader(
             "a.txt",
             b"0 0 0 road\n255 0 0 sky\n1 2 3 tree\n",
-            lambda f: {str(k): v for k, v in read_colour_table(f / "a.txt").items()},
+            lambda f: {str(k): v for k, v in read_color_table(f / "a.txt").items()},
             text,
         ),
         ".pt2": Reader("a.pt2", program, _run_exported("a.pt2"), checked=True),

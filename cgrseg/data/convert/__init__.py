@@ -1,29 +1,48 @@
-"""Turning published and hand-made annotations into the label PNGs that are trained on.
+"""Conversion of published and hand-made annotations to the label PNGs of a training.
 
-One module per source format; :mod:`cgrseg.data.convert.runner` is what they share.
-Each function returns a :class:`ConversionReport` with what was made and what was
-skipped, and why.
+:mod:`cgrseg.data.convert.formats` has one module per source format, with one class whose fields
+are its options; :func:`cgrseg.data.convert.runner.run_conversion` runs it and reports what was
+made, and what was skipped and why.  The functions here do both in one call.
 """
 
 from __future__ import annotations
 
-from cgrseg.data.convert.coco_instances import convert_coco_instances
-from cgrseg.data.convert.coco_stuff import convert_coco_stuff10k
-from cgrseg.data.convert.labelme import convert_labelme
-from cgrseg.data.convert.mat_labels import convert_mat_labels
-from cgrseg.data.convert.pascal_context import convert_pascal_context
-from cgrseg.data.convert.rgb_masks import convert_rgb_masks, list_colours, read_colour_table
-from cgrseg.data.convert.runner import ConversionReport, Failure
+import functools
+import warnings
+from typing import Any
+
+from cgrseg.data.convert.format import Format
+from cgrseg.data.convert.formats.coco import CocoInstances
+from cgrseg.data.convert.formats.coco_stuff10k import CocoStuff10k
+from cgrseg.data.convert.formats.labelme import LabelMe
+from cgrseg.data.convert.formats.mat import MatLabels
+from cgrseg.data.convert.formats.pascal_context import PascalContext
+from cgrseg.data.convert.formats.rgb import RgbMasks
+from cgrseg.data.convert.runner import ConversionReport, run_conversion
+from cgrseg.progress import Progress
 
 __all__ = [
-    "ConversionReport",
-    "Failure",
     "convert_coco_instances",
     "convert_coco_stuff10k",
     "convert_labelme",
     "convert_mat_labels",
     "convert_pascal_context",
     "convert_rgb_masks",
-    "list_colours",
-    "read_colour_table",
 ]
+
+
+def _convert(
+    kind: type[Format], *arguments: Any, progress: Progress | None = None, **options: Any
+) -> ConversionReport:
+    if "colours" in options:
+        warnings.warn("the argument colours is now colors", FutureWarning, stacklevel=3)
+        options["colors"] = options.pop("colours")
+    return run_conversion(kind(*arguments, **options), progress)
+
+
+convert_coco_instances = functools.partial(_convert, CocoInstances)
+convert_coco_stuff10k = functools.partial(_convert, CocoStuff10k)
+convert_labelme = functools.partial(_convert, LabelMe)
+convert_mat_labels = functools.partial(_convert, MatLabels)
+convert_pascal_context = functools.partial(_convert, PascalContext)
+convert_rgb_masks = functools.partial(_convert, RgbMasks)

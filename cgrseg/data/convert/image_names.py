@@ -1,13 +1,11 @@
-"""Getting images to their place, and reading the lists that name them."""
+"""Images by name: find them, place them, and read the lists that name them."""
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +13,8 @@ from cgrseg.class_names import read_lines
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.errors import DataError, option
-from cgrseg.files import atomic_write, atomic_write_text, make_folder, partial_folder
-from cgrseg.input_files import open_input, read_input
+from cgrseg.files import atomic_write, make_folder, partial_folder
+from cgrseg.input_files import open_input
 
 ImageMode = Literal["link", "copy"]
 
@@ -24,13 +22,13 @@ _LONGEST_NAME = 255
 
 
 def named_inside(folder: Path, name: str) -> Path:
-    """The file below `folder` that a name inside another file stands for.
+    """Path of the file below `folder` that an annotation file names.
 
-    A file from elsewhere must not choose which files outside the folder are opened or linked.
+    An annotation file must not choose which files outside the folder are opened or linked.
 
     Args:
-        folder: the name is relative to it.
-        name: with slashes or backslashes between folders.
+        folder: folder that the name is relative to.
+        name: path with slashes or backslashes.
 
     Raises:
         ValueError: an empty or absolute name, one that leads out of the folder, or one that no
@@ -60,14 +58,14 @@ def same_content(one: Path, other: Path) -> bool:
 def place_image(
     source: Path, target: Path, mode: ImageMode = "link", *, replace: bool = False
 ) -> None:
-    """Put an image at `target` without ever leaving half of one.
+    """Place an image at `target`, whole or not at all.
 
     Args:
         source: existing image.
         target: its new path; an identical file there is left alone.
-        mode: 'link' makes a hard link (no disk space; falls back to a copy where the
-            file system cannot), 'copy' an independent file.
-        replace: write over another image at the target.
+        mode: 'link' makes a hard link (no disk space; a copy where the file system has no
+            links), 'copy' an independent file.
+        replace: replace another image at the target.
 
     Raises:
         DataError: the source cannot be read, or another image is at the target.
@@ -149,10 +147,7 @@ def index_images(folder: Path) -> dict[str, Path]:
 
 
 def find_file(path: Path) -> Path:
-    """The file of this path, also where its name has another form of Unicode.
-
-    Where there is no such file, the path itself.
-    """
+    """The file of this path, in any form of Unicode; the path itself where there is none."""
     if not path.is_file() and path.parent.is_dir():
         wanted = plain_form(path.name)
         if wanted != path.name or not wanted.isascii():
@@ -163,9 +158,7 @@ def find_file(path: Path) -> Path:
 
 
 def read_stems(path: Path) -> list[str]:
-    """The image stems that a split list names, in order, without repeats.
-
-    Blank lines, a byte-order mark and Windows line ends do no harm.
+    """Image stems in a split list, in order, without repeats.
 
     Raises:
         DataError: unreadable, empty, or a line that is no plain file stem.
@@ -196,18 +189,3 @@ def read_stems(path: Path) -> list[str]:
             remedy="check that this is the right file",
         )
     return list(stems)
-
-
-def write_stems(path: Path, stems: Iterable[str]) -> int:
-    """Write a split list, one stem a line; leaves an identical file alone.
-
-    Returns:
-        The number of lines.
-    """
-    lines = list(stems)
-    text = "".join(f"{stem}\n" for stem in lines)
-    with contextlib.suppress(OSError):
-        if read_input(path) == text.encode("utf-8"):
-            return len(lines)
-    atomic_write_text(path, text)
-    return len(lines)

@@ -1,0 +1,186 @@
+"""Interface of annotation formats: options, images, and one label map per image.
+
+A format is one module in :mod:`cgrseg.data.convert.formats` with one subclass of :class:`Format`.
+The fields of the class are its options, in Python and on the command line; its docstring is the
+help text.  :mod:`cgrseg.data.convert.runner` does the rest.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+
+from cgrseg.errors import explain
+
+if TYPE_CHECKING:
+    from cgrseg.data.convert.image_names import ImageMode
+    from cgrseg.data.convert.runner import ConversionReport
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Command-line form of a field that is given by its position.
+
+    Attributes:
+        help: help text.
+        name: parameter name on the command line; empty: the name of the field.
+    """
+
+    help: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Option(Argument):
+    """Command-line form of a field that is given by its name.
+
+    Attributes:
+        name_list: the value is a list of names: a file with one per line, or names with commas.
+    """
+
+    name_list: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One label map to make.
+
+    Attributes:
+        source: annotation file, named by messages.
+        label: label map to write.
+        image: image of the label map, of the same size; None: not there.
+        image_target: where to place the image; None: it stays where it is.
+        size: height and width according to the source, compared with the image before drawing;
+            None: not stated.
+        source_state: :func:`cgrseg.provenance.joint_state` of the source before the format read
+            it; None: only :meth:`Format.draw` reads it.
+        content: what :meth:`Format.draw` needs besides the source.
+    """
+
+    source: Path
+    label: Path
+    image: Path | None = None
+    image_target: Path | None = None
+    size: tuple[int, int] | None = None
+    source_state: str | None = None
+    content: Any = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A source that was skipped, and why."""
+
+    file: str
+    message: str
+
+
+def skipped(
+    where: object, *, found: str, expected: str, remedy: str, file: object = None
+) -> Failure:
+    """The failure of `file` (by default `where`), with the four parts of an error message."""
+    message = explain(where, found=found, expected=expected, remedy=remedy)
+    return Failure(str(where if file is None else file), message)
+
+
+@dataclass
+class Annotations:
+    """What a source holds, and how its label maps are encoded.
+
+    Attributes:
+        classes: class names in id order.
+        images: one task or failure per image.
+        settings: everything that decides label values.  A folder made with other settings is
+            refused, unless these only add to its `classes`, `colours` or `values`.
+        palette: RGB 0..255 per label value, stored in the PNGs.
+        first_id: label value of the first class.
+        image_mode: how images are placed.
+        lists: number of images per split list.
+        notes: remarks for the summary.
+        finish: called with the report when all label maps are there.
+    """
+
+    classes: tuple[str, ...]
+    images: Sequence[Task | Failure]
+    settings: Mapping[str, Any]
+    palette: Sequence[tuple[int, int, int]]
+    first_id: int = 0
+    image_mode: ImageMode = "link"
+    lists: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    finish: Callable[[ConversionReport], None] | None = None
+
+
+@dataclass
+class Format(abc.ABC):
+    """An annotation format, and the options of one conversion from it.
+
+    Each subclass has a field `out`, the folder for the result.  Paths may be given as text.
+
+    Attributes:
+        name: command below `cgrseg data convert`.
+        workers: number of worker processes; None: chosen from the amount of work.
+        overwrite: make finished files anew too, and replace files of other programs.
+    """
+
+    name: ClassVar[str]
+    _: KW_ONLY
+    workers: Annotated[int | None, Option("Default: chosen from the amount of work.")] = None
+    overwrite: Annotated[bool, Option("Without it finished files are kept.")] = False
+
+    def __post_init__(self) -> None:
+        for name, (kind, _) in options_of(type(self)).items():
+            if isinstance(getattr(self, name), str) and Path in (kind, *typing.get_args(kind)):
+                setattr(self, name, Path(getattr(self, name)))
+
+    @property
+    def root(self) -> Path:
+        """Folder of the result, which the conversion locks."""
+        out: Path = vars(self)["out"]
+        return out
+
+    @property
+    @abc.abstractmethod
+    def label_folder(self) -> Path:
+        """Folder of the label maps and of their record."""
+
+    @property
+    def class_file(self) -> Path | None:
+        """Text file for the class names; None: not written."""
+        return None
+
+    @abc.abstractmethod
+    def read(self) -> Annotations:
+        """Classes and images of the source.
+
+        Raises:
+            DataError: the source as a whole cannot be used.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def draw(task: Task) -> np.ndarray:
+        """Label map (H, W) uint8 of one task; runs in worker processes.
+
+        Raises:
+            DataError: the source of this label map cannot be used.
+        """
+
+
+def options_of(kind: type[Format]) -> dict[str, tuple[Any, Option | Argument]]:
+    """Type and command-line form of each field, those of the class itself first."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = {each.name for each in dataclasses.fields(kind)}
+    return {
+        name: typing.get_args(hints[name])[:2]
+        for parent in kind.__mro__
+        for name in inspect.get_annotations(parent)
+        if name in names
+    }
