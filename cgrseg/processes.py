@@ -181,6 +181,25 @@ def _raise_again(unraisable: Any) -> None:
         again.start()
 
 
+def print_no_memory_errors() -> None:
+    """Print no stack trace of a MemoryError in a finalizer, from now until the process ends.
+
+    For a command that ends because memory ran out: finalizers of libraries fail for the same
+    reason, which the command has already printed.
+    """
+    hook, excepthook = sys.unraisablehook, sys.excepthook
+
+    def ignore_unraisable(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, MemoryError):
+            hook(unraisable)
+
+    def ignore(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not isinstance(error, MemoryError):  # weakref.finalize calls this hook at exit
+            excepthook(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = ignore_unraisable, ignore
+
+
 def _end_at_once() -> None:
     """Let Ctrl-C end the process without a stack trace while the interpreter shuts down."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -217,7 +236,8 @@ def ending_by_signals() -> Iterator[None]:
         _Signals.printed = True
         raise Terminated(128 + received) from None
     finally:
-        sys.unraisablehook = hook
+        if sys.unraisablehook is _raise_again:
+            sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         if signal.SIGINT in before:

@@ -1,8 +1,8 @@
-"""Errors of the machine in words: memory, open files, threads, shared memory, permissions, disks.
+"""Messages for exhausted resources: memory, open files, threads, shared memory, disks, permissions.
 
-Libraries report the same lack in many ways: PyTorch as a `RuntimeError`, OpenCV as an error of its
-own, Python as a `MemoryError`.  They are recognized here, so that a file is never called damaged
-because memory was short, and no command ends in a stack trace because of its machine.
+Libraries report one problem in many ways: PyTorch as a `RuntimeError`, OpenCV as its own error,
+Python as a `MemoryError`.  This module recognizes them, so that no file is called damaged because
+memory was short, and no command ends in a stack trace because of its machine.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from cgrseg.errors import CGRSegError, EnvironmentProblem
 from cgrseg.files import writing_problem
+from cgrseg.processes import print_no_memory_errors
 
 LEAST_WIDTH = 60
-"""Columns that tables get at least; a narrower terminal wraps their lines."""
+"""Least number of columns for tables; a narrower terminal wraps their lines."""
 
 _NO_MEMORY = (
     "out of memory",
@@ -30,7 +31,7 @@ _NO_MEMORY = (
     "unable to allocate",
     "bad_alloc",
     "bad allocation",
-    # Of imports and of a failed allocation that no code has noticed.
+    # Failed imports, and a failed allocation that no code checked.
     "failed to map segment",
     "error return without exception set",
 )
@@ -45,16 +46,16 @@ _CONTAINER_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
-_NEVER_REFUSED = 256 << 20  # bytes; not worth a look at the system
+_NEVER_REFUSED = 256 << 20  # bytes; less is not checked
 _SEMAPHORES = ("multiprocessing", "synchronize.py")
 _NO_FILES = ("too many open files",)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Types of errors that libraries wrap a lack of the machine in.
+# Error types in which libraries wrap such a problem.
 _WRAPPERS = (RuntimeError, OSError, MemoryError, SystemError, ImportError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory of the device or of the machine ran out."""
+    """Whether an error says that memory of the device or the machine ran out."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return _says(error, _NO_MEMORY)
@@ -63,11 +64,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def machine_problem(
     error: BaseException | None, where: object = "this machine"
 ) -> CGRSegError | None:
-    """The message for a lack of the machine; None for any other error.
+    """The message for an exhausted resource; None for any other error.
 
     Args:
-        error: what a library raised.
-        where: what was being done, or the file that was being read.
+        error: error of a library; its causes are checked as well.
+        where: the work, or the file that was being read.
     """
     while error is not None:
         if isinstance(error, CGRSegError):
@@ -75,7 +76,7 @@ def machine_problem(
         problem = _problem(error, where)
         if problem is not None:
             return problem
-        # PyTorch's writer, for one, fails once more while the first error is handled.
+        # PyTorch's writer, for example, fails again while the first error is handled.
         error = error.__cause__ or error.__context__
     return None
 
@@ -92,7 +93,7 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
     if is_out_of_memory(error):
         return EnvironmentProblem(
             where,
-            found=f"memory ran out ({_first_line(error)})",
+            found=f"memory ran out ({first_line(error)})",
             expected="enough free memory, and no lower limit (ulimit -v, a container's limit)",
             remedy="close other programs or raise the limit; smaller images, fewer images at "
             "once and fewer worker processes need less",
@@ -100,7 +101,7 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
     if number == errno.EAGAIN or _says(error, _NO_THREADS):
         return EnvironmentProblem(
             where,
-            found=f"no further thread or process can be started ({_first_line(error)})",
+            found=f"no further thread or process can be started ({first_line(error)})",
             expected="some 64 threads and processes for this user",
             remedy="raise the limit (ulimit -u, a container's pids limit), or use fewer: "
             "OMP_NUM_THREADS=1 before the command, data.workers=0",
@@ -108,7 +109,7 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
     if _says(error, _NO_SHARED_MEMORY) or _is_of_semaphores(error):
         return EnvironmentProblem(
             where,
-            found=f"shared memory cannot be used ({_first_line(error)})",
+            found=f"shared memory cannot be used ({first_line(error)})",
             expected="a writable /dev/shm with room for the batches of the worker processes",
             remedy="data.workers=0 needs no shared memory; in a container give more of it "
             "(docker run --shm-size=8g)",
@@ -117,9 +118,9 @@ def _problem(error: BaseException, where: object) -> CGRSegError | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still take, at most; None where the system does not say.
+    """Free memory in bytes: of the machine, or the container's limit if that is less.
 
-    The least of the machine's free memory and the limit of its container.
+    None where the system does not tell.
     """
     found = []
     with contextlib.suppress(OSError, ValueError):
@@ -135,11 +136,11 @@ def available_memory() -> int | None:
 def missing_memory(needed: int) -> MemoryError | None:
     """The error for work that cannot fit into memory; None where it may fit.
 
-    Systems promise more memory than they have, and end the process, or another one, when it is
-    used: what certainly does not fit is refused before.
+    Systems grant more memory than they have and kill a process when it is used, so work that
+    certainly does not fit is refused before.
 
     Args:
-        needed: bytes that the work takes at least.
+        needed: least number of bytes of the work.
     """
     if needed < _NEVER_REFUSED:
         return None
@@ -153,9 +154,9 @@ def missing_memory(needed: int) -> MemoryError | None:
 
 @contextlib.contextmanager
 def readable_machine_problems() -> Iterator[None]:
-    """Turn what the machine lacks, and files that it refuses, into messages.
+    """Replace errors of exhausted resources and refused files by messages; for whole commands.
 
-    A closed pipe passes: whoever read the output has seen enough.
+    A closed pipe passes: the reader of the output has ended.
 
     Raises:
         EnvironmentProblem: in place of the error of a library.
@@ -166,7 +167,9 @@ def readable_machine_problems() -> Iterator[None]:
         raise
     except Exception as error:
         problem = machine_problem(error)
-        if problem is None and isinstance(error, OSError):
+        if problem is not None:
+            print_no_memory_errors()
+        elif isinstance(error, OSError):
             problem = _file_problem(error)
         if problem is None:
             raise
@@ -174,12 +177,12 @@ def readable_machine_problems() -> Iterator[None]:
 
 
 def raise_machine_problem(error: BaseException, where: object) -> None:
-    """Raise the message for a lack of the machine; return for any other error.
+    """Raise the message for an exhausted resource; return for any other error.
 
     For readers that call a file damaged when a library fails on it.
 
     Raises:
-        EnvironmentProblem: memory, open files, threads or shared memory are used up.
+        EnvironmentProblem: memory, open files, threads or shared memory are exhausted.
     """
     problem = machine_problem(error, where)
     if problem is not None:
@@ -199,7 +202,7 @@ def _file_problem(error: OSError) -> CGRSegError:
 
 
 def _is_of_semaphores(error: BaseException) -> bool:
-    """Whether an error comes from Python's semaphores, which lie in shared memory."""
+    """Whether an error comes from Python's semaphores, which use shared memory."""
     if not isinstance(error, OSError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -207,7 +210,7 @@ def _is_of_semaphores(error: BaseException) -> bool:
 
 
 def _says(error: BaseException, parts: tuple[str, ...]) -> bool:
-    # OpenCV and ONNX Runtime have errors of their own, below Exception.
+    # OpenCV and ONNX Runtime have their own error types, derived from Exception.
     foreign = type(error).__module__.partition(".")[0] not in ("builtins", "cgrseg")
     if not isinstance(error, _WRAPPERS) and not foreign:
         return False
@@ -215,6 +218,6 @@ def _says(error: BaseException, parts: tuple[str, ...]) -> bool:
     return any(part in text for part in parts)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, at most 300 characters; its type where there is no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

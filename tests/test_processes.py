@@ -181,3 +181,29 @@ def test_a_signal_that_a_finalizer_swallows_comes_again(number: signal.Signals) 
 def test_ctrl_c_while_the_interpreter_shuts_down_prints_no_trace() -> None:
     done = finished(SHUTDOWN)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_finalizer_without_memory_prints_no_stack_trace() -> None:
+    program = """
+import sys, weakref
+from cgrseg.errors import EnvironmentProblem
+from cgrseg.processes import ending_by_signals
+from cgrseg.surroundings import readable_machine_problems
+
+class Fails:
+    def __del__(self):
+        raise MemoryError
+def fail():
+    raise MemoryError
+weakref.finalize(Fails, fail)
+kept = Fails()
+try:
+    with ending_by_signals(), ending_by_signals(), readable_machine_problems():
+        raise MemoryError("in the command")
+except EnvironmentProblem as error:
+    print(error, file=sys.stderr)
+del kept
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "memory ran out (in the command)" in done.stderr
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr

@@ -31,7 +31,7 @@ from cgrseg.errors import DataError, WeightsError
 from cgrseg.files import PARTIAL, atomic_write, explained
 from cgrseg.input_files import refuse_special
 from cgrseg.models.plain_pickle import are_dense, load_plain
-from cgrseg.surroundings import raise_machine_problem
+from cgrseg.surroundings import first_line, raise_machine_problem
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -132,7 +132,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
         raise_machine_problem(error, source)
         raise WeightsError(
             source,
-            found=f"a file that cannot be read as a checkpoint ({_first_line(error)})",
+            found=f"a file that cannot be read as a checkpoint ({first_line(error)})",
             expected="a whole checkpoint of plain types, as our runs write them",
             remedy=f"resume from {PREVIOUS} in the same folder, which is the one before",
         ) from error
@@ -203,8 +203,3 @@ def find_latest(run_dir: Path | str) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
