@@ -21,7 +21,7 @@ if (Path(__file__).resolve().parent / "pyproject.toml").is_file():
     # A checkout runs its own code, installed or not; installed, this file changes nothing.
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cgrseg.training import single
+from cgrseg.training import single_gpu
 
 DEFAULT_HPARAMS: dict[str, Any] = {
     "mode": "train",  # "train" or "eval"
@@ -65,8 +65,8 @@ def run_single_gpu(mode: str | None = None, **overrides: Any) -> dict[str, float
     """
     if mode is not None:
         overrides["mode"] = mode
-    return single.run(DEFAULT_HPARAMS, overrides).metrics
+    return single_gpu.run(DEFAULT_HPARAMS, overrides).metrics
 
 
 if __name__ == "__main__":
-    sys.exit(single.main(DEFAULT_HPARAMS))
+    sys.exit(single_gpu.main(DEFAULT_HPARAMS))

@@ -48,10 +48,10 @@ from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import evaluate_model
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.training.checkpointing import read_training_checkpoint
-from cgrseg.training.runner import build_model, train_on
-from cgrseg.training.sources import DatasetSource
-from cgrseg.training.tables import METRICS, read_table
-from cgrseg.training.transcript import LOG
+from cgrseg.training.data_source import DatasetSource
+from cgrseg.training.module import build_model
+from cgrseg.training.run_log import LOG, METRICS, read_table
+from cgrseg.training.runner import train_on
 from cgrseg.visual.plots import save_figure, training_curves
 
 PRESET = "cgrseg-t_camvid"

@@ -46,9 +46,8 @@ from torch import Tensor
 from cgrseg.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
 from cgrseg.files import atomic_write_text
 from cgrseg.models import create_model
-from cgrseg.training.groups import parameter_groups
 from cgrseg.training.losses import SegmentationLoss
-from cgrseg.training.schedule import rate_factor
+from cgrseg.training.optimizer import parameter_groups, rate_factor
 
 STAGES = ("forward", "loss", "backward", "optimizer")
 STAGE_ROUNDS = 3
@@ -249,7 +248,7 @@ def loss_curves(options: argparse.Namespace) -> None:
     """Train every contestant from equal weights on equal batches; write their losses."""
     from cgrseg.config import load_config
     from cgrseg.devices import Placement
-    from cgrseg.training.sources import DatasetSource
+    from cgrseg.training.data_source import DatasetSource
 
     config = load_config(
         "cgrseg-t_camvid",

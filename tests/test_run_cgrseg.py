@@ -15,7 +15,7 @@ import pytest
 
 from cgrseg.config.loading import load_config
 from cgrseg.errors import ConfigError
-from cgrseg.training import single
+from cgrseg.training import single_gpu
 from tests.training import processes
 from tests.training.small_run import write_dataset
 
@@ -46,30 +46,30 @@ def test_defaults_are_the_documented_ones(script: ModuleType) -> None:
     assert defaults["lr"] == 0.00012
     assert (defaults["batch_size"], defaults["eval_batch_size"]) == (4, 1)
     assert (defaults["max_iters"], defaults["eval_interval"]) == (160000, 4000)
-    active, config = single.resolve(defaults, {"mode": "train"})
+    active, config = single_gpu.resolve(defaults, {"mode": "train"})
     assert active["work_dir"] == config.run_dir == "work_dirs/cgrseg-t_ade20k_160k"
     assert active["batch_size"] == 4
-    evaluating, _ = single.resolve(defaults, {"mode": "eval"})
+    evaluating, _ = single_gpu.resolve(defaults, {"mode": "eval"})
     assert evaluating["batch_size"] == 1
 
 
 def test_dictionary_flags_and_config_agree(script: ModuleType) -> None:
     defaults = script.DEFAULT_HPARAMS
-    assert set(defaults) == set(single.FLAGS) | {"eval_batch_size"}
-    parser = single.build_parser(defaults)
+    assert set(defaults) == set(single_gpu.FLAGS) | {"eval_batch_size"}
+    parser = single_gpu.build_parser(defaults)
     flags = {action.dest for action in parser._actions} - {"help", "settings"}
-    assert flags == set(single.FLAGS)
-    assert defaults["config"] == single.DEFAULT_CONFIG
+    assert flags == set(single_gpu.FLAGS)
+    assert defaults["config"] == single_gpu.DEFAULT_CONFIG
     config = load_config(defaults["config"])
-    for key, name in single.SETTINGS.items():
-        assert single.look_up(config, name) == defaults[key], key
+    for key, name in single_gpu.SETTINGS.items():
+        assert single_gpu.look_up(config, name) == defaults[key], key
     # untouched, the dictionary changes nothing
-    assert single.resolve(defaults, {})[1] == config
-    assert single.resolve(defaults, {"name": "mine"})[1].run_dir == "work_dirs/mine"
+    assert single_gpu.resolve(defaults, {})[1] == config
+    assert single_gpu.resolve(defaults, {"name": "mine"})[1].run_dir == "work_dirs/mine"
 
 
 def test_every_flag_of_the_documents_is_there(script: ModuleType) -> None:
-    text = single.build_parser(script.DEFAULT_HPARAMS).format_help()
+    text = single_gpu.build_parser(script.DEFAULT_HPARAMS).format_help()
     for flag in [
         "--mode",
         "--config",
@@ -97,7 +97,7 @@ def test_every_flag_of_the_documents_is_there(script: ModuleType) -> None:
 
 def test_edited_dictionary_counts_and_flags_win(script: ModuleType) -> None:
     edited = {**script.DEFAULT_HPARAMS, "lr": 0.01, "batch_size": 8, "work_dir": "here"}
-    _, config = single.resolve(edited, {"batch_size": 2, "train.precision": "bf16"})
+    _, config = single_gpu.resolve(edited, {"batch_size": 2, "train.precision": "bf16"})
     assert config.optimizer.lr == 0.01
     assert config.train.batch_size == 2
     assert config.train.precision == "bf16"
@@ -106,10 +106,10 @@ def test_edited_dictionary_counts_and_flags_win(script: ModuleType) -> None:
 
 def test_another_config_brings_its_own_settings(script: ModuleType) -> None:
     other = {"config": "cgrseg-t_pascal-context59_80k"}
-    _, config = single.resolve(script.DEFAULT_HPARAMS, other)
+    _, config = single_gpu.resolve(script.DEFAULT_HPARAMS, other)
     assert config == load_config("cgrseg-t_pascal-context59_80k")
     assert config.schedule.max_iters == 80_000
-    _, config = single.resolve(script.DEFAULT_HPARAMS, {**other, "max_iters": 160000})
+    _, config = single_gpu.resolve(script.DEFAULT_HPARAMS, {**other, "max_iters": 160000})
     assert config.schedule.max_iters == 160_000
 
 
@@ -129,7 +129,7 @@ def test_wrong_settings_are_explained(
     script: ModuleType, given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        single.resolve(script.DEFAULT_HPARAMS, given)
+        single_gpu.resolve(script.DEFAULT_HPARAMS, given)
 
 
 def test_train_then_evaluate_from_another_folder(repository: Path, tmp_path: Path) -> None:

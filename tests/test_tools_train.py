@@ -20,9 +20,8 @@ import torch
 
 from cgrseg.datasets import get_spec
 from cgrseg.models import CGRSeg
-from cgrseg.training.checkpointing import write_checkpoint
-from cgrseg.training.runner import model_meta
-from cgrseg.training.script import build_parser, overrides_of
+from cgrseg.training.checkpointing import model_meta, write_checkpoint
+from cgrseg.training.train_script import build_parser, overrides_of
 from tests.training import processes
 
 CONFIG = "local_configs/cgrseg/cgrseg-t_ade20k_160k.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cgrseg.training.tables import read_table
+from cgrseg.training.run_log import read_table
 from tests import commands
 
 CPU = ("--device", "cpu")

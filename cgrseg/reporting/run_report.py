@@ -32,7 +32,7 @@ from cgrseg.reporting.records import (
 )
 from cgrseg.reporting.report import software_versions, write_report
 from cgrseg.reporting.report_files import TABLES, ReportFiles, check_targets
-from cgrseg.training.tables import read_table
+from cgrseg.training.run_log import read_table
 
 if TYPE_CHECKING:
     from cgrseg.config import Config

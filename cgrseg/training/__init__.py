@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import cgrseg.matplotlib_import  # noqa: F401  before torchmetrics, which imports matplotlib
-from cgrseg.training.groups import parameter_groups
-from cgrseg.training.schedule import learning_rate
+from cgrseg.training.optimizer import parameter_groups
 
 if TYPE_CHECKING:
     from cgrseg.training.runner import TrainResult, train
 
-__all__ = ["TrainResult", "learning_rate", "parameter_groups", "train"]
+__all__ = ["TrainResult", "parameter_groups", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,7 @@
-"""What happens after every optimiser step, in one place and in one order.
+"""Work after each optimizer step: count, log, check for non-finite numbers, save, evaluate, stop.
 
-Count it, log it, refuse to go on with a loss that is no number, write the checkpoint,
-evaluate, end early.  The checkpoint comes before the evaluation: a run that dies
-while it evaluates has lost nothing, and evaluates again when it resumes.
+The checkpoint is written before the evaluation: a run that dies during an evaluation has lost
+nothing, and evaluates again when it resumes.
 """
 
 from __future__ import annotations
@@ -18,30 +17,29 @@ import torch
 from cgrseg.config.schema import Config
 from cgrseg.distributed import Exchange
 from cgrseg.evaluation.metrics import SegmentationScores
-from cgrseg.training.checkpointing import BEST, LATEST
+from cgrseg.training.checkpointing import BEST, LATEST, CheckpointKeeper
+from cgrseg.training.data_source import DataSource
 from cgrseg.training.failures import BadNumbers, TrainingProblem, bad_numbers
-from cgrseg.training.journal import Journal
-from cgrseg.training.keeper import Keeper, device_memory_gib, restore_optimizer
+from cgrseg.training.journal import ImageCollector, Journal
 from cgrseg.training.module import TrainingModule
-from cgrseg.training.pictures import PictureTaker
-from cgrseg.training.sources import Source
+from cgrseg.training.resuming import restore_optimizer
 from cgrseg.training.stopping import StopNow, StopRequest
 
 
 class RunCallback(lightning.Callback):
-    """Runs the bookkeeping of one training.
+    """Lightning callback with the bookkeeping of a training.
 
     Args:
-        config: the run.
-        run_dir: its folder.
-        journal: where numbers go.
-        keeper: where checkpoints go.
+        config: config of the run.
+        run_dir: run folder.
+        journal: receives losses and scores.
+        keeper: writes checkpoints.
         source: evaluates, and knows the files of a batch.
-        checkpoint: what to resume from, if anything.
+        checkpoint: state to resume from, if any.
 
     Attributes:
-        stopped_by: the signal that ended the training early, if any.
-        scores: of the last evaluation.
+        stopped_by: signal that ended the training early, if any.
+        scores: scores of the last evaluation.
     """
 
     def __init__(
@@ -49,8 +47,8 @@ class RunCallback(lightning.Callback):
         config: Config,
         run_dir: Path,
         journal: Journal,
-        keeper: Keeper,
-        source: Source,
+        keeper: CheckpointKeeper,
+        source: DataSource,
         checkpoint: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
@@ -65,9 +63,9 @@ class RunCallback(lightning.Callback):
         self.scores: SegmentationScores | None = None
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Agree with the other processes, restore the optimiser, show the progress."""
+        """Compare the start of all processes, restore the optimizer, show the progress."""
         if self.exchange.several:
-            self.stop.let_launcher_end_this()
+            self.stop.end_on_sigterm()
         self._agree_on_the_start(module.iteration)
         self.stop.take_signals()
         if self.checkpoint is not None:
@@ -76,19 +74,14 @@ class RunCallback(lightning.Callback):
         self.journal.open()
         evaluated = {iteration for iteration, _ in self.keeper.history}
         due = module.iteration and self._evaluates_at(module.iteration, evaluated)
-        # The history is a file in the first process's folder.
+        # Only the first process has the history, a file in its run folder.
         if self.exchange.gather(due)[0]:
             trainer.should_stop = not self._evaluate(
                 module, module.device, trainer.global_rank, trainer.world_size
             )
 
     def finish(self, module: TrainingModule, device: torch.device) -> None:
-        """Make up for the last evaluation of a run whose training is over.
-
-        Args:
-            module: the module as it was after the last iteration.
-            device: where to evaluate; one process does it alone.
-        """
+        """Run the missing last evaluation of a finished training, in the first process only."""
         evaluated = {iteration for iteration, _ in self.keeper.history}
         if self.keeper.active and self._evaluates_at(module.iteration, evaluated):
             module.to(device)
@@ -98,7 +91,7 @@ class RunCallback(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Do what is due after this iteration."""
+        """Count the batch; after an optimizer step, do the work that is due."""
         if not module.completes_iteration:
             return
         logged = module.logs_next
@@ -120,8 +113,8 @@ class RunCallback(lightning.Callback):
         if saves:
             self.keeper.save_latest(module, trainer)
         if stopping:
-            # Nobody leaves before the first process has written: many launchers end all
-            # processes soon after one has gone.
+            # No process ends before the first one has written: many launchers end all
+            # processes soon after one has ended.
             self.exchange.largest(0)
             trainer.should_stop = True
             self.stopped_by = asked
@@ -131,11 +124,11 @@ class RunCallback(lightning.Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Give back the terminal."""
+        """Remove the progress bar."""
         self.journal.close()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Give back the terminal when training fails."""
+        """Remove the progress bar when training fails."""
         self.journal.close()
 
     def _agree_on_the_start(self, iteration: int) -> None:
@@ -171,9 +164,11 @@ class RunCallback(lightning.Callback):
     def _evaluate(
         self, module: TrainingModule, device: torch.device, rank: int, world_size: int
     ) -> bool:
-        """Evaluate, log and rank; false when training should end."""
+        """Evaluate, log, select the best; false when training should end."""
         begun = time.monotonic()
-        taker = PictureTaker(self.config.train.log_images if rank == 0 else 0, self.source.spec)
+        collector = ImageCollector(
+            self.config.train.log_images if rank == 0 else 0, self.source.spec
+        )
         self.exchange.share_buffers(module.evaluated_model)
         try:
             with self.stop.interruptible():
@@ -182,17 +177,17 @@ class RunCallback(lightning.Callback):
                     device,
                     rank,
                     world_size,
-                    sinks=[taker],
+                    sinks=[collector],
                     ready=self.stop.settle,
                 )
         except StopNow:
             self.journal.say(f"evaluation at {module.iteration} given up: asked to stop")
             self.stopped_by = self.stop.last_agreed
             return False
-        # The row in scores.csv comes last: it says that this evaluation is over and done with.
+        # The row in scores.csv comes last: it marks this evaluation as finished.
         is_best = self.keeper.note_scores(module, self.scores.mean_iou)
         values = flat_scores(self.scores, self.source.spec.classes)
-        self.journal.log_pictures(module.iteration, taker.pictures)
+        self.journal.log_images(module.iteration, collector.panels)
         self.journal.log_scores(module.iteration, values, time.monotonic() - begun)
         if is_best:
             caution = self.scores.caution
@@ -214,14 +209,14 @@ class RunCallback(lightning.Callback):
             name: float(trainer.strategy.reduce(value.float(), reduce_op="mean"))
             for name, value in report.items()
         }
-        self.journal.log_step(
-            module.iteration, {**values, "rate": rate}, device_memory_gib(module.device)
-        )
+        on_gpu = module.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(module.device) / 2**30 if on_gpu else 0.0
+        self.journal.log_step(module.iteration, {**values, "rate": rate}, peak)
 
     def _refuse_bad_numbers(
         self, module: TrainingModule, optimizer: Any, rate: float, *, weights: bool
     ) -> None:
-        """Stop in all processes when one of them has a loss, or weights, that are no numbers."""
+        """Stop all processes when one of them has a non-finite loss or non-finite weights."""
         bad = module.first_bad_iteration
         wrong = bad is not None or (weights and not module.is_finite(optimizer))
         if not self.exchange.largest(int(wrong)):
@@ -240,7 +235,7 @@ class RunCallback(lightning.Callback):
         )
 
     def _files(self, module: TrainingModule, iteration: int) -> list[dict[str, Any]]:
-        """Image and label of this process's share of an iteration."""
+        """Image and label files of an iteration in this process."""
         return self.source.describe(
             [index for seen, batch in module.recent if seen == iteration for index in batch]
         )

@@ -1,10 +1,9 @@
-"""Checkpoints of a run: what they hold, and how they are written and found again.
+"""Checkpoints of a run: content, writing, reading, selection of the best.
 
-A checkpoint holds plain types and tensors only, so `torch.load(weights_only=True)`
-reads it.  It is written beside its target, synced and renamed into place: whatever
-happens at whatever moment, `latest.pth` is a whole checkpoint, and the one before
-it stays as `previous.pth`.  Lightning's own way is not used, because it goes through
-the temporary folder, which may be another disk, and keeps no previous file.
+A checkpoint holds plain types and tensors only, so `torch.load(weights_only=True)` reads it.  It
+is written beside its target, synced and renamed into place: at every moment `latest.pth` is a
+whole checkpoint, and the one before it stays as `previous.pth`.  Lightning's writer is not used:
+it goes through the temporary folder, which may be another disk, and keeps no previous file.
 
 Layout of a file:
 
@@ -20,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,11 +27,15 @@ from typing import Any
 
 import torch
 
+import cgrseg
+from cgrseg.config.schema import Config
 from cgrseg.errors import DataError, WeightsError
 from cgrseg.files import PARTIAL, atomic_write, explained
 from cgrseg.input_files import refuse_special
 from cgrseg.models.plain_pickle import are_dense, load_plain
 from cgrseg.surroundings import first_line, raise_machine_problem
+from cgrseg.training.module import TrainingModule
+from cgrseg.training.run_log import SCORES, damaged_table, read_table
 
 FORMAT = 1
 LATEST = "latest.pth"
@@ -46,30 +50,30 @@ def write_checkpoint(
     """Write a checkpoint whole or not at all.
 
     Args:
-        path: target; the file that is there now stays valid until the new one is complete.
+        path: target; its present file stays valid until the new one is complete.
         checkpoint: plain types and tensors (moved to the CPU here).
-        keep_previous: let the present `latest.pth` live on as `previous.pth` beside it.
+        keep_previous: keep the present file as `previous.pth`.
 
     Raises:
         EnvironmentProblem: full disk, read-only folder; the old files are untouched.
     """
     target = Path(path)
-    # Serialised in memory first: a full disk is then one plain failing write, and never an
-    # error from the middle of the archive writer.
+    # Serialized in memory first: a full disk then fails in one plain write, and not inside the
+    # archive writer.
     buffer = io.BytesIO()
     torch.save(to_plain(checkpoint), buffer)
     with atomic_write(target) as stream:
         stream.write(buffer.getbuffer())
         with explained(target):
             stream.flush()
-            # Before anything is renamed: some file systems say only here that they are full.
+            # Before any rename: some file systems report a full disk here only.
             os.fsync(stream.fileno())
             if keep_previous and target.exists():
                 _keep(target, target.with_name(PREVIOUS))
 
 
 def _keep(current: Path, previous: Path) -> None:
-    """Give the present file a second name, so that replacing the first one loses nothing."""
+    """Add the name `previous` to the present file, which is replaced next."""
     second = previous.with_name(f".{previous.name}.{os.getpid()}{PARTIAL}")
     with contextlib.suppress(FileNotFoundError):
         second.unlink()
@@ -78,18 +82,18 @@ def _keep(current: Path, previous: Path) -> None:
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise
-        # No hard links here (some network and exchange file systems): for the moment between
-        # two renames only the previous name exists, and `find_latest` looks for it too.
+        # A file system without hard links (some network file systems): between two renames
+        # only the previous name exists, which `find_latest` finds as well.
         os.replace(current, previous)
         return
     os.replace(second, previous)
 
 
 def to_plain(value: Any) -> Any:
-    """Copy nested containers with tensors on the CPU and nothing but plain types.
+    """Copy nested containers to plain types and tensors on the CPU.
 
     Raises:
-        TypeError: for a value that `weights_only` loading would refuse (a bug of ours).
+        TypeError: a value that `weights_only` loading would refuse (a bug).
     """
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
@@ -107,14 +111,14 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint to resume from.
 
     Args:
-        path: a `latest.pth` or `previous.pth` of one of our runs.
+        path: a `latest.pth` or `previous.pth` of a run.
 
     Returns:
-        The dictionary described at the top of this module, tensors on the CPU.
+        The layout at the top of this module, tensors on the CPU.
 
     Raises:
-        DataError: when there is no such file.
-        WeightsError: when it is damaged, or holds weights without training state.
+        DataError: there is no such file.
+        WeightsError: the file is damaged, or holds weights without training state.
     """
     source = Path(path)
     try:
@@ -128,7 +132,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
         ) from error
     try:
         checkpoint = load_plain(source)
-    except Exception as error:  # a damaged pickle fails in any of a dozen ways
+    except Exception as error:  # a damaged pickle fails in many ways
         raise_machine_problem(error, source)
         raise WeightsError(
             source,
@@ -140,7 +144,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
         raise WeightsError(
             source,
-            found="weights without the state of a training (optimiser, iteration)",
+            found="weights without the state of a training (optimizer, iteration)",
             expected=f"a {LATEST} or {PREVIOUS} that a training wrote",
             remedy="to start a new training from these weights use load-from instead of "
             "resume-from",
@@ -157,7 +161,7 @@ def read_training_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def _malformed(checkpoint: Mapping[str, Any]) -> str | None:
-    """What is wrong with the form of a checkpoint's tables; none: nothing."""
+    """What is wrong with the form of a checkpoint; None if nothing is."""
     training, meta = checkpoint["training"], checkpoint["meta"]
     if not isinstance(meta, dict) or not isinstance(training, dict):
         return "'meta' or 'training' is not a table"
@@ -185,7 +189,7 @@ def _malformed(checkpoint: Mapping[str, Any]) -> str | None:
 
 
 def _is_loss_scale(scaler: Any) -> bool:
-    """Whether a value is the state of PyTorch's gradient scaler; empty where it is off."""
+    """Whether a value is the state of PyTorch's gradient scaler (empty: disabled)."""
     numbers = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
     return isinstance(scaler, dict) and (
         not scaler
@@ -197,9 +201,139 @@ def _is_loss_scale(scaler: Any) -> bool:
 
 
 def find_latest(run_dir: Path | str) -> Path | None:
-    """The checkpoint to resume a run folder from, or none when there is none."""
+    """The checkpoint to resume a run folder from; None without one."""
     for name in (LATEST, PREVIOUS):
         candidate = Path(run_dir) / name
         if candidate.is_file():
             return candidate
     return None
+
+
+def model_meta(model: Any) -> dict[str, Any]:
+    """Entries of `meta` from which the network can be built without the config."""
+    return {
+        "variant": model.variant,
+        "context_blocks": model.context_blocks,
+        "classes": None if model.classes is None else list(model.classes),
+        "palette": None if model.palette is None else [list(colour) for colour in model.palette],
+    }
+
+
+class CheckpointKeeper:
+    """Writes the checkpoints of a run and selects the best ones.
+
+    `latest.pth` can be resumed from; `best.pth` (and `best_<iteration>.pth` for `train.keep_best`)
+    holds the weights of the best evaluation.  Selection and early stopping read the history in
+    `scores.csv`, so both continue correctly after a resume.
+
+    Args:
+        run_dir: run folder.
+        config: config of the run.
+        meta: constant entries of `meta`: variant, context blocks, classes, palette.
+        start: first iteration of this part of the run; later scores of an earlier part do not
+            count.
+        active: false in every process but the first, which alone writes.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: Config, meta: dict[str, Any], *, start: int, active: bool
+    ) -> None:
+        self.run_dir = run_dir
+        self.config = config
+        self.active = active
+        self.history = [
+            (iteration, score) for iteration, score in read_history(run_dir) if iteration <= start
+        ]
+        self._meta = {
+            "format": FORMAT,
+            **meta,
+            "config": config.model_dump(mode="json"),
+            "version": cgrseg.__version__,
+        }
+
+    def save_latest(self, module: TrainingModule, trainer: Any) -> None:
+        """Write `latest.pth`, from which a resumed training continues exactly."""
+        if not self.active:
+            return
+        training: dict[str, Any] = {
+            "iteration": module.iteration,
+            "world_size": trainer.world_size,
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "scaler": None,
+        }
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            training["scaler"] = scaler.state_dict()
+        if module.averaged is not None:
+            training["state_dict"] = module.model.state_dict()
+            training["averaged_steps"] = module.averaged.updates
+        write_checkpoint(
+            self.run_dir / LATEST,
+            {**self._weights(module), "training": training},
+            keep_previous=True,
+        )
+
+    def note_scores(self, module: TrainingModule, score: float) -> bool:
+        """Add the mIoU of an evaluation (0..1 or NaN); write `best.pth` if it is the best so far.
+
+        Returns:
+            Whether it is the best; NaN never is.
+        """
+        score = -math.inf if math.isnan(score) else score
+        is_best = score > max((value for _, value in self.history), default=-math.inf)
+        self.history.append((module.iteration, score))
+        if not self.active:
+            return is_best
+        if is_best:
+            write_checkpoint(self.run_dir / BEST, self._weights(module, score))
+        if self.config.train.keep_best:
+            self._keep_best(module, score)
+        return is_best
+
+    def _keep_best(self, module: TrainingModule, score: float) -> None:
+        ranked = sorted(self.history, key=lambda entry: (-entry[1], entry[0]))
+        kept = {iteration for iteration, _ in ranked[: self.config.train.keep_best]}
+        if module.iteration in kept:
+            write_checkpoint(
+                self.run_dir / f"best_{module.iteration}.pth", self._weights(module, score)
+            )
+        for iteration, _ in self.history:
+            if iteration not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.run_dir / f"best_{iteration}.pth").unlink()
+
+    @property
+    def evaluations_without_progress(self) -> int:
+        """Number of evaluations since the best one."""
+        if not self.history:
+            return 0
+        scores = [score for _, score in self.history]
+        return len(scores) - 1 - scores.index(max(scores))
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether early stopping applies."""
+        patience = self.config.train.patience
+        return patience is not None and self.evaluations_without_progress >= patience
+
+    def _weights(self, module: TrainingModule, score: float | None = None) -> dict[str, Any]:
+        meta = {**self._meta, "iteration": module.iteration}
+        if score is not None:
+            meta["mIoU"] = score
+        return {"state_dict": module.evaluated_model.state_dict(), "meta": meta}
+
+
+def read_history(run_dir: Path) -> list[tuple[int, float]]:
+    """(iteration, mIoU) of each evaluation in a run folder; minus infinity instead of NaN.
+
+    Raises:
+        DataError: the table is damaged.
+    """
+    history = []
+    for row in read_table(run_dir / SCORES):
+        try:
+            score = float(row.get("mIoU") or "nan")
+        except ValueError as error:
+            raise damaged_table(run_dir / SCORES, str(error)) from error
+        history.append((int(row["iteration"]), -math.inf if math.isnan(score) else score))
+    return history

@@ -1,9 +1,8 @@
-"""Turning what goes wrong during training into messages that help.
+"""Messages for failures during training.
 
-Out of memory: which settings need how much, and which to turn down first.  A loss
-that is no number, or a gradient: which batch it was, its files saved beside the run, and the
-usual causes.  A full disk, shared memory without room, a process that has ended: said in
-words.  The checkpoint from before stays as it is.
+Out of memory: which settings to reduce first.  A non-finite loss or gradient: its batch, whose
+files are listed in the run folder, and the usual causes.  Full disks, full shared memory, ended
+processes.  The last checkpoint stays unchanged.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from cgrseg.errors import (
     option,
 )
 from cgrseg.files import write_json, writing_problem
-from cgrseg.surroundings import is_out_of_memory, missing_memory, raise_machine_problem
+from cgrseg.surroundings import first_line, is_out_of_memory, missing_memory, raise_machine_problem
 from cgrseg.training.checkpointing import LATEST, PREVIOUS
 from cgrseg.variants import VARIANTS
 
 BAD_BATCH = "bad_batch.json"
-# Least bytes per pixel of a batch: float32 image and int64 label; features that the backward
-# pass needs (those of the backbone's first stage alone). Per worker process: its own objects.
+# Least memory: bytes per pixel of a batch (float32 image, int64 label); bytes per pixel of the
+# features for the backward pass (first stage of the backbone only); bytes per worker process.
 _BATCH_BYTES = 20
 _FEATURE_BYTES = 250
 _WORKER_BYTES = 40 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ONE_VALUE = "Expected more than 1 value per channel"
-# What PyTorch says of loader processes without room in /dev/shm, or killed from outside ...
+# PyTorch's messages for worker processes without room in /dev/shm, or killed from outside ...
 _LOADERS = ("shared memory", "unable to write to file </torch_", "dataloader worker (pid")
-# ... and of a process that waits for one that has ended.
-_FELLOWS = (
+# ... and for a process that waits for one that has ended.
+_LOST_PROCESS = (
     "connection closed by peer",
     "connection reset by peer",
     "broken pipe",
@@ -54,25 +53,25 @@ _FELLOWS = (
 
 
 class TrainingProblem(CGRSegError):
-    """A training that cannot go on, with its reason, on which all processes agreed."""
+    """A training that cannot continue, for a reason that all processes have agreed on."""
 
     in_all_processes = True
 
 
 class LostProcess(CGRSegError):
-    """Another process has ended, which says why itself."""
+    """Another process has ended; its own message says why."""
 
     in_all_processes = True
 
 
 @dataclass(frozen=True)
 class BadNumbers:
-    """What one process knows of numbers that went wrong.
+    """Report of one process about non-finite numbers.
 
     Attributes:
-        process: its rank.
-        iteration: its first one (from 0) whose loss was no number, if any.
-        batch: image and label of that iteration, or of the last one.
+        process: rank of the process.
+        iteration: its first iteration (from 0) with a non-finite loss, if any.
+        batch: image and label files of that iteration, or of the last one.
         before: those of the iteration before, whose gradient may be the cause.
     """
 
@@ -83,22 +82,22 @@ class BadNumbers:
 
 
 def out_of_memory(config: Config, device: str, error: BaseException) -> EnvironmentProblem:
-    """The message for a training that did not fit into memory.
+    """The error for a training that does not fit into memory.
 
     Args:
-        config: the run; what is named is what its settings leave to turn down.
-        device: where it ran, in words.
-        error: what PyTorch said.
+        config: config of the run; the message names the settings that can be reduced.
+        device: device in words.
+        error: error of PyTorch.
     """
     train = config.train
     height, width = config.augment.crop_size
     ideas = []
     if train.batch_size > 1:
-        # The smallest number of parts of equal size, so that a step sees the same images.
+        # The smallest number of equal parts, so that a step has the same images.
         parts = next(n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0)
         ideas.append(
             f"train.batch_size={train.batch_size // parts} with "
-            f"train.accumulate={train.accumulate * parts} (the same images per optimiser step)"
+            f"train.accumulate={train.accumulate * parts} (the same images per optimizer step)"
         )
     if train.precision in ("fp32", "fp64"):
         ideas.append("train.precision=bf16 (about half the memory for features)")
@@ -115,7 +114,7 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
         f"memory of {device}",
         found=f"out of memory while training {config.model.name} on batches of "
         f"{train.batch_size} images of {height}x{width} in {train.precision}"
-        + f" ({_first_line(error)})",
+        + f" ({first_line(error)})",
         expected="room for one batch with its gradients",
         remedy="the first of these that you can accept: " + "; ".join(ideas),
     )
@@ -125,12 +124,12 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
     """Refuse batches and worker processes that certainly do not fit into memory.
 
     Args:
-        config: the run.
+        config: config of the run.
         placement_kind: "cpu", "cuda" or "mps".
-        device: where it runs, in words.
+        device: device in words.
 
     Raises:
-        EnvironmentProblem: with the settings to turn down; also where /dev/shm is read-only.
+        EnvironmentProblem: they do not fit; or /dev/shm cannot be used.
     """
     height, width = config.augment.crop_size
     pixels = config.train.batch_size * height * width
@@ -143,13 +142,13 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
         raise out_of_memory(config, device, error)
     if workers:
         try:
-            multiprocessing.get_context().Lock()  # as the loader makes some, in /dev/shm
+            multiprocessing.get_context().Lock()  # in /dev/shm, as the data loader does
         except OSError as refused:
             raise lost_loader(config, refused) from refused
 
 
 def single_value(config: Config) -> ConfigError:
-    """The message for a batch norm that sees one value only, which has no variance."""
+    """The error for a batch norm with one value per channel, which has no variance."""
     height, width = config.augment.crop_size
     return ConfigError(
         "train.batch_size, augment.crop_size",
@@ -160,23 +159,11 @@ def single_value(config: Config) -> ConfigError:
     )
 
 
-def without_worker_trace(error: CGRSegError) -> CGRSegError:
-    """The message alone of a problem that a loader process met.
-
-    PyTorch hands such an error on with the stack of that process in its text.
-    """
-    text = str(error)
-    if not text.startswith("Caught "):
-        return error
-    name = f"{type(error).__module__}.{type(error).__qualname__}: "
-    return type(error)(text.rpartition(name)[2].rstrip())
-
-
 def lost_process(error: BaseException) -> LostProcess:
-    """The message for a process whose fellow has ended."""
+    """The error of a process that waits for one that has ended."""
     return LostProcess(
         "another process of this training",
-        found=f"it has ended ({_first_line(error).partition('. This is')[0]})",
+        found=f"it has ended ({first_line(error).partition('. This is')[0]})",
         expected="all processes until the end",
         remedy="its own message tells why (look above, or in the log of its machine); then "
         f"go on with {option('--resume')}",
@@ -184,10 +171,10 @@ def lost_process(error: BaseException) -> LostProcess:
 
 
 def lost_loader(config: Config, error: BaseException) -> EnvironmentProblem:
-    """The message for loader processes that found no room, or were ended from outside."""
+    """The error for loader processes without room in memory, or killed from outside."""
     return EnvironmentProblem(
         "loader processes",
-        found=_last_line(error),
+        found=(str(error).strip().splitlines() or [type(error).__name__])[-1][:300],
         expected=f"room for the batches of data.workers={config.data.workers} processes in "
         "shared memory (/dev/shm), and in the memory of the machine",
         remedy="data.workers=0 needs no shared memory; in a container give more of it "
@@ -197,18 +184,16 @@ def lost_loader(config: Config, error: BaseException) -> EnvironmentProblem:
 
 @contextlib.contextmanager
 def readable_failures(config: Config, device: str, run_dir: Path) -> Iterator[None]:
-    """Translate what settings and machines can cause; everything else passes unchanged."""
+    """Replace errors that settings or machines cause by messages; others pass unchanged."""
     try:
         with quiet_threads():
             yield
-    except CGRSegError as error:
-        raise without_worker_trace(error) from None
     except ValueError as error:
         if _ONE_VALUE in str(error):
             raise single_value(config) from error
         raise
     except OSError as error:
-        earlier = _told_before(error)
+        earlier = _earlier_problem(error)
         if earlier is not None:
             raise earlier from None
         if error.errno in _NO_ROOM:
@@ -221,7 +206,7 @@ def readable_failures(config: Config, device: str, run_dir: Path) -> Iterator[No
             raise lost_loader(config, error) from error
         if is_out_of_memory(error):
             raise out_of_memory(config, device, error) from error
-        if any(part in text for part in _FELLOWS):
+        if any(part in text for part in _LOST_PROCESS):
             raise lost_process(error) from error
         raise_machine_problem(error, "training")
         raise
@@ -229,10 +214,9 @@ def readable_failures(config: Config, device: str, run_dir: Path) -> Iterator[No
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Keep threads from printing a stack when a file cannot be written.
+    """Let threads print no stack trace when a file cannot be written.
 
-    TensorBoard writes in a thread of its own; the training meets the same error at its next
-    line, and says it in words.
+    TensorBoard writes in its own thread; the training reports the same error at its next line.
     """
     before = threading.excepthook
 
@@ -247,22 +231,12 @@ def quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _told_before(error: BaseException) -> CGRSegError | None:
-    """The problem of ours while whose handling this error came up, if there is one."""
+def _earlier_problem(error: BaseException) -> CGRSegError | None:
+    """The error of ours during whose handling this error was raised, if any."""
     behind = error.__context__
     while behind is not None and not isinstance(behind, CGRSegError):
         behind = behind.__context__
     return behind
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1][:300] if lines else type(error).__name__
 
 
 def bad_numbers(
@@ -274,14 +248,14 @@ def bad_numbers(
     reports: Sequence[BadNumbers],
     write: bool,
 ) -> TrainingProblem:
-    """The message for a loss, or for weights, that are no numbers; saves what the batch held.
+    """The error for a non-finite loss or weights; writes the files of the batch to a file.
 
     Args:
-        config: the run.
-        run_dir: its folder; `bad_batch.json` is written there.
-        steps: optimiser steps done.
+        config: config of the run.
+        run_dir: run folder, for `bad_batch.json`.
+        steps: number of optimizer steps done.
         rate: learning rate of the base group.
-        reports: of all processes.
+        reports: reports of all processes.
         write: whether this process writes the file.
     """
     first = min((r.iteration for r in reports if r.iteration is not None), default=None)

@@ -1,9 +1,8 @@
-"""What a person sees of a running training, and what stays of it in the run's folder.
+"""Progress, log, tables and loggers of a running training.
 
-On a terminal: a progress bar with loss, rate, images per second and time left.
-Otherwise (a file, a batch queue): one line per logged iteration.  In the folder:
-`train.log`, `metrics.csv`, `scores.csv`, and TensorBoard event files.  Only the first
-process writes or prints.
+On a terminal: a progress bar with loss, rate, images per second and time left.  Otherwise (a file,
+a batch queue): one line per logged iteration.  In the run folder: `train.log`, `metrics.csv`,
+`scores.csv` and TensorBoard event files.  Only the first process writes or prints.
 """
 
 from __future__ import annotations
@@ -13,30 +12,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.config.schema import Config
+from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.extras import require
+from cgrseg.files import atomic_write_text
+from cgrseg.inference.decode import Segmentation
+from cgrseg.input_files import read_input_text
 from cgrseg.progress import format_seconds, progress_bar
-from cgrseg.training.tables import METRICS, SCORES, RunTable
-from cgrseg.training.transcript import Transcript, print_line
+from cgrseg.training.run_log import METRICS, SCORES, RunTable, Transcript, print_line
+from cgrseg.visual.overlay import overlay
 
 _BAR_SECONDS = 1.0
+_PANEL_HEIGHT = 256  # pixels: readable, and small enough to log often
+_OPACITY = 0.6
 
 
 class Journal:
     """Progress, log, tables and loggers of one run.
 
     Args:
-        run_dir: the run's folder, which exists.
-        start: iteration that this part of the run starts from.
-        end: iteration that the run ends at.
-        loss_columns: names of the loss terms that will be logged.
-        score_columns: names of the scores that will be logged.
-        images_per_iteration: of all processes together.
-        eval_interval: iterations between evaluations; none: no evaluation.
-        loggers: Lightning loggers (TensorBoard and the like).
-        transcript: takes the lines; not active in every process but the first: then nothing is
-            written or shown.
+        run_dir: run folder, which exists.
+        start: first iteration of this part of the run.
+        end: last iteration of the run.
+        loss_columns: names of the logged loss terms.
+        score_columns: names of the logged scores.
+        images_per_iteration: number of images of all processes together.
+        eval_interval: number of iterations between evaluations; None: no evaluation.
+        loggers: Lightning loggers, such as TensorBoard.
+        transcript: receives the lines; where it is not active, nothing is written or shown.
     """
 
     def __init__(
@@ -68,7 +75,7 @@ class Journal:
             self._scores = RunTable(run_dir / SCORES, score_columns, keep_until=start)
 
     def open(self) -> None:
-        """Show the progress bar and start the clock."""
+        """Show the progress bar (on a terminal) and start the clock."""
         self._pace.restart()
         if not self.active:
             return
@@ -83,7 +90,7 @@ class Journal:
         self.transcript.show = lambda text: console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Take the progress bar down."""
+        """Remove the progress bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -94,12 +101,12 @@ class Journal:
         self.transcript.say(text)
 
     def tick(self, iteration: int, loss: Any, rate: float) -> None:
-        """Note that an iteration is done; the bar follows about once a second.
+        """Count an iteration; the bar is updated about once a second.
 
         Args:
-            iteration: optimiser steps done.
-            loss: of the last batch, a scalar tensor (read only when it is shown).
-            rate: of the base group.
+            iteration: number of optimizer steps done.
+            loss: loss of the last batch, a scalar tensor (read only when it is shown).
+            rate: learning rate of the base group.
         """
         self._pace.step()
         if not self._told_duration and self._pace.is_measured:
@@ -119,7 +126,7 @@ class Journal:
         self._progress.update(self._task, completed=iteration, text=text)
 
     def _tell_duration(self, iteration: int) -> None:
-        """Say how long the rest takes on this machine, once a few iterations were measured."""
+        """Print the estimated duration, once a few iterations were measured."""
         rest = self.end - iteration
         if rest <= 0:
             return
@@ -138,9 +145,9 @@ class Journal:
         """Log the losses of an interval.
 
         Args:
-            iteration: optimiser steps done.
+            iteration: number of optimizer steps done.
             values: loss terms, `acc_seg` (percent) and `rate`.
-            memory_gib: largest memory of the device so far, in GiB; 0 on the CPU.
+            memory_gib: peak memory of the device so far, in GiB; 0 on the CPU.
         """
         speed = self._pace.interval_speed(iteration) * self.images
         row = {**values, "images_per_second": speed, "memory_gib": memory_gib}
@@ -160,7 +167,7 @@ class Journal:
         )
 
     def log_scores(self, iteration: int, values: Mapping[str, float], seconds: float) -> None:
-        """Log the scores of an evaluation (0..1) that took `seconds`."""
+        """Log the scores (0..1) of an evaluation that took `seconds`."""
         self._pace.exclude(seconds)
         if not self.active:
             return
@@ -176,29 +183,27 @@ class Journal:
             f"({format_seconds(seconds)})"
         )
 
-    def log_pictures(self, iteration: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Show pictures, RGB uint8 (H, W, 3) by name, in TensorBoard and the like."""
+    def log_images(self, iteration: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Log images, RGB uint8 (H, W, 3) by name."""
         for logger in self.loggers:
             show = getattr(logger, "log_image", None)
-            for name, picture in pictures.items():
+            for name, image in images.items():
                 if show is not None:  # Weights & Biases
-                    show(key=f"eval/{name}", images=[picture], step=iteration)
+                    show(key=f"eval/{name}", images=[image], step=iteration)
                 else:
-                    logger.experiment.add_image(
-                        f"eval/{name}", picture, iteration, dataformats="HWC"
-                    )
+                    logger.experiment.add_image(f"eval/{name}", image, iteration, dataformats="HWC")
 
 
 class Pace:
-    """How fast iterations go, evaluations left out, and how long the rest will take.
+    """Speed of the iterations without evaluations, and estimate of the time left.
 
     The first iteration does not count: it fills caches, and may compile.
 
     Args:
-        start: iteration that this part of the run starts from.
-        end: iteration that the run ends at.
-        eval_interval: iterations between evaluations; none: no evaluation.
-        clock: gives seconds.
+        start: first iteration of this part of the run.
+        end: last iteration of the run.
+        eval_interval: number of iterations between evaluations; None: no evaluation.
+        clock: returns seconds.
     """
 
     _LEAST_STEPS, _ENOUGH_STEPS, _ENOUGH_SECONDS = 3, 20, 2.0
@@ -219,7 +224,7 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Start the clock again."""
+        """Restart the clock."""
         self._begun = self._interval_begun = self._clock()
         self._excluded = self._interval_excluded = 0.0
 
@@ -231,7 +236,7 @@ class Pace:
             self._begun, self._excluded = self._clock(), 0.0
 
     def exclude(self, seconds: float) -> None:
-        """Count seconds of an evaluation."""
+        """Exclude the seconds of an evaluation."""
         self._evaluations.append(seconds)
         self._excluded += seconds
         self._interval_excluded += seconds
@@ -268,16 +273,16 @@ class Pace:
         return steps / spent if spent > 0 else 0.0
 
     def evaluations_left(self, iteration: int) -> int:
-        """Evaluations from an iteration to the end of the run, without that iteration's own."""
+        """Number of evaluations after an iteration, until the end of the run."""
         if self._eval_interval is None or iteration >= self._end:
             return 0
         last = 1 if self._end % self._eval_interval else 0
         return self._end // self._eval_interval - iteration // self._eval_interval + last
 
     def seconds_left(self, iteration: int) -> float:
-        """Estimate for the rest, with evaluations as long as they took so far.
+        """Estimated time left; NaN before the first iteration.
 
-        NaN before the first iteration; evaluations count once one was timed.
+        Evaluations count with their mean duration, once one was timed.
         """
         if not self.per_second:
             return float("nan")
@@ -286,3 +291,89 @@ class Pace:
             mean = sum(self._evaluations) / len(self._evaluations)
             seconds += self.evaluations_left(iteration) * mean
         return seconds
+
+
+class ImageCollector:
+    """Collects logged images: the first images of an evaluation with label and prediction.
+
+    Args:
+        count: number of images.
+        spec: dataset, for the palette.
+
+    Attributes:
+        panels: RGB uint8 (256, W, 3) by file stem.
+    """
+
+    def __init__(self, count: int, spec: DatasetSpec) -> None:
+        self.count = count
+        self.spec = spec
+        self.panels: dict[str, NDArray[np.uint8]] = {}
+
+    def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
+        """Add an item of the split with its prediction, up to the number of images."""
+        if len(self.panels) < self.count:
+            self.panels[str(item["stem"])] = side_by_side(
+                item["image"], item["label"], found.labels, self.spec
+            )
+
+
+def side_by_side(
+    image: NDArray[np.uint8],
+    label: NDArray[np.integer],
+    predicted: NDArray[np.integer],
+    spec: DatasetSpec,
+) -> NDArray[np.uint8]:
+    """Image, label overlay and prediction overlay, from left to right: RGB uint8 (256, W', 3).
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        label: class ids (H, W); ignored pixels show the image.
+        predicted: class ids (H, W).
+        spec: dataset, for the palette.
+    """
+    height, width = image.shape[:2]
+    size = (max(1, round(width * _PANEL_HEIGHT / height)), _PANEL_HEIGHT)
+    method = cv2.INTER_AREA if height > _PANEL_HEIGHT else cv2.INTER_LINEAR
+    small = np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+    panels = [small]
+    for ids in (label, predicted):
+        resized = cv2.resize(ids.astype(np.int16), size, interpolation=cv2.INTER_NEAREST)
+        panels.append(overlay(small, np.asarray(resized), spec.palette, _OPACITY))
+    return np.concatenate(panels, axis=1)
+
+
+def make_loggers(config: Config, run_dir: Path, start: int) -> list[Any]:
+    """TensorBoard in the run folder, and Weights & Biases with `train.wandb`."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    loggers: list[Any] = [
+        # Events beyond the checkpoint are purged: a resumed run repeats them.
+        TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=start + 1)
+    ]
+    if config.train.wandb:
+        loggers.append(wandb_logger(config, run_dir))
+    return loggers
+
+
+def wandb_logger(config: Config, run_dir: Path) -> Any:
+    """Lightning's logger for Weights & Biases; a resumed run continues the same chart.
+
+    Raises:
+        EnvironmentProblem: the package is not installed.
+    """
+    require("wandb", "train.wandb", otherwise="or set train.wandb=false")
+    from lightning.pytorch.loggers import WandbLogger
+
+    marker = run_dir / "wandb_id.txt"
+    known = read_input_text(marker).strip() if marker.is_file() else None
+    logger = WandbLogger(
+        name=config.name,
+        project="cgrseg",
+        save_dir=run_dir,
+        id=known,
+        resume="allow",
+        config=config.model_dump(mode="json"),
+    )
+    if known is None:
+        atomic_write_text(marker, str(logger.experiment.id))
+    return logger

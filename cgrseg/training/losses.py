@@ -212,3 +212,13 @@ def dice_loss(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
     overlap = (2.0 * both + _DICE_SMOOTHING) / (either + _DICE_SMOOTHING)
     occurs = truth.sum(dim=axes) > 0
     return ((1.0 - overlap) * occurs).sum() / occurs.sum().clamp(min=1)
+
+
+def loss_columns(config: LossConfig) -> list[str]:
+    """Names of the terms that :class:`SegmentationLoss` returns."""
+    columns = ["loss", "loss_ce"]
+    if config.dice_weight > 0:
+        columns.append("loss_dice")
+    if config.initial_weight > 0:
+        columns.append("loss_initial")
+    return columns

@@ -1,17 +1,16 @@
-"""The training step as Lightning runs it.
+"""The network under training: its initial weights, the training step, the averaged weights.
 
-What the published recipe says lives in :mod:`~cgrseg.training.groups`,
-:mod:`~cgrseg.training.schedule` and :mod:`~cgrseg.training.losses`; this module puts
-them together and keeps count of iterations (optimiser steps of the whole run, so a
-resumed run goes on where it was).
+:mod:`~cgrseg.training.optimizer` and :mod:`~cgrseg.training.losses` hold the published recipe;
+this module applies it and counts iterations (optimizer steps of the whole run).
 
-Randomness: Lightning stores no random state, so none is relied on.  Before every batch
-the generators are seeded from (seed, iteration, batch within the iteration, process),
-and dropout and stochastic depth come out the same after a resume.
+Lightning stores no random state, so nothing relies on it.  The generators are seeded before every
+batch from (seed, iteration, batch within the iteration, rank): dropout and stochastic depth are
+the same after a resume.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import struct
 from collections import deque
@@ -21,37 +20,126 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cgrseg.config.schema import Config
-from cgrseg.models import CGRSeg
-from cgrseg.training.averaging import AveragedWeights
-from cgrseg.training.groups import parameter_groups
+from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.errors import ConfigError
+from cgrseg.models import CGRSeg, create_model, load_weights
 from cgrseg.training.losses import SegmentationLoss, pixel_accuracy
-from cgrseg.training.schedule import rate_factor
+from cgrseg.training.optimizer import parameter_groups, rate_factor
+from cgrseg.variants import imagenet_weights
+
+
+def build_model(
+    config: Config,
+    spec: DatasetSpec,
+    *,
+    fresh: bool,
+    say: Callable[[str], None] = lambda text: None,
+) -> CGRSeg:
+    """Build the network of a run and load its initial weights.
+
+    Args:
+        config: config of the run.
+        spec: classes and palette.
+        fresh: load `model.pretrained` and `train.load_from`; false when a checkpoint
+            replaces all weights.
+        say: receives a line about the origin of the weights.
+
+    Raises:
+        ConfigError: a frozen backbone without trained weights.
+    """
+    settings = config.model
+    model = create_model(
+        settings.name,
+        spec.num_classes,
+        context_blocks=settings.context_blocks,
+        dropout=settings.dropout,
+        drop_path=settings.drop_path,
+        freeze_norm=settings.freeze_norm,
+        freeze_backbone=settings.freeze_backbone,
+        attention_bias=settings.attention_bias,
+        classes=spec.classes,
+        palette=spec.palette,
+        preprocessing=config.test.model_dump(mode="json"),
+    )
+    untrained = settings.pretrained is None and config.train.load_from is None
+    if fresh and untrained and settings.freeze_backbone:
+        raise ConfigError(
+            "model.freeze_backbone",
+            found="true, for a backbone with random weights",
+            expected="trained weights in the part that is kept as it is",
+            remedy=f"set model.pretrained={imagenet_weights(settings.name)} or "
+            "train.load_from=CHECKPOINT",
+        )
+    if fresh and settings.pretrained is not None:
+        say(str(load_weights(model, settings.pretrained, part="backbone", verbose=False)))
+    if fresh and config.train.load_from is not None:
+        say(str(load_weights(model, config.train.load_from, verbose=False)))
+    elif fresh and untrained:
+        say(
+            "weights: random, from scratch; published results start from ImageNet's backbone: "
+            f"model.pretrained={imagenet_weights(settings.name)}"
+        )
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+class AveragedWeights:
+    """Exponential moving average (EMA) of a network's parameters.
+
+    PyTorch's `AveragedModel` counts its updates on the device and reads the count twice per
+    update, so the CPU waits for the GPU in each iteration.  This class counts on the CPU.
+
+    Args:
+        model: the network under training; the average starts as a copy of it.
+        decay: fraction of the old average that an update keeps, in 0..1.
+
+    Attributes:
+        module: the averaged network.  Its buffers are those of the network under training:
+            running statistics are averages already.
+        updates: number of updates.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.updates = 0
+        self._blend = get_ema_multi_avg_fn(decay)
+
+    def update(self, model: nn.Module) -> None:
+        """Add the weights after an iteration; the first update copies them."""
+        averaged: list[Tensor] = list(self.module.parameters())
+        present: list[Tensor] = list(model.parameters())
+        with torch.no_grad():
+            if self.updates:
+                self._blend(averaged, present, self.updates)
+            else:
+                torch._foreach_copy_(averaged, present)
+            torch._foreach_copy_(list(self.module.buffers()), list(model.buffers()))
+        self.updates += 1
 
 
 def step_seed(seed: int, iteration: int, micro_step: int, rank: int) -> int:
-    """Seed of the random numbers of one batch: same arguments, same dropout.
+    """Seed of the random numbers of one batch, below 2**63.
 
     Args:
-        seed: of the run.
-        iteration: optimiser steps done before.
+        seed: seed of the run.
+        iteration: number of optimizer steps done before.
         micro_step: batch within the iteration (gradient accumulation).
-        rank: process.
-
-    Returns:
-        An integer below 2**63, well mixed so that neighbours share nothing.
+        rank: rank of the process.
     """
     packed = struct.pack("<4q", seed, iteration, micro_step, rank)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
 def fused_optimizer(config: Config, device: str) -> bool:
-    """Whether all parameters are stepped in one operation, equal up to rounding.
+    """Whether AdamW updates all parameters in one operation, equal up to rounding.
 
     Not in float64, which is for checks against PyTorch's plain loop; nor where gradients of
-    mixed precision are clipped, because the fused step unscales them itself, after the
-    clipping, and Lightning refuses the two together.
+    mixed precision are clipped: the fused step unscales them after the clipping, so Lightning
+    refuses the combination.
     """
     mixed = config.train.precision in ("fp16", "bf16")
     clipped = mixed and config.optimizer.clip_norm is not None
@@ -59,19 +147,19 @@ def fused_optimizer(config: Config, device: str) -> bool:
 
 
 class TrainingModule(lightning.LightningModule):
-    """One network under training.
+    """A network under training.
 
     Args:
-        model: the network; its parameters carry the published names.
-        config: the run.
-        num_classes: classes of the dataset.
-        start_iteration: optimiser steps that an earlier part of the run has done.
+        model: the network; its parameters have the published names.
+        config: config of the run.
+        num_classes: number of classes of the dataset.
+        start_iteration: number of optimizer steps of an earlier part of the run.
 
     Attributes:
-        iteration: optimiser steps done in all.
-        last_loss: of the last batch, on the device.
-        recent: (iteration, dataset indices) of the last batches, to name the files of one
-            that went wrong.
+        iteration: number of optimizer steps done in all parts of the run.
+        last_loss: loss of the last batch, on the device.
+        recent: (iteration, dataset indices) of the last batches, to name the files of a batch
+            with a non-finite loss.
     """
 
     def __init__(
@@ -89,8 +177,8 @@ class TrainingModule(lightning.LightningModule):
         self.last_loss: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
-        # Kept on the device, so that looking for it does not make the device wait at every
-        # step; no buffer, because those are overwritten by the first process's.
+        # On the device, so that no step waits for the GPU; not a buffer, because the first
+        # process overwrites those of the others.
         self._first_bad: Tensor | None = None
         decay = config.train.ema_decay
         self.averaged = None if decay is None else AveragedWeights(model, decay)
@@ -101,36 +189,36 @@ class TrainingModule(lightning.LightningModule):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network that evaluations and published checkpoints use."""
+        """The network that evaluations and checkpoints use: the averaged one, if there is one."""
         return self.model if self.averaged is None else self.averaged.module
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the published groups, as one operation where PyTorch has it."""
+        """AdamW on the published parameter groups, fused where PyTorch supports it."""
         settings = self.config.optimizer
         return torch.optim.AdamW(
             parameter_groups(self.model, settings),
             lr=settings.lr,
             betas=settings.betas,
-            # None, not False: that would also switch off PyTorch's choice of the next best.
+            # None, not False: False would also disable the foreach implementation.
             fused=fused_optimizer(self.config, self.device.type) or None,
         )
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Move image and label; the bookkeeping (position, index) stays on the CPU."""
+        """Move image and label to the device; position and index stay on the CPU."""
         image = batch["image"].to(device, non_blocking=True)
         if self.config.train.channels_last:
             image = image.to(memory_format=torch.channels_last)
         return {**batch, "image": image, "label": batch["label"].to(device, non_blocking=True)}
 
     def on_fit_start(self) -> None:
-        """Put what Lightning does not know of onto the device."""
+        """Move the averaged weights, which Lightning does not know, to the device."""
         if self.averaged is not None:
             self.averaged.module.to(self.device, next(self.model.parameters()).dtype)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Set the rate of this iteration and seed its randomness."""
+        """Set the learning rate of this iteration and the seed of this batch."""
         self.micro_step = batch_idx % self.config.train.accumulate
         factor = rate_factor(self.iteration, self.config.schedule)
         for group in self.trainer.optimizers[0].param_groups:
@@ -141,7 +229,7 @@ class TrainingModule(lightning.LightningModule):
         self.recent.append((self.iteration, [int(index) for index in batch["index"]]))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch: image (N, 3, H, W) normalised, label (N, H, W)."""
+        """Loss of one batch: normalized image (N, 3, H, W), label (N, H, W)."""
         image, label = batch["image"], batch["label"]
         output = self._network(image)
         logits, initial = output if isinstance(output, tuple) else (output, None)
@@ -153,7 +241,7 @@ class TrainingModule(lightning.LightningModule):
         return terms["loss"]
 
     def _accuracy(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Percent of right pixels; logits that are no numbers have none, and are told of later."""
+        """Pixel accuracy in percent; NaN for non-finite logits, which the loss reports later."""
         if not bool(torch.isfinite(logits).all()):
             return logits.new_full((), float("nan"))
         with torch.no_grad():
@@ -161,17 +249,17 @@ class TrainingModule(lightning.LightningModule):
 
     @property
     def completes_iteration(self) -> bool:
-        """Whether the present batch is the last one of its optimiser step."""
+        """Whether this batch is the last one of its optimizer step."""
         return self.micro_step == self.config.train.accumulate - 1
 
     @property
     def logs_next(self) -> bool:
-        """Whether the iteration under way will be logged."""
+        """Whether the current iteration will be logged."""
         done = self.iteration + 1
         return done % self.config.train.log_interval == 0 or done == self.config.schedule.max_iters
 
     def finish_iteration(self) -> None:
-        """Count the optimiser step that was just taken, and average the weights."""
+        """Count the finished optimizer step, and update the averaged weights."""
         self.iteration += 1
         if self.averaged is not None:
             self.averaged.update(self.model)
@@ -189,14 +277,14 @@ class TrainingModule(lightning.LightningModule):
 
     @property
     def first_bad_iteration(self) -> int | None:
-        """The first iteration (from 0) of this process whose loss was no number, if any."""
+        """The first iteration (from 0) of this process with a non-finite loss, if any."""
         found = -1 if self._first_bad is None else int(self._first_bad)
         return found if found >= 0 else None
 
     def is_finite(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether every weight, statistic and moment is a finite number.
+        """Whether all weights, batch norm statistics and optimizer moments are finite.
 
-        A finite loss can have a gradient that is none; its step spoils them all.
+        A finite loss can have a non-finite gradient, whose step makes the weights non-finite.
         """
         values = [*self.model.parameters(), *self.model.buffers()]
         values += [value for state in optimizer.state.values() for value in state.values()]
@@ -205,7 +293,7 @@ class TrainingModule(lightning.LightningModule):
         return bool(torch.isfinite(largest))
 
     def take_report(self) -> dict[str, Tensor]:
-        """Mean of every loss term since the last call; `acc_seg` of the last batch (percent)."""
+        """Mean of each loss term since the last call; `acc_seg` of the last batch, in percent."""
         report = {
             name: value if name == "acc_seg" else value / max(1, self._batches)
             for name, value in self._sums.items()

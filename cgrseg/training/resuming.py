@@ -1,4 +1,4 @@
-"""Where a run goes on from, and what must not be overwritten."""
+"""Resuming: find and check the checkpoint, restore weights and optimizer, protect old runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
 from cgrseg.config.schema import Config
 from cgrseg.datasets.spec import DatasetSpec
@@ -17,11 +19,13 @@ from cgrseg.errors import ConfigError, WeightsError, option
 from cgrseg.processes import is_first_process
 from cgrseg.provenance import settings_digest
 from cgrseg.training.checkpointing import PREVIOUS, find_latest, read_training_checkpoint
-from cgrseg.training.tables import SCORES, read_table
+from cgrseg.training.module import TrainingModule
+from cgrseg.training.optimizer import parameter_groups
+from cgrseg.training.run_log import SCORES, read_table
 
 _LOG = logging.getLogger("cgrseg.training")
 
-# Settings that say where and how to look, not what is trained.
+# Settings that do not change the trained weights.
 _HARMLESS = {
     "name",
     "work_dir",
@@ -37,12 +41,12 @@ _HARMLESS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read to resume from.
+    """A checkpoint to resume from.
 
     Attributes:
         path: the file.
         state: its content.
-        changed_data: differences of the data that were accepted, in words.
+        changed_data: accepted differences of the data, in words.
     """
 
     path: Path
@@ -53,16 +57,16 @@ class Checkpoint:
 def find_checkpoint(
     run_dir: Path, resume_from: Path | str | None, auto_resume: bool
 ) -> Checkpoint | None:
-    """Read what to resume from.
+    """Read the checkpoint to resume from; None for a new run.
 
     Args:
-        run_dir: the run's folder.
-        resume_from: a checkpoint given by name; it must be there.
-        auto_resume: take the newest readable one of the folder, or none when there is none.
+        run_dir: run folder.
+        resume_from: a checkpoint, which must exist.
+        auto_resume: use the newest readable checkpoint of the run folder, if there is one.
 
     Raises:
-        DataError: `resume_from` is not there.
-        WeightsError: it is damaged, or holds weights only.
+        DataError: `resume_from` does not exist.
+        WeightsError: the checkpoint is damaged, or holds weights only.
     """
     if resume_from is not None:
         return Checkpoint(Path(resume_from), read_training_checkpoint(resume_from))
@@ -78,7 +82,7 @@ def find_checkpoint(
         if newest == previous or not previous.is_file():
             raise
         state = read_training_checkpoint(previous)
-        # Aside, or the next save would put the damaged file in the place of the good one.
+        # Renamed, or the next save would replace the good checkpoint by the damaged one.
         aside = newest.with_name(f"{newest.name}.damaged")
         with contextlib.suppress(OSError):
             os.replace(newest, aside)
@@ -88,10 +92,10 @@ def find_checkpoint(
 
 
 def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
-    """Refuse to start over in a folder that holds the checkpoint of another run.
+    """Refuse to overwrite the checkpoint or the scores of an earlier run.
 
     Raises:
-        ConfigError: naming the ways to go on.
+        ConfigError: the folder belongs to another run.
     """
     present = _remains(run_dir)
     if present is None:
@@ -108,7 +112,7 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
 
 
 def _remains(run_dir: Path) -> Path | None:
-    """A checkpoint or the scores of an earlier run, which a new one would replace."""
+    """A file of an earlier run that a new run would replace; None if there is none."""
     newest = find_latest(run_dir)
     if newest is not None:
         return newest
@@ -118,7 +122,7 @@ def _remains(run_dir: Path) -> Path | None:
 
 
 def stored_precision(checkpoint: Checkpoint | None) -> str | None:
-    """`train.precision` of the run that a checkpoint belongs to; None without one."""
+    """`train.precision` of the checkpoint's run; None without a checkpoint."""
     if checkpoint is None:
         return None
     settings = _table(checkpoint.state["meta"], "config")
@@ -127,11 +131,11 @@ def stored_precision(checkpoint: Checkpoint | None) -> str | None:
 
 
 def data_record(spec: DatasetSpec, images: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What a checkpoint says about the data beside class names and palette, in plain types.
+    """Record of the data in a checkpoint, beside class names and palette, in plain types.
 
     Args:
         spec: the dataset with its class edits.
-        images: "training" and "validation" to the stems of their images, in their order.
+        images: stems of the "training" and the "validation" images, in order.
     """
     rules = [
         [ending, list(rule.lookup), sorted(rule.allowed), rule.ignore_index]
@@ -150,22 +154,22 @@ def data_record(spec: DatasetSpec, images: Mapping[str, Sequence[str]]) -> dict[
 def refuse_other_data(
     checkpoint: Checkpoint, spec: DatasetSpec, now: Mapping[str, Any], accepted: str | None
 ) -> Checkpoint:
-    """Stop a resume whose data are not those that the checkpoint was trained on.
+    """Refuse to resume on other data than those of the checkpoint.
 
-    Checkpoints of earlier versions are compared as far as they tell.
+    A checkpoint of an earlier version is compared as far as its record goes.
 
     Args:
-        checkpoint: what to resume from.
-        spec: the dataset as it is now.
-        now: :func:`data_record` of it.
-        accepted: `train.accept_data`, which names the state of the data that may differ.
+        checkpoint: checkpoint to resume from.
+        spec: the present dataset.
+        now: :func:`data_record` of the present dataset.
+        accepted: `train.accept_data`, which names the accepted state of the data.
 
     Returns:
-        The checkpoint, with the differences that were accepted.
+        The checkpoint, with the accepted differences.
 
     Raises:
-        ConfigError: other class names or another order of them, which cannot be accepted; or
-            another palette, label rule or image list, which was not accepted.
+        ConfigError: other class names or another order, which cannot be accepted; or another
+            palette, label rule or image list, which was not accepted.
     """
     meta = checkpoint.state["meta"]
     _refuse_other_classes(checkpoint.path, meta.get("classes"), spec)
@@ -188,7 +192,7 @@ def refuse_other_data(
                 f"the list of {use} images ({earlier.get('count')} images then, "
                 f"{images['count']} now)"
             )
-    # A name, not a plain yes: what is accepted is this state of the data, no later one.
+    # A name, not a plain yes: it accepts this state of the data only, and no later one.
     token = f"data-{settings_digest([palette, now['label_rule'], now['images']])[:10]}"
     if not found or accepted == token:
         return replace(checkpoint, changed_data=tuple(found))
@@ -230,7 +234,7 @@ def _refuse_other_classes(path: Path, stored: Any, spec: DatasetSpec) -> None:
 def changed_settings(saved: Mapping[str, Any] | None, config: Config) -> list[str]:
     """Settings that differ from those of a checkpoint, as `key: old -> new`.
 
-    Those that cannot change what is learnt (paths, workers) are left out.
+    Settings that do not change the weights (paths, workers) are left out.
     """
     if not isinstance(saved, Mapping):
         return []
@@ -251,3 +255,127 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
+    """Load a checkpoint's weights into a module, before it is moved to its device.
+
+    Raises:
+        ConfigError: the checkpoint has another network.
+    """
+    training = checkpoint["training"]
+    raw = training.get("state_dict", checkpoint["state_dict"])
+    try:
+        module.model.load_state_dict(raw)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        raise ConfigError(
+            "resume-from",
+            found="a checkpoint of another network than the settings describe "
+            f"({' '.join(line.strip() for line in lines[1:3])[:300]})",
+            expected=f"{module.config.model.name} with the same classes and context blocks",
+            remedy="resume with the config.json of that run; to start from its weights with "
+            "other settings use load-from",
+        ) from error
+    if module.averaged is not None:
+        module.averaged.module.load_state_dict(checkpoint["state_dict"])
+        if "averaged_steps" in training:
+            module.averaged.updates = int(training["averaged_steps"])
+
+
+def refuse_other_optimizer(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
+    """Check that the saved optimizer state fits the optimizer of the run.
+
+    The fused step reads moments as plain memory: a moment with another shape than its
+    parameter crashes the process, so every value is checked before.
+
+    Raises:
+        ConfigError: different parameter groups.
+        WeightsError: optimizer state that no training writes; the message names the parameter.
+    """
+    saved = checkpoint["training"]["optimizer"]
+    groups = parameter_groups(module.model, module.config.optimizer)
+    if [group.get("names") for group in saved["param_groups"]] != [g["names"] for g in groups]:
+        raise ConfigError(
+            "resume-from",
+            found="different optimizer parameter groups",
+            expected="the groups that the optimizer.* settings and model.freeze_backbone make",
+            remedy="resume with these settings as that run had them, or use load-from",
+        )
+    owners: dict[Any, tuple[str, torch.Tensor]] = {}
+    for old, group in zip(saved["param_groups"], groups, strict=True):
+        if len(old["params"]) != len(group["params"]):
+            raise _damaged_optimizer(
+                "optimizer", f"{len(old['params'])} parameters in a group", len(group["params"])
+            )
+        named = zip(old["params"], group["names"], group["params"], strict=True)
+        owners.update({key: (name, parameter) for key, name, parameter in named})
+    for key, state in saved["state"].items():
+        if key not in owners:
+            raise _damaged_optimizer("optimizer", f"state of an unknown parameter {key!r}", "none")
+        _refuse_bad_state(*owners[key], state)
+
+
+def _refuse_bad_state(name: str, parameter: torch.Tensor, state: Any) -> None:
+    """Raise unless a parameter's state is that of AdamW: step count and two moments."""
+    names = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+    if names != ["exp_avg", "exp_avg_sq", "step"]:
+        raise _damaged_optimizer(name, f"the state {names}", "step, exp_avg and exp_avg_sq")
+    step = state["step"]
+    if isinstance(step, torch.Tensor):
+        plain = step.layout == torch.strided and step.device.type == "cpu"
+        step = step.item() if plain and step.numel() == 1 and not step.is_complex() else None
+    if not isinstance(step, (int, float)) or not 0 <= step < 2**53 or step != int(step):
+        raise _damaged_optimizer(name, f"step {step!r}", "a whole number of steps, 0 or more")
+    for moment in ("exp_avg", "exp_avg_sq"):
+        value = state[moment]
+        if not isinstance(value, torch.Tensor):
+            raise _damaged_optimizer(name, f"{moment} of type {type(value).__name__}", "a tensor")
+        kind = f"{str(value.dtype)[6:]}, {str(value.layout)[6:]}, on {value.device.type}"
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if value.shape != parameter.shape or not plain or not value.is_floating_point():
+            raise _damaged_optimizer(
+                name,
+                f"{moment} of shape {tuple(value.shape)} ({kind})",
+                f"shape {tuple(parameter.shape)} (a dense tensor of floating-point numbers)",
+            )
+        if not torch.isfinite(value).all():
+            raise _damaged_optimizer(name, f"non-finite values in {moment}", "finite values")
+        if moment == "exp_avg_sq" and (value < 0).any():
+            raise _damaged_optimizer(name, f"negative values in {moment}", "values of 0 or more")
+
+
+def _damaged_optimizer(where: str, found: str, expected: object) -> WeightsError:
+    return WeightsError(
+        f"resume-from, optimizer state of {where}",
+        found=found,
+        expected=f"{expected}, as a training writes it",
+        remedy=f"the checkpoint is damaged or foreign: resume from {PREVIOUS} in the same "
+        "folder, or start from its weights with load-from",
+    )
+
+
+def restore_optimizer(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Restore a checkpoint's moments and loss scale, once the optimizer exists.
+
+    Rates, decays and betas stay those of the present settings;
+    :func:`refuse_other_optimizer` has checked that the groups are equal.
+    """
+    optimizer = trainer.optimizers[0]
+    saved = checkpoint["training"]["optimizer"]
+    # Before loading: PyTorch chooses the device of the step counts by the groups.
+    groups = [
+        {**group, "params": old["params"]}
+        for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            # The fused step uses the memory order: moments in another memory layout
+            # (train.channels_last) would be applied to the wrong weights.
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = checkpoint["training"].get("scaler")
+    if scaler is not None and scale:
+        scaler.load_state_dict(scale)

@@ -1,10 +1,9 @@
-"""`train(config)`: from settings to a trained network in a run's folder.
+"""`train(config)`: from settings to a trained network in a run folder.
 
-Everything that can be wrong is looked at before the first iteration: devices, data,
-the run's folder, the checkpoint to resume from.  Lightning's Trainer runs the loop
-(devices, processes, precision, accumulation, clipping); checkpoints, random numbers
-and bookkeeping are ours, because a resumed run must end with the same weights as one
-that was left alone.
+Devices, data, run folder and checkpoint are checked before the first iteration.  Lightning's
+Trainer runs the loop (devices, processes, precision, accumulation, clipping); checkpoints, random
+numbers and bookkeeping are ours, because a resumed run must end with the same weights as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,55 +22,53 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
-from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import Placement, find_placement
 from cgrseg.errors import CGRSegError, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.locks import output_lock
-from cgrseg.models import CGRSeg, create_model, load_weights
+from cgrseg.models import CGRSeg
 from cgrseg.processes import is_first_process
-from cgrseg.training.announcement import (
-    announce_settings,
-    headline,
-    refuse_random_backbone,
-    weights_line,
-)
 from cgrseg.training.callback import RunCallback, score_columns
-from cgrseg.training.checkpointing import BEST, LATEST
+from cgrseg.training.checkpointing import BEST, LATEST, CheckpointKeeper, model_meta
+from cgrseg.training.data_source import DatasetSource, DataSource
 from cgrseg.training.failures import readable_failures, refuse_too_large
-from cgrseg.training.journal import Journal
-from cgrseg.training.keeper import Keeper, refuse_other_optimizer, restore_weights
-from cgrseg.training.module import TrainingModule
+from cgrseg.training.journal import Journal, make_loggers
+from cgrseg.training.losses import loss_columns
+from cgrseg.training.module import TrainingModule, build_model
+from cgrseg.training.optimizer import rate_factor
 from cgrseg.training.resuming import (
     Checkpoint,
+    changed_settings,
     data_record,
     find_checkpoint,
     refuse_occupied,
     refuse_other_data,
+    refuse_other_optimizer,
+    restore_weights,
     stored_precision,
 )
-from cgrseg.training.sources import DatasetSource, Source
-from cgrseg.training.stopping import GiveUp
-from cgrseg.training.tables import SCORES, damaged_table, read_table
-from cgrseg.training.trainer import settle_precision, trainer_options
-from cgrseg.training.transcript import LOG, Transcript
+from cgrseg.training.run_log import LOG, Transcript, last_metrics
+from cgrseg.training.stopping import Abort
+from cgrseg.training.trainer import quiet_lightning, settle_precision, trainer_options
+
+_LOG = logging.getLogger("cgrseg.training")
 
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training left behind.
+    """Result of a training.
 
     Attributes:
-        work_dir: the run's folder.
-        best: checkpoint of the best evaluation, when there was one.
-        scores: of the last evaluation that this part of the run made.
-        metrics: means of the last evaluation of the run by name (0..1), empty without one.
-        iterations: optimiser steps done in all.
+        work_dir: run folder.
+        best: checkpoint of the best evaluation, if there was an evaluation.
+        scores: scores of the last evaluation of this part of the run.
+        metrics: means of the run's last evaluation by name (0..1); empty without an evaluation.
+        iterations: number of optimizer steps done in all parts of the run.
         latest: checkpoint to resume from.
-        stopped_by: the signal that ended the training early, if any.
+        stopped_by: signal that ended the training early, if any.
     """
 
     work_dir: Path
@@ -84,6 +80,13 @@ class TrainResult:
     stopped_by: signal.Signals | None = None
 
 
+def _headline(config: Config) -> str:
+    return (
+        f"training {config.model.name} on {config.data.dataset} ({config.data.root}), into "
+        f"{config.run_dir}"
+    )
+
+
 def train(
     config: Config | str | Path,
     *,
@@ -91,31 +94,27 @@ def train(
     resume_from: Path | str | None = None,
     auto_resume: bool = False,
 ) -> TrainResult:
-    """Train a network as the settings say.
+    """Train a network; write checkpoints, tables and a log into `config.run_dir`.
 
     Args:
-        config: the run, or a preset's name, a file or a run's folder that gives one
-            (:func:`cgrseg.load_config`, which also takes changes); its folder is
-            `config.run_dir`.
+        config: a config, a preset's name, a config file or a run folder
+            (:func:`cgrseg.load_config` also applies changes).
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:<number>" or "mps".
-        resume_from: checkpoint of an earlier part of this run to go on from.
-        auto_resume: go on from `latest.pth` in the run's folder when it is there.
-
-    Returns:
-        Where everything is, and the last scores.
+        resume_from: checkpoint of an earlier part of this run to resume from.
+        auto_resume: resume from `latest.pth` in the run folder, if it is there.
 
     Raises:
-        CGRSegError: anything that the settings, the data or the machine lack; the
-            message says what to do.  Nothing of an earlier run is overwritten.
+        CGRSegError: a problem of settings, data or machine; the message says what to do.
+            Nothing of an earlier run is overwritten.
     """
     config = as_config(config)
     transcript = Transcript(is_first_process())
     with contextlib.ExitStack() as stack:
         stack.enter_context(transcript.recording())
-        transcript.say(headline(config))
+        transcript.say(_headline(config))
         placement = find_placement(device)
         run_dir = Path(config.run_dir)
-        if placement.rank == 0:  # the other processes of a job write nothing
+        if placement.rank == 0:  # the other processes write nothing
             stack.enter_context(output_lock(run_dir))
         checkpoint = find_checkpoint(run_dir, resume_from, auto_resume)
         refuse_occupied(run_dir, checkpoint)
@@ -128,7 +127,7 @@ def train(
 
 
 def train_on(
-    source: Source,
+    source: DataSource,
     config: Config,
     placement: Placement,
     checkpoint: Checkpoint | None = None,
@@ -140,29 +139,26 @@ def train_on(
 
     Args:
         source: batches, evaluation and class names.
-        config: the run.
+        config: config of the run.
         placement: device and processes.
-        checkpoint: what to resume from, if anything.
-        model: the network to train; none: the one that the settings describe.
-        transcript: what was said so far; none: nothing.
-
-    Returns:
-        As :func:`train`.
+        checkpoint: checkpoint to resume from, if any.
+        model: the network to train; None: the one that the settings describe.
+        transcript: lines printed so far; None: a new one.
     """
     if transcript is None:
         transcript = Transcript(placement.rank == 0)
-        transcript.say(headline(config))
+        transcript.say(_headline(config))
     try:
         with transcript.recording():
             return _train_on(source, config, placement, checkpoint, model, transcript)
     except CGRSegError as error:
-        with contextlib.suppress(CGRSegError):  # the log cannot be written, which says less
+        with contextlib.suppress(CGRSegError):  # the log cannot be written; the error says more
             transcript.keep(f"error: {error}")
         raise
 
 
 def _train_on(
-    source: Source,
+    source: DataSource,
     config: Config,
     placement: Placement,
     checkpoint: Checkpoint | None,
@@ -183,68 +179,25 @@ def _train_on(
         fresh = checkpoint is None
         model = build_model(config, source.spec, fresh=fresh, say=transcript.say)
     if config.train.precision == "fp64":
-        # Lightning would do it too, but only after the checkpoint's weights were cut to fit.
+        # Lightning would convert only after the checkpoint's weights were rounded.
         model = model.double()
     module = TrainingModule(model, config, source.spec.num_classes, start)
     if checkpoint is not None:
         restore_weights(module, checkpoint.state)
         refuse_other_optimizer(module, checkpoint.state)
-    # Only now, when the run can go on: a refused one leaves its folder as it was.
+    # Nothing before this point writes: a refused run leaves its folder unchanged.
     if placement.rank == 0:
         make_folder(run_dir)
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
         transcript.write_to(run_dir / LOG)
     try:
-        with _quiet_lightning(), readable_failures(config, placement.description, run_dir):
+        with quiet_lightning(), readable_failures(config, placement.description, run_dir):
             meta = {**model_meta(module.model), "data": data}
             return _run(
                 config, placement, options, run_dir, source, module, checkpoint, transcript, meta
             )
-    except GiveUp:
+    except Abort:
         raise KeyboardInterrupt from None
-
-
-def build_model(
-    config: Config,
-    spec: DatasetSpec,
-    *,
-    fresh: bool,
-    say: Callable[[str], None] = lambda text: None,
-) -> CGRSeg:
-    """The network of a run, with the weights that it starts from.
-
-    Args:
-        config: the run.
-        spec: gives classes and palette.
-        fresh: load `model.pretrained` and `train.load_from`; false when a checkpoint
-            replaces all weights anyway.
-        say: is told where the weights come from.
-    """
-    settings = config.model
-    model = create_model(
-        settings.name,
-        spec.num_classes,
-        context_blocks=settings.context_blocks,
-        dropout=settings.dropout,
-        drop_path=settings.drop_path,
-        freeze_norm=settings.freeze_norm,
-        freeze_backbone=settings.freeze_backbone,
-        attention_bias=settings.attention_bias,
-        classes=spec.classes,
-        palette=spec.palette,
-        preprocessing=config.test.model_dump(mode="json"),
-    )
-    if settings.freeze_backbone and fresh:
-        refuse_random_backbone(config)
-    if fresh and settings.pretrained is not None:
-        say(str(load_weights(model, settings.pretrained, part="backbone", verbose=False)))
-    if fresh and config.train.load_from is not None:
-        say(str(load_weights(model, config.train.load_from, verbose=False)))
-    elif fresh and settings.pretrained is None:
-        say(weights_line(config))
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
 
 
 def _run(
@@ -252,7 +205,7 @@ def _run(
     placement: Placement,
     options: dict[str, Any],
     run_dir: Path,
-    source: Source,
+    source: DataSource,
     module: TrainingModule,
     checkpoint: Checkpoint | None,
     transcript: Transcript,
@@ -265,14 +218,14 @@ def _run(
         run_dir,
         start=start,
         end=end,
-        loss_columns=_loss_columns(config),
+        loss_columns=loss_columns(config.loss),
         score_columns=score_columns(source.spec.classes),
         images_per_iteration=source.images_per_iteration,
         eval_interval=config.train.eval_interval if config.train.evaluate else None,
         loggers=loggers,
         transcript=transcript,
     )
-    keeper = Keeper(run_dir, config, meta, start=start, active=first)
+    keeper = CheckpointKeeper(run_dir, config, meta, start=start, active=first)
     callback = RunCallback(
         config,
         run_dir,
@@ -281,10 +234,10 @@ def _run(
         source,
         checkpoint=None if checkpoint is None else checkpoint.state,
     )
-    # Several processes listen from their first step on: before it, one that waits for others
-    # must not hold up the launcher that wants to end it.
+    # Several processes handle signals from their first step on: before it, a process that waits
+    # for others must not delay a launcher that ends it.
     with callback.stop.listening(at_once=placement.world_size == 1):
-        announce_settings(config, placement, journal.say, checkpoint, source)
+        _print_settings(config, placement, journal.say, checkpoint, source)
         if start < end and keeper.out_of_patience:
             journal.say(
                 f"this run was stopped early: {keeper.evaluations_without_progress} evaluations "
@@ -310,7 +263,7 @@ def _run(
             try:
                 trainer.fit(module, train_dataloaders=source.batches(start))
             except SIGTERMException:
-                # The signal came while Lightning's handler was in place, before the first step.
+                # Lightning's handler caught the signal, before the first step.
                 callback.stopped_by = callback.stopped_by or signal.SIGTERM
         else:
             callback.finish(module, placement.torch_device)
@@ -332,75 +285,65 @@ def _run(
     )
 
 
-def model_meta(model: Any) -> dict[str, Any]:
-    """What a checkpoint says about its network, so that it can be built from the file alone."""
-    return {
-        "variant": model.variant,
-        "context_blocks": model.context_blocks,
-        "classes": None if model.classes is None else list(model.classes),
-        "palette": None if model.palette is None else [list(colour) for colour in model.palette],
-    }
+def _print_settings(
+    config: Config,
+    placement: Placement,
+    say: Callable[[str], None],
+    checkpoint: Checkpoint | None,
+    source: DataSource,
+) -> None:
+    """Print data, schedule and resumed iteration; warn of a run shorter than its warm-up."""
+    schedule, train = config.schedule, config.train
+    height, width = config.augment.crop_size
+    warmup = f" after {schedule.warmup_iters} of warm-up" if schedule.warmup_iters else ""
+    evaluation = f"evaluation every {train.eval_interval}" if train.evaluate else "no evaluation"
+    counts = " and ".join(f"{len(stems)} {use}" for use, stems in source.image_lists().items())
+    if config.model.freeze_backbone:
+        say("frozen: the backbone keeps its weights and statistics; the head alone trains")
+    say(f"data: {counts} images of {source.spec.title}")
+    say(
+        f"settings: {schedule.max_iters} iterations, {source.images_per_iteration} images per "
+        f"iteration, crops of {height}x{width}, learning rate {config.optimizer.lr:g}{warmup}, "
+        f"{evaluation}; all settings: {config.run_dir}/config.json"
+    )
+    if checkpoint is not None:
+        for line in _resume_lines(config, placement, checkpoint):
+            say(line)
+    warning = short_run(config)
+    if warning and placement.rank == 0:
+        _LOG.warning(warning)
 
 
-def last_metrics(run_dir: Path) -> dict[str, float]:
-    """Means of the last evaluation in a run's `scores.csv` (0..1), empty without one."""
-    rows = read_table(run_dir / SCORES)
-    if not rows:
-        return {}
-    try:
-        return {
-            name: float(value)
-            for name, value in rows[-1].items()
-            if name != "iteration" and not name.startswith("IoU.") and value
-        }
-    except ValueError as error:
-        raise damaged_table(run_dir / SCORES, str(error)) from error
+def short_run(config: Config) -> str:
+    """A warning for a run that ends before its warm-up; empty for other runs."""
+    schedule = config.schedule
+    if not schedule.warmup_iters or schedule.max_iters > schedule.warmup_iters:
+        return ""
+    peak = max(rate_factor(k, schedule) for k in range(schedule.max_iters))
+    return (
+        f"schedule.max_iters={schedule.max_iters} is not longer than "
+        f"schedule.warmup_iters={schedule.warmup_iters}: the learning rate never exceeds "
+        f"{100 * peak:.2g} % of optimizer.lr; set schedule.warmup_iters="
+        f"{schedule.max_iters // 10}, or more iterations"
+    )
 
 
-def make_loggers(config: Config, run_dir: Path, start: int) -> list[Any]:
-    """TensorBoard in the run's folder, and Weights & Biases when the settings say so."""
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    loggers: list[Any] = [
-        # Events from beyond the checkpoint, which a resumed run repeats, are purged.
-        TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=start + 1)
+def _resume_lines(config: Config, placement: Placement, checkpoint: Checkpoint) -> list[str]:
+    """Iteration of a resumed run, and changes since its checkpoint."""
+    iteration = checkpoint.state["training"]["iteration"]
+    if iteration >= config.schedule.max_iters:
+        lines = [
+            f"{checkpoint.path} is at iteration {iteration} of {config.schedule.max_iters}: this "
+            "run is finished; raise schedule.max_iters to train on"
+        ]
+    else:
+        lines = [f"resuming from {checkpoint.path} at iteration {iteration}"]
+    lines += [f"  changed since then, and accepted: {line}" for line in checkpoint.changed_data]
+    lines += [
+        f"  changed since then: {line}"
+        for line in changed_settings(checkpoint.state["meta"].get("config"), config)
     ]
-    if config.train.wandb:
-        from cgrseg.training.tracking import wandb_logger
-
-        loggers.append(wandb_logger(config, run_dir))
-    return loggers
-
-
-def _loss_columns(config: Config) -> list[str]:
-    columns = ["loss", "loss_ce"]
-    if config.loss.dice_weight > 0:
-        columns.append("loss_dice")
-    if config.loss.initial_weight > 0:
-        columns.append("loss_initial")
-    return columns
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep advice out of the log that does not apply here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for advice in (
-                ".*does not have many workers.*",
-                ".*This DataLoader will create.*",
-                ".*no `val_dataloader`.*",
-                ".*GPU available but not used.*",
-                ".*Checkpoint directory.*",
-                ".*module\\(s\\) in eval mode.*",
-                ".*`isinstance\\(treespec, LeafSpec\\)`.*",
-            ):
-                warnings.filterwarnings("ignore", message=advice)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    world = checkpoint.state["training"].get("world_size")
+    if world != placement.world_size:
+        lines.append(f"  changed since then: processes {world} -> {placement.world_size}")
+    return lines

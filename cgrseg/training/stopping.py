@@ -1,10 +1,10 @@
-"""Ending a training early without losing it: SIGTERM, SIGUSR1 and Ctrl-C.
+"""Early end of a training by SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint.
 
-The signal only raises a flag; the loop sees it after the step under way, agrees on it
-with the other processes, writes a checkpoint and ends.  During an evaluation, which
-may take minutes, the checkpoint of that iteration is already on disk, so the signal
-ends the evaluation at once.  A second Ctrl-C, a second later or more, ends the process
-without ceremony; one that follows at once is the same one, handed on by `torchrun`.
+The handler only sets a flag; after the current step the loop agrees on it with the other
+processes, writes a checkpoint and ends.  During an evaluation, which may take minutes, the
+checkpoint of that iteration is already on disk, so the signal ends the evaluation immediately.
+A second Ctrl-C after one second or more aborts the process; an earlier one is the first Ctrl-C,
+forwarded by `torchrun`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,30 @@ from types import FrameType
 
 from cgrseg.distributed import Exchange
 
-#: SIGUSR1 is what batch systems are often told to send some time before the end.
+#: Batch systems are often configured to send SIGUSR1 some time before the end.
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
-_AGAIN = 1.0  # seconds after which a second Ctrl-C is meant as such
+_SECOND_CTRL_C = 1.0  # seconds; an earlier one is the first Ctrl-C, forwarded
 
 
 class StopNow(BaseException):
-    """Ends an evaluation from within a signal handler.
-
-    Not an :class:`Exception`, so that no `except Exception` on the way swallows it.
-    """
+    """Ends an evaluation from a signal handler; no `except Exception` catches it."""
 
 
-class GiveUp(BaseException):
-    """A second Ctrl-C.  Not KeyboardInterrupt, for which Lightning ends the process itself."""
+class Abort(BaseException):
+    """A second Ctrl-C. Not KeyboardInterrupt, on which Lightning ends the process itself."""
 
 
 class StopRequest:
-    """Whether somebody asked this run to end.
+    """Request by a signal to end this run.
 
     Args:
-        exchange: talk with the other processes.
+        exchange: exchange with the other processes.
 
     Attributes:
-        received: the signal that came to this process, or none.
-        last_agreed: the one that all processes last agreed on.
+        received: signal that this process received, if any.
+        last_agreed: signal that all processes agreed on last, if any.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -57,10 +54,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self, *, at_once: bool = True) -> Iterator[None]:
-        """Take the signals in this block, and give them back to whoever had them.
+        """Handle the signals in this block, then restore the earlier handlers.
 
         Args:
-            at_once: from its beginning, rather than from :meth:`take_signals` on.
+            at_once: from the start of the block, not only from :meth:`take_signals` on.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -69,7 +66,7 @@ class StopRequest:
         if at_once:
             self.take_signals()
         else:
-            self.let_launcher_end_this()
+            self.end_on_sigterm()
         try:
             yield
         finally:
@@ -77,19 +74,19 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def take_signals(self) -> None:
-        """Answer the signals here (main thread only; elsewhere nothing happens).
+        """Install the handlers (main thread only; no effect in other threads).
 
-        Once more when training starts, since Lightning puts a handler of its own before.
+        Called again when training starts, because Lightning has installed its own by then.
         """
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 signal.signal(number, self._handle)
 
-    def let_launcher_end_this(self) -> None:
+    def end_on_sigterm(self) -> None:
         """Let SIGTERM end this process while it waits for the others to join.
 
-        When one of them has failed before that, the launcher ends the rest; a handler, such as
-        Lightning's, would not run before the wait is over.
+        If one of them has failed, the launcher ends the rest; a Python handler would not run
+        before the wait is over.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -98,17 +95,17 @@ class StopRequest:
         now = time.monotonic()
         if self.received is None:
             self.received, self._when = signal.Signals(number), now
-        elif number == signal.SIGINT and now - self._when > _AGAIN:
-            raise GiveUp
+        elif number == signal.SIGINT and now - self._when > _SECOND_CTRL_C:
+            raise Abort
         if self._interruptible:
-            self._interruptible = False  # once: a second one would end the clean-up of the first
+            self._interruptible = False  # once: a second one would end the first one's clean-up
             raise StopNow
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
         """Let a signal raise :class:`StopNow` in this block, until :meth:`settle`.
 
-        Every process that enters calls :meth:`settle` once, or is stopped before.
+        Every process calls :meth:`settle` once, or is stopped before.
         """
         self._interruptible, self._settled = True, False
         try:
@@ -119,16 +116,16 @@ class StopRequest:
             self._interruptible = False
             if not self._settled:
                 self._settled = True
-                self.agreed()  # those who were not stopped ask in `settle`
+                self.agreed()  # the other processes ask in `settle`
             raise
         finally:
             self._interruptible = False
 
     def settle(self) -> None:
-        """Agree that nobody was asked to stop; from here on signals wait for the next step.
+        """Agree that no process was asked to stop; later signals wait for the next step.
 
         Raises:
-            StopNow: somebody was.
+            StopNow: a process was asked to stop.
         """
         self._interruptible = False
         self._settled = True
@@ -136,7 +133,7 @@ class StopRequest:
             raise StopNow
 
     def agreed(self) -> signal.Signals | None:
-        """The signal that any process received; every process asks at the same step."""
+        """The signal that any process received; all processes call this at the same step."""
         found = self._exchange.largest(0 if self.received is None else int(self.received))
         self.last_agreed = signal.Signals(found) if found else None
         return self.last_agreed

@@ -1,8 +1,11 @@
-"""Settings of Lightning's Trainer: devices, processes and precision."""
+"""Settings of Lightning's Trainer: devices, processes, precision, warnings."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from cgrseg.config.overrides import merge
@@ -85,3 +88,28 @@ def trainer_options(config: Config, placement: Placement) -> dict[str, Any]:
         "deterministic": "warn" if config.train.deterministic else None,
         "benchmark": placement.kind == "cuda" and not config.train.deterministic,
     }
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Suppress Lightning's messages and hints that do not apply here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in (
+                ".*does not have many workers.*",
+                ".*This DataLoader will create.*",
+                ".*no `val_dataloader`.*",
+                ".*GPU available but not used.*",
+                ".*Checkpoint directory.*",
+                ".*module\\(s\\) in eval mode.*",
+                ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+            ):
+                warnings.filterwarnings("ignore", message=advice)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -22,8 +22,7 @@ from cgrseg.config.schema import Config
 from cgrseg.errors import FrontEnd, option, speaking_as
 from cgrseg.evaluation import script as test_script
 from cgrseg.extras import EXTRAS
-from cgrseg.training import script as train_script
-from cgrseg.training import single
+from cgrseg.training import single_gpu, train_script
 from tests.remedies import CONTEXTS, SCRIPTS, Text, spoken_options, texts
 
 if sys.version_info >= (3, 11):
@@ -54,7 +53,7 @@ def offered() -> dict[str, set[str]]:
         found[name].add("--help")
     for use in option_uses():
         found[use.command] |= set(use.name.split("/"))
-    found["run_cgrseg.py"] = set(single.build_parser({}).flags())
+    found["run_cgrseg.py"] = set(single_gpu.build_parser({}).flags())
     found["tools/train.py"] = set(train_script.build_parser().flags())
     found["tools/test.py"] = set(test_script.build_parser().flags())
     return found

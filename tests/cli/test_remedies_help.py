@@ -24,9 +24,9 @@ from cgrseg.cli.options import size_of_option
 from cgrseg.config import Config, load_config, words
 from cgrseg.errors import CGRSegError, FrontEnd, speaking_as
 from cgrseg.models import create_model
-from cgrseg.training import single
+from cgrseg.training import single_gpu
 from cgrseg.training.failures import bad_numbers, out_of_memory, single_value
-from cgrseg.training.script import main as train_script
+from cgrseg.training.train_script import main as train_script
 
 from .conftest import SMALL, Run
 
@@ -220,7 +220,7 @@ def test_option_that_train_lacks(place: Place, option: str, value: str) -> None:
 
 
 def test_script_flag_that_is_another(capfd: pytest.CaptureFixture[str]) -> None:
-    parser = single.build_parser({})
+    parser = single_gpu.build_parser({})
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(["--learning-rate", "0.1"])
     assert ended.value.code == 2
@@ -344,9 +344,9 @@ def test_evaluation_of_a_script_without_a_checkpoint(
 ) -> None:
     given = ["--mode", "eval", "--config", str(place.trained / "config.json")]
     empty = ["--work-dir", str(place.folder / "empty")]
-    assert single.main(script_defaults, [*given, *empty]) == 2
+    assert single_gpu.main(script_defaults, [*given, *empty]) == 2
     flag, _ = options_in(remedy_of(capfd.readouterr().err))
-    assert single.main(script_defaults, [*given, *empty, flag, place.best]) == 0
+    assert single_gpu.main(script_defaults, [*given, *empty, flag, place.best]) == 0
     printed = capfd.readouterr().out
     assert "mIoU" in printed and "IoU" in printed
     written = re.search(r"written: (.*evaluation\.json)", printed)

@@ -21,7 +21,7 @@ from cgrseg.config.schema import MAX_SIDE, Config
 from cgrseg.data.train_transform import TrainTransform
 from cgrseg.devices import resolve_device, use_threads
 from cgrseg.errors import ConfigError, EnvironmentProblem
-from cgrseg.training.schedule import learning_rate
+from cgrseg.training.optimizer import rate_factor
 
 NUMBERS = [
     *("0", "-1", "1", "1e-300", "-1e-300", "1e308", "-1e308", "1e309", "nan", "Infinity", "null"),
@@ -148,7 +148,7 @@ def test_optimizers_step_at_the_bounds(path: str) -> None:
         weight.grad = torch.full((3,), 0.5)
         optimizer, schedule = config.optimizer, config.schedule
         for iteration in {0, schedule.warmup_iters, schedule.max_iters // 2, schedule.max_iters}:
-            rate = learning_rate(iteration, schedule, optimizer.lr)
+            rate = optimizer.lr * rate_factor(iteration, schedule)
             assert math.isfinite(rate)
             torch.optim.AdamW(
                 [weight], lr=rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay

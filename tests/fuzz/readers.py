@@ -42,8 +42,8 @@ from cgrseg.inference.exported.seal import UNSEALED, sealed
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import read_checkpoint
 from cgrseg.reporting.records import read_evaluation
-from cgrseg.training.checkpointing import read_training_checkpoint
-from cgrseg.training.keeper import read_history, refuse_other_optimizer
+from cgrseg.training.checkpointing import read_history, read_training_checkpoint
+from cgrseg.training.resuming import refuse_other_optimizer
 from tests.fuzz.damage import damaged_bytes, damaged_json
 
 HEIGHT, WIDTH = 24, 32

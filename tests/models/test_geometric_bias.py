@@ -21,7 +21,7 @@ from cgrseg.models import CGRSeg, create_model, efficientformer_v2, load_model, 
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.efficientformer_v2 import EfficientFormerV2
 from cgrseg.models.geometric_bias import GeometricBias, resized_offsets
-from cgrseg.training.runner import build_model
+from cgrseg.training.module import build_model
 from tests.golden_weights import set_golden_weights
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from cgrseg.config.schema import OptimizerConfig
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.models.layers import DropPath
-from cgrseg.training.groups import parameter_groups
+from cgrseg.training.optimizer import parameter_groups
 
 VARIANTS = ["cgrseg_t", "cgrseg_b", "cgrseg_l"]
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from cgrseg.devices import find_placement
 from cgrseg.models import create_model
+from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.runner import train_on
-from cgrseg.training.sources import DatasetSource
 from tests.training.small_run import small_config
 
 

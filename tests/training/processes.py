@@ -22,7 +22,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "pytest",
-        "cgrseg.training.script",
+        "cgrseg.training.train_script",
         "lightning.pytorch.loggers",
         "torch.utils.tensorboard",
         "rich.console",
@@ -89,7 +89,7 @@ def run_group(
 
 def train_by_script(*arguments: str) -> int:
     """What `tools/train.py` does, in this process; for the functions above."""
-    from cgrseg.training.script import main
+    from cgrseg.training.train_script import main
 
     return main(arguments)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cgrseg.config.schema import Config
 from cgrseg.devices import find_placement
 from cgrseg.errors import CGRSegError
-from cgrseg.training.sources import DatasetSource
+from cgrseg.training.data_source import DatasetSource
 
 
 def training_starts(config: Config) -> bool:

@@ -19,7 +19,7 @@ from cgrseg.data.check import check_dataset
 from cgrseg.data.synthetic import write_dataset
 from cgrseg.devices import find_placement
 from cgrseg.errors import CGRSegError
-from cgrseg.training.sources import DatasetSource
+from cgrseg.training.data_source import DatasetSource
 from tests.data import folders
 from tests.training.starting import training_starts
 

@@ -14,9 +14,9 @@ from torch import nn
 from cgrseg.devices import Placement
 from cgrseg.errors import CGRSegError
 from cgrseg.models import load_model
+from cgrseg.training.data_source import DatasetSource
+from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train
-from cgrseg.training.sources import DatasetSource
-from cgrseg.training.tables import read_table
 from tests.training.frozen_run import train_frozen
 from tests.training.processes import run, run_group
 from tests.training.small_run import small_config, weights_of, write_dataset
@@ -128,7 +128,7 @@ def test_processes_that_choose_other_precisions_refuse(tmp_path: Path) -> None:
 def one_with_a_damaged_image(root: Path, work_dir: Path) -> int:
     """A training whose second process meets images that cannot be read any more."""
     from cgrseg.training.module import TrainingModule
-    from cgrseg.training.script import main
+    from cgrseg.training.train_script import main
 
     if os.environ["RANK"] == "1":
         root = root.with_name("damaged")

@@ -31,7 +31,7 @@ from cgrseg.training.failures import (
 )
 from cgrseg.training.module import step_seed
 from cgrseg.training.runner import train
-from cgrseg.training.script import main
+from cgrseg.training.train_script import main
 from tests.training import processes
 from tests.training.small_run import small_config, write_dataset
 

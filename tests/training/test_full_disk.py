@@ -15,8 +15,8 @@ from cgrseg.config.schema import Config
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.training.checkpointing import read_training_checkpoint
 from cgrseg.training.failures import readable_failures
-from cgrseg.training.journal import Journal
-from cgrseg.training.runner import make_loggers, train
+from cgrseg.training.journal import Journal, make_loggers
+from cgrseg.training.runner import train
 from tests.training.processes import finish, start
 from tests.training.small_run import small_config, write_dataset
 
@@ -121,7 +121,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert ".pth" not in said.partition("files")[2] and "Traceback" not in said
 
 
-def log_pictures_on_a_small_disk(folder: Path) -> int:
+def log_images_on_a_small_disk(folder: Path) -> int:
     """TensorBoard writes in a thread: the error arrives later, in the training."""
     small_disk(folder, "64k")
     config = Config()
@@ -139,7 +139,7 @@ def log_pictures_on_a_small_disk(folder: Path) -> int:
             )
             noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
             for iteration in range(10):
-                journal.log_pictures(iteration, {"noise": noise})
+                journal.log_images(iteration, {"noise": noise})
                 loggers[0].save()
     except EnvironmentProblem as error:
         print(f"problem: {error}")
@@ -149,7 +149,7 @@ def log_pictures_on_a_small_disk(folder: Path) -> int:
 def test_tensorboard_on_a_full_disk(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
-    said = run_or_skip(log_pictures_on_a_small_disk, folder, folder=tmp_path)
+    said = run_or_skip(log_images_on_a_small_disk, folder, folder=tmp_path)
     assert f"problem: {folder}: the disk is full" in said
     assert "Traceback" not in said
 

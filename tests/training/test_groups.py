@@ -11,7 +11,7 @@ from torch import nn
 
 from cgrseg.config.schema import OptimizerConfig
 from cgrseg.models import create_model
-from cgrseg.training.groups import layer_multipliers, multipliers, parameter_groups
+from cgrseg.training.optimizer import layer_multipliers, multipliers, parameter_groups
 
 VARIANTS = {
     "t": ("cgrseg_t", 5),

@@ -14,8 +14,8 @@ import pytest
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.progress import format_seconds
 from cgrseg.training.journal import Journal, Pace
+from cgrseg.training.run_log import Transcript
 from cgrseg.training.runner import train
-from cgrseg.training.transcript import Transcript
 from tests.training.small_run import small_config, write_dataset
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from cgrseg.config.schema import Config
-from cgrseg.training.keeper import Keeper, read_history
-from cgrseg.training.tables import RunTable
+from cgrseg.training.checkpointing import CheckpointKeeper, read_history
+from cgrseg.training.run_log import RunTable
 
 
-def keeper_of(folder: Path, **train: Any) -> Keeper:
+def keeper_of(folder: Path, **train: Any) -> CheckpointKeeper:
     config = Config.model_validate({"train": train})
-    return Keeper(folder, config, {"variant": "cgrseg_t"}, start=10**9, active=True)
+    return CheckpointKeeper(folder, config, {"variant": "cgrseg_t"}, start=10**9, active=True)
 
 
 def module_at(iteration: int) -> Any:
@@ -66,6 +66,6 @@ def test_a_resumed_run_knows_its_earlier_scores(tmp_path: Path) -> None:
     assert read_history(tmp_path) == [(10, 0.5), (20, float("-inf")), (30, 0.9)]
     # resumed at 20: what came after does not count
     config = Config.model_validate({})
-    keeper = Keeper(tmp_path, config, {}, start=20, active=True)
+    keeper = CheckpointKeeper(tmp_path, config, {}, start=20, active=True)
     assert keeper.note_scores(module_at(30), 0.4) is False
     assert keeper.note_scores(module_at(40), 0.6) is True

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgrseg.training.tables import read_table
+from cgrseg.training.run_log import read_table
 from tests.training.processes import run, start, train_by_script
 from tests.training.small_run import differing, small_config, write_dataset
 

@@ -10,9 +10,9 @@ import torch
 
 from cgrseg.devices import Placement
 from cgrseg.models import create_model
+from cgrseg.training.data_source import DatasetSource
+from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train, train_on
-from cgrseg.training.sources import DatasetSource
-from cgrseg.training.tables import read_table
 from tests.training.frozen_run import freeze_all_norms
 from tests.training.small_run import small_config, weights_of, write_dataset
 

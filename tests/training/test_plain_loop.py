@@ -14,8 +14,8 @@ from cgrseg.config.schema import Config
 from cgrseg.datasets import get_spec
 from cgrseg.devices import Placement
 from cgrseg.models import create_model
+from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train_on
-from cgrseg.training.tables import read_table
 from tests.training.small_run import weights_of
 
 WARMUP, BATCH, SIDE = 5, 2, 32

@@ -16,11 +16,11 @@ import torch
 from cgrseg.errors import ConfigError, DataError, WeightsError
 from cgrseg.models import create_model, load_model
 from cgrseg.training.checkpointing import read_training_checkpoint
-from cgrseg.training.keeper import refuse_other_optimizer
+from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.module import TrainingModule
+from cgrseg.training.resuming import refuse_other_optimizer
+from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train
-from cgrseg.training.sources import DatasetSource
-from cgrseg.training.tables import read_table
 from tests.training.small_run import differing, small_config, weights_of, write_dataset
 
 

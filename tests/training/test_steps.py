@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgrseg.config.schema import Config
 from cgrseg.models import create_model
-from cgrseg.training.averaging import AveragedWeights
-from cgrseg.training.keeper import restore_optimizer
-from cgrseg.training.module import TrainingModule
+from cgrseg.training.module import AveragedWeights, TrainingModule
+from cgrseg.training.resuming import restore_optimizer
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from cgrseg.distributed import Exchange
+from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.journal import Journal
 from cgrseg.training.runner import train
-from cgrseg.training.script import main
-from cgrseg.training.sources import DatasetSource
-from cgrseg.training.stopping import GiveUp, StopNow, StopRequest
+from cgrseg.training.stopping import Abort, StopNow, StopRequest
+from cgrseg.training.train_script import main
 from tests.training.processes import run_group
 from tests.training.small_run import small_config, write_dataset
 
@@ -49,7 +49,7 @@ def test_ctrl_c_twice_is_one_when_handed_on_and_two_when_meant(
     assert stop.received is signal.SIGINT
     clock[0] += 0.2
     signal.raise_signal(signal.SIGTERM)  # asks politely, however often
-    with pytest.raises(GiveUp):
+    with pytest.raises(Abort):
         signal.raise_signal(signal.SIGINT)
 
 
@@ -112,7 +112,7 @@ def test_ctrl_c_before_the_first_step_is_no_trace(
     def be_interrupted(*_given: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("cgrseg.training.sources.look_before_training", be_interrupted)
+    monkeypatch.setattr("cgrseg.training.data_source.check_before_training", be_interrupted)
     # Tests that a shell started in the background are born with Ctrl-C ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["data.dataset=custom", f"data.root={root}"]
@@ -129,7 +129,7 @@ def terminated_in_the_second(root: Path, work_dir: Path) -> int:
     """A training whose second process alone gets the signal, in its evaluation."""
     import os
 
-    from cgrseg.training.script import Ending
+    from cgrseg.training.train_script import Ending
 
     evaluate = DatasetSource.evaluate
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cgrseg.errors import DataError
-from cgrseg.training.keeper import read_history
-from cgrseg.training.tables import RunTable, read_table
+from cgrseg.training.checkpointing import read_history
+from cgrseg.training.run_log import RunTable, read_table
 
 
 def test_rows_beyond_the_checkpoint_and_half_lines_go(tmp_path: Path) -> None:

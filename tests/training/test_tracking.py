@@ -10,8 +10,8 @@ import pytest
 
 from cgrseg.config.schema import Config
 from cgrseg.errors import EnvironmentProblem
+from cgrseg.training.journal import wandb_logger
 from cgrseg.training.runner import train
-from cgrseg.training.tracking import wandb_logger
 from tests.training.small_run import small_config, write_dataset
 
 

@@ -1,4 +1,4 @@
-"""The data of one training: its endless stream of batches, and its evaluation split."""
+"""Data of a training: an endless stream of batches, and the evaluation split."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from cgrseg.evaluation.metrics import SegmentationScores
 _LOG = logging.getLogger("cgrseg.training")
 
 
-class Source(Protocol):
-    """What a training needs of its data.
+class DataSource(Protocol):
+    """Interface of the data of a training.
 
     Attributes:
-        spec: class names and colours.
-        size: images that train.
-        images_per_iteration: of all processes together, per optimiser step.
+        spec: class names and palette.
+        size: number of training images.
+        images_per_iteration: number of images of all processes per optimizer step.
     """
 
     spec: DatasetSpec
@@ -40,17 +40,17 @@ class Source(Protocol):
     images_per_iteration: int
 
     def batches(self, start: int) -> Any:
-        """This process's batches from an iteration on, without end.
+        """Endless batches of this process from an iteration on.
 
-        Each is a dictionary: image float32 (N, 3, H, W) normalised, label int64 (N, H, W),
+        A batch is a dictionary: normalized image float32 (N, 3, H, W), label int64 (N, H, W),
         position and index int64 (N,).
         """
 
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Files behind the indices of a batch, for messages."""
+        """Image and label file per index of a batch, for messages."""
 
     def image_lists(self) -> dict[str, list[str]]:
-        """Stems of the "training" images, and of the "validation" images where there are any."""
+        """Stems of the "training" images, and of the "validation" images if there are any."""
 
     def evaluate(
         self,
@@ -62,29 +62,29 @@ class Source(Protocol):
         sinks: Sequence[Sink] = (),
         ready: Callable[[], None] | None = None,
     ) -> SegmentationScores:
-        """Scores of a network on the evaluation split, over all processes together.
+        """Scores of a network on the evaluation split, over all processes.
 
         Args:
             model: the network.
-            device: where to run.
-            rank: this process's number.
+            device: device of this process.
+            rank: rank of this process.
             world_size: number of processes.
-            sinks: called with every image of this process and what was found in it.
-            ready: called once this process has done its images, before it waits for the
-                others; what it raises ends the evaluation.
+            sinks: called with each image of this process and its prediction.
+            ready: called when this process has finished its images, before it waits for the
+                others; an exception of it ends the evaluation.
         """
 
 
 class DatasetSource:
-    """The dataset that the settings name.
+    """The dataset of a config.
 
     Args:
-        config: the run.
+        config: config of the run.
         placement: device and processes.
 
     Raises:
-        DataError: when the data is not there or cannot be used; the message says what to
-            fetch and where it goes.
+        DataError: the data is missing or cannot be used; the message says where to get it and
+            where it goes.
     """
 
     def __init__(self, config: Config, placement: Placement) -> None:
@@ -92,7 +92,7 @@ class DatasetSource:
         self.placement = placement
         self.spec = resolve_spec(config.data)
         if config.data.check and placement.rank == 0:
-            look_before_training(config)
+            check_before_training(config)
         self.train = TrainDataset(
             self.spec,
             find_pairs(self.spec, config.data.root, config.data.train_split),
@@ -117,7 +117,7 @@ class DatasetSource:
         )
 
     def batches(self, start: int) -> DataLoader[Any]:
-        """This process's batches from iteration `start` on, without end."""
+        """See :class:`DataSource`."""
         settings = self.config.train
         sampler = StreamSampler(
             self.size,
@@ -140,12 +140,12 @@ class DatasetSource:
         )
 
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Image and label path per index."""
+        """See :class:`DataSource`."""
         pairs = [self.train.pairs[index] for index in indices]
         return [{"image": str(pair.image), "label": str(pair.label)} for pair in pairs]
 
     def image_lists(self) -> dict[str, list[str]]:
-        """Stems of the images that train, and of those that validate."""
+        """See :class:`DataSource`."""
         lists = {"training": [pair.stem for pair in self.train.pairs]}
         if self.validation is not None:
             lists["validation"] = [pair.stem for pair in self.validation.pairs]
@@ -161,11 +161,7 @@ class DatasetSource:
         sinks: Sequence[Sink] = (),
         ready: Callable[[], None] | None = None,
     ) -> SegmentationScores:
-        """Scores on the evaluation split, every image exactly once over all processes.
-
-        In single precision, as `cgrseg evaluate` does by default; the network is left in
-        the mode it was in.
-        """
+        """See :class:`DataSource`; each image exactly once over all processes, in float32."""
         if self.validation is None:
             raise RuntimeError("this run was set up without evaluation")
         if next(model.parameters()).dtype == torch.float64:
@@ -185,11 +181,11 @@ class DatasetSource:
         ).scores
 
 
-def look_before_training(config: Config) -> None:
-    """Run the quick form of `cgrseg data check`: errors stop, warnings are printed.
+def check_before_training(config: Config) -> None:
+    """Run the quick form of `cgrseg data check`, and print its warnings.
 
     Raises:
-        DataError: what would have spoilt the training.
+        DataError: an error of the check.
     """
     report = quick_check(
         config.data, evaluate=config.train.evaluate, image_bits=config.test.image_bits

@@ -140,7 +140,7 @@ def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 2 after a problem, or 128 plus the number of the signal that ended it early.
     """
-    from cgrseg.training.script import explained
+    from cgrseg.training.train_script import explained
 
     given = vars(build_parser(defaults).parse_intermixed_args(argv))
     with explained() as ending:

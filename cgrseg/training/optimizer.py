@@ -1,12 +1,14 @@
-"""Which parameter learns how fast, and which one decays.
+"""Published optimization: parameter groups by name, learning rate by iteration.
 
-Origin: the published recipe, resolved by name.  A parameter whose name contains
-`head` learns at ten times the rate; that is the decode head, and also the
-`talking_head` layers of the backbone's attention, because the rule only looks at
-names.  Any other parameter whose name contains `norm` is not decayed.  Norms inside
-the head keep their decay, because the first rule that matches wins.
+Origin: the published recipe.  A parameter whose name contains `head` gets ten times the learning
+rate: the decode head, and the `talking_head` layers of the backbone's attention.  Any other
+parameter whose name contains `norm` gets no weight decay.  The first matching rule wins, so the
+norms of the head keep their decay.  The learning rate decays polynomially (power 1) to 0 over
+160,000 iterations; linear warm-up over the first 1,500 iterations, from 1e-6 of the rate,
+multiplies the decayed rate.
 
-Layer-wise rates (`optimizer.layer_decay`) are ours and off by default.
+The rate depends on the iteration alone, so a resumed run continues exactly.  Layer-wise rates
+(`optimizer.layer_decay`) are ours and off by default.
 """
 
 from __future__ import annotations
@@ -16,13 +18,31 @@ from typing import Any
 
 from torch import nn
 
-from cgrseg.config.schema import OptimizerConfig
+from cgrseg.config.schema import OptimizerConfig, ScheduleConfig
 
 _BACKBONE_BLOCK = re.compile(r"^backbone\.network\.(\d+)(?:\.(\d+)(?=\.))?")
 
 
+def rate_factor(iteration: int, schedule: ScheduleConfig) -> float:
+    """Learning rate at an iteration, as a fraction of the full rate.
+
+    Args:
+        iteration: number of optimizer steps already done.
+        schedule: length, warm-up and power.
+
+    Returns:
+        A factor in [0, 1]; 0 from `schedule.max_iters` on.
+    """
+    remaining = max(0.0, 1.0 - iteration / schedule.max_iters)
+    factor = remaining**schedule.power
+    if iteration < schedule.warmup_iters:
+        missing = (1.0 - iteration / schedule.warmup_iters) * (1.0 - schedule.warmup_ratio)
+        factor *= 1.0 - missing
+    return float(factor)
+
+
 def multipliers(name: str, config: OptimizerConfig) -> tuple[float, float]:
-    """Factors of the rate and of the weight decay for a parameter's full name."""
+    """Factors of the learning rate and of the weight decay for a parameter's full name."""
     if "head" in name:
         return config.head_multiplier, 1.0
     if "norm" in name:
@@ -31,10 +51,10 @@ def multipliers(name: str, config: OptimizerConfig) -> tuple[float, float]:
 
 
 def layer_multipliers(names: list[str], layer_decay: float) -> dict[str, float]:
-    """Factor of the rate by depth: `layer_decay` to the power of the layers above.
+    """Rate factor by depth: `layer_decay` to the power of the number of layers above.
 
-    Layers are the stem, each block (or downsampling step) of the backbone in its
-    order, and everything behind the backbone as one, which gets factor 1.
+    Layers are the stem, each block (or downsampling step) of the backbone in order, and
+    everything behind the backbone as one layer with factor 1.
 
     Args:
         names: full parameter names in the model's order.
@@ -55,19 +75,15 @@ def layer_multipliers(names: list[str], layer_decay: float) -> dict[str, float]:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Split the trainable parameters of a model for AdamW.
+    """Group the trainable parameters of a model by rate and decay, for AdamW.
 
-    Parameters that share both factors share a group, so there are three groups in
-    the published recipe.  Each holds, besides what AdamW reads, the keys
-    `lr_multiplier`, `decay_multiplier`, `base_lr` (full rate of the group) and `names`
-    (in the order of `params`).
+    The published recipe makes three groups, in the order of their first parameters.  Beside the
+    keys of AdamW, each has `lr_multiplier`, `decay_multiplier`, `base_lr` (full rate of the
+    group) and `names` (in the order of `params`).
 
     Args:
         model: the network, with the published parameter names.
         config: rate, decay and factors.
-
-    Returns:
-        Groups in the order in which their first parameter occurs.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     by_depth = (
