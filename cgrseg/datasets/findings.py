@@ -1,7 +1,6 @@
-"""One thing that is wrong with a dataset: severity, code, file, message, remedy.
+"""Findings: what is wrong with a dataset, each with severity, code, file, message and remedy.
 
-Readers of folders and of label maps report problems as findings: a check lists all of them, a
-run stops at the first error.
+A check lists all findings; a run stops at the first error.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from typing import Literal
 from cgrseg.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
-
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
-_NAMED = 5  # how many errors a message lists before it only counts
+_SHOWN_ERRORS = 5
 
 CODES: dict[str, str] = {
     "split-missing": "the settings name a split that the dataset does not have",
@@ -41,19 +39,19 @@ CODES: dict[str, str] = {
     "missing-label": "an image has no label",
     "orphan-label": "a label has no image",
     "duplicate-stem": "two images, or two labels, have one stem",
-    "image-unreadable": "an image is empty, cut off or no image at all",
+    "image-unreadable": "an image is empty, truncated or not an image",
     "image-depth": "an image has an alpha channel or more than 8 bits",
     "image-bits": "16-bit images that use fewer or more bits than they are read with",
     "label-unreadable": "a label is damaged or truncated",
-    "label-colour": "a label is a colour picture, not class ids",
+    "label-colour": "a label is a color image, not class ids",
     "label-depth": "a label holds ids beyond 8 bits",
     "conversion-unfinished": "an overwriting conversion was stopped: label maps of two encodings",
     "size-mismatch": "image and label differ in size",
     "id-out-of-range": "ids outside the class list",
-    "label-not-ids": "a label with so many strange values that it cannot hold class ids",
+    "label-not-ids": "a label with so many unexpected values that it cannot hold class ids",
     "sister-encoding": "ids of another edition or form of the dataset",
     "shifted-by-one": "every class seems to be stored one id away",
-    "zero-reduced-twice": "labels that count from 0 already, read as if 0 meant unlabelled",
+    "zero-reduced-twice": "labels that count from 0 already, read as if 0 meant unlabeled",
     "class-never-occurs": "a class that no label holds",
     "nothing-labelled": "a label in which every pixel is ignored",
     "mostly-ignored": "more than half of a split's pixels are ignored",
@@ -62,12 +60,12 @@ CODES: dict[str, str] = {
     "leak-near-identical": "two splits hold nearly the same image",
     "duplicate-image": "one image is twice in a split",
 }
-"""Every code that a finding can have, with its meaning."""
+"""Code of a finding to its meaning."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or worth knowing.
+    """One problem or notice.
 
     Attributes:
         severity: 'error': training would fail or learn wrong labels; 'warning':
@@ -90,18 +88,18 @@ class Finding:
 
 
 def finding_from_error(code: str, path: Path, error: DataError) -> Finding:
-    """An error of severity 'error' from one of our messages, whose last line says what to do."""
+    """The finding of severity 'error' with the parts of an error's message."""
     message, _, remedy = str(error).partition("\n  what to do: ")
     message = message.removeprefix(f"{path}: ").replace("\n  expected: ", "; expected: ")
     return Finding("error", code, str(path), message, remedy or "see the message")
 
 
-def sentences(findings: Sequence[Finding]) -> list[str]:
-    """One line for each finding; advice that several in a row share is given once."""
+def describe(findings: Sequence[Finding]) -> list[str]:
+    """Lines of text for findings; a remedy that several in a row share is given once."""
     lines = []
-    for place, finding in enumerate(findings):
+    for finding, after in zip(findings, [*findings[1:], None], strict=True):
         lines.append(f"  {finding.file}: {finding.message}")
-        if place + 1 == len(findings) or findings[place + 1].remedy != finding.remedy:
+        if after is None or after.remedy != finding.remedy:
             lines.append(f"    what to do: {finding.remedy}")
     return lines
 
@@ -121,7 +119,9 @@ def raise_for_errors(root: Path | str, findings: Iterable[Finding]) -> None:
     kinds = Counter(finding.code for finding in errors)
     counts = ", ".join(f"{CODES[code]} ({count}x)" for code, count in kinds.items())
     lines = [f"{root}: {len(errors)} problems stop training and evaluation: {counts}"]
-    lines += sentences(errors[:_NAMED])
-    if len(errors) > _NAMED:
-        lines.append(f"and {len(errors) - _NAMED} more; `cgrseg data check` lists all of them")
+    lines += describe(errors[:_SHOWN_ERRORS])
+    if len(errors) > _SHOWN_ERRORS:
+        lines.append(
+            f"and {len(errors) - _SHOWN_ERRORS} more; `cgrseg data check` lists all of them"
+        )
     raise DataError("\n".join(lines))

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cgrseg.config.schema import Config
-from cgrseg.data.check import quick_check
-from cgrseg.data.check.learnable import refuse_nothing_to_learn
+from cgrseg.data.check import check_dataset
+from cgrseg.data.check.classes import refuse_nothing_to_learn
 from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
@@ -187,8 +187,8 @@ def check_before_training(config: Config) -> None:
     Raises:
         DataError: an error of the check.
     """
-    report = quick_check(
-        config.data, evaluate=config.train.evaluate, image_bits=config.test.image_bits
+    report = check_dataset(
+        config.data, evaluate=config.train.evaluate, image_bits=config.test.image_bits, quick=True
     )
     report.raise_for_errors()
     for finding in report.findings:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from cgrseg.config.schema import DataConfig
 from cgrseg.data import check
-from cgrseg.data.check import check_dataset, quick_check
+from cgrseg.data.check import check_dataset
 from cgrseg.data.check.encoding import Tally, looks_shifted, position_score
-from cgrseg.data.check.inspect import Facts, Job, inspect_pair
 from cgrseg.data.check.leakage import nearest
+from cgrseg.data.check.pair import Facts, Job, inspect_pair
 from cgrseg.data.check.report import CheckReport
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.image_files import image_size, write_image
@@ -110,7 +110,7 @@ def test_errors_stop_a_run_with_the_files_name(custom):
     bad = np.zeros((20, 30), np.uint8)
     bad[0, 0] = 7
     write_pair(custom, "train", "train5", bad)
-    report = quick_check(DataConfig(dataset="custom", root=str(custom)))
+    report = check_dataset(DataConfig(dataset="custom", root=str(custom)), quick=True)
     with pytest.raises(DataError, match=r"train5\.png: ids 7"):
         report.raise_for_errors()
     check_dataset(custom / ".", splits=["val"]).raise_for_errors()
@@ -118,7 +118,7 @@ def test_errors_stop_a_run_with_the_files_name(custom):
 
 def test_a_missing_split_is_an_error_not_a_crash(custom):
     config = DataConfig(dataset="custom", root=str(custom), eval_split="nightly")
-    report = quick_check(config)
+    report = check_dataset(config, quick=True)
     assert [finding.code for finding in report.findings] == ["split-missing"]
     assert "'nightly'" in report.findings[0].message
 
@@ -127,7 +127,7 @@ def test_the_quick_check_reads_a_part_of_large_splits(custom, monkeypatch):
     monkeypatch.setattr(check, "QUICK_LABELS", 4)
     monkeypatch.setattr(check, "QUICK_IMAGES", 2)
     (custom / "images" / "train" / "train1.jpg").write_bytes(b"")
-    report = quick_check(DataConfig(dataset="custom", root=str(custom)))
+    report = check_dataset(DataConfig(dataset="custom", root=str(custom)), quick=True)
     # 9 > 2 * 4: four of the training labels; 3 <= 2 * 4: all of validation.
     assert {name: split.inspected for name, split in report.splits.items()} == {
         "train": 4,
@@ -152,7 +152,9 @@ def test_five_hundred_of_a_thousand_and_one():
 
 
 def test_the_quick_check_looks_at_the_splits_asked_for(custom):
-    report = quick_check(DataConfig(dataset="custom", root=str(custom)), splits=["val"])
+    report = check_dataset(
+        DataConfig(dataset="custom", root=str(custom)), splits=["val"], quick=True
+    )
     assert list(report.splits) == ["val"]
 
 
@@ -178,7 +180,7 @@ def tally_of(centres, seen=10):
     tally = Tally(labels=seen)
     for raw, centre in centres.items():
         tally.seen[raw] = seen
-        tally.centres[raw] = centre * seen
+        tally.centers[raw] = centre * seen
         tally.pixels[raw] = tally.files[raw] = 100
     return tally
 
@@ -319,11 +321,11 @@ def cityscapes(root, ending="_gtFine_labelIds.png", splits=("train", "val", "tes
 
 def test_a_split_without_labels_cannot_score(tmp_path):
     config = DataConfig(dataset="cityscapes", root=str(cityscapes(tmp_path)), eval_split="test")
-    for report in (check_dataset(config), quick_check(config)):
+    for report in (check_dataset(config), check_dataset(config, quick=True)):
         [error] = report.of("error")
         assert error.code == "split-unlabelled"
         assert "train or val" in error.remedy
-    assert quick_check(config, splits=["train"]).ok
+    assert check_dataset(config, splits=["train"], quick=True).ok
 
 
 @pytest.mark.parametrize("ending", ["_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"])

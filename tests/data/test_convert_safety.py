@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.check import quick_check
+from cgrseg.data.check import check_dataset
 from cgrseg.data.convert import (
     convert_coco_instances,
     convert_labelme,
@@ -78,10 +78,14 @@ def test_an_interrupted_overwrite_leaves_no_old_encoding(tmp_path, monkeypatch):
     labels = [tmp_path / "out" / "annotations" / f"{k}.png" for k in range(3)]
     assert [read_label(path).max() for path in labels] == [1, 0, 0]
     data = DataConfig(dataset="custom", root=str(tmp_path / "out"))
-    told = [f.code for f in quick_check(data).findings if f.code == "conversion-unfinished"]
+    told = [
+        f.code
+        for f in check_dataset(data, quick=True).findings
+        if f.code == "conversion-unfinished"
+    ]
     assert told == ["conversion-unfinished"]
     report = convert_rgb_masks(*folders, colors=second)
-    assert "conversion-unfinished" not in [f.code for f in quick_check(data).findings]
+    assert "conversion-unfinished" not in [f.code for f in check_dataset(data, quick=True).findings]
     assert report.written >= 2 and report.written + report.kept == 3
     assert [read_label(path).max() for path in labels] == [1, 1, 1]
     assert convert_rgb_masks(*folders, colors=second).kept == 3

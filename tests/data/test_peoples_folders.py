@@ -13,8 +13,8 @@ from PIL import Image
 
 from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.check import check_dataset, quick_check
-from cgrseg.data.check.learnable import refuse_nothing_to_learn
+from cgrseg.data.check import check_dataset
+from cgrseg.data.check.classes import refuse_nothing_to_learn
 from cgrseg.data.dataset import load_label
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.label_files import read_label
@@ -47,7 +47,7 @@ def labels_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         read.append(path)
         return read_label(path)
 
-    monkeypatch.setattr("cgrseg.data.check.learnable.read_label", noted)
+    monkeypatch.setattr("cgrseg.data.check.classes.read_label", noted)
     return read
 
 
@@ -98,7 +98,7 @@ def test_one_class_and_its_background(tmp_path):
 
 def test_a_training_split_without_labels_is_found_also_by_the_quick_check(tmp_path):
     root = folders.all_ignored(tmp_path)
-    for report in (check_dataset(root), quick_check(custom(root))):
+    for report in (check_dataset(root), check_dataset(custom(root), quick=True)):
         errors = [f for f in report.findings if f.severity == "error"]
         assert [error.code for error in errors] == ["nothing-to-learn"]
         assert "no pixel of it is labeled" in errors[0].message
@@ -124,10 +124,10 @@ def test_the_quick_check_reads_on_until_there_are_two_classes(tmp_path, monkeypa
     )
     folders.splits(root, "val")
     read = labels_read(monkeypatch)
-    assert quick_check(custom(root)).of("error") == []
+    assert check_dataset(custom(root), quick=True).of("error") == []
     assert 0 < len(read) <= 22
     folders.save_label(root / "annotations/train/13.png", folders.labels(0, 0, 0))
-    [error] = quick_check(custom(root)).of("error")
+    [error] = check_dataset(custom(root), quick=True).of("error")
     assert error.code == "nothing-to-learn"
     assert "only 'sky' is labeled" in error.message
 

@@ -1,4 +1,4 @@
-"""The check as a whole: which files, looked at how, and the verdict on all of them."""
+"""Check a dataset: find what is wrong with it before it costs a training run."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.check.encoding import (
-    Tally,
-    judge_encoding,
-    judge_split,
-    never_occurring,
-    summarise,
-)
-from cgrseg.data.check.inspect import Facts, Job, inspect_pair, judge_image_bits
-from cgrseg.data.check.leakage import find_leaks, overlapping_stems
-from cgrseg.data.check.learnable import (
+from cgrseg.data.check.classes import (
     judge_class_list,
+    judge_split,
     judge_stored_values,
     judge_training_split,
+    never_occurring,
     stored_values,
+    summarize,
 )
+from cgrseg.data.check.encoding import Tally, judge_encoding
+from cgrseg.data.check.leakage import find_leaks, overlapping_stems
+from cgrseg.data.check.pair import Facts, Job, inspect_pair, judge_image_bits
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert.record import mixed_record
 from cgrseg.data.guess import guess_dataset
@@ -35,10 +32,10 @@ from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.progress import Progress
 
 QUICK_LABELS = 500
-"""Labels per split that the quick check reads; all of them up to twice as many."""
+"""Labels per split that a quick check reads; all of them up to twice as many."""
 
 QUICK_IMAGES = 32
-"""Images per split that the quick check decodes."""
+"""Images per split that a quick check decodes."""
 
 
 def check_dataset(
@@ -51,43 +48,45 @@ def check_dataset(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Look for everything that spoils training or its scores.
+    """Find everything that spoils training or its scores.
 
     The same functions decide here and in a training which splits there are, what belongs to
     them and how labels are read, so that a training starts where this finds no errors.
 
     Args:
         data: settings of a dataset, or its folder (then the dataset is guessed).
-        splits: which to check; None: all that the dataset's folder has, and those that
-            the settings name.
-        quick: all names, but only some of the files: what a run does before it starts.
-            Up to 1,000 labels a split all are read, beyond that 500 spread evenly;
-            32 images a split are decoded; leaks and rare classes are not looked for.
+        splits: splits to check; None: all that the dataset folder has, and those that
+            the settings name; with `quick` only the latter.
+        quick: check all names, but only some of the files, as a run does before it starts.
+            Up to 1,000 labels per split are all read, beyond that 500 spread evenly;
+            32 images per split are decoded; leaks and rare classes are not looked for.
             Where these labels hold fewer than two classes, further labels of the training
             split are read until there are two.
         evaluate: whether the run validates (`train.evaluate`), which needs the split of
             the settings for it.
         image_bits: bits that 16-bit images use (`test.image_bits`).
-        workers: processes (threads when quick); None chooses by the amount of work.
+        workers: number of processes (threads when quick); None: by the amount of work.
         progress: called with (done, total) over all files.
 
     Raises:
-        ConfigError, DataError: the dataset cannot even be described (no class list, an
-            unknown name); everything else becomes a finding.
+        ConfigError: the settings do not describe a dataset.
+        DataError: the dataset cannot be described, for example without a class list.
+            Everything else becomes a finding.
     """
     started = time.perf_counter()
     config = data if isinstance(data, DataConfig) else guess_dataset(data)
     spec, root = resolve_spec(config), Path(config.root)
     report = CheckReport(spec.name, str(root), spec.classes, quick=quick)
-    pairs: dict[str, list[Pair]] = {}
     report.add(spec.findings)
-    for name in _choose_splits(config, spec, root, splits, quick, evaluate):
-        pairs[name], findings = list_pairs(spec, root, name)
+    pairs: dict[str, list[Pair]] = {}
+    for name in splits if splits is not None else _chosen_splits(config, spec, quick, evaluate):
+        chosen, findings = list_pairs(spec, root, name)
         report.add(findings)
         layout = spec.splits.get(name)
         if layout is None:
-            del pairs[name]
-        elif layout.labels is None and name in (config.train_split, config.eval_split):
+            continue
+        pairs[name] = chosen
+        if layout.labels is None and name in (config.train_split, config.eval_split):
             report.add([_without_labels(spec, name, root)])
     report.add(_mixed_encodings(root, [spec.splits[name].labels for name in pairs]))
     report.add(overlapping_stems(pairs))
@@ -99,59 +98,27 @@ def check_dataset(
         facts[job.split].append(item)
         tallies.setdefault((job.split, job.rule), Tally()).add(item)
     labels = str(root / next((s.labels for s in spec.splits.values() if s.labels), ""))
-    told = [
+    wrong_values = [
         *judge_class_list(spec, tallies, labels),
         *judge_stored_values(spec, tallies, labels),
     ]
-    report.add(told)
+    report.add(wrong_values)
     report.add(finding for items in facts.values() for item in items for finding in item.findings)
     report.add(judge_image_bits([item for items in facts.values() for item in items], image_bits))
     report.splits = {name: _summary(spec, name, pairs[name], facts[name]) for name in pairs}
-    if not told:
-        # A wrong encoding of all labels explains the rest.
-        _judge(report, spec, root, config.train_split, pairs, jobs, tallies)
+    if not wrong_values:  # they explain the rest
+        _judge_labels(report, spec, root, config.train_split, pairs, jobs, tallies)
     if not quick:
-        report.add(find_leaks(facts, _same_split(pairs)))
-        if not told:
+        report.add(find_leaks(facts, pairs))
+        if not wrong_values:
             report.add(never_occurring(spec, list(report.splits.values()), str(root)))
     report.seconds = time.perf_counter() - started
     return report
 
 
-def quick_check(
-    config: DataConfig,
-    *,
-    splits: Sequence[str] | None = None,
-    evaluate: bool = True,
-    image_bits: int = FULL_BITS,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> CheckReport:
-    """What a run does before its first iteration; see :func:`check_dataset`.
-
-    Only the training and evaluation splits of the settings are looked at, or `splits`.
-    """
-    return check_dataset(
-        config,
-        splits=splits,
-        quick=True,
-        evaluate=evaluate,
-        image_bits=image_bits,
-        workers=workers,
-        progress=progress,
-    )
-
-
-def _choose_splits(
-    config: DataConfig,
-    spec: DatasetSpec,
-    root: Path,
-    splits: Sequence[str] | None,
-    quick: bool,
-    evaluate: bool,
-) -> list[str]:
-    if splits is not None:
-        return list(splits)
+def _chosen_splits(config: DataConfig, spec: DatasetSpec, quick: bool, evaluate: bool) -> list[str]:
+    """Splits that the settings name; unless quick, also those that the folder has."""
+    root = Path(config.root)
     named = [config.train_split, *([config.eval_split] if evaluate else [])]
     chosen = list(dict.fromkeys(named))
     if quick:
@@ -185,13 +152,13 @@ def _mixed_encodings(root: Path, labels: Sequence[str | None]) -> list[Finding]:
 
 
 def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:
-    labelled = [other for other, layout in spec.splits.items() if layout.labels is not None]
+    labeled = [other for other, layout in spec.splits.items() if layout.labels is not None]
     return Finding(
         "error",
         "split-unlabelled",
         str(root / spec.splits[name].images),
         f"{name!r} of {spec.title} has no labels to train on or to score with",
-        f"set data.train_split and data.eval_split to {' or '.join(labelled)}; `cgrseg predict` "
+        f"set data.train_split and data.eval_split to {' or '.join(labeled)}; `cgrseg predict` "
         "needs no labels",
     )
 
@@ -231,10 +198,10 @@ def _summary(
     if layout.held_out is not None:
         share = layout.held_out.fraction
         source += f", {share if name == 'val' else 1 - share:.0%} by seed {layout.held_out.seed}"
-    return summarise(facts, spec.num_classes, len(pairs), source)
+    return summarize(facts, spec.num_classes, len(pairs), source)
 
 
-def _judge(
+def _judge_labels(
     report: CheckReport,
     spec: DatasetSpec,
     root: Path,
@@ -246,25 +213,14 @@ def _judge(
     for name in pairs:
         layout = spec.splits[name]
         where = str(root / (layout.labels or layout.images))
+        # Labels of two encodings may lie side by side; each is judged by itself.
+        own = {key: tally for key, tally in tallies.items() if key[0] == name}
+        summary = report.splits[name]
         if name == train and layout.labels is not None:
             read = {job.pair.image for job in jobs if job.split == name}
             unread = [pair for pair in pairs[name] if pair.image not in read]
-            stored = stored_values({key: tally for key, tally in tallies.items() if key[0] == name})
-            summary = report.splits[name]
+            stored = stored_values(own)
             report.add(judge_training_split(spec, name, summary, stored, unread, where))
-        report.add(judge_split(spec, name, report.splits[name], where, trains=name == train))
-        # Labels of two encodings may lie side by side; each is judged by itself.
-        for (split, rule), tally in tallies.items():
-            if split == name:
-                report.add(judge_encoding(spec, rule, name, tally, where))
-
-
-def _same_split(pairs: Mapping[str, Sequence[Pair]]) -> set[frozenset[str]]:
-    """Names that stand for one and the same list of images."""
-    images = {name: {pair.image for pair in chosen} for name, chosen in pairs.items()}
-    return {
-        frozenset((one, other))
-        for one in images
-        for other in images
-        if one != other and images[one] == images[other]
-    }
+        report.add(judge_split(spec, name, summary, where, trains=name == train))
+        for (_, rule), tally in own.items():
+            report.add(judge_encoding(spec, rule, name, tally, where))

@@ -1,10 +1,10 @@
-"""Is the encoding what it claims to be?  Judged over a whole split.
+"""Check the label encoding of a whole split.
 
-A label that is off by one is valid: every id is some class.  What gives it away is
-where classes lie.  Skies and ceilings are above the middle of a photograph, roads,
-floors and grass below.  On CamVid, ADE20K, COCO-Stuff and Pascal Context samples the
-mean distance from the middle, towards the expected side, is 0.24 to 0.34 of the height
-with the right ids, and 0.13 at most when ids are read one or two places off.
+A label that is off by one is valid: every id is some class.  The positions of classes reveal it:
+skies and ceilings lie above the middle of an image, roads, floors and grass below.  On CamVid,
+ADE20K, COCO-Stuff and Pascal Context samples the mean distance from the middle, towards the
+expected side, is 0.24 to 0.34 of the height with the right ids, and 0.13 at most when ids are
+read one or two places off.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cgrseg.data.check.inspect import Facts
-from cgrseg.data.check.report import SplitSummary
+from cgrseg.data.check.pair import Facts
 from cgrseg.datasets.findings import Finding
 from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.datasets.spec import DatasetSpec
@@ -34,7 +33,10 @@ _WRONG = 0.15  # score up to which it counts as wrong
 _MARGIN = 0.10
 _MIN_CLASSES = 2
 _MIN_SEEN = 6
-_IMAGES_PER_CLASS = 3  # with fewer images than this per class, absent classes are normal
+
+
+def _zeros() -> np.ndarray:
+    return np.zeros(256, dtype=np.int64)
 
 
 @dataclass
@@ -42,17 +44,17 @@ class Tally:
     """Sums over the labels of one split, per raw id.
 
     Attributes:
-        pixels: (256,) how many pixels.
-        files: (256,) how many labels hold the id.
-        centres: (256,) sum of mean rows, 0 (top) to 1 (bottom).
+        pixels: (256,) number of pixels.
+        files: (256,) number of labels that hold the id.
+        centers: (256,) sum of mean rows, 0 (top) to 1 (bottom).
         seen: (256,) number of labels in that sum.
-        labels: how many labels were read.
+        labels: number of labels that were read.
     """
 
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
-    files: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
-    centres: np.ndarray = field(default_factory=lambda: np.zeros(256))
-    seen: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
+    pixels: np.ndarray = field(default_factory=_zeros)
+    files: np.ndarray = field(default_factory=_zeros)
+    centers: np.ndarray = field(default_factory=lambda: np.zeros(256))
+    seen: np.ndarray = field(default_factory=_zeros)
     labels: int = 0
 
     def add(self, facts: Facts) -> None:
@@ -61,30 +63,30 @@ class Tally:
         for raw, count in facts.counts.items():
             self.pixels[raw] += count
             self.files[raw] += 1
-        for raw, centre in facts.centres.items():
-            self.centres[raw] += centre
+        for raw, center in facts.centers.items():
+            self.centers[raw] += center
             self.seen[raw] += 1
 
 
-def summarise(
-    facts: Sequence[Facts], num_classes: int, pairs: int, source: str = ""
-) -> SplitSummary:
-    """The histogram of classes of one split, from what was seen of its pairs."""
-    pixels, images = [0] * num_classes, [0] * num_classes
-    for item in facts:
-        for new, count in item.pixels.items():
-            pixels[new] += count
-            images[new] += 1
-    sizes = sorted((item.size for item in facts if item.size), key=lambda hw: (hw[0] * hw[1], hw))
-    return SplitSummary(
-        pairs=pairs,
-        inspected=sum(1 for item in facts if item.counts),
-        pixels=tuple(pixels),
-        images=tuple(images),
-        ignored=sum(item.ignored for item in facts),
-        sizes=(sizes[0], sizes[-1]) if sizes else None,
-        source=source,
-    )
+def judge_encoding(
+    spec: DatasetSpec, rule: LabelRule, name: str, tally: Tally, where: str
+) -> list[Finding]:
+    """Errors in the encoding of the labels of split `name`, which lie in folder `where`."""
+    if not tally.labels:
+        return []
+    shift = looks_shifted(tally, spec.classes, rule)
+    # Where raw 0 is ignored and 1 is the first class, labels are often reduced beforehand.
+    # A first class that was dropped (data.drop) is ignored too, but says nothing of this.
+    stored = rule.unedited
+    if stored.lookup[0] == stored.ignore_index and 1 in stored.allowed:
+        twice = _reduced_twice(spec, rule, name, tally, shift, where)
+        if twice is not None:
+            return [twice]
+    beyond = {int(k) for k in np.flatnonzero(tally.pixels)} - stored.allowed
+    one_too_far = stored.lookup[0] == 0 and beyond == {stored.num_classes}
+    if shift or (one_too_far and not _fits(tally, spec.classes, rule)):
+        return [_shifted(spec, rule, name, shift, where)]
+    return []
 
 
 def position_score(
@@ -105,7 +107,7 @@ def position_score(
         side = (word in _ABOVE) - (word in _BELOW)
         other = raw + shift
         if side and 0 <= other < 256 and tally.seen[other]:
-            distances.append(side * (0.5 - tally.centres[other] / tally.seen[other]))
+            distances.append(side * (0.5 - tally.centers[other] / tally.seen[other]))
             seen += int(tally.seen[other])
     return (float(np.mean(distances)) if distances else 0.0), len(distances), seen
 
@@ -122,123 +124,27 @@ def looks_shifted(tally: Tally, classes: Sequence[str], rule: LabelRule) -> int:
     return best
 
 
-def judge_encoding(
-    spec: DatasetSpec, rule: LabelRule, name: str, tally: Tally, where: str
-) -> list[Finding]:
-    """What the ids of a split as a whole tell about their encoding."""
-    if not tally.labels:
-        return []
-    shift = looks_shifted(tally, spec.classes, rule)
-    # Where raw 0 is ignored and 1 is the first class, labels are often reduced beforehand.
-    # A first class that was dropped (data.drop) is ignored too, but says nothing of this.
-    stored = rule.unedited
-    if stored.lookup[0] == stored.ignore_index and 1 in stored.allowed:
-        twice = _reduced_twice(spec, rule, name, tally, shift, where)
-        if twice is not None:
-            return [twice]
-    if shift or (_one_too_far(rule, tally) and not _fits(tally, spec.classes, rule)):
-        return [_shifted(spec, rule, name, shift, where)]
-    return []
-
-
-def judge_split(
-    spec: DatasetSpec, name: str, summary: SplitSummary, where: str, *, trains: bool = False
-) -> list[Finding]:
-    """What the histogram of a split tells; a split that trains has its own judgment of classes."""
-    findings = []
-    total = sum(summary.pixels) + summary.ignored
-    if total and summary.ignored > total / 2:
-        findings.append(
-            Finding(
-                "warning",
-                "mostly-ignored",
-                where,
-                f"{summary.ignored / total:.0%} of the pixels of {name} are ignored",
-                "if the unlabelled rest is a class of its own (background), give it an id and a "
-                "name; else check the ignore value",
-            )
-        )
-    present = [k for k, count in enumerate(summary.pixels) if count]
-    if len(present) == 1 and spec.num_classes > 1 and not trains:
-        findings.append(
-            Finding(
-                "warning",
-                "single-class",
-                where,
-                f"in {name} only {spec.classes[present[0]]!r} occurs: scores on this split do not "
-                "show whether classes are told apart",
-                "check that these are the labels of this class list, or validate on other images",
-            )
-        )
-    return findings
-
-
-def never_occurring(
-    spec: DatasetSpec, summaries: Sequence[SplitSummary], where: str
-) -> list[Finding]:
-    """Classes without a single pixel; with few images that is a note, else a warning."""
-    labels = sum(summary.inspected for summary in summaries)
-    if not labels:
-        return []
-    absent = [
-        spec.classes[k]
-        for k in range(spec.num_classes)
-        if not any(summary.pixels[k] for summary in summaries)
-    ]
-    if not absent:
-        return []
-    if labels < _IMAGES_PER_CLASS * spec.num_classes:
-        return [
-            Finding(
-                "note",
-                "class-never-occurs",
-                where,
-                f"{len(absent)} of {spec.num_classes} classes do not occur, which {labels} labels "
-                "are too few to judge",
-                "nothing, if this is a sample of the dataset",
-            )
-        ]
-    return [
-        Finding(
-            "warning",
-            "class-never-occurs",
-            where,
-            f"{name!r} (id {spec.classes.index(name)}) occurs in none of {labels} labels",
-            "check the order and the spelling of the class list; a class that is meant to be "
-            "absent goes into data.drop, or counts as 0 in the mean",
-        )
-        for name in absent
-    ]
-
-
 def _fits(tally: Tally, classes: Sequence[str], rule: LabelRule) -> bool:
     """Whether known classes lie where they belong, on enough evidence."""
     score, kinds, seen = position_score(tally, classes, rule, 0)
     return kinds >= _MIN_CLASSES and seen >= _MIN_SEEN and score > _WRONG
 
 
-def _one_too_far(rule: LabelRule, tally: Tally) -> bool:
-    """Ids that run exactly one too far, in a form that starts with class 0."""
-    stored = rule.unedited
-    beyond = [int(k) for k in np.flatnonzero(tally.pixels) if int(k) not in stored.allowed]
-    return stored.lookup[0] == 0 and beyond == [stored.num_classes]
-
-
 def _shifted(spec: DatasetSpec, rule: LabelRule, name: str, shift: int, where: str) -> Finding:
+    number = rule.unedited.num_classes
     if shift:
         found = (
             f"in {name}, classes such as sky and road lie where they belong when each is looked "
             f"for one id {'above' if shift > 0 else 'below'} its own"
         )
     else:
-        number = rule.unedited.num_classes
         found = f"in {name}, ids run from 0 to {number}, one more than there are classes"
     remedy = "convert the labels to the form expected, or correct the class list"
-    if spec.name == "custom" and shift >= 0:
-        remedy = "if 0 means unlabelled and the classes count from 1, set data.zero_is_ignore=true"
+    if spec.is_custom and shift >= 0:
+        remedy = "if 0 means unlabeled and the classes count from 1, set data.zero_is_ignore=true"
         if not shift:
             remedy += f"; if {number} does, set data.ignore_index={number}"
-    elif spec.name in ("custom", "pascal_context60"):
+    elif spec.is_custom or spec.classes[0] == "background":
         remedy = "if the labels have no background at 0, take it out of the class list"
     return Finding(
         "error",
@@ -252,7 +158,7 @@ def _shifted(spec: DatasetSpec, rule: LabelRule, name: str, shift: int, where: s
 def _reduced_twice(
     spec: DatasetSpec, rule: LabelRule, name: str, tally: Tally, shift: int, where: str
 ) -> Finding | None:
-    """Labels in which 0 is a class and 255 unlabelled, though 0 should be unlabelled.
+    """Labels in which 0 is a class and 255 unlabeled, though 0 should be unlabeled.
 
     Certain when known classes lie one id below their own.  Probable when 255 occurs,
     which the published forms never hold, the last id does not, and the positions of
@@ -261,10 +167,11 @@ def _reduced_twice(
     if shift > 0:
         return None
     if shift == 0:
-        fits = _fits(tally, spec.classes, rule)
         stored = rule.unedited
         last = max(raw for raw in stored.allowed if stored.lookup[raw] != stored.ignore_index)
-        if fits or not tally.pixels[255] or 255 not in rule.allowed or tally.pixels[last]:
+        if not tally.pixels[255] or 255 not in rule.allowed or tally.pixels[last]:
+            return None
+        if _fits(tally, spec.classes, rule):
             return None
     return Finding(
         "error" if shift else "warning",

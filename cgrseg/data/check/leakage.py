@@ -1,44 +1,67 @@
-"""Images that two splits share, as files or as pictures.
+"""Images that two splits share, as files or as images.
 
-Pictures are compared by their 32 x 32 grey thumbnails, upright and mirrored.  A
-photograph saved again at JPEG quality 30, or at half its size, stays within 1.1 grey
-levels (root mean square) of itself; the nearest frames of different CamVid splits are
-17 apart, frames a fifteenth of a second apart 4 or more while the camera moves.  So
-copies are found, and neighbouring frames only where the camera stands still.
+Images are compared by their 32 x 32 gray thumbnails, upright and mirrored.  An image saved again
+at JPEG quality 30, or at half its size, stays within 1.1 gray levels (root mean square) of
+itself; the nearest frames of different CamVid splits are 17 apart, frames a fifteenth of a second
+apart 4 or more while the camera moves.  So copies are found, and neighboring frames only where
+the camera stands still.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
-from cgrseg.data.check.inspect import THUMB_SIDE, Facts
+from cgrseg.data.check.pair import THUMB_SIDE, Facts
 from cgrseg.data.pairs import Pair
 from cgrseg.datasets.findings import Finding
 
-LIMIT = 3.0  # grey levels, root mean square
+_LIMIT = 3.0  # gray levels, root mean square
 _FLAT = 6.0  # below this contrast (standard deviation) all thumbnails look alike
 _BLOCK = 2048
 
 
-def find_leaks(splits: Mapping[str, Sequence[Facts]], same: set[frozenset[str]]) -> list[Finding]:
+def overlapping_stems(splits: Mapping[str, Sequence[Pair]]) -> list[Finding]:
+    """Image files that two splits share, as lists may say."""
+    findings = []
+    for first, second in combinations(splits, 2):
+        mine = {pair.image for pair in splits[first]}
+        if mine == {pair.image for pair in splits[second]}:
+            continue  # one split under two names, as some datasets publish it
+        findings += [
+            Finding(
+                "error",
+                "split-overlap",
+                str(pair.image),
+                f"{pair.stem!r} belongs to {first} and to {second}",
+                "remove it from one of the two lists: a score on images that were trained on "
+                "says nothing",
+            )
+            for pair in splits[second]
+            if pair.image in mine
+        ]
+    return findings
+
+
+def find_leaks(
+    splits: Mapping[str, Sequence[Facts]], pairs: Mapping[str, Sequence[Pair]]
+) -> list[Finding]:
     """Identical and nearly identical images in different splits.
 
     Args:
-        splits: split name to what was seen of its pairs; only decoded images count.
-        same: pairs of split names that are one split under two names.
+        splits: split name to the facts of its pairs; only decoded images count.
+        pairs: split name to its pairs.
 
     Returns:
         One finding for each image of the later split that an earlier one holds too.
     """
-    findings = []
-    names = list(splits)
-    for place, first in enumerate(names):
-        findings += _repeats(first, splits[first])
-        for second in names[place + 1 :]:
-            if frozenset((first, second)) not in same:
-                findings += _compare(first, splits[first], second, splits[second])
+    findings = [finding for name, facts in splits.items() for finding in _repeats(name, facts)]
+    images = {name: {pair.image for pair in chosen} for name, chosen in pairs.items()}
+    for first, second in combinations(splits, 2):
+        if images[first] != images[second]:  # else one split under two names
+            findings += _shared(first, splits[first], second, splits[second])
     return findings
 
 
@@ -60,7 +83,7 @@ def _repeats(name: str, facts: Sequence[Facts]) -> list[Finding]:
     return findings
 
 
-def _compare(
+def _shared(
     first: str, mine: Sequence[Facts], second: str, others: Sequence[Facts]
 ) -> list[Finding]:
     by_digest = {item.digest: item for item in mine if item.digest}
@@ -81,14 +104,14 @@ def _compare(
             left.append(item)
     usable = [item for item in mine if item.thumb]
     for item, (other, distance, mirrored) in zip(left, nearest(left, usable), strict=True):
-        if distance <= LIMIT:
+        if distance <= _LIMIT:
             findings.append(
                 Finding(
                     "warning",
                     "leak-near-identical",
                     item.image,
-                    f"in {second}, and {'mirrored ' if mirrored else ''}nearly the same picture as "
-                    f"{other} in {first} ({distance:.1f} grey levels apart)",
+                    f"in {second}, and {'mirrored ' if mirrored else ''}nearly the same image as "
+                    f"{other} in {first} ({distance:.1f} gray levels apart)",
                     "look at both; if one is a copy of the other, remove it from one of the "
                     "splits, and split before you augment",
                 )
@@ -97,16 +120,12 @@ def _compare(
 
 
 def nearest(queries: Sequence[Facts], pool: Sequence[Facts]) -> list[tuple[str, float, bool]]:
-    """For each query the nearest picture of the pool.
-
-    Args:
-        queries: decoded images.
-        pool: decoded images.
+    """The nearest image of the pool for each query; all images are decoded ones.
 
     Returns:
-        Path of the nearest, distance in grey levels (root mean square over the
+        Path of the nearest, distance in gray levels (root mean square over the
         thumbnail), and whether it is nearest when mirrored; infinitely far where the
-        picture is too flat to be told from others, or the pool is empty.
+        image is too flat to be told from others, or the pool is empty.
     """
     result = [("", float("inf"), False)] * len(queries)
     if not queries or not pool:
@@ -132,30 +151,6 @@ def nearest(queries: Sequence[Facts], pool: Sequence[Facts]) -> list[tuple[str, 
 
 
 def _thumbs(items: Sequence[Facts]) -> np.ndarray:
-    """(N, 1024) float32 grey levels."""
+    """(N, 1024) float32 gray levels."""
     joined = np.frombuffer(b"".join(item.thumb for item in items), dtype=np.uint8)
     return joined.reshape(len(items), -1).astype(np.float32)
-
-
-def overlapping_stems(splits: Mapping[str, list[Pair]]) -> list[Finding]:
-    """Stems of the very same image file that two splits share, as lists may say."""
-    findings = []
-    names = list(splits)
-    for place, first in enumerate(names):
-        mine = {pair.image: pair.stem for pair in splits[first]}
-        for second in names[place + 1 :]:
-            shared = [pair for pair in splits[second] if pair.image in mine]
-            if len(shared) == len(splits[first]) == len(splits[second]):
-                continue  # one split under two names, as some datasets publish it
-            findings += [
-                Finding(
-                    "error",
-                    "split-overlap",
-                    str(pair.image),
-                    f"{pair.stem!r} belongs to {first} and to {second}",
-                    "remove it from one of the two lists: a score on images that were trained on "
-                    "says nothing",
-                )
-                for pair in shared
-            ]
-    return findings

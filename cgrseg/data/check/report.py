@@ -1,4 +1,4 @@
-"""What a check found, for people and for machines."""
+"""Report of a check, for people and for machines."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from cgrseg.datasets.findings import (
     SEVERITIES,
     Finding,
     Severity,
+    describe,
     raise_for_errors,
-    sentences,
 )
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What one split holds.
+    """Content of one split.
 
     Attributes:
-        pairs: images with labels.
-        inspected: how many of the labels were decoded.
+        pairs: number of images with labels.
+        inspected: number of labels that were decoded.
         pixels: pixels per class, in the order of the class list.
         images: labels in which the class occurs, in the same order.
-        ignored: pixels that count nowhere.
+        ignored: number of ignored pixels.
         sizes: smallest and largest image as (height, width), by area; None: none seen.
-        source: folder or list that the split comes from, below the dataset's root.
+        source: folder or list that the split comes from, below the dataset root.
     """
 
     pairs: int
@@ -41,15 +41,15 @@ class SplitSummary:
 
 @dataclass(repr=False)
 class CheckReport:
-    """Everything that a check found.
+    """Findings and split summaries of a check.
 
     Attributes:
         dataset: name of the dataset.
-        root: its folder.
-        classes: names in id order.
+        root: dataset root.
+        classes: class names in id order.
         findings: worst first, then in the order found.
-        splits: split name to what it holds: the histogram of classes among it.
-        quick: whether only a part was looked at.
+        splits: split name to its content.
+        quick: whether only some of the files were read.
         seconds: wall-clock time.
     """
 
@@ -66,7 +66,7 @@ class CheckReport:
         return f"CheckReport({self.dataset} in {self.root}: {counts})"
 
     def add(self, found: Iterable[Finding]) -> None:
-        """Add findings, leaving out those that are there, and keep the order."""
+        """Add new findings."""
         self.findings = list(dict.fromkeys([*self.findings, *found]))
         self.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -113,7 +113,7 @@ class CheckReport:
         }
 
     def text(self, *, per_code: int = 5) -> str:
-        """The findings in words, at most `per_code` files of each kind."""
+        """The report in words, with at most `per_code` findings of each code."""
         lines = [f"{self.dataset} in {self.root}"]
         for name, split in self.splits.items():
             total = sum(split.pixels) + split.ignored
@@ -123,15 +123,14 @@ class CheckReport:
                 f"  {name} ({split.source}): {split.pairs} pairs, {split.inspected} labels read, "
                 f"{present} of {len(self.classes)} classes occur{share}"
             )
-        for severity in SEVERITIES:
-            by_code: dict[str, list[Finding]] = {}
-            for finding in self.of(severity):
-                by_code.setdefault(finding.code, []).append(finding)
-            for code, group in by_code.items():
-                lines.append(f"{severity}: {CODES[code]} ({code}, {len(group)}x)")
-                lines += sentences(group[:per_code])
-                if len(group) > per_code:
-                    lines.append(f"  and {len(group) - per_code} more of this kind")
+        by_code: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            by_code.setdefault((finding.severity, finding.code), []).append(finding)
+        for (severity, code), group in by_code.items():
+            lines.append(f"{severity}: {CODES[code]} ({code}, {len(group)}x)")
+            lines += describe(group[:per_code])
+            if len(group) > per_code:
+                lines.append(f"  and {len(group) - per_code} more of this kind")
         counts = [f"{len(self.of(s))} {s}{'s' * (len(self.of(s)) != 1)}" for s in SEVERITIES]
         lines.append(", ".join(counts) + f" in {self.seconds:.1f} s")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Is there something to learn: two classes at least, in the labels of the training split?
+"""Check which classes the labels hold: two at least in the training split.
 
 A network of one class, and a split in which one class is labeled, reach a loss of 0 and an
 mIoU of 100 % and have learned nothing.  The usual reasons are masks of 0 and 255 (255 means
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cgrseg.data.check.encoding import Tally
+from cgrseg.data.check.pair import Facts
 from cgrseg.data.check.report import SplitSummary
 from cgrseg.data.convert.record import RECORD_NAME
 from cgrseg.data.label_files import read_label
@@ -26,6 +27,101 @@ NEEDED = 2
 """Number of classes that a training needs."""
 
 _MASK = {0, 255}
+_IMAGES_PER_CLASS = 3  # with fewer images than this per class, absent classes are normal
+
+
+def summarize(
+    facts: Sequence[Facts], num_classes: int, pairs: int, source: str = ""
+) -> SplitSummary:
+    """Class histogram of one split, from the facts of its pairs."""
+    pixels, images = [0] * num_classes, [0] * num_classes
+    for item in facts:
+        for new, count in item.pixels.items():
+            pixels[new] += count
+            images[new] += 1
+    sizes = sorted((item.size for item in facts if item.size), key=lambda hw: (hw[0] * hw[1], hw))
+    return SplitSummary(
+        pairs=pairs,
+        inspected=sum(1 for item in facts if item.counts),
+        pixels=tuple(pixels),
+        images=tuple(images),
+        ignored=sum(item.ignored for item in facts),
+        sizes=(sizes[0], sizes[-1]) if sizes else None,
+        source=source,
+    )
+
+
+def stored_values(tallies: Mapping[tuple[str, LabelRule], Tally]) -> set[int]:
+    """The values that the labels behind some tallies hold."""
+    return {int(raw) for tally in tallies.values() for raw in np.flatnonzero(tally.pixels)}
+
+
+def judge_split(
+    spec: DatasetSpec, name: str, summary: SplitSummary, where: str, *, trains: bool = False
+) -> list[Finding]:
+    """Warnings from a histogram; a split that trains has its own judgment of classes."""
+    findings = []
+    total = sum(summary.pixels) + summary.ignored
+    if total and summary.ignored > total / 2:
+        findings.append(
+            Finding(
+                "warning",
+                "mostly-ignored",
+                where,
+                f"{summary.ignored / total:.0%} of the pixels of {name} are ignored",
+                "if the unlabeled rest is a class of its own (background), give it an id and a "
+                "name; else check the ignore value",
+            )
+        )
+    present = [k for k, count in enumerate(summary.pixels) if count]
+    if len(present) == 1 and spec.num_classes > 1 and not trains:
+        findings.append(
+            Finding(
+                "warning",
+                "single-class",
+                where,
+                f"in {name} only {spec.classes[present[0]]!r} occurs: scores on this split do not "
+                "show whether classes are told apart",
+                "check that these are the labels of this class list, or validate on other images",
+            )
+        )
+    return findings
+
+
+def never_occurring(
+    spec: DatasetSpec, summaries: Sequence[SplitSummary], where: str
+) -> list[Finding]:
+    """Classes without a single pixel; with few images that is a note, else a warning."""
+    labels = sum(summary.inspected for summary in summaries)
+    absent = [
+        name
+        for k, name in enumerate(spec.classes)
+        if not any(summary.pixels[k] for summary in summaries)
+    ]
+    if not labels or not absent:
+        return []
+    if labels < _IMAGES_PER_CLASS * spec.num_classes:
+        return [
+            Finding(
+                "note",
+                "class-never-occurs",
+                where,
+                f"{len(absent)} of {spec.num_classes} classes do not occur, which {labels} labels "
+                "are too few to judge",
+                "nothing, if this is a sample of the dataset",
+            )
+        ]
+    return [
+        Finding(
+            "warning",
+            "class-never-occurs",
+            where,
+            f"{name!r} (id {spec.classes.index(name)}) occurs in none of {labels} labels",
+            "check the order and the spelling of the class list; a class that is meant to be "
+            "absent goes into data.drop, or counts as 0 in the mean",
+        )
+        for name in absent
+    ]
 
 
 def judge_class_list(
@@ -35,22 +131,24 @@ def judge_class_list(
     if spec.num_classes >= NEEDED:
         return []
     only = spec.classes[0]
-    converted = _is_converted(where)
-    remedy = (
-        f"name what surrounds {only!r} as a class: write background as the first line of "
-        f"{spec.default_root}/classes.txt, before {only} (or set data.classes)"
-        if spec.name == "custom"
-        else "drop or merge fewer classes"
-    )
-    if converted:
+    if _is_converted(where):
         remedy = (
             f"name what surrounds {only!r} as a class: convert again into another folder with "
             "`cgrseg data convert labelme --background other`, likewise for coco"
         )
-    elif stored_values(tallies) == _MASK:
-        remedy += "; the labels hold 0 and 255, which data.label_threshold=128 reads as two classes"
-    elif spec.label_rule.lookup[0] == spec.ignore_index:
-        remedy += ", and leave data.zero_is_ignore out"
+    else:
+        remedy = "drop or merge fewer classes"
+        if spec.is_custom:
+            remedy = (
+                f"name what surrounds {only!r} as a class: write background as the first line of "
+                f"{spec.default_root}/classes.txt, before {only} (or set data.classes)"
+            )
+        if stored_values(tallies) == _MASK:
+            remedy += (
+                "; the labels hold 0 and 255, which data.label_threshold=128 reads as two classes"
+            )
+        elif spec.label_rule.lookup[0] == spec.ignore_index:
+            remedy += ", and leave data.zero_is_ignore out"
     return [
         Finding(
             "error",
@@ -66,13 +164,22 @@ def judge_class_list(
 def judge_stored_values(
     spec: DatasetSpec, tallies: Mapping[tuple[str, LabelRule], Tally], where: str
 ) -> list[Finding]:
-    """Labels whose values are not class ids, but as many as there are classes."""
+    """An error for labels whose values are not class ids, but as many as there are classes."""
     rule, stored = spec.label_rule.unedited, stored_values(tallies)
     number = rule.num_classes
     as_stored = all(rule.lookup[k] == k for k in range(number))
-    if spec.name != "custom" or not as_stored or number < NEEDED or len(rule.allowed) == 256:
+    if not spec.is_custom or not as_stored or number < NEEDED or len(rule.allowed) == 256:
         return []
     if stored == _MASK and not _is_converted(where):
+        remedy = (
+            "say which class 255 is, for example 'data.label_values={0:0,255:1}' with a class "
+            f"list of two; the class list has {spec.num_classes}"
+        )
+        if spec.num_classes == NEEDED:
+            remedy = (
+                f"set data.label_threshold=128: 0 becomes {spec.classes[0]!r} and 255 "
+                f"{spec.classes[1]!r}"
+            )
         return [
             Finding(
                 "error",
@@ -80,7 +187,7 @@ def judge_stored_values(
                 where,
                 f"the labels hold nothing but 0 and 255, and 255 means ignored: "
                 f"{spec.classes[0]!r} is the only class left",
-                _binary_remedy(spec),
+                remedy,
             )
         ]
     strange = stored - rule.allowed
@@ -113,18 +220,16 @@ def judge_training_split(
 
     Args:
         spec: the dataset.
-        name: of the training split.
-        summary: what was seen of its labels.
-        stored: the values that these labels hold.
-        unread: pairs whose labels were not read yet; they are read until two classes are
-            found.
-        where: folder of its labels.
+        name: name of the training split.
+        summary: content of the labels that were read.
+        stored: values that these labels hold.
+        unread: pairs whose labels were not read yet; they are read until there are two classes.
+        where: folder of the labels.
     """
     if not stored <= frozenset().union(*(rule.allowed for _, rule in spec.encodings)):
         return []  # ids outside the class list are errors of their own, and explain this
     seen = {k for k, count in enumerate(summary.pixels) if count}
-    if len(seen) < NEEDED:
-        seen = labeled_classes(spec, unread, seen)
+    seen = labeled_classes(spec, unread, seen)
     return nothing_to_learn(spec, name, seen, stored, where) if summary.inspected else []
 
 
@@ -156,7 +261,7 @@ def nothing_to_learn(
 
     Args:
         spec: the dataset.
-        name: of the split.
+        name: name of the split.
         seen: training ids in its labels.
         stored: values in its labels, where they are known.
         where: folder of its labels.
@@ -166,6 +271,18 @@ def nothing_to_learn(
     what = "no pixel of it is labeled: all are ignored"
     if seen:
         what = f"only {spec.classes[next(iter(seen))]!r} is labeled in it"
+    if not spec.is_custom:
+        remedy = "compare the labels with the class list, `cgrseg data browse` shows them"
+    elif len(spec.label_rule.allowed) == 256 and len(stored) > 1:
+        middle = (min(stored) + max(stored) + 1) // 2
+        remedy = f"set data.label_threshold={middle}, between the stored values"
+    else:
+        remedy = (
+            "label more of the images; if stored values are classes that are read as ignored, "
+            "say so with 'data.label_values={VALUE:ID,...}'"
+        )
+    if stored:
+        remedy += f"; the labels hold {', '.join(map(str, sorted(stored)[:8]))}"
     return [
         Finding(
             "error",
@@ -173,7 +290,7 @@ def nothing_to_learn(
             where,
             f"the training split {name!r} teaches nothing: {what}; expected: labels of "
             f"{NEEDED} classes at least; {spec.label_rule.meaning}",
-            _remedy(spec, stored),
+            remedy,
         )
     ]
 
@@ -198,39 +315,9 @@ def refuse_nothing_to_learn(
     raise_for_errors(where, nothing)
 
 
-def _remedy(spec: DatasetSpec, stored: set[int]) -> str:
-    values = f"; the labels hold {', '.join(map(str, sorted(stored)[:8]))}" if stored else ""
-    if spec.name != "custom":
-        return f"compare the labels with the class list, `cgrseg data browse` shows them{values}"
-    if len(spec.label_rule.allowed) == 256 and len(stored) > 1:
-        middle = (min(stored) + max(stored) + 1) // 2
-        return f"set data.label_threshold={middle}, between the stored values{values}"
-    return (
-        "label more of the images; if stored values are classes that are read as ignored, say so "
-        f"with 'data.label_values={{VALUE:ID,...}}'{values}"
-    )
-
-
-def _binary_remedy(spec: DatasetSpec) -> str:
-    if spec.num_classes == NEEDED:
-        return (
-            f"set data.label_threshold=128: 0 becomes {spec.classes[0]!r} and 255 "
-            f"{spec.classes[1]!r}"
-        )
-    return (
-        "say which class 255 is, for example 'data.label_values={0:0,255:1}' with a class list of "
-        f"two; the class list has {spec.num_classes}"
-    )
-
-
 def _is_converted(labels: str) -> bool:
     """Whether our converters wrote the labels, in which 255 is what no shape covers."""
     return (Path(labels) / RECORD_NAME).is_file()
-
-
-def stored_values(tallies: Mapping[tuple[str, LabelRule], Tally]) -> set[int]:
-    """The values that the labels behind some tallies hold."""
-    return {int(raw) for tally in tallies.values() for raw in np.flatnonzero(tally.pixels)}
 
 
 def _far_apart(pairs: list[Pair]) -> Iterator[Pair]:

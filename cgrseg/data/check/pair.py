@@ -1,4 +1,4 @@
-"""One image and its label, looked at closely; runs in worker processes."""
+"""Check one image and its label; runs in worker processes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from cgrseg.input_files import read_input
 
 THUMB_SIDE = 32
 _DEEP = "more than 8 bits a channel, of which the upper 8 are used"
-_EMPTY_BITS = 2  # unused bits from which on an image looks too dark to be meant
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on the picture lies on its side
+_EMPTY_BITS = 2  # an image with this many unused bits or more looks too dark to be meant
+_MANY_IDS = 16  # more forbidden ids than this are no class ids
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on the image lies on its side
 _STEP = 4  # rows and columns between the pixels that tell where a class lies
 _PRESENT = 0.005  # share of an image below which a class's position says little
 
 
 @dataclass(frozen=True)
 class Job:
-    """A pair to look at.
+    """A pair to check.
 
     Attributes:
         split: name of its split.
         pair: image and label.
         rule: encoding of the label.
-        decode_image: read the image whole; otherwise only its header.
+        decode_image: read the whole image; otherwise only its header.
         image_bits: bits that 16-bit images use (`test.image_bits`).
     """
 
@@ -47,18 +48,18 @@ class Job:
 
 @dataclass
 class Facts:
-    """What was seen of one pair.
+    """Content of one pair.
 
     Attributes:
         split: name of its split.
         image: path of the image.
         size: height, width of the image as shown; None: unreadable.
         digest: of the image file's bytes; empty where it was not decoded.
-        thumb: 32 x 32 grey bytes; empty where the image was not decoded.
+        thumb: 32 x 32 gray bytes; empty where the image was not decoded.
         counts: raw id to pixels.
         pixels: training id to pixels, for the ids that the rule allows.
-        ignored: pixels that count nowhere.
-        centres: raw id to mean row, 0 (top) to 1 (bottom), where it covers enough.
+        ignored: number of ignored pixels.
+        centers: raw id to mean row, 0 (top) to 1 (bottom), where it covers enough.
         bits: bits that the largest value of a 16-bit image needs; None: it has 8 bits, or was
             not decoded.
         findings: what is wrong with the two files.
@@ -72,16 +73,16 @@ class Facts:
     counts: dict[int, int] = field(default_factory=dict)
     pixels: dict[int, int] = field(default_factory=dict)
     ignored: int = 0
-    centres: dict[int, float] = field(default_factory=dict)
+    centers: dict[int, float] = field(default_factory=dict)
     bits: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
 def inspect_pair(job: Job) -> Facts:
-    """Look at one pair; problems become findings, never exceptions."""
+    """Check one pair; problems become findings, never exceptions."""
     facts = Facts(job.split, str(job.pair.image))
     try:
-        _look_at_image(job, facts)
+        _inspect_image(job, facts)
     except DataError as error:
         facts.findings.append(finding_from_error("image-unreadable", job.pair.image, error))
     label = job.pair.label
@@ -92,36 +93,30 @@ def inspect_pair(job: Job) -> Facts:
     except DataError as error:
         facts.findings.append(finding_from_error(_why_no_label(label), label, error))
         return facts
-    _look_at_label(raw, label, job.rule, facts)
+    _inspect_label(raw, label, job.rule, facts)
     if facts.size is not None and facts.size != raw.shape:
-        facts.findings.append(_size_mismatch(facts.size, raw.shape, job))
+        facts.findings.append(_size_mismatch(facts.size, raw.shape, job.pair))
     return facts
 
 
-def _look_at_image(job: Job, facts: Facts) -> None:
+def _inspect_image(job: Job, facts: Facts) -> None:
     path = job.pair.image
     facts.size, odd = _read_header(path)
     if odd and not (odd == _DEEP and job.image_bits < FULL_BITS):
-        facts.findings.append(
-            Finding(
-                "warning",
-                "image-depth",
-                str(path),
-                f"{odd}; the network sees 8-bit RGB",
-                "if the values use fewer than 16 bits, say how many: test.image_bits=12; if what "
-                "is dropped matters, convert the image yourself; else ignore this"
-                if odd == _DEEP
-                else "if what is dropped matters, convert the image yourself; else ignore this",
-            )
-        )
+        remedy = "if what is dropped matters, convert the image yourself; else ignore this"
+        if odd == _DEEP:
+            fewer = "if the values use fewer than 16 bits, say how many: test.image_bits=12; "
+            remedy = fewer + remedy
+        message = f"{odd}; the network sees 8-bit RGB"
+        facts.findings.append(Finding("warning", "image-depth", str(path), message, remedy))
     if not job.decode_image:
         return
     image = read_image(path, bits=job.image_bits)
     if odd == _DEEP:
         facts.bits = used_bits(path)
     facts.size = (image.shape[0], image.shape[1])
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
     facts.thumb = small.tobytes()
     facts.digest = hashlib.blake2b(read_input(path), digest_size=16).digest()
 
@@ -140,73 +135,64 @@ def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
             turn = picture.getexif().get(_ORIENTATION, 1)
             if isinstance(turn, int) and turn >= 5:
                 size = size[::-1]
-            odd = ""
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                odd = "an alpha channel, which is dropped"
-            elif deep:
-                odd = _DEEP
-            return size, odd
-    except Exception:  # whatever a damaged header does to Pillow, the decoder has the last word
+                return size, "an alpha channel, which is dropped"
+            return size, _DEEP if deep else ""
+    except Exception:  # Pillow's parsers raise errors of any class; the decoder decides
         return None, ""
 
 
 def judge_image_bits(facts: Sequence[Facts], image_bits: int) -> list[Finding]:
-    """Whether 16-bit images use the bits that they are read with.
-
-    Args:
-        facts: of all pairs.
-        image_bits: what `test.image_bits` says.
-    """
+    """A warning where 16-bit images use other bits than `test.image_bits` says."""
     deep = [item for item in facts if item.bits is not None]
     if not deep:
         return []
     widest = max(deep, key=lambda item: item.bits or 0)
     needed = max(widest.bits or 0, 8)
-    # Dark images leave the upper bits empty too, so a single one is no proof.
+    # Dark images leave the upper bits empty too, so a single empty bit is no proof.
     if needed == image_bits or (needed < image_bits and image_bits - needed < _EMPTY_BITS):
         return []
     highest = 2**needed - 1
+    message = (
+        f"no value of {len(deep)} 16-bit images is above {highest} ({needed} bits): read with "
+        f"{image_bits} bits, the network gets 0 to {highest >> (image_bits - 8)} of 255"
+    )
     if needed > image_bits:
-        what = (
+        message = (
             f"values need {needed} bits, more than test.image_bits={image_bits}: they are cut off"
         )
-    else:
-        what = (
-            f"no value of {len(deep)} 16-bit images is above {highest} ({needed} bits): read with "
-            f"{image_bits} bits, the network gets 0 to {highest >> (image_bits - 8)} of 255"
-        )
-    return [
-        Finding(
-            "warning",
-            "image-bits",
-            widest.image,
-            what,
-            f"set test.image_bits={needed}; the checkpoint keeps it for predictions",
-        )
-    ]
+    remedy = f"set test.image_bits={needed}; the checkpoint keeps it for predictions"
+    return [Finding("warning", "image-bits", widest.image, message, remedy)]
 
 
-def _look_at_label(raw: np.ndarray, path: Path, rule: LabelRule, facts: Facts) -> None:
+def _inspect_label(raw: np.ndarray, path: Path, rule: LabelRule, facts: Facts) -> None:
     counts = _count_ids(raw)
-    present = np.flatnonzero(counts)
-    facts.counts = {int(k): int(counts[k]) for k in present}
+    facts.counts = {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
     for stored, count in facts.counts.items():
         new = rule.lookup[stored]
         if new == rule.ignore_index:
             facts.ignored += count if stored in rule.allowed else 0
         else:
             facts.pixels[new] = facts.pixels.get(new, 0) + count
-    facts.centres = _mean_rows(raw)
+    facts.centers = _mean_rows(raw)
     forbidden = [stored for stored in facts.counts if stored not in rule.allowed]
     if forbidden:
-        facts.findings.append(_strange_ids(raw, path, rule, forbidden, counts))
+        code = "id-out-of-range"
+        if any(set(forbidden) & hint.ids for hint in rule.hints):
+            code = "sister-encoding"
+        elif len(forbidden) > _MANY_IDS:
+            code = "label-not-ids"
+        shown = ", ".join(f"{k} ({counts[k] / raw.size:.2%})" for k in forbidden[:8])
+        more = f" and {len(forbidden) - 8} more" if len(forbidden) > 8 else ""
+        message = f"ids {shown}{more}; expected: {rule.meaning}"
+        facts.findings.append(Finding("error", code, str(path), message, rule.advice(raw)))
     elif not facts.pixels:
         facts.findings.append(
             Finding(
                 "warning",
                 "nothing-labelled",
                 str(path),
-                f"every pixel is ignored (ids {present.tolist()})",
+                f"every pixel is ignored (ids {list(facts.counts)})",
                 "label the image or take it out: it teaches nothing",
             )
         )
@@ -230,36 +216,17 @@ def _mean_rows(raw: np.ndarray) -> dict[int, float]:
     return {int(k): float(sums[k] / counts[k]) for k in large}
 
 
-def _strange_ids(
-    raw: np.ndarray, path: Path, rule: LabelRule, forbidden: list[int], counts: np.ndarray
-) -> Finding:
-    code = "id-out-of-range"
-    if any(set(forbidden) & hint.ids for hint in rule.hints):
-        code = "sister-encoding"
-    elif len(forbidden) > 16:
-        code = "label-not-ids"
-    shown = ", ".join(f"{k} ({counts[k] / raw.size:.2%})" for k in forbidden[:8])
-    more = f" and {len(forbidden) - 8} more" if len(forbidden) > 8 else ""
-    return Finding(
-        "error",
-        code,
-        str(path),
-        f"ids {shown}{more}; expected: {rule.meaning}",
-        rule.advice(raw),
-    )
-
-
 def _why_no_label(path: Path) -> str:
-    """Which of three things is wrong with a label that cannot be used."""
+    """Code of the finding for a label that cannot be used."""
     try:
         with open_with_pillow(path) as picture:
             picture.load()
             return "label-depth" if picture.mode.startswith(("I", "F")) else "label-colour"
-    except Exception:  # whatever a damaged file does to Pillow, it cannot be read
+    except Exception:  # Pillow's parsers raise errors of any class
         return "label-unreadable"
 
 
-def _size_mismatch(image: tuple[int, int], label: tuple[int, ...], job: Job) -> Finding:
+def _size_mismatch(image: tuple[int, int], label: tuple[int, ...], pair: Pair) -> Finding:
     remedy = "make both from the same original; never resize one alone"
     if image == label[::-1]:
         remedy = (
@@ -269,7 +236,7 @@ def _size_mismatch(image: tuple[int, int], label: tuple[int, ...], job: Job) -> 
     return Finding(
         "error",
         "size-mismatch",
-        str(job.pair.label),
-        f"{label[1]}x{label[0]} pixels, its image {job.pair.image.name} is {image[1]}x{image[0]}",
+        str(pair.label),
+        f"{label[1]}x{label[0]} pixels, its image {pair.image.name} is {image[1]}x{image[0]}",
         remedy,
     )
