@@ -1,7 +1,7 @@
 """The files below a folder, by stem.
 
-Names are compared in one form of Unicode (NFC), because macOS writes names decomposed (NFD) and
-other systems composed: the two look the same and belong together.
+Names are compared in one Unicode form (NFC), because macOS writes names decomposed (NFD) and other
+systems composed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cgrseg.datasets.spec import DatasetSpec
 
@@ -23,7 +23,7 @@ class FileIndex:
         by_stem: path below the folder without the suffix, in NFC and with `/`, to the file.
         repeated: (second file, first file) of one stem.
         others: files with another suffix, by relative name in NFC.
-        links: symbolic links that lead back to a folder above them; they are not followed.
+        links: symlinks that lead back to a folder above them; they are not followed.
     """
 
     by_stem: dict[str, Path] = field(default_factory=dict)
@@ -38,11 +38,11 @@ def plain_form(name: str) -> str:
 
 
 def visible_files(folder: Path, links: list[Path] | None = None) -> Iterator[tuple[str, Path]]:
-    """Files below a folder as (relative name with `/`, path); hidden ones are left out.
+    """Files below a folder as (relative name with `/`, path), without hidden ones.
 
     Args:
         folder: where to start.
-        links: receives the symbolic links that lead back to a folder above them.
+        links: receives the symlinks that lead back to a folder above them.
     """
     for parent, folders, names in os.walk(folder, followlinks=True):
         kept = []
@@ -62,22 +62,19 @@ def visible_files(folder: Path, links: list[Path] | None = None) -> Iterator[tup
 
 
 def _leads_back(start: Path, parent: Path, name: str) -> bool:
-    """Whether a folder is a link to a folder above it, directly or through other links."""
+    """Whether a folder is a symlink to a folder above it, directly or through other symlinks."""
     if not os.path.islink(parent / name):
         return False
     target = os.path.realpath(parent / name)
-    steps = [start, *(start / step for step in _prefixes(parent.relative_to(start)))]
+    below = PurePosixPath(parent.relative_to(start).as_posix())
+    above = [start, start / below, *(start / folder for folder in below.parents)]
     return any(
-        os.path.commonpath([target, real]) == target for real in map(os.path.realpath, steps)
+        os.path.commonpath([target, real]) == target for real in map(os.path.realpath, above)
     )
 
 
-def _prefixes(path: Path) -> list[Path]:
-    return [Path(*path.parts[: k + 1]) for k in range(len(path.parts))]
-
-
 def cut_suffix(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
-    """Stem and the longest suffix that the name ends in, whatever its case."""
+    """Stem and the longest suffix that the name ends in, compared without case."""
     lowered = name.lower()
     fitting = [s for s in suffixes if lowered.endswith(s.lower())]
     if not fitting:
@@ -87,12 +84,12 @@ def cut_suffix(name: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
 
 
 def index_images(folder: Path, spec: DatasetSpec, *, beside_labels: bool = False) -> FileIndex:
-    """Images of a folder.
+    """Images below a folder.
 
     Args:
         folder: searched with its subfolders.
         spec: gives the endings of images.
-        beside_labels: the labels lie in the same folder; their names are told by the spec.
+        beside_labels: labels lie in the same folder; the spec tells their names.
     """
     index = FileIndex()
     for name, path in visible_files(folder, index.links):
@@ -108,7 +105,7 @@ def index_images(folder: Path, spec: DatasetSpec, *, beside_labels: bool = False
 
 
 def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
-    """Labels of a folder; where several encodings are present the spec's first one wins."""
+    """Labels below a folder; of several encodings of one label, the spec's first one is kept."""
     index = FileIndex()
     order = {suffix: place for place, (suffix, _) in enumerate(spec.encodings)}
     rules = dict(spec.encodings)
@@ -126,7 +123,7 @@ def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
         other, known = found[stem]
         if order[suffix] < order[other]:
             found[stem], path = (suffix, path), known
-        # Two encodings of one label are no question; two files of one encoding are.
+        # Two encodings of one label are expected; two files of one encoding are not.
         if rules[suffix] == rules[other]:
             index.repeated.append((path, found[stem][1]))
     index.by_stem = {stem: path for stem, (_, path) in found.items()}
@@ -134,13 +131,11 @@ def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
 
 
 def _label_stem(name: str, spec: DatasetSpec) -> tuple[str, str] | None:
-    """Stem and suffix of a label's relative name; None: the name is no label's."""
+    """Stem and suffix of a label's relative name; None: not the name of a label."""
     cut = cut_suffix(name, [suffix for suffix, _ in spec.encodings])
     if cut is None:
         return None
-    stem, suffix = cut
-    parent, _, last = stem.rpartition("/")
+    folder, slash, last = cut[0].rpartition("/")
     if not last.startswith(spec.label_prefix):
         return None
-    last = last[len(spec.label_prefix) :]
-    return (f"{parent}/{last}" if parent else last), suffix
+    return folder + slash + last.removeprefix(spec.label_prefix), cut[1]

@@ -1,8 +1,7 @@
-"""Which image goes with which label.
+"""Pairs of images and labels, matched by name below their folders.
 
-Images and labels are matched by name below their folders.  What does not match is never
-skipped silently: :func:`list_pairs` returns every problem as a finding, as a check reports
-them, and :func:`find_pairs` stops at the first error, as a run does.
+What does not match is never skipped silently: :func:`list_pairs` returns every problem as a
+finding, for checks; :func:`find_pairs` stops at the first error, for runs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from cgrseg.datasets.findings import Finding, raise_for_errors
 from cgrseg.datasets.spec import DatasetSpec, HeldOut, SplitLayout
 
 _LOG = logging.getLogger("cgrseg.data")
-_NAMED = 5  # how many names a message lists before it only counts
+_SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def find_pairs(spec: DatasetSpec, root: Path | str, split: str) -> list[Pair]:
 
     Args:
         spec: the dataset.
-        root: folder that holds the dataset's own folders.
+        root: dataset root.
         split: a key of `spec.splits`.
 
     Raises:
@@ -66,27 +65,35 @@ def find_pairs(spec: DatasetSpec, root: Path | str, split: str) -> list[Pair]:
 
 
 def list_pairs(spec: DatasetSpec, root: Path, split: str) -> tuple[list[Pair], list[Finding]]:
-    """The usable pairs of a split, and everything wrong with the others.
+    """The usable pairs of a split, and findings about the others.
 
     Args:
         spec: the dataset.
-        root: its folder.
+        root: dataset root.
         split: name of the split.
 
     Returns:
         Pairs that have image and label, sorted by stem or in the list's order; findings.
     """
     if not root.is_dir():
-        return [], [_missing_root(spec, root)]
+        return [], [
+            Finding(
+                "error",
+                "folder-missing",
+                str(root),
+                f"the root of {spec.title} is not there",
+                f"set data.root (--data-root) to the dataset's folder; {spec.how_to_get}",
+            )
+        ]
     if split not in spec.splits:
         return [], [_no_such_split(spec, root, split)]
     layout = spec.splits[split]
     findings: list[Finding] = []
-    images = _images(spec, root, layout, findings)
+    images = _index_images(spec, root, layout, findings)
     if layout.labels is None:
         stems = sorted(images.by_stem)
         return [Pair(stem, images.by_stem[stem], None) for stem in stems], findings
-    labels = _labels(spec, root, layout.labels, findings)
+    labels = _index_labels(spec, root, layout.labels, findings)
     given: Mapping[str, Path | None] = {}
     if layout.list_file is not None:
         listed = read_split_list(spec, root, layout, images.by_stem, labels.by_stem)
@@ -104,9 +111,7 @@ def list_pairs(spec: DatasetSpec, root: Path, split: str) -> tuple[list[Pair], l
         for stem, path in labels.by_stem.items()
         if stem not in images.by_stem and path not in used
     }
-    unpaired = Unpaired(spec, root, layout, images, labels, missing, orphans)
-    findings += unpaired.missing_labels()
-    findings += unpaired.orphan_labels()
+    findings += Unpaired(spec, root, layout, images, labels, missing, orphans).findings()
     return [
         Pair(stem, images.by_stem[stem], label) for stem, label in chosen.items() if label
     ], findings
@@ -115,10 +120,9 @@ def list_pairs(spec: DatasetSpec, root: Path, split: str) -> tuple[list[Pair], l
 def split_stems(stems: Iterable[str], rule: HeldOut) -> list[str]:
     """Stems of one part of an automatic split, sorted.
 
-    Each stem is drawn by a hash of seed and name, so that adding files moves none of the
-    old ones from one part to the other, with one exception that keeps both parts usable:
-    the stem with the smallest draw is always validation and that with the largest always
-    training.
+    A hash of seed and stem decides, so that adding files moves no stem from one part to the
+    other, with one exception that keeps both parts usable: the stem with the smallest hash is
+    always validation and that with the largest always training.
 
     Args:
         stems: all of them; at least two.
@@ -138,7 +142,7 @@ def _draw(stem: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
-def _images(
+def _index_images(
     spec: DatasetSpec, root: Path, layout: SplitLayout, findings: list[Finding]
 ) -> FileIndex:
     folder = root / layout.images
@@ -147,47 +151,37 @@ def _images(
         return FileIndex()
     index = index_images(folder, spec, beside_labels=layout.images == layout.labels)
     findings += _links(index)
-    findings += [
-        Finding(
-            "error",
-            "duplicate-stem",
-            str(second),
-            f"the same stem as {first.name}; one label cannot belong to both",
-            "remove or rename one of the two",
-        )
-        for second, first in index.repeated
-    ]
+    for second, first in index.repeated:
+        message = f"the same stem as {first.name}; one label cannot belong to both"
+        remedy = "remove or rename one of the two"
+        findings.append(Finding("error", "duplicate-stem", str(second), message, remedy))
     if not index.by_stem:
+        names = list(index.others)
+        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        content = f"it holds {', '.join(names[:_SHOWN_NAMES])}{more}" if names else "it is empty"
         findings.append(
             Finding(
                 "error",
                 "no-images",
                 str(folder),
-                "no images in it"
-                + _what_is_there(index)
-                + f"; expected: files that end in {', '.join(spec.image_suffixes)}",
+                f"no images in it; {content}; expected: files that end in "
+                + ", ".join(spec.image_suffixes),
                 spec.how_to_get,
             )
         )
     return index
 
 
-def _labels(spec: DatasetSpec, root: Path, below: str, findings: list[Finding]) -> FileIndex:
+def _index_labels(spec: DatasetSpec, root: Path, below: str, findings: list[Finding]) -> FileIndex:
     if not (root / below).is_dir():
         findings.append(_missing_folder(spec, root, below))
         return FileIndex()
     index = index_labels(root / below, spec)
     findings += _links(index)
-    findings += [
-        Finding(
-            "warning",
-            "duplicate-stem",
-            str(second),
-            f"the same stem as {read.name}, which is read; this file is not",
-            "remove or rename the one that is not meant",
-        )
-        for second, read in index.repeated
-    ]
+    for second, read in index.repeated:
+        message = f"the same stem as {read.name}, which is read; this file is not"
+        remedy = "remove or rename the one that is not meant"
+        findings.append(Finding("warning", "duplicate-stem", str(second), message, remedy))
     return index
 
 
@@ -217,26 +211,11 @@ def _stems_of_folder(
 
 
 def _links(index: FileIndex) -> list[Finding]:
+    message = "a symbolic link to a folder above it, which is not followed"
     return [
-        Finding(
-            "warning",
-            "link-loop",
-            str(link),
-            "a symbolic link to a folder above it, which is not followed",
-            "remove the link",
-        )
+        Finding("warning", "link-loop", str(link), message, "remove the link")
         for link in index.links
     ]
-
-
-def _missing_root(spec: DatasetSpec, root: Path) -> Finding:
-    return Finding(
-        "error",
-        "folder-missing",
-        str(root),
-        f"the root of {spec.title} is not there",
-        f"set data.root (--data-root) to the dataset's folder; {spec.how_to_get}",
-    )
 
 
 def _missing_folder(spec: DatasetSpec, root: Path, below: str) -> Finding:
@@ -262,7 +241,7 @@ def _missing_folder(spec: DatasetSpec, root: Path, below: str) -> Finding:
 def _no_such_split(spec: DatasetSpec, root: Path, split: str) -> Finding:
     there = list(spec.splits)
     remedy = "set data.train_split and data.eval_split, or add the folders of that split"
-    if spec.name == "custom" and "train" in there and split == "val":
+    if spec.is_custom and "train" in there and split == "val":
         layout = spec.splits["train"]
         remedy = (
             "to validate on a fifth of the training images: "
@@ -278,11 +257,3 @@ def _no_such_split(spec: DatasetSpec, root: Path, split: str) -> Finding:
         f"no split {split!r}; expected: one of {', '.join(there)}",
         remedy,
     )
-
-
-def _what_is_there(index: FileIndex) -> str:
-    names = list(index.others)
-    shown = ", ".join(names[:_NAMED])
-    if len(names) > _NAMED:
-        shown += f" and {len(names) - _NAMED} more"
-    return f"; it holds {shown}" if names else "; it is empty"

@@ -1,6 +1,6 @@
 """Text files that name the images of a split, in the forms in which tools write them.
 
-A line holds a stem (`day/0`), a path of an image (`images/day/0.jpg`, absolute paths and
+A line holds a stem (`day/0`), the path of an image (`images/day/0.jpg`, absolute paths and
 backslashes included), or an image and its label, separated by a blank, a tab or a comma.
 Lines that begin with `#` are comments.
 """
@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cgrseg.class_names import read_lines
@@ -29,7 +28,7 @@ _FLAGS = ("-1", "0", "1")  # Pascal's lists of one class say whether it occurs
 
 @dataclass(frozen=True)
 class SplitList:
-    """What a list names.
+    """Content of a list.
 
     Attributes:
         labels: stem to the label that the list itself gives, or None, in the list's order.
@@ -51,10 +50,10 @@ def read_split_list(
 
     Args:
         spec: the dataset.
-        root: its folder.
+        root: dataset root.
         layout: the split; it has a list file.
-        images: stem to image below the folder of images.
-        labels: stem to label below the folder of labels.
+        images: stem to image below the image folder.
+        labels: stem to label below the label folder.
     """
     path = root / (layout.list_file or "")
     try:
@@ -67,48 +66,77 @@ def read_split_list(
     found: list[tuple[str, Path | None]] = []
     unknown: list[str] = []
     findings: list[Finding] = []
+
+    def add(code: str, message: str, remedy: str) -> None:
+        findings.append(Finding("error", code, str(path), message, remedy))
+
     for line in filter(None, lines):
-        entry = reader.entry(line)
+        entry = reader.read(line)
         if entry is None:
             if not line.startswith("#"):
                 unknown.append(line)
             continue
         stem, label = entry
         if isinstance(label, str):
-            findings.append(_no_such_label(path, line, label, reader.label_endings))
+            endings = reader.label_endings
+            jpeg = label.lower().endswith((".jpg", ".jpeg")) and ".jpg" not in endings
+            add(
+                "list-without-label",
+                f"the line {line!r} names the label {label!r}; expected: a file below the "
+                f"dataset's root that ends in {' or '.join(endings)}",
+                "correct the line, or remove the label from it"
+                + (f"; {JPEG_REMEDY}" if jpeg else ""),
+            )
             label = None
         found.append((stem, label))
     if not found and not unknown:
-        findings.append(
-            Finding("error", "list-unusable", str(path), "the list is empty", spec.how_to_get)
-        )
+        add("list-unusable", "the list is empty", spec.how_to_get)
     elif not found and len(unknown) > 1:
-        findings.append(_foreign_list(path, unknown, root / layout.images))
-    else:
-        findings += [_no_such_image(path, line) for line in unknown]
-    findings += [
-        Finding(
-            "error",
-            "list-repeats",
-            str(path),
-            f"{stem!r} is listed {times} times",
-            "remove the repeated lines",
+        add(
+            "list-unusable",
+            f"none of its {len(unknown)} lines names an image of {root / layout.images}; the "
+            f"first line is {unknown[0]!r}; expected: {FORMS}",
+            "set data.images to the folder of these images, or write their stems, one a line",
         )
-        for stem, times in Counter(stem for stem, _ in found).items()
-        if times > 1
-    ]
+    else:
+        for line in unknown:
+            add(
+                "list-without-image",
+                f"{line!r} is listed, but has no image",
+                "fetch the image, or remove the line",
+            )
+    for stem, times in Counter(stem for stem, _ in found).items():
+        if times > 1:
+            add("list-repeats", f"{stem!r} is listed {times} times", "remove the repeated lines")
     return SplitList(dict(found), findings)
 
 
-@dataclass(frozen=True)
 class _LineReader:
-    spec: DatasetSpec
-    root: Path
-    layout: SplitLayout
-    images: Mapping[str, Path]
-    labels: Mapping[str, Path]
+    """Finds the image and the label that a line names."""
 
-    def entry(self, line: str) -> tuple[str, Path | str | None] | None:
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        root: Path,
+        layout: SplitLayout,
+        images: Mapping[str, Path],
+        labels: Mapping[str, Path],
+    ) -> None:
+        self._root = root
+        self._images = images
+        self._image_suffixes = spec.image_suffixes
+        self._image_folder = (layout.images, (root / layout.images).resolve().as_posix())
+        folder = layout.labels or ""
+        self._label_folder = (folder, (root / folder).resolve().as_posix())
+        self._labels_by_name = {
+            plain_form(path.relative_to(root / folder).as_posix()): path for path in labels.values()
+        }
+        # Endings of label files, whatever stands before them.
+        self.label_endings = list(
+            dict.fromkeys(Path(f"_{ending}").suffix for ending, _ in spec.encodings)
+        )
+
+    def read(self, line: str) -> tuple[str, Path | str | None] | None:
         """Stem and label of a line; a label that is not there is returned as its text."""
         stem = self._image(line)
         if stem is not None:
@@ -125,49 +153,29 @@ class _LineReader:
         return None
 
     def _image(self, text: str) -> str | None:
-        for name in _below(text, self.layout.images, self._image_folder):
-            cut = cut_suffix(name, self.spec.image_suffixes)
+        for name in _names_below(text, *self._image_folder):
+            cut = cut_suffix(name, self._image_suffixes)
             for stem in (name, cut[0] if cut else name):
-                if stem in self.images:
+                if stem in self._images:
                     return stem
         return None
 
     def _label(self, text: str) -> Path | None:
-        for name in _below(text, self.layout.labels or "", self._label_folder):
+        for name in _names_below(text, *self._label_folder):
             if name in self._labels_by_name:
                 return self._labels_by_name[name]
-        beside = self.root / _clean(text)
+        beside = self._root / _clean(text)
         inside = ".." not in PurePosixPath(_clean(text)).parts
         fits = beside.suffix.lower() in self.label_endings
         return beside if inside and fits and beside.is_file() else None
-
-    @cached_property
-    def label_endings(self) -> list[str]:
-        """Endings of label files, whatever stands before them."""
-        return list(dict.fromkeys(Path(f"_{ending}").suffix for ending, _ in self.spec.encodings))
-
-    @cached_property
-    def _image_folder(self) -> str:
-        return (self.root / self.layout.images).resolve().as_posix()
-
-    @cached_property
-    def _label_folder(self) -> str:
-        return (self.root / (self.layout.labels or "")).resolve().as_posix()
-
-    @cached_property
-    def _labels_by_name(self) -> dict[str, Path]:
-        folder = self.root / (self.layout.labels or "")
-        return {
-            plain_form(path.relative_to(folder).as_posix()): path for path in self.labels.values()
-        }
 
 
 def _clean(text: str) -> str:
     return plain_form(text.strip().strip("\"'").replace("\\", "/")).removeprefix("./")
 
 
-def _below(text: str, folder: str, absolute: str) -> list[str]:
-    """What a path of a list may mean below a folder of the dataset, most literal first."""
+def _names_below(text: str, folder: str, absolute: str) -> list[str]:
+    """Names below a folder of the dataset that a path may mean, most literal first."""
     name = _clean(text)
     found = [name]
     if name.startswith(absolute + "/"):
@@ -178,40 +186,3 @@ def _below(text: str, folder: str, absolute: str) -> list[str]:
         if last and parts[place : place + len(last)] == last:
             found.append("/".join(parts[place + len(last) :]))
     return found
-
-
-def _no_such_image(path: Path, line: str) -> Finding:
-    return Finding(
-        "error",
-        "list-without-image",
-        str(path),
-        f"{line!r} is listed, but has no image",
-        "fetch the image, or remove the line",
-    )
-
-
-def _foreign_list(path: Path, unknown: list[str], images: Path) -> Finding:
-    return Finding(
-        "error",
-        "list-unusable",
-        str(path),
-        f"none of its {len(unknown)} lines names an image of {images}; the first line is "
-        f"{unknown[0]!r}; expected: {FORMS}",
-        "set data.images to the folder of these images, or write their stems, one a line",
-    )
-
-
-def _no_such_label(path: Path, line: str, label: str, endings: list[str]) -> Finding:
-    return Finding(
-        "error",
-        "list-without-label",
-        str(path),
-        f"the line {line!r} names the label {label!r}; expected: a file below the dataset's root "
-        f"that ends in {' or '.join(endings)}",
-        "correct the line, or remove the label from it"
-        + (
-            f"; {JPEG_REMEDY}"
-            if label.lower().endswith((".jpg", ".jpeg")) and ".jpg" not in endings
-            else ""
-        ),
-    )

@@ -1,4 +1,4 @@
-"""What to do about images without a label, and labels without an image.
+"""Findings for images without a label and labels without an image, with the fitting remedy.
 
 The usual reasons: labels are named after their images with an addition (`0_mask.png`), lie in
 a deeper folder, or have a format that holds no class ids.  A label that belongs to another
@@ -23,7 +23,7 @@ JPEG_REMEDY = (
 )
 """What to do about labels in JPEG files."""
 
-# Endings of files that people have beside their images, and what to do with them.
+# Ending of a file beside images or labels that is no label, to its conversion.
 _OTHER_FORMATS = {
     ".jpg": JPEG_REMEDY,
     ".jpeg": JPEG_REMEDY,
@@ -41,14 +41,14 @@ _TRIED = 5  # images whose names are compared with those of all labels
 
 @dataclass(frozen=True)
 class Unpaired:
-    """The files of a split that found no partner.
+    """Images and labels of a split without a partner.
 
     Attributes:
         spec: the dataset.
-        root: its folder.
+        root: dataset root.
         layout: folders of the split.
-        images: files below the folder of images.
-        labels: files below the folder of labels.
+        images: files below the image folder.
+        labels: files below the label folder.
         missing: stems of images without a label.
         orphans: stem to label, of labels without an image.
     """
@@ -61,116 +61,109 @@ class Unpaired:
     missing: Sequence[str]
     orphans: Mapping[str, Path]
 
-    def missing_labels(self) -> list[Finding]:
-        """An error for each image without a label."""
+    def findings(self) -> list[Finding]:
+        """An error for each image without a label.
+
+        Where folders alone make the split, also a warning for each label without an image.
+        """
         endings = " or ".join(suffix for suffix, _ in self.spec.encodings)
         folder = self.root / (self.layout.labels or "")
-        return [
-            Finding(
-                "error",
-                "missing-label",
-                str(self.images.by_stem[stem]),
-                f"no label of the stem {stem!r} in {folder}; expected: a file that ends in "
-                f"{endings}" + (f"; {other.name} is there" if (other := self._other(stem)) else ""),
-                self._advice(stem),
-            )
-            for stem in self.missing
-        ]
+        found = []
+        for stem in self.missing:
+            message = f"no label of the stem {stem!r} in {folder}; expected: a file that ends in "
+            message += endings
+            if (other := self._other_file(stem)) is not None:
+                message += f"; {other.name} is there"
+            image = str(self.images.by_stem[stem])
+            found.append(Finding("error", "missing-label", image, message, self._remedy(stem)))
+        if self.layout.list_file is None and not self.layout.labeled_only:
+            found += [
+                Finding(
+                    "warning",
+                    "orphan-label",
+                    str(path),
+                    f"no image of the stem {stem!r} in {self.root / self.layout.images}",
+                    "add the image, or remove the label; it is left out as it is",
+                )
+                for stem, path in sorted(self.orphans.items())
+            ]
+        return found
 
-    def orphan_labels(self) -> list[Finding]:
-        """A warning for each label without an image, where folders alone make the split."""
-        if self.layout.list_file is not None or self.layout.labeled_only:
-            return []
-        return [
-            Finding(
-                "warning",
-                "orphan-label",
-                str(path),
-                f"no image of the stem {stem!r} in {self.root / self.layout.images}",
-                "add the image, or remove the label; it is left out as it is",
-            )
-            for stem, path in sorted(self.orphans.items())
-        ]
-
-    def _advice(self, stem: str) -> str:
-        if self._deeper is not None:
-            return self._deeper
-        if self._template is not None:
-            return f"labels that are named like {self._template[1]} are read with " + (
-                f"data.label_name={self._template[0]}"
-                if self.spec.name == "custom"
+    def _remedy(self, stem: str) -> str:
+        if self._deeper_folder is not None:
+            return self._deeper_folder
+        if self._label_name is not None:
+            return f"labels that are named like {self._label_name[1]} are read with " + (
+                f"data.label_name={self._label_name[0]}"
+                if self.spec.is_custom
                 else "data.dataset=custom and this setting; or rename them"
             )
         near = [name for name in self.orphans if _is_addition(stem, name)]
         if near:
-            suffix = self.spec.label_suffix
             return (
                 f"rename {self.orphans[min(near)].name}, if that is its label: it must be called "
-                f"{stem}{suffix}"
+                f"{stem}{self.spec.label_suffix}"
             )
-        other = self._other(stem)
+        other = self._other_file(stem)
         if other is not None:
             remedy = _OTHER_FORMATS.get(other.suffix.lower(), _NOT_A_LABEL)
-            if other.suffix.lower() in (".jpg", ".jpeg") and self.spec.name != "custom":
+            if remedy is JPEG_REMEDY and not self.spec.is_custom:
                 remedy = remedy.partition(";")[0]
             return remedy.format(images=self.root / self.layout.images, labels=other.parent)
         remedy = "add the label, or move the image away"
         if self.orphans:
             names = [path.name for path in list(self.orphans.values())[:_TRIED]]
-            remedy += f"; labels without an image: {', '.join(names)}" + ", ..." * (
-                len(self.orphans) > _TRIED
-            )
+            more = ", ..." * (len(self.orphans) > _TRIED)
+            remedy += f"; labels without an image: {', '.join(names)}{more}"
         return remedy
 
-    def _other(self, stem: str) -> Path | None:
+    def _other_file(self, stem: str) -> Path | None:
         """A file of the image's stem that is no label, among the labels or beside the image."""
         image = self.images.by_stem[stem]
-        for by_stem in (self._other_labels, self._other_images):
+        for by_stem in self._other_files:
             if by_stem.get(stem, image) != image:
                 return by_stem[stem]
         return None
 
     @cached_property
-    def _other_labels(self) -> dict[str, Path]:
-        return {_cut_ending(name): path for name, path in self.labels.others.items()}
-
-    @cached_property
-    def _other_images(self) -> dict[str, Path]:
+    def _other_files(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        labels = {_cut_ending(name): path for name, path in self.labels.others.items()}
         known = self.images.others.items()
-        return {_cut_ending(name): path for name, path in known if path.suffix in _OTHER_FORMATS}
+        return labels, {
+            _cut_ending(name): path for name, path in known if path.suffix in _OTHER_FORMATS
+        }
 
     @cached_property
-    def _template(self) -> tuple[str, str] | None:
+    def _label_name(self) -> tuple[str, str] | None:
         """`data.label_name` that pairs most of the missing images, and an example."""
-        ways: Counter[tuple[str, str]] = Counter()
-        examples: dict[tuple[str, str], str] = {}
         by_folder: dict[str, list[str]] = {}
-        for name in self.orphans:
-            folder, last = _parted(name)
+        for folder, last in map(_parted, self.orphans):
             by_folder.setdefault(folder, []).append(last)
-        orphans = set(self.orphans)
-        candidates = {
-            way
-            for folder, last in map(_parted, self.missing[:_TRIED])
-            for way in _additions(last, by_folder.get(folder, []))
-        }
-        for way in sorted(candidates):
+        candidates = set()
+        for folder, last in map(_parted, self.missing[:_TRIED]):
+            for name in by_folder.get(folder, []):
+                if _is_addition(last, name):
+                    before, _, after = name.partition(last)
+                    candidates.add((before, after))
+        paired: Counter[tuple[str, str]] = Counter()
+        examples: dict[tuple[str, str], str] = {}
+        for before, after in sorted(candidates):
             for folder, last in map(_parted, self.missing):
-                name = f"{folder}{way[0]}{last}{way[1]}"
-                if name in orphans:
-                    ways[way] += 1
-                    examples.setdefault(way, self.orphans[name].name)
-        if not ways:
+                label = self.orphans.get(f"{folder}{before}{last}{after}")
+                if label is not None:
+                    paired[before, after] += 1
+                    examples.setdefault((before, after), label.name)
+        if not paired:
             return None
-        best, times = ways.most_common(1)[0]
+        best, times = paired.most_common(1)[0]
         if times < 2 or 2 * times < len(self.missing):
             return None
         return f"{best[0]}{{stem}}{best[1]}", examples[best]
 
     @cached_property
-    def _deeper(self) -> str | None:
-        """The setting for labels, or images, that all lie in one deeper folder."""
-        if self.spec.name != "custom":
+    def _deeper_folder(self) -> str | None:
+        """The remedy for labels, or images, that all lie in one deeper folder."""
+        if not self.spec.is_custom:
             return None
         labels, images = self.layout.labels or "", self.layout.images
         for names, partners, setting, folder in (
@@ -180,7 +173,7 @@ class Unpaired:
             folders = Counter(
                 above
                 for name in names
-                for above in _folders_above(name)
+                for above in [str(parent) for parent in PurePosixPath(name).parents][:-1]
                 if name.removeprefix(above + "/") in partners
             )
             best, times = next(iter(folders.most_common(1)), ("", 0))
@@ -220,34 +213,20 @@ def _parted(stem: str) -> tuple[str, str]:
     return folder + slash, last
 
 
-def _folders_above(name: str) -> list[str]:
-    return [str(parent) for parent in PurePosixPath(name).parents][:-1]
-
-
-def _additions(last: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(before, after) of the names that hold `last` as a whole word."""
-    found = []
-    for name in names:
-        if _is_addition(last, name):
-            before, _, after = name.partition(last)
-            found.append((before, after))
-    return found
-
-
 def _is_addition(stem: str, name: str) -> bool:
     """Whether a label's name is the image's with something before or after it.
 
     Digits after a digit, and letters after a letter, are no addition: `10` is not `1` with one,
     `1_mask` and `1mask` are.
     """
+
+    def same_kind(one: str, other: str) -> bool:
+        return (one.isdigit() and other.isdigit()) or (one.isalpha() and other.isalpha())
+
     short, long = sorted((stem, name), key=len)
     before, found, after = long.partition(short)
     if not found or short == long:
         return False
-    return not (before and _same_kind(before[-1], short[0])) and not (
-        after and _same_kind(short[-1], after[0])
+    return not (before and same_kind(before[-1], short[0])) and not (
+        after and same_kind(short[-1], after[0])
     )
-
-
-def _same_kind(one: str, other: str) -> bool:
-    return (one.isdigit() and other.isdigit()) or (one.isalpha() and other.isalpha())
