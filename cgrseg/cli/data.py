@@ -1,4 +1,4 @@
-"""`cgrseg data`: what datasets there are, converting them, checking them, looking at them."""
+"""`cgrseg data`: list, convert, check and browse datasets, draw synthetic ones."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from cgrseg.progress import shown_progress
 if TYPE_CHECKING:
     from cgrseg.config import Config
     from cgrseg.data.check.report import CheckReport
+    from cgrseg.datasets.spec import DatasetSpec
 
 app = typer.Typer(
     cls=Commands,
@@ -76,30 +77,26 @@ def list_datasets(
     from cgrseg.datasets import get_spec, list_specs
 
     console = make_console()
-    names = list_specs() if name is None else [name]
+    specs = [get_spec(each) for each in (list_specs() if name is None else [name])]
     if as_json:
-        console.print_json(json.dumps([_describe(each) for each in names]))
+        console.print_json(json.dumps([_describe(spec) for spec in specs]))
         return
     if name is not None:
-        for key, value in _describe(name).items():
+        for key, value in _describe(specs[0]).items():
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             console.print(f"{key}: {text}", markup=False)
         return
     table = Table(show_edge=False, pad_edge=False)
     for title in ("name", "classes", "ids in label files", "default folder"):
         table.add_column(title, overflow="fold", justify="right" if title == "classes" else "left")
-    for each in names:
-        spec = get_spec(each)
+    for spec in specs:
         endings = f"*{spec.label_suffix}: {spec.label_rule.meaning}"
-        table.add_row(each, str(spec.num_classes), endings, spec.default_root)
+        table.add_row(spec.name, str(spec.num_classes), endings, spec.default_root)
     table.add_row("custom", "", "yours: docs/data_tools.md", "--data-root")
     console.print(table)
 
 
-def _describe(name: str) -> dict[str, object]:
-    from cgrseg.datasets import get_spec
-
-    spec = get_spec(name)
+def _describe(spec: DatasetSpec) -> dict[str, object]:
     return {
         "name": spec.name,
         "title": spec.title,
@@ -179,14 +176,14 @@ def _train_command(subject: str, config: Config, settings: list[str] | None) -> 
 
     from cgrseg.config import list_presets, load_config
 
+    words = [config.name, f"data.root={subject}"]
     if (Path(subject) / "config.json").is_file():
-        return shlex.join(["cgrseg", "train", subject, *(settings or ())])
-    words = ["cgrseg", "train", config.name, f"data.root={subject}"]
-    if config.name in list_presets():
+        words = [subject]
+    elif config.name in list_presets():
         used = load_config(config.name).data.dataset
         if used != config.data.dataset:
             words.append(f"data.dataset={config.data.dataset}")
-    return shlex.join([*words, *(settings or ())])
+    return shlex.join(["cgrseg", "train", *words, *(settings or ())])
 
 
 def _plot_classes(report: CheckReport, target: Path) -> None:
@@ -194,11 +191,11 @@ def _plot_classes(report: CheckReport, target: Path) -> None:
 
     from cgrseg.visual.plots import class_histogram, save_figure
 
-    total = np.zeros(len(report.classes), dtype=np.int64)
-    for summary in report.splits.values():
-        total += np.asarray(summary.pixels, dtype=np.int64)
-    names = ", ".join(report.splits)
-    save_figure(class_histogram(report.classes, total, title=f"{report.dataset}: {names}"), target)
+    none = (0,) * len(report.classes)
+    pixels = [none, *(summary.pixels for summary in report.splits.values())]
+    total = np.sum(pixels, axis=0, dtype=np.int64)
+    title = f"{report.dataset}: {', '.join(report.splits)}"
+    save_figure(class_histogram(report.classes, total, title=title), target)
 
 
 @app.command(cls=Command)
@@ -305,11 +302,10 @@ def _load(
         name = dataset or changes.get("data.dataset")
         if name is None and "data.classes" in changes:
             name = "custom"
-        known = {"dataset": name} if name else guess_dataset(folder).model_dump()
-        found = {f"data.{key}": value for key, value in {**known, "root": subject}.items()}
-        named = {each: load_config(each).data.dataset for each in list_presets()}
-        fitting = [each for each, used in named.items() if used == known["dataset"]]
-        return load_config(fitting[0] if fitting else "cgrseg-t_custom", {**found, **changes})
+        name = name or guess_dataset(folder).dataset
+        presets = (each for each in list_presets() if load_config(each).data.dataset == name)
+        found = {"data.dataset": name, "data.root": subject, **changes}
+        return load_config(next(presets, "cgrseg-t_custom"), found)
     if dataset is not None:
         raise ConfigError(
             "--dataset",

@@ -1,9 +1,8 @@
-"""Colour distortion on 8-bit images, and normalisation.
+"""Color distortion of 8-bit images, and normalization.
 
-As published (mmsegmentation 0.27, `PhotoMetricDistortion` and mmcv's `imnormalize`):
-every step of the distortion goes back to 8 bits by clipping and cutting off the
-fraction.  Since a step maps each of 256 values to one of 256, it is applied as a table;
-the result is the same to the bit.
+As published (mmsegmentation 0.27, `PhotoMetricDistortion` and mmcv's `imnormalize`): every step
+goes back to 8 bits by clipping and truncation.  A step maps each of 256 values to one of 256, so
+it is applied as a table, with the same result to the bit.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from cgrseg.config.schema import PhotometricConfig
 Image = NDArray[np.uint8]
 
 MEAN = (123.675, 116.28, 103.53)
-"""Of ImageNet's RGB values, 0..255."""
+"""Mean of ImageNet's RGB values, 0..255."""
 
 STD = (58.395, 57.12, 57.375)
-"""Of ImageNet's RGB values, 0..255."""
+"""Standard deviation of ImageNet's RGB values, 0..255."""
 
 _VALUES = np.arange(256, dtype=np.float32)
 _KEEP = np.arange(256, dtype=np.uint8)
-_NORMALISED: tuple[NDArray[np.float32], ...] = tuple(
+_NORMALIZED: tuple[NDArray[np.float32], ...] = tuple(
     (_VALUES - np.float32(mean)) * np.float32(1.0 / std)
     for mean, std in zip(MEAN, STD, strict=True)
 )
 
 
 def linear_table(factor: float = 1.0, offset: float = 0.0) -> Image:
-    """Table of `value * factor + offset`, clipped to 0..255, fraction cut off; (256,)."""
+    """Table (256,) of `value * factor + offset`, clipped to 0..255 and truncated."""
     values = _VALUES * np.float32(factor) + np.float32(offset)
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def adjust_brightness(image: Image, offset: float) -> Image:
-    """Add `offset` grey levels to (H, W, 3)."""
+    """Add `offset` gray levels to (H, W, 3)."""
     return _look_up(image, linear_table(offset=offset))
 
 
@@ -52,7 +51,7 @@ def adjust_saturation(image: Image, factor: float) -> Image:
 
 
 def rotate_hue(image: Image, shift: int) -> Image:
-    """Turn the hue of an RGB image by `shift` of OpenCV's 180 steps."""
+    """Shift the hue of an RGB image by `shift` of OpenCV's 180 steps."""
     return _in_hsv(image, ((np.arange(256) + shift) % 180).astype(np.uint8), _KEEP)
 
 
@@ -65,7 +64,7 @@ def distort_colors(image: Image, config: PhotometricConfig, rng: np.random.Gener
     Args:
         image: RGB (H, W, 3).
         config: ranges and the probability of each step.
-        rng: source of randomness.
+        rng: random generator.
     """
     chance = config.probability
     if chance == 0:
@@ -94,7 +93,7 @@ def normalize(image: Image) -> NDArray[np.float32]:
         (3, H, W), C-contiguous.
     """
     planes = np.empty((3, *image.shape[:2]), dtype=np.float32)
-    for plane, values, table in zip(planes, cv2.split(image), _NORMALISED, strict=True):
+    for plane, values, table in zip(planes, cv2.split(image), _NORMALIZED, strict=True):
         cv2.LUT(values, table, dst=plane)
     return planes
 

@@ -1,14 +1,14 @@
-"""Pairs on disk as samples for training and for evaluation.
+"""Training and evaluation samples from pairs on disk.
 
-A label is checked against the dataset's rule whenever it is read: an id that is no class
-stops the run with the file's name before it reaches a loss.
+Every label is checked when it is read: an id that is no class stops the run with the file's name
+before it reaches a loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TypedDict
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from cgrseg.config.schema import AugmentConfig, Config
 from cgrseg.data.geometry import Size
-from cgrseg.data.image_files import FULL_BITS, is_jpeg, read_image
+from cgrseg.data.image_files import FULL_BITS, Reduction, is_jpeg, read_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
@@ -33,7 +33,7 @@ from cgrseg.processes import end_with_parent, ignore_signals
 class TrainSample(TypedDict):
     """One training sample."""
 
-    image: Tensor  # float32 (3, h, w), normalised
+    image: Tensor  # float32 (3, h, w), normalized
     label: Tensor  # int64 (h, w), training ids
     position: int
     index: int
@@ -51,13 +51,13 @@ class EvalSample(TypedDict):
 
 
 class TrainDataset(Dataset[TrainSample]):
-    """Augmented crops; the key (position, index) says which image and which randomness.
+    """Augmented crops.  The key (position, index) selects the image and the randomness.
 
     Args:
         spec: the dataset.
         pairs: images with labels.
-        augment: the train pipeline.
-        seed: of the augmentation.
+        augment: settings of the train pipeline.
+        seed: seed of the augmentation.
         image_bits: bits that 16-bit images use (`test.image_bits`).
 
     Raises:
@@ -73,7 +73,9 @@ class TrainDataset(Dataset[TrainSample]):
         image_bits: int = FULL_BITS,
     ) -> None:
         self.spec = spec
-        self.pairs = _labelled(spec, pairs)
+        self.pairs = list(pairs)
+        for pair in self.pairs:
+            _label_path(spec, pair)
         self.augment = augment
         self.seed = seed
         self.image_bits = image_bits
@@ -100,7 +102,7 @@ class TrainDataset(Dataset[TrainSample]):
         rng = sample_generator(self.seed, position)
         pair = self.pairs[index]
         label = _label_path(self.spec, pair)
-        labels, lookup = self.checked(read_label(label), label)
+        labels, lookup = self._checked(read_label(label), label)
         plan = self.transform.plan(labels, rng, lookup)
         image = load_image(pair, labels, self.reduction(pair, labels, plan), self.image_bits)
         pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
@@ -111,16 +113,13 @@ class TrainDataset(Dataset[TrainSample]):
             "index": index,
         }
 
-    def checked(
+    def _checked(
         self, raw: NDArray[np.uint8], label: Path
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """What the crop is planned on: a label map, and how its ids are to be read.
+        """The label map that a crop is planned on, and the lookup (256,) of its ids, if any.
 
-        The whole map is checked in any case.  Where the crop comes first, its ids stay as
-        stored, and the lookup (256,) is applied to the crop alone.
-
-        Raises:
-            DataError: ids that the dataset does not have.
+        The whole map is checked in any case.  Where the crop comes first, ids stay as stored,
+        and the lookup is applied to the crop alone.
         """
         rule = self.spec.rule_for(label)
         if self.augment.crop_first and self.augment.rare_class_crops == 0:
@@ -128,15 +127,14 @@ class TrainDataset(Dataset[TrainSample]):
             return raw, rule.table
         return rule.apply(raw, source=label), None
 
-    def reduction(self, pair: Pair, labels: NDArray[np.uint8], plan: Plan) -> Literal[1, 2, 4, 8]:
-        """The fraction at which an image is decoded: the smallest that still shrinks.
+    def reduction(self, pair: Pair, labels: NDArray[np.uint8], plan: Plan) -> Reduction:
+        """The largest fraction for decoding after which the image still shrinks.
 
-        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG (by its first
-        bytes: many files are called `.jpg` that are none).
+        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG, by its first bytes.
         """
         if not self.augment.reduced_decode or not is_jpeg(pair.image):
             return 1
-        steps: tuple[Literal[8, 4, 2], ...] = (8, 4, 2)
+        steps: tuple[Reduction, ...] = (8, 4, 2)
         for step in steps:
             if labels.shape[0] >= step * plan.size[0] and labels.shape[1] >= step * plan.size[1]:
                 return step
@@ -159,7 +157,9 @@ class EvalDataset(Dataset[EvalSample]):
         self, spec: DatasetSpec, pairs: Sequence[Pair], image_bits: int = FULL_BITS
     ) -> None:
         self.spec = spec
-        self.pairs = _labelled(spec, pairs)
+        self.pairs = list(pairs)
+        for pair in self.pairs:
+            _label_path(spec, pair)
         self.image_bits = image_bits
 
     @classmethod
@@ -204,14 +204,14 @@ def load_label(spec: DatasetSpec, pair: Pair) -> NDArray[np.uint8]:
 def load_image(
     pair: Pair,
     labels: NDArray[np.uint8],
-    reduce: Literal[1, 2, 4, 8] = 1,
+    reduce: Reduction = 1,
     bits: int = FULL_BITS,
 ) -> NDArray[np.uint8]:
     """RGB image of a pair, checked to have the size of its label.
 
     Args:
-        pair: which.
-        labels: (H, W), its label map.
+        pair: image and label.
+        labels: (H, W), label map of the pair.
         reduce: decode a JPEG at this fraction of its sides.
         bits: see :func:`cgrseg.data.image_files.read_image`.
 
@@ -230,34 +230,23 @@ def load_image(
             found=f"the image is {image.shape[1] * reduce}x{image.shape[0] * reduce} pixels, "
             f"its label {pair.label} {labels.shape[1]}x{labels.shape[0]} (width x height)",
             expected="the same size for both",
-            remedy="the photo was turned by its EXIF orientation after it was labelled: turn "
+            remedy="the image was turned by its EXIF orientation after it was labeled: turn "
             "the label too, or remove the orientation tag"
             if swapped
-            else "check that they belong together, and resize labels by nearest neighbour only",
+            else "check that they belong together, and resize labels by nearest neighbor only",
         )
     return image
 
 
-def initialise_worker(worker: int) -> None:
+def initialize_worker(worker: int) -> None:
     """Prepare a loader process: one thread, ignores signals, ends with its parent.
 
-    There is one worker per core already.  The process that trains or evaluates answers signals,
-    by writing a checkpoint for one, for which its loaders must live on.
+    There is one worker per core already.  The process that trains answers signals by writing a
+    checkpoint, for which its loaders must go on.
     """
     ignore_signals()
     end_with_parent()
     cv2.setNumThreads(0)
-
-
-def keep_as_they_are(batch: list[Any]) -> list[Any]:
-    """Collate function for evaluation: images of different sizes cannot be stacked."""
-    return batch
-
-
-def _labelled(spec: DatasetSpec, pairs: Sequence[Pair]) -> list[Pair]:
-    for pair in pairs:
-        _label_path(spec, pair)
-    return list(pairs)
 
 
 def _label_path(spec: DatasetSpec, pair: Pair) -> Path:

@@ -1,8 +1,8 @@
-"""From an image of any size to the network's input, at test time.
+"""Evaluation pipeline: from an image of any size to the network's input.
 
-As published: bilinear resize on 8-bit values, normalise, pad with zeros (of the
-normalised values) at the right and the bottom.  The Pascal Context recipe resizes twice
-instead of padding: within the scale, then each side up to the next multiple.
+As published: resize bilinearly in 8 bits, normalize, pad with zeros at the right and the bottom.
+The Pascal Context recipe resizes twice instead of padding: within the scale, then each side up to
+the next multiple.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network input, and what is needed to get back.
+    """A network input, and the sizes that undo the transform.
 
     Attributes:
-        tensor: float32 (3, H', W'), normalised and padded.
+        tensor: float32 (3, H', W'), normalized and padded.
         resized: height, width inside the padding.
         original: height, width of the image.
     """
@@ -39,18 +39,16 @@ class Prepared:
     original: Size
 
 
-# Least bytes per pixel that an image needs: uint8 and float32 RGB, and the first features.
+# Minimum bytes per pixel: uint8 and float32 RGB, and the first features.
 _INPUT_BYTES = 40
 
 
 class EvalTransform:
-    """The published test path.
+    """Resize, normalize and pad as published.
 
     Args:
-        config: scale, way of resizing and divisor.
+        config: scale, resize mode and divisor.
     """
-
-    __test__ = False  # pytest: this is no test class
 
     def __init__(self, config: TestConfig) -> None:
         self.config = config
@@ -86,7 +84,7 @@ class EvalTransform:
         return height, width
 
     def resize(self, image: Image) -> Image:
-        """Resize (H, W, 3) as configured, still uint8 RGB, not padded.
+        """Resize uint8 RGB (H, W, 3) as configured, without padding.
 
         Raises:
             EnvironmentProblem: memory is too small for the result.

@@ -1,4 +1,4 @@
-"""Sizes, and resizing whole images or only a rectangle of the result.
+"""Image sizes, and resizing of whole images or of a window of the result.
 
 Sizes follow mmcv 1.6 (`rescale_size`: one factor for both sides, rounded half up).
 Resizing follows OpenCV: bilinear for images, nearest for labels.
@@ -10,7 +10,7 @@ of the source therefore gives the same samples if it begins at a whole source pi
 is also the start of an output column: d * scale must be whole.  Such a column is looked
 for to the left of the wanted ones (column 0 always is one), the cut-out resized from
 there, and the surplus thrown away.  "Whole" allows 1/640 of a pixel, which changes no
-value by more than one grey level: each of the two axes shifts a value by at most
+value by more than one gray level: each of the two axes shifts a value by at most
 255 / 640.
 """
 
@@ -74,7 +74,7 @@ def resize_image(image: Image, size: Size) -> Image:
 
 
 def resize_label(labels: Labels, size: Size) -> Labels:
-    """Resize (H, W) by nearest neighbour to height, width."""
+    """Resize (H, W) by nearest neighbor to height, width."""
     if labels.shape == size:
         return labels
     resized = cv2.resize(labels, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
@@ -82,7 +82,7 @@ def resize_label(labels: Labels, size: Size) -> Labels:
 
 
 def nearest_table(source: int, target: int) -> NDArray[np.intp]:
-    """Source index of each of `target` output indices of a nearest-neighbour resize.
+    """Source index of each of `target` output indices of a nearest-neighbor resize.
 
     It is read off OpenCV itself, by resizing a row that holds its own indices, so it is
     what :func:`resize_label` does, to the last rounding.
@@ -114,7 +114,7 @@ def resize_label_window(
 
 
 def resize_image_window(image: Image, size: Size, window: Window) -> Image:
-    """`window.of(resize_image(image, size))` within one grey level, reading only its part.
+    """`window.of(resize_image(image, size))` within one gray level, reading only its part.
 
     Args:
         image: (H, W, 3).
@@ -160,7 +160,7 @@ class _Cut:
 
 def _cut(source: int, target: int, start: int, length: int) -> _Cut:
     scale = source / target
-    # Enlarging, the first output samples lie before the centre of the first pixel and
+    # Enlarging, the first output samples lie before the center of the first pixel and
     # would be clamped to it; keep them out of the wanted part.
     margin = max(0, math.ceil(0.5 / scale - 0.5))
     first = begin = 0

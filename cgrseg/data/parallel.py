@@ -1,9 +1,8 @@
-"""One function over many items, in several processes or threads, with progress.
+"""Apply a function to many items in several processes or threads, with progress.
 
-Processes are spawned, not forked: OpenCV's and PyTorch's thread pools do not
-survive a fork.  A spawned process takes seconds to import the package, so short
-work stays in the calling process.  It also runs the calling script again, which a
-person's own script may not expect: what a training run does uses threads.
+Processes are spawned, not forked: OpenCV's and PyTorch's thread pools do not survive a fork.  A
+spawned process takes seconds to import the package, so short work stays in the calling process.
+It also runs the calling script again, so a training uses threads.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def run_parallel(
     Args:
         function: importable by a new process (no lambda, no closure) unless `threads`.
         items: picklable unless `threads`.
-        workers: how many; 0 or 1 stays in this thread; None takes one per core, and this
-            process alone when there are fewer than 512 items.
+        workers: number of workers; 0 or 1: this thread; None: one per core, and this process
+            alone when there are fewer than 512 items.
         threads: threads of this process instead of processes.
         progress: called with (done, total) after each item.
 

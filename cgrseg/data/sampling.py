@@ -1,9 +1,8 @@
-"""Which image comes when, and with which randomness: both depend on the position alone.
+"""Order and randomness of training samples as functions of (seed, position).
 
-A training sees one endless stream of (position, index) keys.  The position counts every
-sample of the whole job; the index is the image.  Order and augmentation are functions of
-(seed, position), so they depend neither on the number of loader workers, nor on the
-number of processes, nor on how often the run was interrupted and resumed.
+A training reads one endless stream of (position, index) keys.  The position counts every sample of
+the whole job; the index selects the image.  So neither the number of loader workers, nor the
+number of processes, nor resuming changes the samples.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class StreamSampler(Sampler[Key]):
 
     Args:
         length: number of images.
-        seed: of the order.
+        seed: seed of the order.
         batch_size: samples per process and forward pass.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
-        start_step: optimiser steps that are already done (resuming).
-        accumulate: forward passes per optimiser step.
+        start_step: optimizer steps that are already done (resuming).
+        accumulate: forward passes per optimizer step.
 
     Raises:
         ValueError: a count that is not positive, or a rank outside the world.
@@ -92,14 +91,13 @@ class StreamSampler(Sampler[Key]):
 
 
 class ShardSampler(Sampler[int]):
-    """One process's share of an evaluation: over all processes each image exactly once.
+    """One process's share of an evaluation: each image exactly once over all processes.
 
-    Nothing is padded or repeated, as a repeated image would count twice in the metrics;
-    shares differ in length by one at most.
+    Nothing is repeated, since a repeated image would count twice in the metrics.
 
     Args:
         length: number of images.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -113,5 +111,5 @@ class ShardSampler(Sampler[int]):
         return iter(self.indices)
 
     def __len__(self) -> int:
-        """How many images this process evaluates."""
+        """Number of images of this process."""
         return len(self.indices)

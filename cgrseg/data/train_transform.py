@@ -1,13 +1,12 @@
-"""The train pipeline: from an image and its label map to one network input.
+"""Train pipeline: from an image and its label map to one network input.
 
 In order, as published (mmsegmentation 0.27): resize by a ratio of the base scale, random
-crop that is drawn again while it is too uniform, flip, colour distortion, normalise, pad.
-Everything is drawn from one explicit generator, so a sample depends on it alone.
+crop that is drawn again while it is too uniform, flip, color distortion, normalize, pad.
+All randomness comes from one explicit generator.
 
-The result is computed in another order than it is defined: the crop is chosen on the
-label, which nearest-neighbour tables read at the few places needed, and only then is the
-kept part of the image resized (`augment.crop_first`).  The plain order stays available,
-as the reference that this one is tested against.
+With `augment.crop_first` the crop is chosen first, on the label map, which nearest-neighbor tables
+read at the few places needed; then only the cropped part of the image is resized.  The plain
+order is the reference that this one is tested against.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Image = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
 
 CROP_RETRIES = 10
-"""How often a crop that is too uniform is drawn again; the last one stands."""
+"""Maximum number of times that a uniform crop is drawn again; the last crop is kept."""
 
 _GRID_STEP = 16
 _CANDIDATES = 6
@@ -44,7 +43,7 @@ _CANDIDATES = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a sample is kept, decided before its image is looked at.
+    """Size and crop of a sample, chosen before its image is read.
 
     Attributes:
         size: height, width of the whole resized image.
@@ -77,17 +76,17 @@ class TrainTransform:
         Args:
             image: RGB (H, W, 3), 0..255.
             labels: (H, W), training ids.
-            rng: the only source of randomness.
+            rng: the only random generator.
 
         Returns:
-            Normalised image (3, h, w) and label map (h, w), both of the crop size.
+            Normalized image (3, h, w) and label map (h, w), both of the crop size.
         """
         return self.finish(*self.augment(image, labels, rng))
 
     def augment(
         self, image: Image, labels: Labels, rng: np.random.Generator
     ) -> tuple[Image, Labels]:
-        """The sample before normalising and padding: RGB (h, w, 3) and ids (h, w)."""
+        """The sample before normalizing and padding: RGB (h, w, 3) and ids (h, w)."""
         return self.render(image, self.plan(labels, rng), rng)
 
     def plan(self, labels: Labels, rng: np.random.Generator, lookup: Labels | None = None) -> Plan:
@@ -120,7 +119,7 @@ class TrainTransform:
         """Carry out a plan.
 
         Args:
-            image: RGB (H, W, 3); another resolution of the same picture is fine.
+            image: RGB (H, W, 3); another resolution of the same image is fine.
             plan: from :meth:`plan` with the same generator.
             rng: continues where the plan left it.
 
@@ -137,9 +136,9 @@ class TrainTransform:
         return distort_colors(image, self.config.photometric, rng), labels
 
     def finish(self, image: Image, labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Normalise, then pad at the right and the bottom to the crop size.
+        """Normalize, then pad at the right and the bottom to the crop size.
 
-        The image is padded with 0 (the mean colour), the labels with the ignore index.
+        The image is padded with 0 (the mean color), the labels with the ignore index.
         """
         height, width = labels.shape
         target = (max(self.config.crop_size[0], height), max(self.config.crop_size[1], width))
@@ -208,32 +207,32 @@ def class_counts(labels: Labels) -> NDArray[np.int64]:
 
 
 def is_varied(labels: Labels, max_share: float, ignore_index: int) -> bool:
-    """Whether two classes or more are labelled, none of them on `max_share` of the pixels.
+    """Whether two classes or more are labeled, none of them on `max_share` of the pixels.
 
-    Shares are of labelled pixels: ignored ones count neither above nor below the line.
+    Shares are of labeled pixels: ignored ones count neither above nor below the line.
 
     A histogram of all pixels would cost more than cutting the crop.  Counting one class is
     twenty times cheaper, and a thin grid tells which to count: the frequent ones first, until
     the pixels that are left are too few for another class to reach the share.
     """
-    labelled = labels.size - int(np.count_nonzero(labels == ignore_index))
-    if labelled == 0:
+    labeled = labels.size - int(np.count_nonzero(labels == ignore_index))
+    if labeled == 0:
         return False
     grid = np.bincount(labels[::_GRID_STEP, ::_GRID_STEP].ravel(), minlength=256)
     grid[ignore_index] = 0
-    left = labelled
+    left = labeled
     for candidate in np.argsort(-grid, kind="stable")[:_CANDIDATES]:
         if candidate == ignore_index:
             continue
         pixels = int(np.count_nonzero(labels == candidate))
-        if pixels == labelled or pixels / labelled >= max_share:
+        if pixels == labeled or pixels / labeled >= max_share:
             return False
         left -= pixels
-        if left / labelled < max_share and left < labelled:
+        if left / labeled < max_share and left < labeled:
             return True
     counts = class_counts(labels)
     counts[ignore_index] = 0
-    return bool(counts.max() / labelled < max_share)
+    return bool(counts.max() / labeled < max_share)
 
 
 def draw_pixel_of_any_class(
@@ -241,7 +240,7 @@ def draw_pixel_of_any_class(
 ) -> tuple[int, int] | None:
     """Row, column of a pixel: first a class, all that occur alike, then one of its pixels.
 
-    None where nothing is labelled.
+    None where nothing is labeled.
     """
     counts = class_counts(labels)
     counts[ignore_index] = 0
@@ -270,9 +269,9 @@ def flip(array: NDArray[np.uint8], *, horizontal: bool) -> NDArray[np.uint8]:
 
 
 def rotate(image: Image, labels: Labels, degrees: float, ignore_index: int) -> tuple[Image, Labels]:
-    """Turn image and labels about their centre, counter-clockwise, keeping their size.
+    """Rotate image and labels about their center, counter-clockwise, keeping their size.
 
-    Corners that come from outside get the mean colour and the ignore index.
+    Corners that come from outside get the mean color and the ignore index.
     """
     height, width = labels.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.dataset import initialise_worker
+from cgrseg.data.dataset import initialize_worker
 from cgrseg.data.sampling import ShardSampler
 from cgrseg.distributed import gather_in_order, others_present
 from cgrseg.errors import ConfigError, DataError
@@ -264,7 +264,7 @@ def _batches(
         sampler=shard,
         num_workers=min(workers, len(shard)),
         collate_fn=_as_is,
-        worker_init_fn=initialise_worker,
+        worker_init_fn=initialize_worker,
     )
     items = iter(loader)
     # Several batches are read at a time, so that images of equal size meet.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from cgrseg.config.schema import Config
 from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
-from cgrseg.data.dataset import EvalDataset, TrainDataset, initialise_worker
+from cgrseg.data.dataset import EvalDataset, TrainDataset, initialize_worker
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
@@ -136,7 +136,7 @@ class DatasetSource:
             num_workers=workers,
             pin_memory=self.placement.kind == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=initialise_worker,
+            worker_init_fn=initialize_worker,
         )
 
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:

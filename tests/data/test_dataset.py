@@ -17,8 +17,7 @@ from cgrseg.config.schema import AugmentConfig, Config, DataConfig
 from cgrseg.data.dataset import (
     EvalDataset,
     TrainDataset,
-    initialise_worker,
-    keep_as_they_are,
+    initialize_worker,
     load_image,
     load_label,
 )
@@ -93,9 +92,7 @@ def test_loaders_of_the_nine_runs(name: str, sample_roots: dict[str, Path]) -> N
         assert batch["image"].min() > -2.2 and batch["image"].max() < 2.7
 
     held_out = EvalDataset.from_config(config)
-    loader = DataLoader(
-        held_out, sampler=ShardSampler(len(held_out), 1, 3), collate_fn=keep_as_they_are
-    )
+    loader = DataLoader(held_out, sampler=ShardSampler(len(held_out), 1, 3), collate_fn=list)
     seen = list(islice((sample for batch in loader for sample in batch), 3))
     assert [sample["index"] for sample in seen] == [1, 4, 7][: len(seen)]
     for sample in seen:
@@ -201,7 +198,7 @@ def stream(config: Config, workers: int, start: int, steps: int) -> list[dict[st
         batch_size=4,
         sampler=StreamSampler(len(dataset), config.train.seed, 4, start_step=start),
         num_workers=workers,
-        worker_init_fn=initialise_worker,
+        worker_init_fn=initialize_worker,
     )
     return list(islice(loader, steps))
 
