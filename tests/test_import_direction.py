@@ -13,7 +13,7 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors", "html", "input_files", "matplotlib_import"},
+    {"errors", "loss_terms", "html", "input_files", "matplotlib_import"},
     {"processes"},
     {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
     | {"provenance", "variants"},

@@ -9,7 +9,7 @@ dataset (:mod:`cgrseg.datasets`).
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,12 +17,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from cgrseg.config.sizes import read_size
 from cgrseg.errors import ConfigError
+from cgrseg.loss_terms import TERMS
 from cgrseg.variants import NETWORK_STRIDE, VariantName
 
 MAX_SIDE = 32_767
@@ -351,7 +353,7 @@ class ScheduleConfig(Section):
     )
 
 
-class LossConfig(Section):
+class CrossEntropyConfig(Section):
     """Cross-entropy on logits upsampled to the label's size."""
 
     average: Literal["all", "valid"] = Field(
@@ -371,9 +373,24 @@ class LossConfig(Section):
     ohem_min_pixels: Count = Field(
         100_000, description="Minimum number of hard pixels per image, whatever their probability."
     )
-    dice_weight: Weight = Field(
-        0.0, description="Weight of an added Dice loss over the classes that occur; 0: none."
+
+
+if TYPE_CHECKING:
+    _AddedTerms = CrossEntropyConfig
+else:
+    _AddedTerms = create_model(
+        "_AddedTerms",
+        __base__=CrossEntropyConfig,
+        **{
+            f"{name}_weight": (Weight, Field(0.0, description=term.description))
+            for name, term in TERMS.items()
+        },
     )
+
+
+class LossConfig(_AddedTerms):
+    """Cross-entropy on logits upsampled to the label's size, and the added loss terms."""
+
     initial_weight: Weight = Field(
         0.0, description="Weight of the same loss on the head's first prediction; 0: none."
     )

@@ -1,17 +1,14 @@
-"""What the network is trained to make small.
+"""The training loss: cross-entropy, and the added terms of :mod:`cgrseg.loss_terms`.
 
-Published: cross-entropy on logits upsampled (bilinear, corners not aligned) to the
-label's size, ignored pixels giving zero, averaged over *all* pixels, the ignored
-ones included.  Everything else here is an option of ours, off by default: the other
-average, class weights, label smoothing, hard pixels only (OHEM, Shrivastava et al.
-2016), Dice (Milletari et al. 2016), and the same loss on the head's first
-prediction, from which the class centres are built.
+Published: cross-entropy on logits upsampled (bilinear, align_corners False) to the label's size;
+ignored pixels give zero, and the average is over *all* pixels.  Our options, off by default: the
+other average, class weights, label smoothing, online hard example mining (OHEM, Shrivastava et
+al. 2016), added terms, and the same loss on the head's first prediction, from which the class
+centers are built.
 
-Cross-entropy, of either prediction, never makes the upsampled logits: at 512x512 and 150
-classes they take 157 MB per image, several times over (:mod:`cgrseg.ops.cross_entropy`,
-same value and gradient).  OHEM ranks pixels and Dice sums over them before either has a
-gradient, so these two options work on full-size logits.  So does float64, which is for
-checks: there every operation is PyTorch's own, and comparable to the last bit.
+Cross-entropy never builds the upsampled logits, which take 157 MB per image at 512x512 and 150
+classes (:mod:`cgrseg.ops.cross_entropy`, same value and gradient).  OHEM and the added terms need
+full-size logits.  So does float64, which is for checks: there each operation is PyTorch's own.
 
     N batch   K classes   h, w size of the logits   H, W size of the label
 """
@@ -24,9 +21,8 @@ from torch.nn import functional
 
 from cgrseg.config.schema import LossConfig
 from cgrseg.errors import ConfigError
+from cgrseg.loss_terms import TERMS
 from cgrseg.ops import upsample_accuracy, upsample_cross_entropy
-
-_DICE_SMOOTHING = 1.0
 
 
 def upsample_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -37,15 +33,15 @@ def upsample_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pixel_accuracy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
-    """Percent of the labelled pixels whose strongest class is the true one.
+    """Percentage of the labeled pixels whose best class is the true one.
 
     Args:
-        logits: (N, K, h, w), compared at the label's size, which is never made in full.
+        logits: (N, K, h, w), compared at the label's size without full-size logits.
         label: (N, H, W) integers.
         ignore_index: label value that does not count.
 
     Returns:
-        A scalar in [0, 100]; 0 when nothing is labelled.
+        A scalar in [0, 100]; 0 without labeled pixels.
     """
     return upsample_accuracy(logits, label, ignore_index=ignore_index)
 
@@ -54,12 +50,12 @@ class SegmentationLoss(nn.Module):
     """The training loss for logits at 1/8 of the label's size.
 
     Args:
-        config: which terms, and how they are averaged.
-        num_classes: K; class weights must have as many entries.
+        config: terms, weights and average.
+        num_classes: K.
         ignore_index: label value without a loss.
 
     Raises:
-        ConfigError: when the number of class weights is not K.
+        ConfigError: the number of class weights is not K.
     """
 
     class_weights: Tensor | None
@@ -92,40 +88,36 @@ class SegmentationLoss(nn.Module):
             initial: (N, K, h, w), the head's first prediction, when it is trained too.
 
         Returns:
-            Scalars by name: `loss` (their weighted sum, the one to differentiate),
-            `loss_ce`, and `loss_dice` and `loss_initial` where they are used.
+            Scalars by the names of :func:`loss_columns`; `loss` is the weighted sum, the one to
+            differentiate.
         """
-        terms = self._terms(logits, label)
-        total = terms["loss_ce"]
-        if "loss_dice" in terms:
-            total = total + self.config.dice_weight * terms["loss_dice"]
+        terms, total = self._terms(logits, label)
         if initial is not None and self.config.initial_weight > 0:
-            first = self._terms(initial, label)
-            terms["loss_initial"] = first["loss_ce"]
-            if "loss_dice" in first:
-                terms["loss_initial"] = (
-                    first["loss_ce"] + self.config.dice_weight * first["loss_dice"]
-                )
+            _, terms["loss_initial"] = self._terms(initial, label)
             total = total + self.config.initial_weight * terms["loss_initial"]
         return {"loss": total, **terms}
 
     @property
     def needs_full_size(self) -> bool:
         """Whether a term is chosen that works on upsampled logits."""
-        return self.config.ohem_threshold is not None or self.config.dice_weight > 0
+        return self.config.ohem_threshold is not None or bool(added_weights(self.config))
 
-    def _terms(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def _terms(self, logits: Tensor, label: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Terms of one prediction by name, and their weighted sum."""
         if not self.needs_full_size and logits.dtype != torch.float64:
-            return {"loss_ce": self._fused_cross_entropy(logits, label)}
+            total = self._fused_cross_entropy(logits, label)
+            return {"loss_ce": total}, total
         logits = upsample_logits(logits, (label.shape[-2], label.shape[-1]))  # (N, K, H, W)
-        terms = {"loss_ce": self._cross_entropy(logits, label)}
-        if self.config.dice_weight > 0:
-            terms["loss_dice"] = dice_loss(logits, label, self.ignore_index)
-        return terms
+        total = self._cross_entropy(logits, label)
+        terms = {"loss_ce": total}
+        for name, weight in added_weights(self.config).items():
+            terms[f"loss_{name}"] = TERMS[name].compute(logits, label, self.ignore_index)
+            total = total + weight * terms[f"loss_{name}"]
+        return terms, total
 
     def _fused_cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
-        # With class weights the operation's own "valid" divides by weights, as PyTorch does;
-        # this loss divides by pixels.
+        # With class weights, "valid" of the operation divides by weights, as PyTorch does; this
+        # loss divides by pixels.
         summed = upsample_cross_entropy(
             logits,
             label,
@@ -165,60 +157,39 @@ class SegmentationLoss(nn.Module):
 def hard_pixels(
     logits: Tensor, label: Tensor, *, threshold: float, min_pixels: int, ignore_index: int
 ) -> Tensor:
-    """Which pixels are hard: their true class gets less than `threshold`.
+    """Hard pixels: the probability of their true class is below `threshold`.
 
-    When fewer than `min_pixels` per image (over the whole batch together) are, the
-    bar rises until that many are kept, or all labelled ones.
+    With fewer than `min_pixels` per image (over the whole batch), the threshold rises until
+    that many are kept, or all labeled pixels.
 
     Args:
         logits: (N, K, H, W), at the label's size.
         label: (N, H, W) integers.
         threshold: probability in [0, 1].
-        min_pixels: pixels per image to keep at least.
-        ignore_index: label value that is never kept.
+        min_pixels: minimum number of pixels per image.
+        ignore_index: label value of pixels that are never kept.
 
     Returns:
         (N, H, W) booleans.
     """
-    labelled = label != ignore_index
-    target = label.masked_fill(~labelled, 0).unsqueeze(1)
+    labeled = label != ignore_index
+    target = label.masked_fill(~labeled, 0).unsqueeze(1)
     truth = logits.softmax(dim=1).gather(1, target).squeeze(1)  # (N, H, W)
-    known = truth[labelled]
+    known = truth[labeled]
     if known.numel() == 0:
-        return labelled
+        return labeled
     wanted = min(min_pixels * label.shape[0], known.numel())
     bar = known.kthvalue(wanted).values
-    return labelled & ((truth < threshold) | (truth <= bar))
-
-
-def dice_loss(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
-    """One minus the soft Dice overlap, averaged over the classes of this batch's labels.
-
-    Args:
-        logits: (N, K, H, W), at the label's size.
-        label: (N, H, W) integers.
-        ignore_index: label value whose pixels count for no class.
-
-    Returns:
-        A scalar in [0, 1]; 0 when nothing is labelled.
-    """
-    labelled = label != ignore_index
-    truth = functional.one_hot(label.masked_fill(~labelled, 0), logits.shape[1])
-    truth = truth.permute(0, 3, 1, 2) * labelled.unsqueeze(1)  # (N, K, H, W)
-    share = logits.softmax(dim=1) * labelled.unsqueeze(1)
-    axes = (0, 2, 3)
-    both = (share * truth).sum(dim=axes)
-    either = share.sum(dim=axes) + truth.sum(dim=axes)
-    overlap = (2.0 * both + _DICE_SMOOTHING) / (either + _DICE_SMOOTHING)
-    occurs = truth.sum(dim=axes) > 0
-    return ((1.0 - overlap) * occurs).sum() / occurs.sum().clamp(min=1)
+    return labeled & ((truth < threshold) | (truth <= bar))
 
 
 def loss_columns(config: LossConfig) -> list[str]:
     """Names of the terms that :class:`SegmentationLoss` returns."""
-    columns = ["loss", "loss_ce"]
-    if config.dice_weight > 0:
-        columns.append("loss_dice")
-    if config.initial_weight > 0:
-        columns.append("loss_initial")
-    return columns
+    columns = ["loss", "loss_ce", *(f"loss_{name}" for name in added_weights(config))]
+    return [*columns, "loss_initial"] if config.initial_weight > 0 else columns
+
+
+def added_weights(config: LossConfig) -> dict[str, float]:
+    """Weights of the added loss terms that are used, by name."""
+    weights = {name: float(getattr(config, f"{name}_weight")) for name in TERMS}
+    return {name: weight for name, weight in weights.items() if weight > 0}

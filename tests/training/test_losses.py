@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from cgrseg.config.schema import Config, LossConfig
 from cgrseg.errors import ConfigError
+from cgrseg.loss_terms import dice_loss
 from cgrseg.training import losses
-from cgrseg.training.losses import SegmentationLoss, dice_loss, hard_pixels, pixel_accuracy
+from cgrseg.training.losses import SegmentationLoss, hard_pixels, pixel_accuracy
 from cgrseg.training.module import fused_optimizer
 
 LN2, LN3 = math.log(2.0), math.log(3.0)
@@ -99,7 +100,7 @@ def test_dice_by_hand() -> None:
     # class 1: overlap 3/4, predicted 1/2 + 1/4 + 3/4, labelled 1 -> (1.5 + 1) / (2.5 + 1)
     expected = 1 - (3.5 / 4.5 + 2.5 / 3.5) / 2
     assert float(dice_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-6)
-    terms = SegmentationLoss(LossConfig(dice_weight=3.0), 2)(logits, label)
+    terms = SegmentationLoss(LossConfig.model_validate({"dice_weight": 3.0}), 2)(logits, label)
     assert float(terms["loss"]) == pytest.approx(float(terms["loss_ce"]) + 3 * expected, rel=1e-6)
 
 
@@ -113,7 +114,9 @@ def test_dice_skips_classes_without_labels() -> None:
 
 def test_first_prediction_adds_its_own_loss() -> None:
     logits, label = two_pixels()
-    terms = SegmentationLoss(LossConfig(initial_weight=0.4), 2)(logits, label, logits * 0)
+    terms = SegmentationLoss(LossConfig.model_validate({"initial_weight": 0.4}), 2)(
+        logits, label, logits * 0
+    )
     assert float(terms["loss_initial"]) == pytest.approx(3 * LN2 / 4, rel=1e-6)
     assert float(terms["loss"]) == pytest.approx(
         float(terms["loss_ce"]) + 0.4 * 3 * LN2 / 4, rel=1e-6
@@ -190,7 +193,7 @@ def test_full_size_logits_are_made_only_where_an_option_needs_them(
     for options in ({}, {"average": "valid", "class_weights": [1.0, 2.0]}, {"initial_weight": 1.0}):
         SegmentationLoss(LossConfig(**options), 2)(logits, label, logits)  # type: ignore[arg-type]
     pixel_accuracy(logits, label, 255)
-    for needy in (LossConfig(ohem_threshold=0.5), LossConfig(dice_weight=1.0)):
+    for needy in (LossConfig(ohem_threshold=0.5), LossConfig.model_validate({"dice_weight": 1.0})):
         with pytest.raises(AssertionError, match="were made"):
             SegmentationLoss(needy, 2)(logits, label)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cgrseg.config.schema import LossConfig
 from cgrseg.devices import Placement
 from cgrseg.models import create_model
 from cgrseg.training.data_source import DatasetSource
@@ -102,7 +103,7 @@ def test_all_options_together(dataset: Path, tmp_path: Path) -> None:
     config.loss.class_weights = [1.0, 2.0, 0.5]
     config.loss.ohem_threshold = 0.9
     config.loss.ohem_min_pixels = 100
-    config.loss.dice_weight = 0.5
+    config.loss = LossConfig.model_validate({**config.loss.model_dump(), "dice_weight": 0.5})
     config.loss.initial_weight = 0.4
     train(config, device="cpu")
     rows = read_table(tmp_path / "run" / "metrics.csv")
