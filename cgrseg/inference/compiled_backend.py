@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cgrseg.devices import keep_freed_memory, resolve_device
-from cgrseg.errors import CGRSegError
+from cgrseg.errors import CGRSegError, EnvironmentProblem
 from cgrseg.inference import compiled_cache
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_cache import missing_compiler
@@ -227,7 +227,7 @@ class CompiledBackend(Backend):
             return runner, "loaded"
         lacking = missing_compiler(self.device)
         if lacking:
-            raise _NoCompilerError(lacking)
+            raise EnvironmentProblem(lacking)
         self._network.prepare(shape[1], shape[2])
 
         def log(message: str) -> None:
@@ -248,8 +248,8 @@ class CompiledBackend(Backend):
 
     def _refuse(self, shape: Shape, error: Exception) -> None:
         first = str(error).strip().splitlines() or [type(error).__name__]
-        expected = isinstance(error, (_NoCompilerError, CGRSegError))
-        reason = str(error) if expected else f"compiling failed: {first[0]}"
+        known = isinstance(error, CGRSegError)
+        reason = str(error) if known else f"compiling failed: {first[0]}"
         self._refused[shape] = reason
         _LOG.warning(
             "the network runs uncompiled at %dx%d, same results, about half as fast: %s",
@@ -257,10 +257,6 @@ class CompiledBackend(Backend):
             shape[2],
             reason,
         )
-
-
-class _NoCompilerError(Exception):
-    """Nothing on this machine can compile."""
 
 
 def _cached(path: Path) -> Callable[[Tensor], Tensor] | None:

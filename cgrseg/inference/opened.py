@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cgrseg.errors import CGRSegError
 from cgrseg.inference.frames import Frame, frames_of, is_video
 from cgrseg.inference.overlap import read_ahead
-from cgrseg.inference.views import NetworkInput
+from cgrseg.inference.segmenting import PlannedImage
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Opened:
     """An image that was read."""
 
     image: NDArray[np.uint8]
-    ready: NetworkInput | None
+    planned: PlannedImage | None
     seconds: float
     digest: str | None = None
 

@@ -11,14 +11,13 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.class_names import (
@@ -41,10 +40,16 @@ from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.inference.frames import Frame, is_video
 from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
 from cgrseg.inference.prediction import Colour, Prediction, Timing
-from cgrseg.inference.segmenting import fit_to_sizes, is_plain, segment_batch
+from cgrseg.inference.segmenting import (
+    PlannedImage,
+    grouped,
+    is_plain,
+    plan,
+    segment_batch,
+    segment_group,
+)
 from cgrseg.inference.sources import as_image, find_images
 from cgrseg.inference.stored import stored_test_settings
-from cgrseg.inference.views import NetworkInput, network_size
 from cgrseg.models import load_model
 from cgrseg.precision import AnyPrecision
 from cgrseg.visual.palette import make_palette
@@ -273,7 +278,7 @@ class Predictor:
             for images_at_once, rows, columns in asked.shapes:
                 self.backend.prepare(rows, columns, 1 if on_cpu else images_at_once)
         segment_batch(self.backend, images, self.test, batch_size=batch_size)
-        self._seen_sizes.add(self._network_size(images[0]))
+        self._seen_sizes.add(plan(self.backend, images[0], self.test).size)
         return time.perf_counter() - start
 
     def _submit(
@@ -291,32 +296,27 @@ class Predictor:
             image, digest = read_image_with_digest(source, bits=self.test.image_bits)
         else:
             image = as_image(source, bits=self.test.image_bits)
-        ours = self.backend.sizes is None and is_plain(self.test)
-        ready = NetworkInput.of(image, self.test) if ours else None
-        return Opened(image, ready, time.perf_counter() - start, digest)
+        # In other modes, settings that the backend cannot do end the stream: see _label.
+        plain = is_plain(self.test)
+        planned = plan(self.backend, image, self.test, with_input=True) if plain else None
+        return Opened(image, planned, time.perf_counter() - start, digest)
 
     def _label(
         self, opened: list[tuple[Any, Opened | CGRSegError]], confidence: bool, batch_size: int
     ) -> Iterator[tuple[Any, Prediction | CGRSegError]]:
-        groups: dict[tuple[int, int], list[int]] = {}
-        for number, (_, one) in enumerate(opened):
-            if isinstance(one, Opened):
-                groups.setdefault(self._network_size(one.image), []).append(number)
-        # What is not one plain view of the image is computed image by image.
-        together = batch_size if is_plain(self.test) else 1
-        labelled: dict[int, tuple[Segmentation | DataError, Timing]] = {}
-        for size, numbers in groups.items():
-            for start in range(0, len(numbers), together):
-                chosen = numbers[start : start + together]
-                members = [opened[n][1] for n in chosen]
-                images = [one for one in members if isinstance(one, Opened)]
-                found = self._label_equal(images, size, confidence)
-                labelled.update(zip(chosen, found, strict=True))
+        planned = {
+            number: one.planned or plan(self.backend, one.image, self.test)
+            for number, (_, one) in enumerate(opened)
+            if isinstance(one, Opened)
+        }
+        labelled: dict[int, tuple[Segmentation | DataError, float, bool]] = {}
+        for group in grouped(self.backend, planned, batch_size):
+            labelled.update(self._label_group(group, confidence))
         for number, (source, one) in enumerate(opened):
             if isinstance(one, CGRSegError):
                 yield source, one
                 continue
-            result, timing = labelled.pop(number)
+            result, seconds, warm = labelled.pop(number)
             if isinstance(result, DataError):
                 yield source, DataError(f"{name_of(source)}: {result}")
                 continue
@@ -330,43 +330,34 @@ class Predictor:
                     image=one.image,
                     confidence=result.confidence,
                     source=Path(origin) if isinstance(origin, (str, Path)) else None,
-                    timing=timing,
+                    timing=Timing(one.seconds, seconds, warm),
                     frame=source.number if isinstance(source, Frame) else None,
                     digest=one.digest,
                 ),
             )
 
-    def _label_equal(
-        self, images: list[Opened], size: tuple[int, int], confidence: bool
-    ) -> list[tuple[Segmentation | DataError, Timing]]:
-        """Label images of equal network inputs together; each gets an equal share of the time."""
-        start, once = time.perf_counter(), self.backend.seconds_preparing
+    def _label_group(
+        self, group: Mapping[int, PlannedImage], confidence: bool
+    ) -> dict[int, tuple[Segmentation | DataError, float, bool]]:
+        """Label images of equal network inputs together.
+
+        Returns:
+            Result, an equal share of the seconds, and whether the size was warm, by number.
+        """
+        start, prepared = time.perf_counter(), self.backend.seconds_preparing
         found: Sequence[Segmentation | DataError]
         try:
-            found = segment_batch(
-                self.backend,
-                [one.image for one in images],
-                self.test,
-                confidence=confidence,
-                batch_size=len(images),
-                inputs=[one.ready for one in images],
-            )
+            found = segment_group(self.backend, list(group.values()), confidence=confidence)
         except DataError as error:
-            if len(images) > 1:  # one of them is to blame; alone, each tells
-                return [self._label_equal([one], size, confidence)[0] for one in images]
+            if len(group) > 1:  # one of them is to blame; each runs alone to find it
+                alone = [self._label_group({n: one}, confidence) for n, one in group.items()]
+                return {n: result for part in alone for n, result in part.items()}
             found = [error]
-        share = (time.perf_counter() - start) / len(images)
-        waited = self.backend.seconds_preparing > once
-        warm = size in self._seen_sizes and not waited
+        share = (time.perf_counter() - start) / len(group)
+        size = next(iter(group.values())).size
+        warm = size in self._seen_sizes and self.backend.seconds_preparing == prepared
         self._seen_sizes.add(size)
-        return [
-            (result, Timing(one.seconds, share, warm))
-            for one, result in zip(images, found, strict=True)
-        ]
-
-    def _network_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
-        """Height and width that the network gets for an image, by which work done once goes."""
-        return network_size(image, fit_to_sizes(self.test, image, self.backend.sizes))
+        return {n: (result, share, warm) for n, result in zip(group, found, strict=True)}
 
 
 def _is_path_of_several(source: Any) -> bool:

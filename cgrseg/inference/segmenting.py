@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -83,28 +83,28 @@ def plan(
     return PlannedImage(image, fitted, network_size(image, fitted))
 
 
-def grouped(backend: Backend, images: Sequence[PlannedImage], batch_size: int) -> list[list[int]]:
-    """Positions of images that go through the network together, group after group.
+def grouped(
+    backend: Backend, images: Mapping[int, PlannedImage], batch_size: int
+) -> Iterator[dict[int, PlannedImage]]:
+    """Groups of images that go through the network together.
 
-    Images of one group have equal network inputs.  All but plain views of the whole image, on a
-    backend that accepts any size, are done image by image.
+    Images of one group have equal network inputs.  A backend that accepts some sizes only or
+    outputs label maps, and all modes but one plain view of the whole image, run image by image.
 
     Args:
         backend: will run the network.
-        images: of any sizes.
+        images: numbered images of any sizes.
         batch_size: maximum number of images per group.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for position, one in enumerate(images):
-        groups.setdefault(one.size, []).append(position)
-    plain = all(is_plain(one.config) for one in images)
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, one in images.items():
+        by_size.setdefault(one.size, []).append(number)
+    plain = all(is_plain(one.config) for one in images.values())
     if backend.sizes is not None or backend.output == "labels" or not plain:
         batch_size = 1
-    return [
-        positions[start : start + batch_size]
-        for positions in groups.values()
-        for start in range(0, len(positions), batch_size)
-    ]
+    for numbers in by_size.values():
+        for start in range(0, len(numbers), batch_size):
+            yield {number: images[number] for number in numbers[start : start + batch_size]}
 
 
 def segment_group(
@@ -143,7 +143,6 @@ def segment_batch(
     *,
     confidence: bool = False,
     batch_size: int | None = None,
-    inputs: Sequence[NetworkInput | None] | None = None,
 ) -> list[Segmentation]:
     """Label several images.
 
@@ -153,7 +152,6 @@ def segment_batch(
         config: scale, mode, ratios and flip.
         confidence: also give the probability of the winning class.
         batch_size: maximum number of images per batch; None: no limit.
-        inputs: the network's inputs, where they were made beforehand with the same settings.
 
     Returns:
         One result per image, in their order.
@@ -162,15 +160,12 @@ def segment_batch(
         ConfigError: a mode that the backend cannot do.
         DataError: the network gave NaN or infinite values.
     """
-    planned = [plan(backend, image, config) for image in images]
-    if inputs is not None:
-        planned = [replace(one, input=made) for one, made in zip(planned, inputs, strict=True)]
+    planned = {number: plan(backend, image, config) for number, image in enumerate(images)}
     found: dict[int, Segmentation] = {}
-    for positions in grouped(backend, planned, batch_size or len(planned)):
-        group = [planned[position] for position in positions]
-        results = segment_group(backend, group, confidence=confidence)
-        found.update(zip(positions, results, strict=True))
-    return [found[position] for position in range(len(images))]
+    for group in grouped(backend, planned, batch_size or len(images)):
+        results = segment_group(backend, list(group.values()), confidence=confidence)
+        found.update(zip(group, results, strict=True))
+    return [found[number] for number in planned]
 
 
 def segment(
