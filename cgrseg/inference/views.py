@@ -133,7 +133,7 @@ class NetworkInput:
         """Resize, normalize and pad an image, uint8 RGB (H, W, 3)."""
         transform = EvalTransform(config)
         resized = transform.resize(image)
-        tensor = network_input(transform.normalize(resized), network_size(image, config))
+        tensor = network_input(transform.normalize(resized), padded_size(resized.shape[:2], config))
         return cls(tensor, (resized.shape[0], resized.shape[1]))
 
 
