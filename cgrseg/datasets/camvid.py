@@ -7,28 +7,19 @@ SegNet's own release writes 11 for those, which is an error here that says what 
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import Hint, LabelRule
-from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
+from cgrseg.datasets.spec import DatasetSpec, Recipe, SplitLayout, class_table
 
-CLASSES: tuple[tuple[str, Color], ...] = (
-    ("sky", (128, 128, 128)),
-    ("building", (128, 0, 0)),
-    ("pole", (192, 192, 128)),
-    ("road", (128, 64, 128)),
-    ("sidewalk", (60, 40, 222)),
-    ("tree", (128, 128, 0)),
-    ("sign_symbol", (192, 128, 128)),
-    ("fence", (64, 64, 128)),
-    ("car", (64, 0, 128)),
-    ("pedestrian", (64, 64, 0)),
-    ("bicyclist", (0, 128, 192)),
-)
-"""Name, RGB; row k is stored as k."""
+CLASSES, PALETTE = class_table("""
+    sky 808080, building 800000, pole c0c080, road 804080, sidewalk 3c28de, tree 808000,
+    sign_symbol c08080, fence 404080, car 400080, pedestrian 404000, bicyclist 0080c0
+""")
+"""Class k is stored as k."""
 
 SPEC = DatasetSpec(
     name="camvid",
     title="CamVid (11 classes)",
-    classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(color for _, color in CLASSES),
+    classes=CLASSES,
+    palette=PALETTE,
     label_rule=LabelRule.identity(
         len(CLASSES),
         hints=(

@@ -8,32 +8,17 @@ those of `cityscapesscripts/helpers/labels.py`.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import Hint, LabelRule
-from cgrseg.datasets.spec import Color, DatasetSpec, SplitLayout
+from cgrseg.datasets.spec import DatasetSpec, SplitLayout, class_table
 
-CLASSES: tuple[tuple[int, str, Color], ...] = (
-    (7, "road", (128, 64, 128)),
-    (8, "sidewalk", (244, 35, 232)),
-    (11, "building", (70, 70, 70)),
-    (12, "wall", (102, 102, 156)),
-    (13, "fence", (190, 153, 153)),
-    (17, "pole", (153, 153, 153)),
-    (19, "traffic light", (250, 170, 30)),
-    (20, "traffic sign", (220, 220, 0)),
-    (21, "vegetation", (107, 142, 35)),
-    (22, "terrain", (152, 251, 152)),
-    (23, "sky", (70, 130, 180)),
-    (24, "person", (220, 20, 60)),
-    (25, "rider", (255, 0, 0)),
-    (26, "car", (0, 0, 142)),
-    (27, "truck", (0, 0, 70)),
-    (28, "bus", (0, 60, 100)),
-    (31, "train", (0, 80, 100)),
-    (32, "motorcycle", (0, 0, 230)),
-    (33, "bicycle", (119, 11, 32)),
-)
-"""Raw id, name, RGB; row k is stored as k in the prepared labels."""
+CLASSES, PALETTE = class_table("""
+    road 804080, sidewalk f423e8, building 464646, wall 66669c, fence be9999, pole 999999,
+    traffic light faaa1e, traffic sign dcdc00, vegetation 6b8e23, terrain 98fb98, sky 4682b4,
+    person dc143c, rider ff0000, car 00008e, truck 000046, bus 003c64, train 005064,
+    motorcycle 0000e6, bicycle 770b20
+""")
+"""Class k is stored as k in the prepared labels."""
 
-_RAW_IDS = tuple(raw for raw, _, _ in CLASSES)
+_RAW_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 _RULE_PREPARED = LabelRule.identity(
     len(CLASSES),
@@ -56,8 +41,8 @@ _RULE_RAW = LabelRule.from_mapping(
 SPEC = DatasetSpec(
     name="cityscapes",
     title="Cityscapes (19 classes)",
-    classes=tuple(name for _, name, _ in CLASSES),
-    palette=tuple(color for _, _, color in CLASSES),
+    classes=CLASSES,
+    palette=PALETTE,
     label_rule=_RULE_PREPARED,
     splits={
         "train": SplitLayout("leftImg8bit/train", "gtFine/train"),

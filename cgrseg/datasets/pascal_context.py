@@ -8,71 +8,21 @@ Names, order and colors are those of mmsegmentation and the Detail toolkit.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
+from cgrseg.datasets.spec import DatasetSpec, Recipe, SplitLayout, class_table
 
-CLASSES: tuple[tuple[str, Color], ...] = (
-    ("background", (120, 120, 120)),
-    ("aeroplane", (180, 120, 120)),
-    ("bag", (6, 230, 230)),
-    ("bed", (80, 50, 50)),
-    ("bedclothes", (4, 200, 3)),
-    ("bench", (120, 120, 80)),
-    ("bicycle", (140, 140, 140)),
-    ("bird", (204, 5, 255)),
-    ("boat", (230, 230, 230)),
-    ("book", (4, 250, 7)),
-    ("bottle", (224, 5, 255)),
-    ("building", (235, 255, 7)),
-    ("bus", (150, 5, 61)),
-    ("cabinet", (120, 120, 70)),
-    ("car", (8, 255, 51)),
-    ("cat", (255, 6, 82)),
-    ("ceiling", (143, 255, 140)),
-    ("chair", (204, 255, 4)),
-    ("cloth", (255, 51, 7)),
-    ("computer", (204, 70, 3)),
-    ("cow", (0, 102, 200)),
-    ("cup", (61, 230, 250)),
-    ("curtain", (255, 6, 51)),
-    ("dog", (11, 102, 255)),
-    ("door", (255, 7, 71)),
-    ("fence", (255, 9, 224)),
-    ("floor", (9, 7, 230)),
-    ("flower", (220, 220, 220)),
-    ("food", (255, 9, 92)),
-    ("grass", (112, 9, 255)),
-    ("ground", (8, 255, 214)),
-    ("horse", (7, 255, 224)),
-    ("keyboard", (255, 184, 6)),
-    ("light", (10, 255, 71)),
-    ("motorbike", (255, 41, 10)),
-    ("mountain", (7, 255, 255)),
-    ("mouse", (224, 255, 8)),
-    ("person", (102, 8, 255)),
-    ("plate", (255, 61, 6)),
-    ("platform", (255, 194, 7)),
-    ("pottedplant", (255, 122, 8)),
-    ("road", (0, 255, 20)),
-    ("rock", (255, 8, 41)),
-    ("sheep", (255, 5, 153)),
-    ("shelves", (6, 51, 255)),
-    ("sidewalk", (235, 12, 255)),
-    ("sign", (160, 150, 20)),
-    ("sky", (0, 163, 255)),
-    ("snow", (140, 140, 140)),
-    ("sofa", (250, 10, 15)),
-    ("table", (20, 255, 0)),
-    ("track", (31, 255, 0)),
-    ("train", (255, 31, 0)),
-    ("tree", (255, 224, 0)),
-    ("truck", (153, 255, 0)),
-    ("tvmonitor", (0, 0, 255)),
-    ("wall", (255, 71, 0)),
-    ("water", (0, 235, 255)),
-    ("window", (0, 173, 255)),
-    ("wood", (31, 0, 255)),
-)
-"""Name, RGB; row k is stored as k."""
+CLASSES, PALETTE = class_table("""
+    background 787878, aeroplane b47878, bag 06e6e6, bed 503232, bedclothes 04c803, bench 787850,
+    bicycle 8c8c8c, bird cc05ff, boat e6e6e6, book 04fa07, bottle e005ff, building ebff07,
+    bus 96053d, cabinet 787846, car 08ff33, cat ff0652, ceiling 8fff8c, chair ccff04,
+    cloth ff3307, computer cc4603, cow 0066c8, cup 3de6fa, curtain ff0633, dog 0b66ff,
+    door ff0747, fence ff09e0, floor 0907e6, flower dcdcdc, food ff095c, grass 7009ff,
+    ground 08ffd6, horse 07ffe0, keyboard ffb806, light 0aff47, motorbike ff290a, mountain 07ffff,
+    mouse e0ff08, person 6608ff, plate ff3d06, platform ffc207, pottedplant ff7a08, road 00ff14,
+    rock ff0829, sheep ff0599, shelves 0633ff, sidewalk eb0cff, sign a09614, sky 00a3ff,
+    snow 8c8c8c, sofa fa0a0f, table 14ff00, track 1fff00, train ff1f00, tree ffe000, truck 99ff00,
+    tvmonitor 0000ff, wall ff4700, water 00ebff, window 00adff, wood 1f00ff
+""")
+"""Class k is stored as k."""
 
 
 def _split(name: str) -> SplitLayout:
@@ -96,8 +46,8 @@ _HOW_TO_GET = (
 SPEC_59 = DatasetSpec(
     name="pascal_context59",
     title="Pascal Context (59 classes)",
-    classes=tuple(name for name, _ in CLASSES[1:]),
-    palette=tuple(color for _, color in CLASSES[1:]),
+    classes=CLASSES[1:],
+    palette=PALETTE[1:],
     label_rule=LabelRule.reduce_zero(len(CLASSES) - 1),
     splits=_SPLITS,
     default_root=_ROOT,
@@ -125,8 +75,8 @@ SPEC_59 = DatasetSpec(
 SPEC_60 = DatasetSpec(
     name="pascal_context60",
     title="Pascal Context (59 classes and background)",
-    classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(color for _, color in CLASSES),
+    classes=CLASSES,
+    palette=PALETTE,
     label_rule=LabelRule.identity(len(CLASSES)),
     splits=_SPLITS,
     default_root=_ROOT,

@@ -18,6 +18,16 @@ Color = tuple[int, int, int]
 """RGB, 0..255."""
 
 
+def class_table(text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    """Class names and palette from entries `name rrggbb`, separated by commas."""
+    entries = [entry.rsplit(maxsplit=1) for entry in text.split(",")]
+    palette = [bytes.fromhex(color) for _, color in entries]
+    return (
+        tuple(" ".join(name.split()) for name, _ in entries),
+        tuple((red, green, blue) for red, green, blue in palette),
+    )
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Automatic split: seed, validation share, and whether this is the validation part."""

@@ -6,28 +6,19 @@ Nothing has to be fetched for them: they are drawn.  Raw 0 is the ignored border
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import Color, DatasetSpec, Recipe, SplitLayout
+from cgrseg.datasets.spec import DatasetSpec, Recipe, SplitLayout, class_table
 
-CLASSES: tuple[tuple[str, Color], ...] = (
-    ("sky", (139, 190, 232)),
-    ("mountain", (146, 118, 150)),
-    ("field", (196, 206, 112)),
-    ("water", (52, 120, 186)),
-    ("road", (92, 92, 104)),
-    ("building", (214, 118, 84)),
-    ("tree", (46, 132, 82)),
-    ("fence", (240, 222, 168)),
-    ("crate", (158, 98, 44)),
-    ("ball", (232, 62, 96)),
-    ("balloon", (146, 82, 214)),
-)
-"""Name, RGB; row k (from 0) is stored as k + 1."""
+CLASSES, PALETTE = class_table("""
+    sky 8bbee8, mountain 927696, field c4ce70, water 3478ba, road 5c5c68, building d67654,
+    tree 2e8452, fence f0dea8, crate 9e622c, ball e83e60, balloon 9252d6
+""")
+"""In training-id order; class k is stored as k + 1."""
 
 SPEC = DatasetSpec(
     name="synthetic",
     title="Procedural scenes",
-    classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(color for _, color in CLASSES),
+    classes=CLASSES,
+    palette=PALETTE,
     label_rule=LabelRule.reduce_zero(len(CLASSES)),
     splits={
         "train": SplitLayout(images="images/training", labels="annotations/training"),

@@ -6,32 +6,15 @@ Names and colors are those of the development kit; 255 marks object borders.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import Color, DatasetSpec, SplitLayout
+from cgrseg.datasets.spec import DatasetSpec, SplitLayout, class_table
 
-CLASSES: tuple[tuple[str, Color], ...] = (
-    ("background", (0, 0, 0)),
-    ("aeroplane", (128, 0, 0)),
-    ("bicycle", (0, 128, 0)),
-    ("bird", (128, 128, 0)),
-    ("boat", (0, 0, 128)),
-    ("bottle", (128, 0, 128)),
-    ("bus", (0, 128, 128)),
-    ("car", (128, 128, 128)),
-    ("cat", (64, 0, 0)),
-    ("chair", (192, 0, 0)),
-    ("cow", (64, 128, 0)),
-    ("diningtable", (192, 128, 0)),
-    ("dog", (64, 0, 128)),
-    ("horse", (192, 0, 128)),
-    ("motorbike", (64, 128, 128)),
-    ("person", (192, 128, 128)),
-    ("pottedplant", (0, 64, 0)),
-    ("sheep", (128, 64, 0)),
-    ("sofa", (0, 192, 0)),
-    ("train", (128, 192, 0)),
-    ("tvmonitor", (0, 64, 128)),
-)
-"""Name, RGB; row k is stored as k."""
+CLASSES, PALETTE = class_table("""
+    background 000000, aeroplane 800000, bicycle 008000, bird 808000, boat 000080, bottle 800080,
+    bus 008080, car 808080, cat 400000, chair c00000, cow 408000, diningtable c08000, dog 400080,
+    horse c00080, motorbike 408080, person c08080, pottedplant 004000, sheep 804000, sofa 00c000,
+    train 80c000, tvmonitor 004080
+""")
+"""Class k is stored as k."""
 
 
 def _split(name: str) -> SplitLayout:
@@ -45,8 +28,8 @@ def _split(name: str) -> SplitLayout:
 SPEC = DatasetSpec(
     name="voc2012",
     title="PASCAL VOC 2012 (21 classes)",
-    classes=tuple(name for name, _ in CLASSES),
-    palette=tuple(color for _, color in CLASSES),
+    classes=CLASSES,
+    palette=PALETTE,
     label_rule=LabelRule.identity(len(CLASSES)),
     splits={"train": _split("train"), "val": _split("val"), "trainval": _split("trainval")},
     default_root="data/VOCdevkit/VOC2012",
