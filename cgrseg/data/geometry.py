@@ -3,7 +3,7 @@
 Sizes follow mmcv 1.6 (`rescale_size`: one factor for both sides, rounded half up).
 Resizing follows OpenCV: bilinear for images, nearest for labels.
 
-Only a rectangle: bilinear interpolation looks at a few source pixels per output pixel,
+Only a window: bilinear interpolation looks at a few source pixels per output pixel,
 so a crop of a resized image needs only its own part of the source.  OpenCV resizes whole
 images, and places output column d at source position (d + 0.5) * scale - 0.5.  A cut-out
 of the source therefore gives the same samples if it begins at a whole source pixel that
@@ -105,8 +105,7 @@ def resize_label_window(
     """
     wanted_rows = rows[window.top : window.top + window.height]
     wanted_columns = columns[window.left : window.left + window.width]
-    # Whole rows are copied many times faster than single pixels, so columns are made rows
-    # by turning the map on its side and back.
+    # Whole rows are copied many times faster than single pixels, so columns become rows.
     first = wanted_columns[0]
     kept = labels[wanted_rows, first : wanted_columns[-1] + 1]
     turned = cv2.transpose(kept)[wanted_columns - first]
@@ -122,43 +121,22 @@ def resize_image_window(image: Image, size: Size, window: Window) -> Image:
         window: inside it.
     """
     height, width = image.shape[:2]
-    rows = _cut(height, size[0], window.top, window.height)
-    columns = _cut(width, size[1], window.left, window.width)
-    if (height, width) == size or (rows.covers(height) and columns.covers(width)):
+    rows, top = _source_part(height, size[0], window.top, window.height)
+    columns, left = _source_part(width, size[1], window.left, window.width)
+    source = image[rows, columns]
+    if (height, width) == size or source.shape == image.shape:
         return window.of(resize_image(image, size))
-    source = image[rows.begin : rows.end, columns.begin : columns.end]
-    part = cv2.resize(
-        source,
-        None,
-        fx=size[1] / width,
-        fy=size[0] / height,
-        interpolation=cv2.INTER_LINEAR,
-    )
+    factors = {"fx": size[1] / width, "fy": size[0] / height}
+    part = cv2.resize(source, None, **factors, interpolation=cv2.INTER_LINEAR)
     if part.shape == source.shape:
         # OpenCV copies where both sizes agree, even if the factors are not quite 1.
         return window.of(resize_image(image, size))
-    inner = Window(
-        window.top - rows.first_output,
-        window.left - columns.first_output,
-        window.height,
-        window.width,
-    )
+    inner = Window(window.top - top, window.left - left, window.height, window.width)
     return inner.of(np.asarray(part, dtype=np.uint8))
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Part of one source axis: pixels begin .. end - 1 start at output index first_output."""
-
-    begin: int
-    end: int
-    first_output: int
-
-    def covers(self, source: int) -> bool:
-        return self.begin == 0 and self.end == source
-
-
-def _cut(source: int, target: int, start: int, length: int) -> _Cut:
+def _source_part(source: int, target: int, start: int, length: int) -> tuple[slice, int]:
+    """Part of one source axis, and the output index at which its resized form starts."""
     scale = source / target
     # Enlarging, the first output samples lie before the center of the first pixel and
     # would be clamped to it; keep them out of the wanted part.
@@ -172,4 +150,4 @@ def _cut(source: int, target: int, start: int, length: int) -> _Cut:
             first = int(candidates[whole[0]])
             begin = round(first * scale)
     end = min(source, math.ceil((start + length + 0.5) * scale) + 2)
-    return _Cut(begin, end, first)
+    return slice(begin, end), first

@@ -98,20 +98,20 @@ class TrainTransform:
             lookup: training id of each stored id, (256,); only what a crop keeps is then
                 looked up.  Not for `rare_class_crops`, which looks at the whole map.
         """
-        size = self._size((labels.shape[0], labels.shape[1]), rng)
-        if self.config.crop_first:
-            rows = nearest_table(labels.shape[0], size[0])
-            columns = nearest_table(labels.shape[1], size[1])
+        ratio = 1.0 if self.config.colour_only else rng.uniform(*self.config.ratio_range)
+        # Both sides of the scale are cut to whole pixels before they are used, as published.
+        longer, shorter = (max(1, int(side * ratio)) for side in self.config.scale)
+        size = scaled_size((labels.shape[0], labels.shape[1]), (longer, shorter))
+        crop_first = self.config.crop_first
+        rows, columns = map(nearest_table, labels.shape, size) if crop_first else (None, None)
+        resized = labels if crop_first else resize_label(labels, size)
 
-            def cut(window: Window) -> Labels:
+        def cut(window: Window) -> Labels:
+            if rows is not None and columns is not None:
                 crop = resize_label_window(labels, rows, columns, window)
-                return crop if lookup is None else np.asarray(cv2.LUT(crop, lookup), np.uint8)
-        else:
-            resized = resize_label(labels, size)
-
-            def cut(window: Window) -> Labels:
+            else:
                 crop = window.of(resized)
-                return crop if lookup is None else np.asarray(cv2.LUT(crop, lookup), np.uint8)
+            return crop if lookup is None else np.asarray(cv2.LUT(crop, lookup), np.uint8)
 
         return self._choose(labels, size, cut, rng)
 
@@ -150,12 +150,6 @@ class TrainTransform:
         ids = np.full(target, self.ignore_index, dtype=np.int64)
         ids[:height, :width] = labels
         return padded, ids
-
-    def _size(self, size: Size, rng: np.random.Generator) -> Size:
-        ratio = 1.0 if self.config.colour_only else rng.uniform(*self.config.ratio_range)
-        # Both sides of the scale are cut to whole pixels before they are used, as published.
-        longer, shorter = (max(1, int(side * ratio)) for side in self.config.scale)
-        return scaled_size(size, (longer, shorter))
 
     def _choose(
         self,
@@ -207,13 +201,11 @@ def class_counts(labels: Labels) -> NDArray[np.int64]:
 
 
 def is_varied(labels: Labels, max_share: float, ignore_index: int) -> bool:
-    """Whether two classes or more are labeled, none of them on `max_share` of the pixels.
-
-    Shares are of labeled pixels: ignored ones count neither above nor below the line.
+    """Whether two classes or more are labeled, each on less than `max_share` of labeled pixels.
 
     A histogram of all pixels would cost more than cutting the crop.  Counting one class is
-    twenty times cheaper, and a thin grid tells which to count: the frequent ones first, until
-    the pixels that are left are too few for another class to reach the share.
+    twenty times cheaper.  A thin grid tells the frequent classes, which are counted until the
+    pixels that are left are too few for another class to reach the share.
     """
     labeled = labels.size - int(np.count_nonzero(labels == ignore_index))
     if labeled == 0:
@@ -238,10 +230,7 @@ def is_varied(labels: Labels, max_share: float, ignore_index: int) -> bool:
 def draw_pixel_of_any_class(
     labels: Labels, ignore_index: int, rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """Row, column of a pixel: first a class, all that occur alike, then one of its pixels.
-
-    None where nothing is labeled.
-    """
+    """Row, column of a random pixel of a random class; None: nothing is labeled."""
     counts = class_counts(labels)
     counts[ignore_index] = 0
     present = np.flatnonzero(counts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cgrseg.config.schema import DataConfig
@@ -134,21 +134,18 @@ def _chosen_splits(config: DataConfig, spec: DatasetSpec, quick: bool, evaluate:
     return chosen
 
 
-def _mixed_encodings(root: Path, labels: Sequence[str | None]) -> list[Finding]:
-    records = [mixed_record(root / folder, root) for folder in labels if folder is not None]
-    return [
-        Finding(
-            "error",
-            "conversion-unfinished",
-            str(record),
-            "a conversion with other settings was stopped half way: its label maps and those of "
-            "the conversion before lie side by side",
-            "run the same `cgrseg data convert` again, without --overwrite: it goes on where it "
-            "stopped",
-        )
-        for record in dict.fromkeys(records)
-        if record is not None
-    ]
+def _mixed_encodings(root: Path, labels: Sequence[str | None]) -> Iterator[Finding]:
+    for folder in labels:
+        if folder is not None and (record := mixed_record(root / folder, root)) is not None:
+            yield Finding(
+                "error",
+                "conversion-unfinished",
+                str(record),
+                "a conversion with other settings was stopped half way: its label maps and those "
+                "of the conversion before lie side by side",
+                "run the same `cgrseg data convert` again, without --overwrite: it goes on where "
+                "it stopped",
+            )
 
 
 def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:

@@ -58,39 +58,33 @@ def stored_values(tallies: Mapping[tuple[str, LabelRule], Tally]) -> set[int]:
 
 def judge_split(
     spec: DatasetSpec, name: str, summary: SplitSummary, where: str, *, trains: bool = False
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Warnings from a histogram; a split that trains has its own judgment of classes."""
-    findings = []
     total = sum(summary.pixels) + summary.ignored
     if total and summary.ignored > total / 2:
-        findings.append(
-            Finding(
-                "warning",
-                "mostly-ignored",
-                where,
-                f"{summary.ignored / total:.0%} of the pixels of {name} are ignored",
-                "if the unlabeled rest is a class of its own (background), give it an id and a "
-                "name; else check the ignore value",
-            )
+        yield Finding(
+            "warning",
+            "mostly-ignored",
+            where,
+            f"{summary.ignored / total:.0%} of the pixels of {name} are ignored",
+            "if the unlabeled rest is a class of its own (background), give it an id and a "
+            "name; else check the ignore value",
         )
     present = [k for k, count in enumerate(summary.pixels) if count]
     if len(present) == 1 and spec.num_classes > 1 and not trains:
-        findings.append(
-            Finding(
-                "warning",
-                "single-class",
-                where,
-                f"in {name} only {spec.classes[present[0]]!r} occurs: scores on this split do not "
-                "show whether classes are told apart",
-                "check that these are the labels of this class list, or validate on other images",
-            )
+        yield Finding(
+            "warning",
+            "single-class",
+            where,
+            f"in {name} only {spec.classes[present[0]]!r} occurs: scores on this split do not "
+            "show whether classes are told apart",
+            "check that these are the labels of this class list, or validate on other images",
         )
-    return findings
 
 
 def never_occurring(
     spec: DatasetSpec, summaries: Sequence[SplitSummary], where: str
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Classes without a single pixel; with few images that is a note, else a warning."""
     labels = sum(summary.inspected for summary in summaries)
     absent = [
@@ -99,20 +93,19 @@ def never_occurring(
         if not any(summary.pixels[k] for summary in summaries)
     ]
     if not labels or not absent:
-        return []
+        return
     if labels < _IMAGES_PER_CLASS * spec.num_classes:
-        return [
-            Finding(
-                "note",
-                "class-never-occurs",
-                where,
-                f"{len(absent)} of {spec.num_classes} classes do not occur, which {labels} labels "
-                "are too few to judge",
-                "nothing, if this is a sample of the dataset",
-            )
-        ]
-    return [
-        Finding(
+        yield Finding(
+            "note",
+            "class-never-occurs",
+            where,
+            f"{len(absent)} of {spec.num_classes} classes do not occur, which {labels} labels "
+            "are too few to judge",
+            "nothing, if this is a sample of the dataset",
+        )
+        return
+    for name in absent:
+        yield Finding(
             "warning",
             "class-never-occurs",
             where,
@@ -120,16 +113,14 @@ def never_occurring(
             "check the order and the spelling of the class list; a class that is meant to be "
             "absent goes into data.drop, or counts as 0 in the mean",
         )
-        for name in absent
-    ]
 
 
 def judge_class_list(
     spec: DatasetSpec, tallies: Mapping[tuple[str, LabelRule], Tally], where: str
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """An error for a class list of one class."""
     if spec.num_classes >= NEEDED:
-        return []
+        return
     only = spec.classes[0]
     if _is_converted(where):
         remedy = (
@@ -149,27 +140,25 @@ def judge_class_list(
             )
         elif spec.label_rule.lookup[0] == spec.ignore_index:
             remedy += ", and leave data.zero_is_ignore out"
-    return [
-        Finding(
-            "error",
-            "one-class",
-            spec.default_root,
-            f"{only!r} is the only class; expected: {NEEDED} classes at least, since a network of "
-            "one class learns nothing",
-            remedy,
-        )
-    ]
+    yield Finding(
+        "error",
+        "one-class",
+        spec.default_root,
+        f"{only!r} is the only class; expected: {NEEDED} classes at least, since a network of "
+        "one class learns nothing",
+        remedy,
+    )
 
 
 def judge_stored_values(
     spec: DatasetSpec, tallies: Mapping[tuple[str, LabelRule], Tally], where: str
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """An error for labels whose values are not class ids, but as many as there are classes."""
     rule, stored = spec.label_rule.unedited, stored_values(tallies)
     number = rule.num_classes
     as_stored = all(rule.lookup[k] == k for k in range(number))
     if not spec.is_custom or not as_stored or number < NEEDED or len(rule.allowed) == 256:
-        return []
+        return
     if stored == _MASK and not _is_converted(where):
         remedy = (
             "say which class 255 is, for example 'data.label_values={0:0,255:1}' with a class "
@@ -180,32 +169,29 @@ def judge_stored_values(
                 f"set data.label_threshold=128: 0 becomes {spec.classes[0]!r} and 255 "
                 f"{spec.classes[1]!r}"
             )
-        return [
-            Finding(
-                "error",
-                "binary-labels",
-                where,
-                f"the labels hold nothing but 0 and 255, and 255 means ignored: "
-                f"{spec.classes[0]!r} is the only class left",
-                remedy,
-            )
-        ]
+        yield Finding(
+            "error",
+            "binary-labels",
+            where,
+            f"the labels hold nothing but 0 and 255, and 255 means ignored: "
+            f"{spec.classes[0]!r} is the only class left",
+            remedy,
+        )
+        return
     strange = stored - rule.allowed
     for values in (sorted(stored - {255}), sorted(stored)):
         if strange and strange != {number} and len(values) == number:
             table = ",".join(f"{raw}:{new}" for new, raw in enumerate(values))
-            return [
-                Finding(
-                    "error",
-                    "stored-values",
-                    where,
-                    f"the labels hold the values {', '.join(map(str, values))}; expected: "
-                    f"{rule.meaning}",
-                    f"set 'data.label_values={{{table}}}', if this is the order of the classes "
-                    f"({', '.join(spec.classes[:8])}{', ...' if number > 8 else ''})",
-                )
-            ]
-    return []
+            yield Finding(
+                "error",
+                "stored-values",
+                where,
+                f"the labels hold the values {', '.join(map(str, values))}; expected: "
+                f"{rule.meaning}",
+                f"set 'data.label_values={{{table}}}', if this is the order of the classes "
+                f"({', '.join(spec.classes[:8])}{', ...' if number > 8 else ''})",
+            )
+            return
 
 
 def judge_training_split(
@@ -215,7 +201,7 @@ def judge_training_split(
     stored: set[int],
     unread: Sequence[Pair],
     where: str,
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """An error where fewer than two classes are labeled in the training split.
 
     Args:
@@ -227,10 +213,11 @@ def judge_training_split(
         where: folder of the labels.
     """
     if not stored <= frozenset().union(*(rule.allowed for _, rule in spec.encodings)):
-        return []  # ids outside the class list are errors of their own, and explain this
+        return  # ids outside the class list are errors of their own, and explain this
     seen = {k for k, count in enumerate(summary.pixels) if count}
     seen = labeled_classes(spec, unread, seen)
-    return nothing_to_learn(spec, name, seen, stored, where) if summary.inspected else []
+    if summary.inspected:
+        yield from nothing_to_learn(spec, name, seen, stored, where)
 
 
 def labeled_classes(spec: DatasetSpec, pairs: Iterable[Pair], seen: Iterable[int] = ()) -> set[int]:
@@ -256,7 +243,7 @@ def labeled_classes(spec: DatasetSpec, pairs: Iterable[Pair], seen: Iterable[int
 
 def nothing_to_learn(
     spec: DatasetSpec, name: str, seen: set[int], stored: set[int], where: str
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """An error where the labels of a training split hold fewer than two classes.
 
     Args:
@@ -267,7 +254,7 @@ def nothing_to_learn(
         where: folder of its labels.
     """
     if len(seen) >= NEEDED or spec.num_classes < NEEDED:
-        return []
+        return
     what = "no pixel of it is labeled: all are ignored"
     if seen:
         what = f"only {spec.classes[next(iter(seen))]!r} is labeled in it"
@@ -283,16 +270,14 @@ def nothing_to_learn(
         )
     if stored:
         remedy += f"; the labels hold {', '.join(map(str, sorted(stored)[:8]))}"
-    return [
-        Finding(
-            "error",
-            "nothing-to-learn",
-            where,
-            f"the training split {name!r} teaches nothing: {what}; expected: labels of "
-            f"{NEEDED} classes at least; {spec.label_rule.meaning}",
-            remedy,
-        )
-    ]
+    yield Finding(
+        "error",
+        "nothing-to-learn",
+        where,
+        f"the training split {name!r} teaches nothing: {what}; expected: labels of "
+        f"{NEEDED} classes at least; {spec.label_rule.meaning}",
+        remedy,
+    )
 
 
 def refuse_nothing_to_learn(
@@ -308,7 +293,8 @@ def refuse_nothing_to_learn(
     """
     where = str(Path(root) / (spec.splits[split].labels or spec.splits[split].images))
     raise_for_errors(where, judge_class_list(spec, {}, where))
-    nothing = nothing_to_learn(spec, split, labeled_classes(spec, pairs), set(), where)
+    seen = labeled_classes(spec, pairs)
+    nothing = list(nothing_to_learn(spec, split, seen, set(), where))
     for pair in pairs if nothing else ():
         if pair.label is not None:
             spec.rule_for(pair.label).check(read_label(pair.label), source=pair.label)

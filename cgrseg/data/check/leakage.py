@@ -9,7 +9,7 @@ the camera stands still.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -23,100 +23,87 @@ _FLAT = 6.0  # below this contrast (standard deviation) all thumbnails look alik
 _BLOCK = 2048
 
 
-def overlapping_stems(splits: Mapping[str, Sequence[Pair]]) -> list[Finding]:
+def overlapping_stems(splits: Mapping[str, Sequence[Pair]]) -> Iterator[Finding]:
     """Image files that two splits share, as lists may say."""
-    findings = []
     for first, second in combinations(splits, 2):
         mine = {pair.image for pair in splits[first]}
         if mine == {pair.image for pair in splits[second]}:
             continue  # one split under two names, as some datasets publish it
-        findings += [
-            Finding(
-                "error",
-                "split-overlap",
-                str(pair.image),
-                f"{pair.stem!r} belongs to {first} and to {second}",
-                "remove it from one of the two lists: a score on images that were trained on "
-                "says nothing",
-            )
-            for pair in splits[second]
-            if pair.image in mine
-        ]
-    return findings
+        for pair in splits[second]:
+            if pair.image in mine:
+                yield Finding(
+                    "error",
+                    "split-overlap",
+                    str(pair.image),
+                    f"{pair.stem!r} belongs to {first} and to {second}",
+                    "remove it from one of the two lists: a score on images that were trained on "
+                    "says nothing",
+                )
 
 
 def find_leaks(
     splits: Mapping[str, Sequence[Facts]], pairs: Mapping[str, Sequence[Pair]]
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Identical and nearly identical images in different splits.
 
     Args:
         splits: split name to the facts of its pairs; only decoded images count.
         pairs: split name to its pairs.
 
-    Returns:
+    Yields:
         One finding for each image of the later split that an earlier one holds too.
     """
-    findings = [finding for name, facts in splits.items() for finding in _repeats(name, facts)]
+    for name, facts in splits.items():
+        yield from _repeats(name, facts)
     images = {name: {pair.image for pair in chosen} for name, chosen in pairs.items()}
     for first, second in combinations(splits, 2):
         if images[first] != images[second]:  # else one split under two names
-            findings += _shared(first, splits[first], second, splits[second])
-    return findings
+            yield from _shared(first, splits[first], second, splits[second])
 
 
-def _repeats(name: str, facts: Sequence[Facts]) -> list[Finding]:
+def _repeats(name: str, facts: Sequence[Facts]) -> Iterator[Finding]:
     seen: dict[bytes, str] = {}
-    findings = []
     for item in facts:
         if item.digest and item.digest in seen:
-            findings.append(
-                Finding(
-                    "note",
-                    "duplicate-image",
-                    item.image,
-                    f"the same file as {seen[item.digest]}, both in {name}",
-                    "remove one of the two unless it is meant to count twice",
-                )
+            yield Finding(
+                "note",
+                "duplicate-image",
+                item.image,
+                f"the same file as {seen[item.digest]}, both in {name}",
+                "remove one of the two unless it is meant to count twice",
             )
         seen.setdefault(item.digest, item.image)
-    return findings
 
 
 def _shared(
     first: str, mine: Sequence[Facts], second: str, others: Sequence[Facts]
-) -> list[Finding]:
+) -> Iterator[Finding]:
     by_digest = {item.digest: item for item in mine if item.digest}
-    findings, left = [], []
+    left = []
     for item in others:
         if item.digest in by_digest:
-            findings.append(
-                Finding(
-                    "error",
-                    "leak-identical",
-                    item.image,
-                    f"it is in {second} and, as {by_digest[item.digest].image}, in {first}",
-                    "remove it from one of the two: a score on images that were trained on says "
-                    "nothing",
-                )
+            yield Finding(
+                "error",
+                "leak-identical",
+                item.image,
+                f"it is in {second} and, as {by_digest[item.digest].image}, in {first}",
+                "remove it from one of the two: a score on images that were trained on says "
+                "nothing",
             )
         elif item.thumb:
             left.append(item)
     usable = [item for item in mine if item.thumb]
     for item, (other, distance, mirrored) in zip(left, nearest(left, usable), strict=True):
         if distance <= _LIMIT:
-            findings.append(
-                Finding(
-                    "warning",
-                    "leak-near-identical",
-                    item.image,
-                    f"in {second}, and {'mirrored ' if mirrored else ''}nearly the same image as "
-                    f"{other} in {first} ({distance:.1f} gray levels apart)",
-                    "look at both; if one is a copy of the other, remove it from one of the "
-                    "splits, and split before you augment",
-                )
+            yield Finding(
+                "warning",
+                "leak-near-identical",
+                item.image,
+                f"in {second}, and {'mirrored ' if mirrored else ''}nearly the same image as "
+                f"{other} in {first} ({distance:.1f} gray levels apart)",
+                "look at both; if one is a copy of the other, remove it from one of the "
+                "splits, and split before you augment",
             )
-    return findings
 
 
 def nearest(queries: Sequence[Facts], pool: Sequence[Facts]) -> list[tuple[str, float, bool]]:
