@@ -17,7 +17,7 @@ from cgrseg.config import load_config
 from cgrseg.data.convert import convert_coco_instances
 from cgrseg.data.convert.formats.labelme import read_labelme
 from cgrseg.data.convert.formats.rgb import read_color_table
-from cgrseg.data.image_files import image_size, is_jpeg, read_image, write_image
+from cgrseg.data.image_files import is_jpeg, read_image, write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.evaluation.result import read_counts
@@ -48,7 +48,6 @@ def read_classes(path: Path) -> list[str]:
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "image": ("a.jpg", read_image),
     "label": ("a.png", read_label),
-    "header": ("a.png", image_size),
     "checkpoint": ("a.pth", read_checkpoint),
     "safetensors": ("a.safetensors", read_checkpoint),
     "resumed checkpoint": ("latest.pth", read_training_checkpoint),

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cgrseg.errors import DataError
 from cgrseg.files import atomic_write
@@ -186,24 +186,6 @@ def decode_gray(data: bytes, within: tuple[int, int]) -> Bytes8:
     return np.asarray(pixels, np.uint8)
 
 
-def image_size(path: Path | str) -> tuple[int, int]:
-    """Height and width of an image or label from its header, as stored (EXIF not applied).
-
-    Raises:
-        DataError: missing file or unknown format.
-    """
-    path = Path(path)
-    try:
-        with open_with_pillow(path) as picture:
-            return picture.height, picture.width
-    except UnidentifiedImageError as error:
-        raise _undecodable(path, "no decoder understands it") from error
-    except OSError as error:
-        raise _unreadable(path, "an image", error) from error
-    except Exception as error:  # Pillow's parsers raise errors of any class
-        raise _undecodable(path, f"damaged header: {error}") from error
-
-
 @contextlib.contextmanager
 def open_with_pillow(
     source: Path | str | IO[bytes], formats: tuple[str, ...] | None = None
@@ -282,7 +264,12 @@ def read_content(path: Path, what: str) -> bytes:
     try:
         data = read_input(path)
     except OSError as error:
-        raise _unreadable(path, what, error) from error
+        raise DataError(
+            path,
+            found=f"the file cannot be read ({error.strerror or error})",
+            expected=what,
+            remedy="check the path and the permissions",
+        ) from error
     if not data:
         raise DataError(path, found="the file is empty", expected=what, remedy=_FETCH_AGAIN)
     return data
@@ -315,15 +302,6 @@ def _start_of_scan(data: bytes) -> int:
             continue
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return len(data)
-
-
-def _unreadable(path: Path, what: str, error: OSError) -> DataError:
-    return DataError(
-        path,
-        found=f"the file cannot be read ({error.strerror or error})",
-        expected=what,
-        remedy="check the path and the permissions",
-    )
 
 
 def _undecodable(path: Path | str, reason: str) -> DataError:
