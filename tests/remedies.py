@@ -36,7 +36,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("training/single_gpu.py", ("run_cgrseg.py",)),
     ("training/train_script.py", ("tools/train.py",)),
     ("files.py", ("train", "run_cgrseg.py", "tools/train.py")),
-    ("inference/painted.py", ("predict",)),
+    ("inference/records.py", ("predict",)),
     ("training", ("train", "run_cgrseg.py", "tools/train.py")),
     ("evaluation/script.py", ("tools/test.py",)),
     ("evaluation/outputs.py", ("evaluate", "tools/test.py")),
@@ -54,8 +54,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", READING_DATA),
     ("deploy/web", ("web",)),
     ("deploy", ("export",)),
-    ("inference/folder.py", ("predict",)),
-    ("inference/video.py", ("predict",)),
+    ("inference/results.py", ("predict",)),
     ("inference/exported/program_file.py", ("predict", "bench", "web")),
     ("reporting/bench", ("bench",)),
 )

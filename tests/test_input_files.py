@@ -22,8 +22,8 @@ from cgrseg.data.label_files import read_label
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.evaluation.result import read_counts
 from cgrseg.inference.exported_backend import open_exported
-from cgrseg.inference.frames import Clip
-from cgrseg.inference.sources import find_images
+from cgrseg.inference.image_sources import find_images
+from cgrseg.inference.video import VideoReader
 from cgrseg.input_files import open_input, read_input, read_input_text
 from cgrseg.models.checkpoint_files import read_checkpoint
 from cgrseg.reporting.records import read_evaluation
@@ -57,7 +57,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "color table": ("colors.txt", read_color_table),
     "COCO": ("a.json", lambda path: convert_coco_instances(path, path.parent, path.parent / "o")),
     "LabelMe": ("a.json", read_labelme),
-    "video": ("a.mp4", Clip),
+    "video": ("a.mp4", VideoReader),
     "ONNX": ("a.onnx", open_exported),
     "OpenVINO": ("a.xml", open_exported),
     "program": ("a.pt2", open_exported),

@@ -15,7 +15,7 @@ from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference import Prediction, Predictor, TorchBackend
 from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.exported_backend import ExportedBackend
-from cgrseg.inference.folder import FolderReport
+from cgrseg.inference.results import FolderReport
 from cgrseg.models import create_model
 from cgrseg.models.weights import LoadReport
 from cgrseg.training.runner import TrainResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -32,9 +33,10 @@ from cgrseg.cli.options import (
 from cgrseg.processes import this_process
 
 if TYPE_CHECKING:
+    from cgrseg.errors import DataError
     from cgrseg.inference import Predictor
 
-_FILE_ENDING = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
+_FILE_SUFFIX = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
 
 
 def predict(
@@ -94,8 +96,8 @@ def predict(
     the other processes). The same command resumes an interrupted prediction.
 
     A video gives a copy with the labels painted over its frames (.mp4, .mov,
-    .mkv, .avi; .webm for browsers), without sound. Videos that are in the folder
-    OUT already are kept.
+    .mkv, .avi; .webm for browsers), without sound. Videos that are already in the
+    folder OUT are kept.
 
     Exported files (`cgrseg export`) are used like their checkpoint; they run on
     the CPU.
@@ -116,11 +118,10 @@ def predict(
     from cgrseg.precision import check_precision
     from cgrseg.progress import shown_progress
 
-    console = make_console()
     process = this_process()
     rank, world_size = process.rank, process.world_size
     others = process.launcher == "pytorch"
-    # Exported files have a runtime of their own, on the CPU, whatever GPU there is.
+    # Exported files have their own runtime, on the CPU, whatever GPU there is.
     where = device if is_exported(checkpoint) else str(device_of_process(device))
     names, settings = split_settings(images)
     if not names:
@@ -130,8 +131,8 @@ def predict(
             expected="image files, folders, patterns or videos",
             remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
-    clips = _clips(names, out, overlays, legend)
-    hold_lock(clips[0][1].parent if clips else out, below=not clips)
+    videos = _video_targets(names, out, overlays, legend)
+    hold_lock(videos[0][1].parent if videos else out, below=not videos)
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,
@@ -143,11 +144,13 @@ def predict(
     predictor.test = test_settings(
         predictor.test, [*(setting or []), *settings], multi_scale=multi_scale
     )
-    if clips:
-        mine = clips[rank::world_size]
-        if not _paint_clips(
-            predictor, checkpoint, mine, out, opacity, overwrite, batch_size, others
-        ):
+    if videos:
+        mine = videos[rank::world_size]
+        alone = len(mine) == 1 and not others
+        problems = _paint(predictor, checkpoint, mine, out, opacity, overwrite, batch_size, alone)
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        if problems:
             _end_partly(others)
         return
     with shown_progress("predicting") as progress:
@@ -173,15 +176,19 @@ def predict(
         parts.append(f"{len(report.kept)} were there already (--overwrite does them again)")
     if report.failed:
         parts.append(f"{len(report.failed)} could not be used")
-    console.print(f"{', '.join(parts)}: {out}", markup=False, soft_wrap=True)
+    _say(f"{', '.join(parts)}: {out}")
     if report.done:
-        console.print(f"network: {report.speed}", markup=False)
+        _say(f"network: {report.speed}")
     if report.failed:
         _end_partly(others)
 
 
+def _say(text: str) -> None:
+    make_console().print(text, markup=False, soft_wrap=True)
+
+
 def _end_partly(others: bool) -> None:
-    """End with the status that says so, unless torchrun would then kill the other processes."""
+    """End with status 1, unless torchrun would then kill the other processes."""
     if not others:
         raise typer.Exit(EXIT_PARTLY)
     print(
@@ -191,26 +198,26 @@ def _end_partly(others: bool) -> None:
     )
 
 
-def _clips(
+def _video_targets(
     inputs: list[str], out: Path, overlays: bool, legend: bool | None
 ) -> list[tuple[Path, Path]]:
-    """Videos among the inputs, each with the file that it is painted into.
+    """Videos of the inputs, each with its painted file; empty if there are none.
 
     Raises:
-        ConfigError: videos and images together, several videos and one file, an ending that
-            cannot be written, or options that mean nothing for videos.
+        ConfigError: videos and images together, several videos and one file, a suffix that
+            cannot be written, or options that do not apply to videos.
     """
     from cgrseg.errors import ConfigError
-    from cgrseg.inference.frames import is_video
+    from cgrseg.inference.image_sources import kind_of
     from cgrseg.inference.video import WRITTEN_SUFFIXES
 
-    clips = [Path(name) for name in inputs if is_video(name)]
-    if not clips:
+    videos = [Path(name) for name in inputs if kind_of(name) == "video"]
+    if not videos:
         return []
-    if len(clips) < len(inputs):
+    if len(videos) < len(inputs):
         raise ConfigError(
             "IMAGES",
-            found=f"videos ({clips[0]}) and other files together",
+            found=f"videos ({videos[0]}) and other files together",
             expected="either videos or images",
             remedy="run the command once for each",
         )
@@ -218,84 +225,79 @@ def _clips(
         raise ConfigError(
             "--legend" if legend else "--no-overlays",
             found="an option for images, with videos",
-            expected="videos only ever painted, without a legend",
+            expected="videos, which are always painted and have no legend",
             remedy="leave it out, or give images",
         )
-    # The ending of a file has letters; a folder may be called "v2" or "run.7".
-    if _FILE_ENDING.fullmatch(out.suffix) and not out.is_dir():
+    # The suffix of a file has letters; a folder may be called "v2" or "run.7".
+    if _FILE_SUFFIX.fullmatch(out.suffix) and not out.is_dir():
         if out.suffix.lower() not in WRITTEN_SUFFIXES:
             raise ConfigError(
                 "--out",
-                found=f"the ending {out.suffix} in {out}",
+                found=f"the suffix {out.suffix} in {out}",
                 expected=f"one of {', '.join(WRITTEN_SUFFIXES)}, or a folder",
-                remedy="choose .mp4, or .webm for a clip that browsers show; a folder of "
-                "such a name must be there already",
+                remedy="choose .mp4, or .webm for a video that browsers show; create a folder of "
+                "such a name beforehand",
             )
-        if len(clips) > 1:
+        if len(videos) > 1:
             raise ConfigError(
                 "--out",
-                found=f"one file, {out}, for {len(clips)} videos",
+                found=f"one file, {out}, for {len(videos)} videos",
                 expected="a folder",
-                remedy="leave out the ending",
+                remedy="leave out the suffix",
             )
-        return [(clips[0], out)]
-    targets = [out / f"{clip.stem}.mp4" for clip in clips]
+        return [(videos[0], out)]
+    targets = [out / f"{video.stem}.mp4" for video in videos]
     if len(set(targets)) < len(targets):
         raise ConfigError(
             "IMAGES",
-            found="videos that differ in their folder or ending only",
-            expected="names that differ, since the painted ones get them",
+            found="videos that differ only in their folder or suffix",
+            expected="names that differ, since the painted videos get them",
             remedy="run the command once for each",
         )
-    return list(zip(clips, targets, strict=True))
+    return list(zip(videos, targets, strict=True))
 
 
-def _paint_clips(
+def _paint(
     predictor: Predictor,
     checkpoint: str,
-    clips: list[tuple[Path, Path]],
+    videos: list[tuple[Path, Path]],
     out: Path,
     opacity: float,
     overwrite: bool,
     batch_size: int,
-    others: bool,
-) -> bool:
-    """Paint videos one after another; whether all of them were whole.
+    alone: bool,
+) -> list[DataError]:
+    """Paint videos one after another, and return the errors of those that failed.
 
-    In a folder those that are there are kept, as far as their records say that they are what
-    would be painted now; a single file is refused if it is there.
+    In a folder, painted videos whose records fit are kept; an existing single file is refused.
+    With `alone`, the error is raised, since there is no other video to paint.
     """
-    import contextlib
-
     from cgrseg.errors import DataError
     from cgrseg.inference import predict_video
-    from cgrseg.inference.painted import PaintRecord
+    from cgrseg.inference.records import VideoRecord
     from cgrseg.progress import shown_progress
 
-    console = make_console()
     problems: list[DataError] = []
-    for clip, target in clips:
-        itself = target.is_file() and clip.exists() and target.samefile(clip)
+    for video, target in videos:
+        itself = target.is_file() and video.exists() and target.samefile(video)
         in_folder = target != out and not itself
-        record = PaintRecord(predictor, checkpoint, opacity, clip, target)
+        record = VideoRecord(predictor, checkpoint, opacity, video, target)
         try:
-            found = "paint" if overwrite or not in_folder else record.look()
-            if found != "paint":
+            found = record.find() if in_folder and not overwrite else "missing"
+            if found != "missing":
                 unknown = ", and no record says what it was painted from"
-                console.print(
+                _say(
                     f"was there already{unknown if found == 'unrecorded' else ''} (--overwrite "
-                    f"does it again): {target}",
-                    markup=False,
-                    soft_wrap=True,
+                    f"does it again): {target}"
                 )
                 continue
             with (
-                shown_progress(f"painting {clip.name}") as progress,
+                shown_progress(f"painting {video.name}") as progress,
                 record.painting() if in_folder else contextlib.nullcontext(),
             ):
                 report = predict_video(
                     predictor,
-                    clip,
+                    video,
                     target,
                     opacity=opacity,
                     overwrite=overwrite or in_folder,
@@ -303,16 +305,14 @@ def _paint_clips(
                     progress=progress,
                 )
         except DataError as error:
-            if len(clips) == 1 and not others:
+            if alone:
                 raise
             problems.append(error)
             continue
-        console.print(f"{report.frames} frames painted: {target}", markup=False, soft_wrap=True)
-        console.print(f"network: {report.speed}", markup=False)
+        _say(f"{report.frames} frames painted: {target}")
+        _say(f"network: {report.speed}")
         if report.note:
-            print(f"warning: {clip}: {report.note}, as the file counts them", file=sys.stderr)
+            print(f"warning: {video}: {report.note}, as the file counts them", file=sys.stderr)
         if report.problem is not None:
             problems.append(report.problem)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return not problems
+    return problems

@@ -18,8 +18,8 @@ from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError
 from cgrseg.inference.exported import Description, Size
 from cgrseg.inference.exported_backend import ExportedBackend
+from cgrseg.inference.image_sources import find_images
 from cgrseg.inference.segmenting import fit_to_sizes
-from cgrseg.inference.sources import find_images
 from cgrseg.inference.views import NetworkInput, network_size
 
 

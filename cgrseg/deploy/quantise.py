@@ -38,7 +38,7 @@ from cgrseg.errors import CGRSegError, ConfigError, WeightsError
 from cgrseg.inference.exported import InputKind, OutputKind, Size
 from cgrseg.inference.exported.description import Kind
 from cgrseg.inference.exported_backend import open_exported
-from cgrseg.inference.stored import stored_test_settings
+from cgrseg.inference.predictor import stored_test_settings
 from cgrseg.locks import locking
 from cgrseg.models import load_model, read_checkpoint
 from cgrseg.progress import shown_progress

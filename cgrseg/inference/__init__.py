@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.decode import Segmentation
-from cgrseg.inference.folder import FolderReport, predict_folder
 from cgrseg.inference.prediction import Prediction, Speed, Timing
 from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.results import FolderReport, VideoReport, predict_folder, predict_video
 from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment
-from cgrseg.inference.video import VideoReport, predict_video
 
 __all__ = [
     "PUBLISHED_RATIOS",

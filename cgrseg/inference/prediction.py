@@ -1,7 +1,8 @@
-"""The result for one image: labels, names, colours, and pictures of them."""
+"""Result for one image: label map, classes, palette, and pictures of them."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +15,18 @@ from cgrseg.errors import DataError
 from cgrseg.visual.overlay import class_shares, overlay, with_legend
 from cgrseg.visual.palette import colorize
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of one image went, in seconds.
+    """Time of one image.
 
     Attributes:
-        read: reading and resizing the image, in a thread beside the network.
-        predict: the network and its labels; of a batch, this image's share.
-        warm: False where `predict` includes work that is done once per size of the network's
-            input: the first images of a size (all that went together), and those that waited
-            for a compilation.
+        read: seconds to read and resize the image, in a thread beside the network.
+        predict: seconds of network and decoding; in a batch, this image's share.
+        warm: False if `predict` includes work that is done once per size of the network's input:
+            for the first batch of a size, and for images that waited for a compilation.
     """
 
     read: float
@@ -36,12 +36,12 @@ class Timing:
 
 @dataclass
 class Speed:
-    """Time of many images, with what is done once per image size told apart.
+    """Time of many images; work that is done once per image size counts separately.
 
     Attributes:
         once: seconds of the images that were not warm.
-        images: that were warm.
-        seconds: of those.
+        images: number of warm images.
+        seconds: seconds of the warm images.
     """
 
     once: float = 0.0
@@ -49,7 +49,7 @@ class Speed:
     seconds: float = 0.0
 
     def add(self, timing: Timing | None) -> None:
-        """Count an image; None counts as nothing."""
+        """Count an image; None is ignored."""
         if timing is None:
             return
         if timing.warm:
@@ -67,24 +67,24 @@ class Speed:
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """Labels of one image.
+    """Label map of one image.
 
     Attributes:
         labels: class ids (H, W) at the image's own size.
         classes: names in id order.
         palette: RGB 0..255 per class.
-        image: the image itself, uint8 RGB (H, W, 3).
+        image: the image, uint8 RGB (H, W, 3).
         confidence: probability 0..1 of the class of each pixel (H, W); None unless asked for.
-        source: file that the image came from; None for images from memory.
-        timing: how long it took.
-        frame: number of the frame, from 0, in a clip; None for a photo.
-        digest: of the file's bytes as they were decoded (:mod:`cgrseg.provenance`); None for
-            images from memory and frames.
+        source: file of the image or video; None for images in memory.
+        timing: time of the image.
+        frame: number of the frame in a video, counted from 0; None for an image.
+        digest: digest of the file's bytes as they were decoded (:mod:`cgrseg.provenance`); None
+            for images in memory and frames.
     """
 
     labels: NDArray[np.integer]
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     image: NDArray[np.uint8]
     confidence: NDArray[np.float32] | None = None
     source: Path | None = None
@@ -93,7 +93,7 @@ class Prediction:
     digest: str | None = None
 
     def __repr__(self) -> str:
-        """Source, size and the classes that cover most."""
+        """Source, size and the largest classes."""
         height, width = self.labels.shape
         where = "" if self.source is None else f"{self.source}, "
         where += "" if self.frame is None else f"frame {self.frame}, "
@@ -103,31 +103,36 @@ class Prediction:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share 0..1 of the pixels per class that occurs, largest first."""
+        """Share of the pixels (0..1) of each class that occurs, largest first."""
         found = class_shares(self.labels, len(self.classes))
         order = np.argsort(-found, kind="stable")
         return {self.classes[k]: float(found[k]) for k in order if found[k] > 0}
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Where one class is (H, W).
+        """Mask (H, W) of one class.
 
         Raises:
-            KeyError: there is no class of that name.
+            KeyError: no class of that name.
         """
         if name not in self.classes:
             raise KeyError(f"no class {name!r}; there are {', '.join(self.classes)}")
         return np.asarray(self.labels == self.classes.index(name))
 
-    def coloured(self) -> NDArray[np.uint8]:
-        """The labels in their colours, uint8 RGB (H, W, 3)."""
+    def colored(self) -> NDArray[np.uint8]:
+        """The label map in the colors of its classes, uint8 RGB (H, W, 3)."""
         return colorize(self.labels, self.palette)
+
+    def coloured(self) -> NDArray[np.uint8]:
+        """Old name of :meth:`colored`."""
+        warnings.warn("coloured() is now colored()", FutureWarning, stacklevel=2)
+        return self.colored()
 
     def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> NDArray[np.uint8]:
         """The image with the labels laid over it.
 
         Args:
-            opacity: of the labels, 0..1.
-            legend: add names and shares at the side.
+            opacity: opacity of the labels, 0..1.
+            legend: add class names and shares at the side.
 
         Returns:
             uint8 RGB (H, W, 3); wider (and, for small images, higher) with a legend.
@@ -136,15 +141,15 @@ class Prediction:
         return self.with_legend(picture) if legend else picture
 
     def with_legend(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A picture of this prediction with names and shares at its side."""
+        """A picture of this prediction with class names and shares at its side."""
         return with_legend(picture, self.labels, self.classes, self.palette)
 
     def save_labels(self, path: Path | str, *, note: str | None = None) -> None:
-        """Write an indexed PNG: ids as indices, shown in the classes' colours.
+        """Write an indexed PNG: class ids as indices, in the colors of the classes.
 
         Args:
-            path: target; replaced whole or not at all.
-            note: text kept inside the file.
+            path: target, written whole or not at all.
+            note: text stored in the file.
 
         Raises:
             DataError: more classes than an indexed PNG can hold.
@@ -160,5 +165,5 @@ class Prediction:
         write_label_png(path, self.labels.astype(np.uint8), self.palette, note=note)
 
     def save_overlay(self, path: Path | str, opacity: float = 0.5, *, legend: bool = True) -> None:
-        """Write the overlay; the format follows the name's ending."""
+        """Write the overlay in the format of the path's suffix."""
         write_image(path, self.overlay(opacity, legend=legend))

@@ -1,4 +1,4 @@
-"""From images to label maps in a few lines.
+"""Predictor: a network with all that it needs to label images.
 
 >>> predictor = Predictor.from_pretrained("best.pth")
 >>> prediction = predictor("street.jpg")
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from cgrseg.class_names import (
@@ -31,15 +35,14 @@ from cgrseg.config.schema import LARGEST_BATCH, TestConfig
 from cgrseg.data.guess import guess_by_class_count
 from cgrseg.data.image_files import read_image_with_digest
 from cgrseg.devices import use_threads
-from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
+from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported import is_exported
-from cgrseg.inference.exported_backend import ExportedBackend, open_exported
-from cgrseg.inference.frames import Frame, is_video
-from cgrseg.inference.opened import Opened, Unreadable, name_of, origin_of, with_frames
-from cgrseg.inference.prediction import Colour, Prediction, Timing
+from cgrseg.inference.exported_backend import open_exported
+from cgrseg.inference.image_sources import as_image, expand, kind_of, name_of, with_frames
+from cgrseg.inference.prediction import Color, Prediction, Timing
 from cgrseg.inference.segmenting import (
     PlannedImage,
     grouped,
@@ -48,24 +51,25 @@ from cgrseg.inference.segmenting import (
     segment_batch,
     segment_group,
 )
-from cgrseg.inference.sources import as_image, find_images
-from cgrseg.inference.stored import stored_test_settings
+from cgrseg.inference.video import Frame
 from cgrseg.models import load_model
 from cgrseg.precision import AnyPrecision
 from cgrseg.visual.palette import make_palette
 
+_LOG = logging.getLogger("cgrseg.inference")
+
 
 class Predictor:
-    """A network together with all that it needs to label images.
+    """A network with all that it needs to label images.
 
     Args:
         backend: runs the network.
-        test: how images become input: scale, mode, ratios, flip.
-        classes: names in id order; None: told by their number, or plain numbers.
-        palette: RGB 0..255 per class; None: told likewise, or made.
+        test: test settings: scale, mode, ratios, flip.
+        classes: names in id order; None: guessed from their number, else numbered.
+        palette: RGB 0..255 per class; None: guessed in the same way, else generated.
 
     Raises:
-        ConfigError: names or colours that do not match the network's outputs, or names that
+        ConfigError: names or colors that do not match the network's outputs, or names that
             are empty or repeated.
     """
 
@@ -74,7 +78,7 @@ class Predictor:
         backend: Backend,
         test: TestConfig | None = None,
         classes: Sequence[str] | None = None,
-        palette: Sequence[Colour] | None = None,
+        palette: Sequence[Color] | None = None,
     ) -> None:
         self.backend = backend
         self.test = test if test is not None else TestConfig()
@@ -121,84 +125,80 @@ class Predictor:
         threads: int | None = None,
         trust_code: bool = False,
     ) -> Predictor:
-        """Load a checkpoint; variant, classes, colours and test settings come from it.
+        """Open a checkpoint or an exported file with its classes, palette and test settings.
 
         Args:
             path_or_hub_id: a `.pth` file, a folder of `save_pretrained`, a hub id, or a file
                 of `cgrseg export` (`.onnx`, `.xml` of OpenVINO, `.pt2`).
-            device: where to run; None: a GPU where there is one, else the CPU.
+            device: device of the network; None: a GPU if there is one, else the CPU.
             precision: "fp32", "bf16", "fp16" or "auto": bf16 where the device computes it in
                 hardware, else fp32.
-            test: other settings than the checkpoint's.
-            channels_last: memory layout of features.
+            test: test settings in place of the stored ones.
+            channels_last: channels-last memory layout of the features.
             compile: predict several times faster after a compilation of about a minute per
-                image size, which is kept for the next time (see docs/speed.md).  It begins
-                with the fourth image of a size; `predictor.backend.prepare(height, width)`
-                does it beforehand.
-            threads: of the CPU, in the whole process; None: all cores.
+                image size, which is cached on disk (see docs/speed.md).  It begins with the fourth
+                image of a size; `predictor.backend.prepare(height, width)` does it beforehand.
+            threads: number of CPU threads of the whole process; None: all cores.
             trust_code: run the machine code of a compiled package (`cgrseg export --format
-                aoti`).  It can do whatever you can, so it is run only when asked for; no other
+                aoti`).  It can do whatever you can, so it runs only when asked for; no other
                 file holds code.
 
         Raises:
             ConfigError: a setting that an exported file does not have, or a compiled package
                 without `trust_code`.
             WeightsError: a checkpoint that cannot be used.
-            EnvironmentProblem: no such device.
+            EnvironmentProblem: a missing device.
         """
-        if is_exported(path_or_hub_id):
-            for name, given in (("compile", compile), ("channels_last", channels_last)):
-                if given:
-                    raise ConfigError(_not_for_exported(name, path_or_hub_id))
-            use_threads(threads)
-            return cls._over_exported(
-                open_exported(path_or_hub_id, device, precision, trust_code=trust_code),
-                test,
-                path_or_hub_id,
-            )
+        source = path_or_hub_id
+        exported = is_exported(source)
+        for name, given in (("compile", compile), ("channels_last", channels_last)):
+            if exported and given:
+                raise ConfigError(
+                    name,
+                    found=f"given for {source}, an exported file, which is optimized and laid out "
+                    "already",
+                    expected=f"{name} for checkpoints only",
+                    remedy="leave it out, or predict with the checkpoint itself",
+                )
         use_threads(threads)
-        model = load_model(path_or_hub_id)
-        backend = make_backend(
-            model, device, precision, compile=compile, channels_last=channels_last
-        )
-        if test is None:
-            test = stored_test_settings(model.preprocessing, path_or_hub_id)
-        return cls(backend, test, model.classes, model.palette)
-
-    @classmethod
-    def _over_exported(
-        cls, backend: ExportedBackend, test: TestConfig | None, source: str | Path
-    ) -> Predictor:
-        about = backend.description
-        if test is None:
-            test = stored_test_settings(about.test, source)
-        names = usable_names(about.classes, about.num_classes, source)
-        return cls(backend, test, names, usable_palette(about.palette, about.num_classes, source))
+        backend: Backend
+        if exported:
+            backend = open_exported(source, device, precision, trust_code=trust_code)
+            about = backend.description
+            stored = about.test
+            classes = usable_names(about.classes, about.num_classes, source)
+            palette = usable_palette(about.palette, about.num_classes, source)
+        else:
+            model = load_model(source)
+            stored, classes, palette = model.preprocessing, model.classes, model.palette
+            backend = make_backend(
+                model, device, precision, compile=compile, channels_last=channels_last
+            )
+        test = stored_test_settings(stored, source) if test is None else test
+        return cls(backend, test, classes, palette)
 
     def __call__(self, source: Any, *, confidence: bool = False, batch_size: int = 1) -> Any:
         """Label an image, or several.
 
         Args:
             source: a path, bytes, an open file, a uint8 RGB array (H, W, 3), a tensor or a
-                Pillow image gives one :class:`Prediction` (:func:`as_image
-                <cgrseg.inference.sources.as_image>` has the details); a list of these, a
-                folder, a glob pattern or a video a list.  For more images than fit into memory
-                use :meth:`stream`.
+                Pillow image gives one :class:`Prediction` (details:
+                :func:`~cgrseg.inference.image_sources.as_image`); a list of these, a folder, a
+                glob pattern or a video gives a list.  For more images than fit into memory use
+                :meth:`stream`.
             confidence: also give each pixel's probability.
-            batch_size: number of images of equal size per batch.
+            batch_size: maximum number of images of equal size per batch.
 
         Raises:
             DataError: an image that cannot be used; the message names it.
         """
-        images = source if isinstance(source, (list, tuple)) else _behind(source)
-        several = images is source or is_video(source) or _is_path_of_several(source)
         found = [
             prediction
             for _, prediction in self.stream(
-                images, confidence=confidence, batch_size=batch_size, on_error="raise"
+                expand(source), confidence=confidence, batch_size=batch_size, on_error="raise"
             )
         ]
-        return found if several else found[0]
+        return found[0] if kind_of(source) in ("file", "content", "object") else found
 
     def stream(
         self,
@@ -208,18 +208,18 @@ class Predictor:
         batch_size: int = 1,
         on_error: Literal["raise", "yield"] = "raise",
     ) -> Iterator[tuple[Any, Prediction | CGRSegError]]:
-        """Label images one after another, reading the next ones meanwhile.
+        """Label images one after another while the next ones are read.
 
         Args:
-            sources: what a call of the predictor takes for a single image, and videos, whose frames
-                take their place; may be endless.  A single image, a folder or a pattern too.
+            sources: images as in a call of the predictor, and videos, which are replaced by their
+                frames; may be endless.  Or one path, folder, pattern, video, bytes or open file.
             confidence: also give each pixel's probability.
-            batch_size: number of images of equal size per batch.
+            batch_size: maximum number of images of equal size per batch.
             on_error: "yield" gives the error in the place of a prediction and goes on.
 
         Yields:
             The source and its prediction (or error), in order; the source of a video's frame
-            is the :class:`~cgrseg.inference.frames.Frame`.
+            is the :class:`~cgrseg.inference.video.Frame`.
         """
         if not 1 <= batch_size <= LARGEST_BATCH:
             raise ConfigError(
@@ -228,9 +228,8 @@ class Predictor:
                 expected=f"1 to {LARGEST_BATCH}",
                 remedy="correct it, or leave it out for its default",
             )
-        single = isinstance(sources, (str, Path, bytes, bytearray, memoryview))
-        single = single or callable(getattr(sources, "read", None))
-        images: Iterable[Any] = _behind(sources) if single else cast(Iterable[Any], sources)
+        several = kind_of(sources) in ("list", "object")
+        images = cast(Iterable[Any], sources) if several else expand(sources)
         # On a CPU the network keeps all cores busy; a GPU is faster than one reader.
         readers = 1 if self.backend.device.type == "cpu" else min(8, os.cpu_count() or 1)
         # Several batches are read at a time, so that images of equal size meet.
@@ -240,34 +239,41 @@ class Predictor:
             contextlib.closing(pending),
             ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read-ahead") as pool,
         ):
-            ahead = self._submit(pool, pending, together)
+
+            def read_next() -> list[tuple[Any, Future[_ReadImage]]]:
+                return [
+                    (source, pool.submit(self._read, source, error))
+                    for source, error in itertools.islice(pending, together)
+                ]
+
+            ahead = read_next()
             while ahead:
-                batch, ahead = ahead, self._submit(pool, pending, together)
-                opened: list[tuple[Any, Opened | CGRSegError]] = []
+                batch, ahead = ahead, read_next()
+                read: list[tuple[Any, _ReadImage | CGRSegError]] = []
                 for source, future in batch:
                     try:
-                        opened.append((source, future.result()))
+                        read.append((source, future.result()))
                     except CGRSegError as error:
                         if on_error == "raise":
                             raise
-                        opened.append((origin_of(source), error))
-                for source, found in self._label(opened, confidence, batch_size):
+                        read.append((source, error))
+                for source, found in self._label(read, confidence, batch_size):
                     if on_error == "raise" and isinstance(found, CGRSegError):
                         raise found
                     yield source, found
 
     def warm_up(self, height: int, width: int, *, batch_size: int = 1) -> float:
-        """Do beforehand what is done once for photos of a size, so that none of them waits.
+        """Do what is done once per image size, so that no image waits for it.
 
-        A compiled network is compiled for it, or loaded; one dummy image is predicted.
+        A compiled network is compiled for the size or loaded; one dummy image is predicted.
 
         Args:
-            height: of the photos in pixels; the network's input follows from the settings.
-            width: likewise.
-            batch_size: images that will go through the network together.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
+            batch_size: number of images per batch.
 
         Returns:
-            Seconds that it took.
+            Duration in seconds.
         """
         start = time.perf_counter()
         images = [np.zeros((height, width, 3), dtype=np.uint8)] * batch_size
@@ -281,16 +287,11 @@ class Predictor:
         self._seen_sizes.add(plan(self.backend, images[0], self.test).size)
         return time.perf_counter() - start
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, pending: Iterator[Any], count: int
-    ) -> list[tuple[Any, Future[Opened]]]:
-        return [(one, pool.submit(self._open, one)) for one in itertools.islice(pending, count)]
-
-    def _open(self, source: Any) -> Opened:
+    def _read(self, source: Any, error: CGRSegError | None) -> _ReadImage:
         """Read an image and make it the network's input, in a thread beside the network."""
         start = time.perf_counter()
-        if isinstance(source, Unreadable):
-            raise source.error
+        if error is not None:
+            raise error
         digest = None
         if isinstance(source, (str, Path)):
             image, digest = read_image_with_digest(source, bits=self.test.image_bits)
@@ -299,28 +300,29 @@ class Predictor:
         # In other modes, settings that the backend cannot do end the stream: see _label.
         plain = is_plain(self.test)
         planned = plan(self.backend, image, self.test, with_input=True) if plain else None
-        return Opened(image, planned, time.perf_counter() - start, digest)
+        return _ReadImage(image, planned, time.perf_counter() - start, digest)
 
     def _label(
-        self, opened: list[tuple[Any, Opened | CGRSegError]], confidence: bool, batch_size: int
+        self, read: list[tuple[Any, _ReadImage | CGRSegError]], confidence: bool, batch_size: int
     ) -> Iterator[tuple[Any, Prediction | CGRSegError]]:
         planned = {
             number: one.planned or plan(self.backend, one.image, self.test)
-            for number, (_, one) in enumerate(opened)
-            if isinstance(one, Opened)
+            for number, (_, one) in enumerate(read)
+            if isinstance(one, _ReadImage)
         }
-        labelled: dict[int, tuple[Segmentation | DataError, float, bool]] = {}
+        labeled: dict[int, tuple[Segmentation | DataError, float, bool]] = {}
         for group in grouped(self.backend, planned, batch_size):
-            labelled.update(self._label_group(group, confidence))
-        for number, (source, one) in enumerate(opened):
+            labeled.update(self._label_group(group, confidence))
+        for number, (source, one) in enumerate(read):
             if isinstance(one, CGRSegError):
                 yield source, one
                 continue
-            result, seconds, warm = labelled.pop(number)
+            result, seconds, warm = labeled.pop(number)
             if isinstance(result, DataError):
                 yield source, DataError(f"{name_of(source)}: {result}")
                 continue
-            origin = origin_of(source)
+            frame = source.number if isinstance(source, Frame) else None
+            file = source if frame is None else source.source
             yield (
                 source,
                 Prediction(
@@ -329,9 +331,9 @@ class Predictor:
                     palette=self.palette,
                     image=one.image,
                     confidence=result.confidence,
-                    source=Path(origin) if isinstance(origin, (str, Path)) else None,
+                    source=Path(file) if isinstance(file, (str, Path)) else None,
                     timing=Timing(one.seconds, seconds, warm),
-                    frame=source.number if isinstance(source, Frame) else None,
+                    frame=frame,
                     digest=one.digest,
                 ),
             )
@@ -360,20 +362,16 @@ class Predictor:
         return {n: (result, share, warm) for n, result in zip(group, found, strict=True)}
 
 
-def _is_path_of_several(source: Any) -> bool:
-    """Whether a source is a folder or a pattern rather than one file."""
-    return isinstance(source, (str, Path)) and not Path(source).is_file()
-
-
-def _behind(source: Any) -> list[Any]:
-    """The images behind one source: those of a folder or pattern, or itself."""
-    if _is_path_of_several(source):
-        return [image.path for image in find_images(source)]
-    return [source]
+@dataclass(frozen=True)
+class _ReadImage:
+    image: NDArray[np.uint8]
+    planned: PlannedImage | None
+    seconds: float
+    digest: str | None
 
 
 class _Asked(Backend):
-    """A backend that notes which shapes it is asked for, and computes nothing."""
+    """A backend that records the shapes of its inputs and computes nothing."""
 
     def __init__(self, backend: Backend) -> None:
         self.device, self.num_classes = backend.device, backend.num_classes
@@ -385,10 +383,29 @@ class _Asked(Backend):
         return torch.zeros(images, self.num_classes, height // 8, width // 8, device=self.device)
 
 
-def _not_for_exported(name: str, path: str | Path) -> str:
-    return explain(
-        name,
-        found=f"given for {path}, an exported file, which is optimised and laid out already",
-        expected=f"{name} for checkpoints only",
-        remedy="leave it out, or predict with the checkpoint itself",
-    )
+def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path) -> TestConfig:
+    """Test settings stored in a file.
+
+    Args:
+        settings: settings by name; None: the file holds none, and those published for ADE20K are
+            used.
+        source: the file, for messages.
+
+    Raises:
+        WeightsError: settings that this version does not have.
+    """
+    if settings is None:
+        _LOG.warning(
+            "%s holds no test settings; the published ones of ADE20K are used (short side 512)",
+            source,
+        )
+        return TestConfig()
+    try:
+        return TestConfig(**settings)
+    except (ValidationError, ConfigError, TypeError) as error:
+        raise WeightsError(
+            source,
+            found=f"test settings that cannot be used ({error})",
+            expected="those of a run, as this version writes them",
+            remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
+        ) from error

@@ -1,18 +1,18 @@
-"""Clips in and painted clips out, frame by frame: memory does not grow with their length.
+"""Reading and writing videos frame by frame: memory does not grow with their length.
 
-OpenCV's own wheels read and write video (its FFmpeg comes with them).  They decode what
-cameras and phones record (H.264, H.265, VP9, AV1 and more); H.264 they cannot encode for
-reasons of licence, so that the ending chooses among what they can: MPEG-4 part 2 (.mp4,
-.m4v, .mov, .mkv), VP8 (.webm, which browsers show) and Motion-JPEG (.avi).  Sound is not
-carried over.
+OpenCV's wheels bring their own FFmpeg.  It decodes what cameras and phones record (H.264, H.265,
+VP9, AV1 and more).  For license reasons it cannot encode H.264, so the suffix chooses another
+codec: MPEG-4 part 2 (.mp4, .m4v, .mov, .mkv), VP8 (.webm, which browsers show) or Motion-JPEG
+(.avi).  Sound is not copied.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,66 +21,164 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.errors import DataError, EnvironmentProblem, option
+from cgrseg.errors import DataError, EnvironmentProblem
 from cgrseg.files import atomic_path
-from cgrseg.inference.frames import USUAL_RATE, Clip
-from cgrseg.inference.overlap import Behind, read_ahead
-from cgrseg.inference.prediction import Prediction, Speed
-from cgrseg.inference.predictor import Predictor
-from cgrseg.locks import locking
-from cgrseg.progress import Progress
+from cgrseg.input_files import refuse_special
 
+_LOG = logging.getLogger("cgrseg.inference")
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v"}
 _CODECS |= {".webm": "VP80", ".avi": "MJPG"}
-#: Endings that can be written.
+#: Suffixes that can be written.
 WRITTEN_SUFFIXES = tuple(_CODECS)
+#: Suffixes of files that count as videos.
+VIDEO_SUFFIXES = (*_CODECS, ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
+
+_DEFAULT_RATE = 25.0  # where a video does not state its rate
 _HIGHEST_RATE = 1000.0
-# OpenCV makes a decimal fraction of a rate; MPEG-4 part 2 has 16 bits for its numerator.
+# OpenCV writes a rate as a decimal fraction; MPEG-4 part 2 has 16 bits for its numerator.
 _HIGHEST_NUMERATOR = 65535
+# The frame count of a container is a hint: edit lists hide frames, and a sound track may be longer
+# than the video.  A video is cut off only if more frames are missing than both of these.
+_LOOSE_SHARE = 0.1
+_LOOSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class VideoReport:
-    """What became of a clip.
+class Frame:
+    """One frame of a video.
 
     Attributes:
-        source: the clip.
-        target: the painted one.
-        frames: that were painted and written.
-        speed: of the network.
-        problem: set if the clip is cut off after these frames: it promised many more.
-        note: what else is said of frames that the clip promised and has not; else empty.
+        image: uint8 RGB (H, W, 3), upright.
+        number: counted from 0.
+        source: the video file.
     """
 
+    image: NDArray[np.uint8]
+    number: int
     source: Path
-    target: Path
-    frames: int
-    speed: Speed
-    problem: DataError | None = None
-    note: str = ""
+
+
+class VideoReader:
+    """A video open for reading; iterating gives its :class:`Frame` objects once.
+
+    Attributes:
+        length: number of frames that the container states, possibly too many; 0 if it states none.
+        rate: frames per second; may be 0 or NaN if the container states none.
+        shortfall: after the last frame, a phrase about unreadable frames; empty if there are none.
+        cut_off: whether so many frames are missing that the video must be damaged.
+
+    Raises:
+        DataError: a missing file or no video; while iterating, no frame can be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            refuse_special(path)
+        except OSError as error:
+            raise DataError(
+                path,
+                found=f"the file cannot be read ({error.strerror or error})",
+                expected="a video",
+                remedy="check the path and the permissions",
+            ) from error
+        # A thread may still read ahead when a signal ends the work: it must not lose FFmpeg's
+        # memory while it reads.
+        self._using = threading.Lock()
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise self._damaged("it cannot be opened as a video")
+        self.length = max(0, round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.shortfall = ""
+        self.cut_off = False
+
+    def __iter__(self) -> Iterator[Frame]:
+        number = 0
+        while True:
+            with self._using:
+                there, pixels = self._capture.read()  # none after closing
+            if not there:
+                break
+            image: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(
+                np.uint8, copy=False
+            )
+            yield Frame(image, number, self.path)
+            number += 1
+        if not number:
+            raise self._damaged("no frame can be read")
+        missing = self.length - number
+        if missing > 0:
+            rate = self.rate if math.isfinite(self.rate) and self.rate > 0 else _DEFAULT_RATE
+            self.cut_off = missing > max(_LOOSE_SHARE * self.length, _LOOSE_SECONDS * rate)
+            self.shortfall = f"only {number} of {self.length} frames can be read"
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._using:
+            self._capture.release()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def problem(self) -> DataError | None:
+        """Error of a video that was read and is cut off; else None."""
+        return self._damaged(self.shortfall) if self.cut_off else None
+
+    def _damaged(self, found: str) -> DataError:
+        return DataError(
+            self.path,
+            found=found,
+            expected=f"a whole video ({', '.join(VIDEO_SUFFIXES)})",
+            remedy="play it to see whether it is damaged; `ffmpeg -i IN OUT.mp4` rewrites what "
+            "can be saved and other formats",
+        )
+
+
+def frames_of(path: str | Path) -> Iterator[Frame]:
+    """The frames of a video; the file is closed at the end.
+
+    A warning is logged when frames are missing that the container states.
+
+    Raises:
+        DataError: see :class:`VideoReader`.
+    """
+    with VideoReader(path) as video:
+        yield from video
+        if video.shortfall:
+            _LOG.warning("%s: %s, as the file counts them", path, video.shortfall)
 
 
 def writable_rate(rate: float) -> float:
-    """The closest rate to a clip's that every format can hold; 25 for one that cannot be."""
+    """The rate closest to a video's that every format can hold; 25 for an impossible rate."""
     if not math.isfinite(rate) or not 0 < rate <= _HIGHEST_RATE:
-        return USUAL_RATE
+        return _DEFAULT_RATE
     for digits in (3, 2, 1):
         rounded = round(rate, digits)
         if rounded * 10**digits <= _HIGHEST_NUMERATOR:
-            return rounded or USUAL_RATE
+            return rounded or _DEFAULT_RATE
     return float(round(rate))
 
 
 class VideoWriter:
-    """A video file that is there once the block ends without an error, whole; else not at all.
+    """A video file that appears complete when the block ends without an error, else not at all.
 
     Args:
-        path: target; its ending chooses the format.
+        path: target; its suffix chooses the format.
         rate: frames per second; see :func:`writable_rate`.
 
     Raises:
-        DataError: an ending that cannot be written.
-        EnvironmentProblem: on leaving the block, when not all frames reached the disk.
+        DataError: a suffix that cannot be written.
+        EnvironmentProblem: on leaving the block, when frames are missing on the disk.
     """
 
     def __init__(self, path: Path | str, rate: float) -> None:
@@ -88,7 +186,7 @@ class VideoWriter:
         self.frames = 0
         self._rate = writable_rate(rate)
         self._writer: cv2.VideoWriter | None = None
-        # A thread may still encode when a signal ends the work, see `Clip`.
+        # A thread may still encode when a signal ends the work, as in `VideoReader`.
         self._using = threading.Lock()
         self._closed = False
         self._exit = contextlib.ExitStack()
@@ -96,9 +194,9 @@ class VideoWriter:
         if self.path.suffix.lower() not in _CODECS:
             raise DataError(
                 self.path,
-                found=f"the ending {self.path.suffix or '(none)'}",
+                found=f"the suffix {self.path.suffix or '(none)'}",
                 expected=f"one of {', '.join(_CODECS)}",
-                remedy="choose .mp4, or .webm for a clip that browsers show",
+                remedy="choose .mp4, or .webm for a video that browsers show",
             )
 
     def __enter__(self) -> VideoWriter:
@@ -106,17 +204,17 @@ class VideoWriter:
         return self
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Append a frame, uint8 RGB (H, W, 3), as large as the first one.
+        """Append a frame, uint8 RGB (H, W, 3), of the size of the first frame.
 
-        An odd last row or column is left out, as the formats want it.
+        An odd last row or column is dropped, as the formats require.
         """
-        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        pixels = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         with self._using:
             if self._closed:
                 return
             if self._writer is None:
                 self._writer = self._start(*frame.shape[:2])
-            self._writer.write(picture)
+            self._writer.write(pixels)
         self.frames += 1
 
     def _start(self, height: int, width: int) -> cv2.VideoWriter:
@@ -126,7 +224,7 @@ class VideoWriter:
             raise self._not_written(
                 f"the encoder could not be started for {width}x{height} at {self._rate:g} "
                 "frames per second",
-                "see whether OpenCV said more above; choose another ending",
+                "see whether OpenCV said more above; choose another suffix",
             )
         return writer
 
@@ -141,7 +239,7 @@ class VideoWriter:
             if self._writer is not None:
                 self._writer.release()
         if kind is None:
-            # OpenCV does not say when a disk is full: count what can be read again.
+            # OpenCV does not report a full disk: count the frames in the file.
             try:
                 self._check()
             except EnvironmentProblem as problem:
@@ -153,11 +251,11 @@ class VideoWriter:
         written = cv2.VideoCapture(str(self._partial))
         there = round(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
         written.release()
-        # WebM tells its length in milliseconds only.
+        # WebM states its length in milliseconds only.
         if there < self.frames - 1 - self.frames // 100 or not there:
             raise self._not_written(
                 f"{there} of {self.frames} frames are in the file",
-                "free space on the disk, or choose another ending",
+                "free space on the disk, or choose another suffix",
             )
 
     def _not_written(self, found: str, remedy: str) -> EnvironmentProblem:
@@ -166,73 +264,4 @@ class VideoWriter:
             found=found,
             expected="a video with every frame",
             remedy=f"{remedy} ({', '.join(sorted(_CODECS))})",
-        )
-
-
-@locking(lambda given: Path(given["out"]).parent)
-def predict_video(
-    predictor: Predictor,
-    source: str | Path,
-    out: str | Path,
-    *,
-    opacity: float = 0.5,
-    overwrite: bool = False,
-    batch_size: int = 1,
-    progress: Progress | None = None,
-) -> VideoReport:
-    """Paint the labels over every frame of a clip.
-
-    Frames are read, labelled and written at the same time.  The rate is the clip's average
-    one; sound is not carried over.  Of a clip that can be read in part only, the frames until
-    there are written, and the report says so; any other problem leaves the target as it was.
-
-    Args:
-        predictor: labels the frames.
-        source: the clip.
-        out: target, whose ending chooses the format (see the module).
-        opacity: of the labels, 0..1.
-        overwrite: replace a file that is there.
-        batch_size: frames that go through the network together.
-        progress: called with frames done and frames in all (as the clip says).
-
-    Raises:
-        DataError: a clip that cannot be read at all, a target that is there already, or a
-            frame of which the network makes NaN or infinite values.
-        EnvironmentProblem: the target cannot be written.
-    """
-    source, out = Path(source), Path(out)
-    _check_target(source, out, overwrite)
-    painted = 0
-    speed = Speed()
-    with (
-        Clip(source) as clip,
-        contextlib.closing(read_ahead(clip, 4 * batch_size)) as frames,
-        VideoWriter(out, clip.rate) as writer,
-        Behind(threads=1, waiting=4 * batch_size) as encoding,
-    ):
-
-        def paint(found: Prediction) -> None:
-            writer.add(found.overlay(opacity))
-
-        for _, found in predictor.stream(frames, batch_size=batch_size):
-            if not isinstance(found, Prediction):
-                raise found
-            encoding.add(paint, found)
-            speed.add(found.timing)
-            painted += 1
-            if progress is not None:
-                progress(painted, max(painted, clip.length))
-    note = "" if clip.cut_off else clip.shortfall
-    return VideoReport(source, out, painted, speed, clip.problem(), note)
-
-
-def _check_target(source: Path, out: Path, overwrite: bool) -> None:
-    same = out.exists() and source.exists() and os.path.samefile(source, out)
-    if same or (out.exists() and not overwrite):
-        raise DataError(
-            out,
-            found="the clip itself" if same else "a file of that name",
-            expected="a name that is free",
-            remedy="choose another name"
-            + ("" if same else f", or replace it with {option('--overwrite')}"),
         )

@@ -259,7 +259,7 @@ def test_videos_into_a_folder_and_one_that_is_broken(
     (tmp_path / "else").mkdir()
     elsewhere = clip(tmp_path / "else" / "good.avi")
     another = run("predict", trained / "best.pth", elsewhere, *options)
-    assert another.exit_code == 2 and "another clip than" in another.stderr
+    assert another.exit_code == 2 and "another video than" in another.stderr
     (out / "good.mp4").write_bytes(b"retouched")
     kept = run("predict", trained / "best.pth", good, *options)
     assert kept.exit_code == 0 and "no record says what it was painted from" in kept.stdout

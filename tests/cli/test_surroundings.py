@@ -230,7 +230,7 @@ _FINDS = """
 import sys
 from cgrseg.data.image_files import read_image
 from cgrseg.errors import DataError
-from cgrseg.inference.sources import find_images
+from cgrseg.inference.image_sources import find_images
 for image in find_images(sys.argv[1]):
     try:
         read_image(image.path)

@@ -22,7 +22,7 @@ from cgrseg.data.label_files import label_note, write_label_png
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem, WeightsError
 from cgrseg.inference import Prediction, Predictor, TorchBackend, predict_folder, segment
 from cgrseg.inference.compiled_backend import CompiledBackend
-from cgrseg.inference.sources import as_image, find_images
+from cgrseg.inference.image_sources import as_image, find_images
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import BlockBackend, photo
@@ -231,7 +231,7 @@ def test_prediction_tells_and_shows() -> None:
         found.mask("tree")
     assert found.confidence is not None
     assert found.confidence.min() >= 1 / 3 and found.confidence.max() <= 1
-    colours = found.coloured()
+    colours = found.colored()
     assert colours[5, 7].tolist() == list(PALETTE[found.labels[5, 7]])
     assert np.array_equal(found.overlay(1.0)[found.mask(name)].max(0), PALETTE[CLASSES.index(name)])
     legend = found.overlay(legend=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import DataError, EnvironmentProblem
 from cgrseg.inference import Predictor, predict_video
-from cgrseg.inference.frames import Clip, frames_of, is_video
-from cgrseg.inference.video import VideoWriter, writable_rate
+from cgrseg.inference.image_sources import kind_of
+from cgrseg.inference.video import VideoReader, VideoWriter, frames_of, writable_rate
 from tests.inference.fixtures import BlockBackend, photo
 
 CLASSES = ("sky", "road", "car")
@@ -40,7 +40,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_frames_come_in_order_and_in_rgb(clip: Path) -> None:
-    with Clip(clip) as opened:
+    with VideoReader(clip) as opened:
         assert (opened.length, opened.rate) == (12, 10.0)
         frames = list(opened)
     assert [frame.number for frame in frames] == list(range(12))
@@ -48,10 +48,12 @@ def test_frames_come_in_order_and_in_rgb(clip: Path) -> None:
         # FFV1 stores the colours with half the resolution of the brightness.
         difference = frame.image.astype(int) - photo(64, 96, frame.number)
         assert np.abs(difference).mean() < 4
-    assert is_video("a/b.MP4") and not is_video("a.png") and not is_video(frames[0].image)
     folder = clip.parent / "drive.mp4"
     folder.mkdir()
-    assert not is_video(folder)
+    sources = ["a/b.MP4", clip, "a.png", folder, frames[0].image]
+    assert [kind_of(source) for source in sources] == [
+        *("video", "video", "pattern", "folder", "object")
+    ]
 
 
 def test_frames_are_labelled_like_photos(clip: Path) -> None:
@@ -73,7 +75,7 @@ def test_painted_clip_has_every_frame_in_its_place(clip: Path, tmp_path: Path, e
     )
     assert (report.frames, report.problem) == (12, None)
     assert steps == [(done, 12) for done in range(1, 13)]
-    with Clip(out) as painted:
+    with VideoReader(out) as painted:
         assert painted.rate == pytest.approx(10.0)
         shown = [frame.image for frame in painted]
     assert len(shown) == 12
@@ -154,7 +156,7 @@ def test_every_rate_can_be_written(tmp_path: Path, rate: float, expected: float)
     with VideoWriter(path, rate) as writer:
         for number in range(3):
             writer.add(photo(32, 48, number))
-    with Clip(path) as written:
+    with VideoReader(path) as written:
         assert written.rate == pytest.approx(expected) and len(list(written)) == 3
 
 
@@ -179,7 +181,7 @@ def test_nothing_is_overwritten_unasked(clip: Path, tmp_path: Path) -> None:
         predict_video(predictor(), clip, out)
     assert out.read_bytes() == b"mine"
     before = clip.read_bytes()
-    with pytest.raises(DataError, match="the clip itself"):
+    with pytest.raises(DataError, match="the video itself"):
         predict_video(predictor(), clip, clip, overwrite=True)
     assert clip.read_bytes() == before
     assert predict_video(predictor(), clip, out, overwrite=True).frames == 12
@@ -220,7 +222,7 @@ def test_a_frame_that_the_network_fails_at_is_no_damage(clip: Path, tmp_path: Pa
 
 def test_an_encoder_that_does_not_start_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(EnvironmentProblem, match=r"(?s)encoder.*1x1 at 5.*another ending"),
+        pytest.raises(EnvironmentProblem, match=r"(?s)encoder.*1x1 at 5.*another suffix"),
         VideoWriter(tmp_path / "out.mp4", 5.0) as writer,
     ):
         writer.add(photo(1, 1))

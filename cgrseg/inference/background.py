@@ -1,7 +1,7 @@
-"""Work done at the same time: reading ahead of the network, writing behind it.
+"""Reading ahead of the network and writing behind it, in threads.
 
-Decoding and encoding of pictures leave Python to the others, so that threads are enough.
-Both keep a bounded number of items, whatever the length of the input.
+Threads are enough: decoding and encoding release Python's lock.  Both parts hold a bounded number
+of items, whatever the length of the input.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
-_WAIT = 0.1  # seconds between looks at whether the reader of a full queue has left
+_WAIT = 0.1  # seconds between checks whether the reader of a full queue has left
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
-    """The same items, taken in a thread of their own while earlier ones are used.
+    """The same items, produced in a thread while earlier items are used.
 
     Args:
-        items: what to take; its errors are raised here, in their place.
-        depth: most items that wait, at least 1.
+        items: iterated once; its errors are raised here, in their place.
+        depth: maximum number of waiting items, at least 1.
     """
     waiting: queue.Queue[tuple[bool, object]] = queue.Queue(maxsize=depth)
     left = threading.Event()
@@ -60,19 +60,19 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             yield cast(T, item)
     finally:
         left.set()
-        if thread.ident is not None:  # else a signal came before it began
+        if thread.ident is not None:  # None: a signal came before the thread began
             thread.join()
 
 
-class Behind:
-    """Jobs that run in threads while the caller goes on; an error of one ends the work.
+class BackgroundWriter:
+    """Threads that run jobs while the caller goes on.
 
-    Used as a context manager: leaving it waits for all jobs.  A job's error is raised by
-    the next :meth:`add`, or on leaving; jobs that have not begun are then dropped.
+    A context manager: leaving it waits for all jobs.  The error of a job is raised by the next
+    :meth:`add` or on leaving; jobs that have not begun are then dropped.
 
     Args:
-        threads: that work; 1 keeps the jobs in their order.
-        waiting: most jobs under way or waiting; :meth:`add` blocks beyond that.
+        threads: number of threads; 1 keeps the jobs in order.
+        waiting: maximum number of unfinished jobs; :meth:`add` blocks beyond it.
     """
 
     def __init__(self, threads: int = 1, waiting: int = 8) -> None:
@@ -86,12 +86,7 @@ class Behind:
             self._jobs.popleft().result()
         self._jobs.append(self._pool.submit(job, *arguments))
 
-    def finish(self) -> None:
-        """Wait until all jobs so far are done."""
-        while self._jobs:
-            self._jobs.popleft().result()
-
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(
@@ -101,7 +96,7 @@ class Behind:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
-                self.finish()
+            while kind is None and self._jobs:
+                self._jobs.popleft().result()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)

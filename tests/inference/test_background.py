@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cgrseg.inference.overlap import Behind, read_ahead
+from cgrseg.inference.background import BackgroundWriter, read_ahead
 
 
 def test_items_come_in_order_and_are_read_in_another_thread() -> None:
@@ -60,7 +60,7 @@ def test_jobs_run_beside_the_caller_and_all_are_done_on_leaving() -> None:
         gate.wait(10)
         done.append(number)
 
-    with Behind(threads=1, waiting=10) as behind:
+    with BackgroundWriter(threads=1, waiting=10) as behind:
         for number in range(5):
             behind.add(job, number)
         assert done == []  # the caller did not wait
@@ -75,7 +75,7 @@ def test_waiting_jobs_are_bounded() -> None:
         begun.set()
         gate.wait(10)
 
-    with Behind(threads=1, waiting=2) as behind:
+    with BackgroundWriter(threads=1, waiting=2) as behind:
         behind.add(job)
         behind.add(job)
         begun.wait(10)
@@ -92,9 +92,9 @@ def test_an_error_of_a_job_ends_the_work() -> None:
     def job() -> None:
         raise ValueError("disk full")
 
-    with pytest.raises(ValueError, match="disk full"), Behind() as behind:
+    with pytest.raises(ValueError, match="disk full"), BackgroundWriter() as behind:
         behind.add(job)
-    with pytest.raises(ValueError, match="disk full"), Behind(waiting=1) as behind:
+    with pytest.raises(ValueError, match="disk full"), BackgroundWriter(waiting=1) as behind:
         for _ in range(3):
             behind.add(job)
         pytest.fail("the second job should have told of the first")

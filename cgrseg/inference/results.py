@@ -1,0 +1,228 @@
+"""Label maps of whole folders and painted videos, written to files.
+
+A folder's work can be shared out over processes and machines; a restart goes on where it stopped;
+every file is written whole or not at all; an image that cannot be read is reported and the rest is
+done.  :mod:`cgrseg.inference.records` decides which results are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cgrseg.errors import CGRSegError, DataError, option
+from cgrseg.files import UnusableNameError
+from cgrseg.inference.background import BackgroundWriter, read_ahead
+from cgrseg.inference.image_sources import FoundImage, find_images
+from cgrseg.inference.prediction import Prediction, Speed
+from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.records import PARTS, FolderRecord
+from cgrseg.inference.video import VideoReader, VideoWriter
+from cgrseg.locks import locking
+from cgrseg.progress import Progress
+
+_WRITERS = 4  # threads that encode and write results
+
+
+@dataclass(repr=False)
+class FolderReport:
+    """Outcome of the images of this process.
+
+    Attributes:
+        done: images that were predicted now.
+        kept: images whose results were there already.
+        failed: files that could not be used, each with its error.
+        speed: speed of the network; reading and writing run at the same time.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
+    speed: Speed = field(default_factory=Speed)
+
+    def __repr__(self) -> str:
+        return (
+            f"FolderReport({len(self.done)} done, {len(self.kept)} kept, {len(self.failed)} failed)"
+        )
+
+
+@locking(
+    lambda given: given["out"],
+    below=True,
+    share=lambda given: f"share of {given['world_size']}" if given["world_size"] > 1 else "",
+)
+def predict_folder(
+    predictor: Predictor,
+    inputs: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    overlays: bool = True,
+    legend: bool = True,
+    opacity: float = 0.5,
+    overwrite: bool = False,
+    batch_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> FolderReport:
+    """Write label maps (and overlays) of many images.
+
+    Results are `out/labels/<name>.png` (ids as indices, in the colors of the classes) and
+    `out/overlays/<name>.jpg`; `out/prediction.json` states what made them.
+
+    Args:
+        predictor: labels the images.
+        inputs: files, folders and glob patterns.
+        out: folder of the results.
+        overlays: also write the images with their labels laid over them.
+        legend: add class names and shares at the side of the overlays.
+        opacity: opacity of the labels in the overlays, 0..1.
+        overwrite: predict images again whose results are there.
+        batch_size: maximum number of images of equal size per batch.
+        rank: this process takes every `world_size`-th image, from the rank-th on.
+        world_size: number of processes; they need not know of each other.
+        checkpoint: source of the network, recorded in `prediction.json`.
+        progress: called with the finished images and all images of this process.
+
+    Raises:
+        DataError: no images, or a video among them; or `out` holds results of other
+            weights, of another precision, of other settings or of other images, and
+            `overwrite` is not set.
+        EnvironmentProblem: results cannot be written.
+    """
+    folder = Path(out)
+    mine = find_images(inputs, leave_out=[folder / part for part in PARTS])[rank::world_size]
+    look = {"opacity": opacity, "legend": legend} if overlays else None
+    record = FolderRecord(predictor, checkpoint, folder, look, overwrite)
+    report = FolderReport()
+
+    def targets(image: FoundImage) -> tuple[Path, Path]:
+        return folder / "labels" / f"{image.name}.png", folder / "overlays" / f"{image.name}.jpg"
+
+    todo: list[FoundImage] = []
+    for image in mine:
+        labels, picture = targets(image)
+        # os.path, since Path.is_file raises for names that are too long.
+        finished = os.path.isfile(labels) and (os.path.isfile(picture) or not overlays)
+        if finished and not overwrite and record.keeps(labels, image.path):
+            report.kept.append(image.path)
+        else:
+            todo.append(image)
+    unwritten: list[tuple[Path, CGRSegError]] = []
+
+    def write(image: FoundImage, found: Prediction) -> None:
+        labels, picture = targets(image)
+        try:
+            # The labels come last: their presence means that this image is finished.
+            if overlays:
+                found.save_overlay(picture, opacity, legend=legend)
+            found.save_labels(labels, note=record.note(found, image.path))
+        except UnusableNameError as error:
+            unwritten.append((image.path, error))
+
+    predictions = predictor.stream(
+        (image.path for image in todo), batch_size=batch_size, on_error="yield"
+    )
+    with BackgroundWriter(min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
+        for image, (_, found) in zip(todo, predictions, strict=True):
+            if isinstance(found, Prediction):
+                writing.add(write, image, found)
+                report.done.append(image.path)
+                report.speed.add(found.timing)
+            else:
+                report.failed.append((image.path, found))
+            if progress is not None:
+                progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
+    for path, error in unwritten:
+        report.done.remove(path)
+        report.failed.append((path, error))
+    # With several processes, none knows when the others are done.
+    if record.overwriting and world_size == 1 and not report.failed:
+        record.finish()
+    return report
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """Outcome of a video.
+
+    Attributes:
+        source: the video.
+        target: the painted video.
+        frames: number of frames that were painted and written.
+        speed: speed of the network.
+        problem: error of a video that is cut off after these frames; else None.
+        note: remark about frames that the video states and lacks; else empty.
+    """
+
+    source: Path
+    target: Path
+    frames: int
+    speed: Speed
+    problem: DataError | None = None
+    note: str = ""
+
+
+@locking(lambda given: Path(given["out"]).parent)
+def predict_video(
+    predictor: Predictor,
+    source: str | Path,
+    out: str | Path,
+    *,
+    opacity: float = 0.5,
+    overwrite: bool = False,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> VideoReport:
+    """Paint the labels over every frame of a video.
+
+    Frames are read, labeled and written at the same time.  The rate is the video's average rate;
+    sound is not copied.  If only the first part of a video can be read, its frames are written and
+    the report says so; any other problem leaves the target as it was.
+
+    Args:
+        predictor: labels the frames.
+        source: the video.
+        out: target, whose suffix chooses the format (see :mod:`cgrseg.inference.video`).
+        opacity: opacity of the labels, 0..1.
+        overwrite: replace an existing file.
+        batch_size: maximum number of frames per batch.
+        progress: called with the finished frames and all frames that the video states.
+
+    Raises:
+        DataError: a video without readable frames, an existing target, or a frame for which the
+            network gives NaN or infinite values.
+        EnvironmentProblem: the target cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    same = out.exists() and source.exists() and os.path.samefile(source, out)
+    if same or (out.exists() and not overwrite):
+        raise DataError(
+            out,
+            found="the video itself" if same else "a file of that name",
+            expected="a name that is free",
+            remedy="choose another name"
+            + ("" if same else f", or replace it with {option('--overwrite')}"),
+        )
+    painted = 0
+    speed = Speed()
+    with (
+        VideoReader(source) as video,
+        contextlib.closing(read_ahead(video, 4 * batch_size)) as frames,
+        VideoWriter(out, video.rate) as writer,
+        BackgroundWriter(threads=1, waiting=4 * batch_size) as encoding,
+    ):
+        for _, found in predictor.stream(frames, batch_size=batch_size):
+            if not isinstance(found, Prediction):
+                raise found
+            encoding.add(lambda one: writer.add(one.overlay(opacity)), found)
+            speed.add(found.timing)
+            painted += 1
+            if progress is not None:
+                progress(painted, max(painted, video.length))
+    note = "" if video.cut_off else video.shortfall
+    return VideoReport(source, out, painted, speed, video.problem(), note)
