@@ -1,4 +1,4 @@
-"""Train or evaluate CGRSeg on one device: edit the dictionary below and press Run.
+"""Train or evaluate CGRSeg on one device: edit the dictionary below and run this file.
 
 The same from a shell (`python run_cgrseg.py --mode train --lr 0.0001`) and from Python:
 
@@ -6,9 +6,9 @@ The same from a shell (`python run_cgrseg.py --mode train --lr 0.0001`) and from
     run_single_gpu("train", work_dir="./work_dirs/quick_start")
     run_single_gpu("eval", checkpoint="./work_dirs/quick_start/latest.pth")
 
-Where a setting comes from, the later winning: the config, this dictionary, flags and
-keyword arguments.  A value of the dictionary counts when it differs from the default
-config's own, so choosing another config brings that config's settings along.
+Settings come from the config, this dictionary, flags and keyword arguments; the later ones win.
+A value of the dictionary counts when it differs from the default config, so another config
+brings its own settings.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ DEFAULT_HPARAMS: dict[str, Any] = {
 
 
 def run_single_gpu(mode: str | None = None, **overrides: Any) -> dict[str, float]:
-    """Train or evaluate with the dictionary above and whatever is given here.
+    """Train or evaluate with the dictionary above and the arguments.
 
     Args:
-        mode: "train" or "eval"; none: as the dictionary says.
+        mode: "train" or "eval"; None: the mode of the dictionary.
         **overrides: keys of `DEFAULT_HPARAMS`, or any setting of the config by its dotted
             name: `run_single_gpu("train", **{"train.precision": "bf16"})`.
 
     Returns:
-        The metrics (0..1) by name: of the evaluation, or of the training's last one.
+        Metrics by name (0..1) of the evaluation, or of the training's last evaluation.
 
     Raises:
-        cgrseg.errors.CGRSegError: with a message that says what to do.
+        cgrseg.errors.CGRSegError: the message says what to do.
     """
     if mode is not None:
         overrides["mode"] = mode
-    return single_gpu.run(DEFAULT_HPARAMS, overrides).metrics
+    return single_gpu.run(DEFAULT_HPARAMS, overrides)[0]
 
 
 if __name__ == "__main__":

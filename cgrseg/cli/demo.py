@@ -1,8 +1,7 @@
-"""`cgrseg demo`: the whole path on embedded data, from drawing scenes to a report.
+"""`cgrseg demo`: synthetic scenes, training, evaluation, prediction and report.
 
-Nothing is downloaded.  The network starts from scratch; beside its score stands that of
-a per-pixel colour classifier fitted on the same scenes, to show what is owed to shape,
-texture and place.
+Nothing is downloaded.  The network starts from scratch; its score is compared with that of a
+per-pixel color classifier on the same scenes, which knows no shape, texture or position.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ def demo(
     with speaking_as(FrontEnd.DEMO):
         trained = train(config, device=device or "auto", auto_resume=True)
     if trained.stopped_by is not None:
-        raise typer.Exit(128 + int(trained.stopped_by))
+        raise typer.Exit(trained.exit_status)
     checkpoint = trained.best or trained.latest
 
     console.rule("3 of 5: measuring on held-out scenes", align="left")

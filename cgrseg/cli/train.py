@@ -1,4 +1,4 @@
-"""`cgrseg train`: from a config to a trained network in a run's folder."""
+"""`cgrseg train`: train a network and write it into a run folder."""
 
 from __future__ import annotations
 
@@ -87,22 +87,20 @@ def train(
     result = run_training(
         resolved, device=device or "auto", resume_from=resume_from, auto_resume=resume
     )
-    _say_what_is_where(console, result)
     if result.stopped_by is not None:
-        raise typer.Exit(128 + int(result.stopped_by))
+        raise typer.Exit(result.exit_status)
+    _print_results(console, result)
 
 
 def print_settings(console: Console, config: Config) -> None:
-    """Print all settings, one a line."""
+    """Print all settings, one per line."""
     from cgrseg.config.reference import flatten
 
     for path, value in flatten(config).items():
         console.print(f"{path} = {value}", markup=False, soft_wrap=True)
 
 
-def _say_what_is_where(console: Console, result: TrainResult) -> None:
-    if result.stopped_by is not None:
-        return
+def _print_results(console: Console, result: TrainResult) -> None:
     score = result.metrics.get("mIoU")
     if score is not None:
         console.print(f"last evaluation: mIoU {100 * score:.2f} %")

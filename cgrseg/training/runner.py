@@ -79,6 +79,11 @@ class TrainResult:
     latest: Path
     stopped_by: signal.Signals | None = None
 
+    @property
+    def exit_status(self) -> int:
+        """Exit status of a command: 0, or 128 plus the number of the signal."""
+        return 0 if self.stopped_by is None else 128 + int(self.stopped_by)
+
 
 def _headline(config: Config) -> str:
     return (

@@ -1,16 +1,14 @@
-"""What `run_cgrseg.py` does: one process, settings from a flat dictionary and flags.
+"""Command line of `run_cgrseg.py`: one process, settings from a flat dictionary and flags.
 
-The dictionary belongs to the script, where people edit it; this module gives each key its
-flag and its place in the config, runs, and prints the active settings first.
+The dictionary is in the script, where users edit it.  This module maps each key to its flag and
+its setting, prints the active settings, and trains or evaluates.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ _LOG = logging.getLogger("cgrseg.training")
 
 DEFAULT_CONFIG = "cgrseg-t_ade20k_160k"
 
-#: Keys of the dictionary that are settings of the config, with their dotted name there.
+#: Keys of the dictionary to the settings of the config.
 SETTINGS: dict[str, str] = {
     "lr": "optimizer.lr",
     "batch_size": "train.batch_size",
@@ -44,7 +42,7 @@ SETTINGS: dict[str, str] = {
     "load_from": "train.load_from",
 }
 
-#: Every flag: key of the dictionary, how argparse reads it, and its help.
+#: Flags: key of the dictionary to the arguments of argparse.
 FLAGS: dict[str, dict[str, Any]] = {
     "mode": {"choices": ["train", "eval"], "help": "train a network, or evaluate a checkpoint"},
     "config": {"help": "config file, or the name of a run that is shipped"},
@@ -81,7 +79,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "gpu_id": {"type": int, "help": "number of the GPU, from 0"},
 }
 
-#: Keys that only an evaluation heeds, with what a training has in their place.
+#: Keys of an evaluation only, with the setting of a training instead.
 EVAL_ONLY = {
     "precision": "train.precision, as in train.precision=bf16",
     "compile": "train.compile, as in train.compile=true",
@@ -97,21 +95,8 @@ IGNORED: dict[str, frozenset[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run gave.
-
-    Attributes:
-        metrics: by name (0..1); empty after a training without evaluation.
-        stopped_by: signal that ended a training early, if any.
-    """
-
-    metrics: dict[str, float]
-    stopped_by: signal.Signals | None = None
-
-
 def build_parser(defaults: Mapping[str, Any]) -> FlagParser:
-    """Flags of `run_cgrseg.py`; their help shows the dictionary's values."""
+    """Flags of `run_cgrseg.py`; the help shows the values of the dictionary."""
     parser = FlagParser(
         prog="run_cgrseg.py",
         settings_flags={name: f"--{key.replace('_', '-')}" for key, name in SETTINGS.items()},
@@ -135,34 +120,34 @@ def build_parser(defaults: Mapping[str, Any]) -> FlagParser:
 
 
 def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
-    """Run as the command line says; problems are printed, not raised.
-
-    Returns:
-        0, 2 after a problem, or 128 plus the number of the signal that ended it early.
-    """
-    from cgrseg.training.train_script import explained
+    """Run with the settings of the command line; return the exit status as `tools/train.py`."""
+    from cgrseg.training.train_script import run_script
 
     given = vars(build_parser(defaults).parse_intermixed_args(argv))
-    with explained() as ending:
+
+    def work() -> int:
         given.update(parse_overrides(given.pop("settings")))
-        ending.stopped_by(run(defaults, given).stopped_by)
-    return ending.status
+        return run(defaults, given)[1]
+
+    return run_script(work)
 
 
-def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Outcome:
+def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, float], int]:
     """Train or evaluate.
 
     Args:
-        defaults: the script's dictionary.
-        given: keys of it, or dotted settings of the config, that override both it and the
-            config.
+        defaults: dictionary of the script.
+        given: keys of the dictionary or dotted settings; they override dictionary and config.
+
+    Returns:
+        Metrics by name (0..1; empty after a training without evaluation), and the exit status.
 
     Raises:
-        CGRSegError: a key that does not exist, and everything that training raises.
+        CGRSegError: an unknown key, or a problem of the training or the evaluation.
     """
     active, config = resolve(defaults, given)
     print(describe(active, config), flush=True)
-    # Those of the dictionary may stay there for the other mode; what was asked for now may not.
+    # Keys of the dictionary may stay there for the other mode; given keys deserve a warning.
     for key in sorted(IGNORED[active["mode"]] & given.keys()):
         hint = ""
         if key == "checkpoint":
@@ -179,19 +164,18 @@ def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Outcome:
             resume_from=active["resume_from"],
             auto_resume=bool(active["auto_resume"]),
         )
-        return Outcome(result.metrics, result.stopped_by)
-    return Outcome(_evaluate(active, config, device))
+        return result.metrics, result.exit_status
+    return _evaluate(active, config, device), 0
 
 
 def resolve(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], Config]:
-    """Put config, dictionary and explicit values together.
+    """Merge config, dictionary and given values.
 
     Returns:
-        The flat values that are in force (what the config has for those that come from
-        there), and the config with all of them applied.
+        The active flat values, and the config with all of them applied.
 
     Raises:
-        ConfigError: a key or a mode that does not exist, or a value that does not fit.
+        ConfigError: an unknown key or mode, or a wrong value.
     """
     flat = {key: value for key, value in given.items() if "." not in key}
     dotted = {key: value for key, value in given.items() if "." in key}
@@ -217,7 +201,7 @@ def resolve(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict
     for key, name in SETTINGS.items():
         if key == "batch_size" and active["mode"] == "eval":
             continue
-        # A dictionary value that is the default config's own says nothing about another one.
+        # A dictionary value that equals the default config does not change another config.
         if key in flat or active[key] != look_up(usual, name):
             changes[name] = active[key]
     if active["no_validate"]:
@@ -244,7 +228,7 @@ def look_up(config: Config, name: str) -> Any:
 
 
 def describe(active: Mapping[str, Any], config: Config) -> str:
-    """The active settings as lines of text, those of the other mode left out."""
+    """The active settings as lines of text, without those of the other mode."""
     ignored = IGNORED[active["mode"]]
     shown = {key: value for key, value in active.items() if key not in ignored}
     width = max(len(key) for key in shown)
@@ -285,7 +269,7 @@ def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[st
 
 
 def _print_scores(result: EvaluationResult, written: Sequence[Path | str | None]) -> None:
-    """Print the scores per class, the summary, and where they are written."""
+    """Print the scores per class, the summary, and the written files."""
     from cgrseg.evaluation.table import print_scores
 
     if not is_first_process():
@@ -297,7 +281,7 @@ def _print_scores(result: EvaluationResult, written: Sequence[Path | str | None]
 
 
 def _meant(key: str, known: Sequence[str]) -> str:
-    """What to do about a key that does not exist."""
+    """Remedy for an unknown key."""
     near = misspelt(key, known)
     if near is not None:
         return f"did you mean {near}?"

@@ -1,12 +1,9 @@
-"""The command line of `tools/train.py`, with the flags that its users know."""
+"""Command line of `tools/train.py`."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cgrseg.config.flags import FlagParser
@@ -72,14 +69,14 @@ def build_parser() -> FlagParser:
         "--launcher",
         choices=["none", "pytorch", "slurm"],
         default="none",
-        help="who started the processes; found out by itself, accepted for older scripts",
+        help="who started the processes; detected automatically, accepted for older scripts",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
 
 def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags as settings by dotted name; what `--cfg-options` says wins."""
+    """Flags as settings by dotted name; `--cfg-options` overrides the other flags."""
     settings: dict[str, Any] = {
         "data.root": arguments.data_root,
         "work_dir": arguments.work_dir,
@@ -93,57 +90,36 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says.
+    """Train with the settings of the command line; return the exit status.
 
-    Returns:
-        0 when the run is complete, 2 after a problem (its message is printed), 128 plus
-        the number of the signal that ended it early.
+    0 when the run is complete, 2 after a printed problem, 128 plus the number of the signal that
+    ended it early.
     """
     arguments = build_parser().parse_with_settings(argv)
     device = arguments.device or "auto"
     if arguments.gpu_id is not None:
         device = f"cuda:{arguments.gpu_id}"
-    with explained() as ending:
+
+    def work() -> int:
         use_threads(arguments.threads)
-        result = train(
+        return train(
             load_config(arguments.config, overrides_of(arguments)),
             device=device,
             resume_from=arguments.resume_from,
             auto_resume=arguments.auto_resume,
-        )
-        ending.stopped_by(result.stopped_by)
-    return ending.status
+        ).exit_status
+
+    return run_script(work)
 
 
-@dataclass
-class Ending:
-    """How a script ends.
-
-    Attributes:
-        status: of the process.
-    """
-
-    status: int = 0
-
-    def stopped_by(self, number: signal.Signals | None) -> None:
-        """End as the shell would say it after a signal, if there was one."""
-        if number is not None:
-            self.status = 128 + int(number)
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[Ending]:
-    """Print what ends the work in this block, instead of raising it.
-
-    Problems become their message, Ctrl-C one word; a stack trace is for bugs only.
-    """
-    ending = Ending()
+def run_script(work: Callable[[], int]) -> int:
+    """Run the work of a script and return its exit status; print problems, raise bugs only."""
     with plain_warnings(), speaking_as(FrontEnd.SCRIPT):
         try:
             with ending_by_signals(), readable_machine_problems():
-                yield ending
+                return work()
         except CGRSegError as error:
             report_problem(error)
-            ending.status = EXIT_PROBLEM
+            return EXIT_PROBLEM
         except Terminated as end:
-            ending.status = int(str(end.code))
+            return int(str(end.code))

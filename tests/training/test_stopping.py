@@ -129,8 +129,6 @@ def terminated_in_the_second(root: Path, work_dir: Path) -> int:
     """A training whose second process alone gets the signal, in its evaluation."""
     import os
 
-    from cgrseg.training.train_script import Ending
-
     evaluate = DatasetSource.evaluate
 
     def be_terminated(source: DatasetSource, *given: Any, **named: Any) -> Any:
@@ -147,9 +145,7 @@ def terminated_in_the_second(root: Path, work_dir: Path) -> int:
         train__evaluate=True,
         train__eval_interval=1,
     )
-    ending = Ending()
-    ending.stopped_by(train(config, device="cpu").stopped_by)
-    return ending.status
+    return train(config, device="cpu").exit_status
 
 
 def test_a_signal_in_one_process_ends_all_with_its_status(tmp_path: Path) -> None:
