@@ -1,8 +1,7 @@
-"""Errors that are meant for the person at the keyboard.
+"""Errors with a message for the user.
 
-Every class here carries a message that says which file or setting is concerned,
-what was found, what was expected and what to do.  The command line prints that
-message without a stack trace; a stack trace is kept for our own bugs.
+A message names the file or setting, what was found, what was expected and what to do.  The
+command line prints it without a stack trace; stack traces are for bugs.
 """
 
 from __future__ import annotations
@@ -20,29 +19,26 @@ MALFORMED = (
     ArithmeticError,
     RecursionError,
 )
-"""What Python raises on a file's values when their form is another one than expected."""
+"""Errors that Python raises on the values of a file with an unexpected form."""
 EXIT_PROBLEM = 2
-"""Exit status when input, settings or surroundings do not allow the work."""
+"""Exit status after an error of input, settings or machine."""
 
 
 class CGRSegError(Exception):
-    """Base class of every error caused by input, settings or the machine.
+    """Base class of all errors caused by input, settings or the machine.
 
-    `raise DataError(where, found=..., expected=..., remedy=...)` composes the message by
-    :func:`explain`, so that all messages read alike.
-
-    PyTorch re-raises an error of a data loader's worker process as the same class, with the
-    whole stack trace as its text.  Only the message at the end of that text is kept.
+    :func:`explain` composes the message.  PyTorch re-raises an error of a worker process as the
+    same class, with the whole stack trace as its text; only the message at its end is kept.
 
     Args:
-        where: the file, setting or object concerned; without the other arguments, the message.
-        found: what is there.
-        expected: what should have been there.
-        remedy: what the reader can do about it.
+        where: file, setting or object; without the other arguments, the whole message.
+        found: what was found.
+        expected: what was expected.
+        remedy: what to do.
 
     Attributes:
-        in_all_processes: whether every process of a job meets the same problem, so that only
-            the first process prints it.
+        in_all_processes: whether all processes of a job have the same problem, so that only the
+            first one prints it.
     """
 
     in_all_processes = False
@@ -66,39 +62,32 @@ class CGRSegError(Exception):
 
 
 class ConfigError(CGRSegError):
-    """A setting that does not exist, has the wrong type or contradicts another."""
+    """A setting that does not exist, has a wrong value or contradicts another."""
 
     in_all_processes = True
 
 
 class DataError(CGRSegError):
-    """An image, a label, a list or a folder that cannot be used as it is."""
+    """An image, label, list or folder that cannot be used."""
 
 
 class WeightsError(CGRSegError):
-    """A checkpoint that cannot be read, or that does not fit the network."""
+    """A checkpoint that cannot be read or does not fit the network."""
 
 
 class EnvironmentProblem(CGRSegError):
-    """Something the machine lacks: a package, a device, a compiler, disk space."""
+    """Something missing on the machine: a package, device, compiler, memory, disk space."""
 
 
 def explain(where: object, *, found: str, expected: str, remedy: str) -> str:
-    """Compose the four parts that every message of ours has.
-
-    Args:
-        where: the file, setting or object concerned.
-        found: what is there.
-        expected: what should have been there.
-        remedy: what the reader can do about it.
-    """
+    """Compose a message from the four parts of :class:`CGRSegError`."""
     message = f"{where}: {found}\n  expected: {expected}\n  what to do: {remedy}"
-    # Names out of files may hold what no terminal can show.
+    # Names in files may contain characters that no terminal can show.
     return message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 class FrontEnd(Enum):
-    """What a person typed to start this process: messages name the options that it has."""
+    """How the user started this process; messages name the options of this interface."""
 
     CGRSEG = "cgrseg"
     DEMO = "cgrseg demo"
@@ -121,12 +110,12 @@ _OWN_OPTIONS: dict[FrontEnd, dict[str, str]] = {
     },
 }
 _VARIABLE = "CGRSEG_FRONT_END"
-"""Environment variable: processes that are started for the work speak as the first one does."""
+"""Environment variable, so that child processes name the same options."""
 
 
 @contextlib.contextmanager
 def speaking_as(speaker: FrontEnd) -> Iterator[None]:
-    """Messages made in this block name the options of a front end; outside, those of Python."""
+    """Let messages of this block name the options of a front end; outside, those of Python."""
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = speaker.value
     try:
@@ -139,18 +128,18 @@ def speaking_as(speaker: FrontEnd) -> Iterator[None]:
 
 
 def front_end() -> FrontEnd:
-    """What started the work of this process."""
+    """The front end of this process."""
     value = os.environ.get(_VARIABLE)
     known = {each.value: each for each in FrontEnd}
     return known.get(value or "", FrontEnd.PYTHON)
 
 
 def option(name: str, value: object = None) -> str:
-    """An option as the front end that runs writes it, for the remedy of a message.
+    """An option as the present front end writes it, for the remedy of a message.
 
     Args:
-        name: as the command `cgrseg` has it, e.g. `--resume`.
-        value: what to give it; None: a flag, or left to the reader.
+        name: name of the option in the command `cgrseg`, e.g. `--resume`.
+        value: value of the option; None: without a value.
 
     Returns:
         For `--resume`: `--resume`, `--auto-resume` (scripts), `auto_resume=True` (Python), or
@@ -164,10 +153,10 @@ def option(name: str, value: object = None) -> str:
 
 
 def speaks_python() -> bool:
-    """Whether the work was started from Python, not by a command or a script."""
+    """Whether the front end is Python, not a command or a script."""
     return front_end() is FrontEnd.PYTHON
 
 
 def has_option(name: str) -> bool:
-    """Whether the front end that runs has an option; `cgrseg demo` resumes and keeps by itself."""
+    """Whether the front end has an option; `cgrseg demo` resumes and keeps results by default."""
     return not (front_end() is FrontEnd.DEMO and name in ("--resume-from", "--overwrite"))

@@ -1,12 +1,11 @@
-"""Writing files so that a crash, a full disk or a signal never leaves half of one.
+"""Atomic writes: a crash, a full disk or a signal never leaves an incomplete file.
 
-Everything is written beside its target, in the same folder (so on the same file
-system), flushed to disk, then renamed into place: a reader sees the old file or
-the new one, nothing between.
+A file is written beside its target (so on the same file system), flushed to disk and renamed
+into place: a reader sees the old file or the new one.
 
-What is written so has a name that ends in `.cgrseg.partial` (and perhaps the target's ending).
-It is removed when the writing fails and when a signal ends the process; what a killed process
-leaves, the next command that locks the folder removes (:mod:`cgrseg.locks`).
+Partial files have `.cgrseg.partial` in their names.  They are removed when the write fails and
+when a signal ends the process; the next command that locks the folder removes those of a killed
+process (:mod:`cgrseg.locks`).
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, option
 from cgrseg.processes import signals_deferred
 
 PARTIAL = ".cgrseg.partial"
-"""Part of every name of what is not finished."""
+"""Part of the name of every partial file and folder."""
 _LEFTOVER = re.compile(r"\..*" + re.escape(PARTIAL) + r"(\.\w+)?")
-# Characters of the target's name in that of its partial file: a name may have 255 bytes in all.
+# Characters of the target's name in the name of its partial file; a name has at most 255 bytes.
 _SHOWN = 40
 
 _REASONS = {
@@ -53,15 +52,11 @@ _REASONS = {
 
 
 class UnusableNameError(DataError):
-    """A file whose name is too long: others beside it can be written."""
+    """A file whose name is too long; other files of its folder can be written."""
 
 
 def writing_problem(path: Path | str, error: OSError) -> CGRSegError:
-    """Turn a failed write into a message that says what to do.
-
-    Returns:
-        An `UnusableNameError` or an `EnvironmentProblem`.
-    """
+    """The error of ours for a failed write: `UnusableNameError` or `EnvironmentProblem`."""
     if error.errno == errno.ENAMETOOLONG:
         return UnusableNameError(
             path,
@@ -80,13 +75,10 @@ def writing_problem(path: Path | str, error: OSError) -> CGRSegError:
 
 @contextlib.contextmanager
 def explained(target: Path | str) -> Iterator[None]:
-    """Turn a failed step of writing into its message.
+    """Replace an `OSError` of the block by :func:`writing_problem`.
 
     Args:
-        target: what is written, or the folder that it is written to.
-
-    Raises:
-        EnvironmentProblem: in place of an `OSError` of the block.
+        target: file that is written, or its folder.
     """
     try:
         yield
@@ -98,7 +90,7 @@ def make_folder(path: Path | str) -> Path:
     """Create a folder with its parents.
 
     Raises:
-        EnvironmentProblem: when it cannot be created; the message names the reason.
+        EnvironmentProblem: the folder cannot be created.
     """
     folder = Path(path)
     refuse_moved(folder)
@@ -107,18 +99,15 @@ def make_folder(path: Path | str) -> Path:
     return folder
 
 
-# Folders that must stay where they are while this process writes to them: device and inode.
+# Folders that this process writes to, with device and inode.
 _STAYING: dict[str, tuple[int, int]] = {}
 
 
 @contextlib.contextmanager
 def staying(folder: Path) -> Iterator[None]:
-    """Write nothing into a folder of this name in this block if it is no longer the same one.
+    """Refuse writes to an existing folder that is renamed or removed during this block.
 
-    Without it, a folder that somebody renames or removes would be made anew by the next file.
-
-    Args:
-        folder: which exists.
+    Otherwise the next written file would create a new folder of that name.
     """
     name = os.path.abspath(folder)
     if name in _STAYING:
@@ -132,10 +121,10 @@ def staying(folder: Path) -> Iterator[None]:
 
 
 def refuse_moved(path: Path | str) -> None:
-    """Refuse to write to a path below a folder that was renamed or removed meanwhile.
+    """Refuse to write to a path below a folder of :func:`staying` that is no longer the same.
 
     Raises:
-        EnvironmentProblem: it is not the folder that this process began to write to.
+        EnvironmentProblem: the folder was renamed or removed.
     """
     moved = moved_folder(path)
     if moved is not None:
@@ -149,7 +138,7 @@ def refuse_moved(path: Path | str) -> None:
 
 
 def moved_folder(path: Path | str) -> str | None:
-    """The folder of :func:`staying` above a path that is no longer the same one, if any."""
+    """The folder of :func:`staying` above a path that was renamed or removed, if any."""
     target = os.path.abspath(path) if _STAYING else ""
     for name, identity in list(_STAYING.items()):
         if target != name and not target.startswith(name.rstrip(os.sep) + os.sep):
@@ -160,7 +149,7 @@ def moved_folder(path: Path | str) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             return name
         except OSError:
-            continue  # the write itself says what is wrong
+            continue  # the write itself reports the error
     return None
 
 
@@ -169,13 +158,13 @@ def _identity(folder: str) -> tuple[int, int]:
     return known.st_dev, known.st_ino
 
 
-# Partial files and folders of this process that still have to go, with the process's id: a
-# forked child must not remove those of its parent.
+# Partial files and folders of this process, with its process id: a forked child must not remove
+# those of its parent.
 _PARTIALS: dict[Path, int] = {}
 
 
 def _new_partial(folder: Path, name: str, ending: str, *, is_folder: bool) -> tuple[int, Path]:
-    """An empty file (with its open descriptor) or folder whose name says that it is partial."""
+    """Create an empty partial file (with its open descriptor) or folder."""
     start, end = f".{name[:_SHOWN]}.", PARTIAL + ending
     with signals_deferred():
         descriptor, made = -1, ""
@@ -199,24 +188,24 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return
     with contextlib.suppress(OSError):
-        path.unlink()  # gone already once it has replaced its target
+        path.unlink()  # it no longer exists once it has replaced its target
 
 
 @atexit.register
 def _remove_partials() -> None:
-    """Remove what an exception at an unlucky moment has left."""
+    """Remove partial files that an exception has left."""
     for partial, process in list(_PARTIALS.items()):
         if process == os.getpid():
             _remove(partial)
 
 
 def remove_leftovers(folder: Path, *, below: bool = False, other_lock: str = "") -> None:
-    """Remove partial files and folders that a killed process has left; nobody else may write.
+    """Remove partial files and folders of a killed process; no other process may be writing.
 
     Args:
-        folder: where to look.
-        below: in its subfolders as well.
-        other_lock: subfolders that hold a file of this name are left alone.
+        folder: folder to clean.
+        below: clean its subfolders as well.
+        other_lock: skip subfolders that contain a file of this name.
     """
     for place, folders, names in os.walk(folder):
         if other_lock in names and Path(place) != folder:
@@ -229,7 +218,7 @@ def remove_leftovers(folder: Path, *, below: bool = False, other_lock: str = "")
 
 
 class _ReportingStream:
-    """A binary stream whose failed writes say which file they were meant for."""
+    """A binary stream whose failed writes name the target file."""
 
     def __init__(self, stream: IO[bytes], target: Path) -> None:
         self._stream = stream
@@ -247,15 +236,10 @@ class _ReportingStream:
 
 @contextlib.contextmanager
 def _replacing(target: Path, name: str, ending: str = "") -> Iterator[tuple[int, Path]]:
-    """An empty file beside `target` that replaces it once the block ends without an error.
+    """An empty file beside `target` that replaces it when the block ends without an error.
 
-    Args:
-        target: the file; its folder is created if need be.
-        name: shown in the name of the partial file.
-        ending: of the partial file.
-
-    Yields:
-        Its descriptor, which the block closes once all is written and synced, and its path.
+    The block writes, syncs and closes the yielded descriptor.  `name` and `ending` are parts of
+    the name of the partial file; the folder is created if needed.
     """
     make_folder(target.parent)
     with explained(target):
@@ -273,14 +257,14 @@ def _replacing(target: Path, name: str, ending: str = "") -> Iterator[tuple[int,
 
 @contextlib.contextmanager
 def partial_folder(folder: Path, name: str) -> Iterator[Path]:
-    """A folder for what is not finished; gone at the end of the block, with all that is in it.
+    """A temporary folder for unfinished files, removed with its content after the block.
 
     Args:
-        folder: where to make it; it exists.
+        folder: existing folder to create it in.
         name: shown in its name, after a dot.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     _, partial = _new_partial(folder, name, "", is_folder=True)
     try:
@@ -291,10 +275,10 @@ def partial_folder(folder: Path, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
-    """Open a binary file that replaces `path` once the block ends without an error.
+    """Open a binary file that replaces `path` when the block ends without an error.
 
-    The folder is created if need be.  On any error the target stays as it was and
-    the partial file is removed; errors of the block itself pass through unchanged.
+    The folder is created if needed.  On any error the target stays unchanged and the partial
+    file is removed; errors of the block itself pass unchanged.
 
     Raises:
         EnvironmentProblem: full disk, read-only folder and the like.
@@ -315,10 +299,9 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A path to write instead of `path`, for writers that want a name and not a stream.
+    """A path of the same ending to write instead of `path`, for writers without streams.
 
-    It has the same ending.  Once the block ends without an error it replaces `path`; on any
-    error the target stays as it was and the partial file is removed.
+    It replaces `path` as :func:`atomic_write` does.
 
     Raises:
         EnvironmentProblem: full disk, read-only folder and the like.
@@ -332,33 +315,33 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, whole or not at all.
+    """Replace `path` atomically by `text` in UTF-8.
 
-    What UTF-8 cannot hold (a byte of a file name that is not text) is written as an escape, as
-    JSON has them: read back, it is what it was.
+    Characters that UTF-8 cannot encode (bytes of a file name that are no text) are written as
+    JSON escapes, from which they are read back unchanged.
     """
     with atomic_write(path) as stream:
         stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Replace `path` by `value` as readable JSON (NaN is refused: it is no JSON)."""
+    """Replace `path` atomically by `value` as indented JSON; NaN is refused."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _read_umask() -> int:
-    # The umask can only be read by setting it, for all threads: once, at import.
+    # The umask can only be read by setting it, for all threads; so it is read once, at import.
     current = os.umask(0o022)
     os.umask(current)
     return current
 
 
-# mkstemp makes files that nobody else may read; ours get the permissions that open() gives.
+# mkstemp creates private files; written files get the usual permissions of open().
 _UMASK = _read_umask()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable where the platform allows it."""
+    """Sync the rename to disk where the platform supports it."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     with contextlib.suppress(OSError):

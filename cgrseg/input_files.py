@@ -1,8 +1,8 @@
-"""Opening input files: regular files only, with the reason in words for everything else.
+"""Opening input files: regular files only.
 
-A named pipe waits for ever, a device has no end, and a symlink may lead to either or to itself.
-Every reader of this package opens its files here.  What cannot be read raises an `OSError` whose
-`strerror` says why, so that each reader keeps its own message.
+A named pipe blocks forever, a device is endless, and a symlink may lead to either or to itself.
+Every reader of this package opens its files here.  Anything else raises an `OSError` whose
+`strerror` gives the reason, so that each reader has its own message.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def open_input(path: Path | str) -> IO[bytes]:
         OSError: missing, not permitted, a symlink to nothing or to itself, or no regular file;
             `strerror` says which.
     """
-    # Opening a pipe must not wait for its other end, and some devices act when opened.
+    # Opening a pipe may block, and opening some devices has side effects.
     refuse_special(path)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
     try:
-        _check_kind(path, os.fstat(descriptor).st_mode)  # it may have been replaced meanwhile
+        _check_kind(path, os.fstat(descriptor).st_mode)  # it may have been replaced since
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -71,7 +71,7 @@ def read_input_text(path: Path | str, encoding: str = "utf-8") -> str:
 
 
 def refuse_special(path: Path | str) -> None:
-    """Check that a path leads to a regular file, for readers that take a name only.
+    """Check that a path leads to a regular file, for readers that accept a path only.
 
     Raises:
         OSError: as :func:`open_input`.
@@ -97,7 +97,7 @@ def _check_kind(path: Path | str, mode: int) -> None:
 
 
 def _reason_of_link(path: Path, error: OSError) -> str | None:
-    """Why a symlink leads nowhere; None where the path is not a symlink."""
+    """Why a symlink cannot be followed; None if the path is not a symlink."""
     if error.errno == errno.ELOOP:
         return "it is a symlink that leads back to itself"
     if error.errno == errno.ENOENT and os.path.islink(path):

@@ -1,15 +1,15 @@
-"""One command at a time writes into a folder.
+"""Locks of output folders: only one command at a time writes into a folder.
 
-Every command that writes holds the lock of its output folder, from before its first file until
-its end.  A second one is refused.  The lock belongs to the open file `.cgrseg.lock` in the
-folder, so it ends with its process, however that ends; the file itself is removed where
-possible, and one that is left hinders nobody.
+A command holds the lock of its output folder from before its first file until its end; a second
+command is refused.  The lock belongs to the open file `.cgrseg.lock` in the folder, so it ends
+with its process, by kill -9 as well.  The file is removed where possible; a remaining file blocks
+nothing.
 
-The processes of one job (`torchrun`, `srun`) share a lock: the first one to come takes it, the
-others join it by the name of the job, which stands in the file.
+The processes of one job (`torchrun`, `srun`) share a lock: the first one takes it, the others
+join it by the name of the job in the file.
 
-On NFS the lock holds between machines.  A file system without locks is told by a warning.
-Windows has no shared locks: there the lock of a job ends with the process that took it.
+On NFS the lock holds between machines.  A file system without locks causes a warning.  Windows
+has no shared locks: there the lock of a job ends with the process that took it.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _TAKEN = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-# Between taking the file and writing who has it; much longer than that takes.
+# Longest time in seconds between taking the lock and writing its owner; usually milliseconds.
 _WRITTEN_WITHIN = 5.0
-_LOOK = 0.02  # seconds between two attempts
+_RETRY = 0.02  # seconds between two attempts
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-_WINDOWS_BYTE = 1 << 30  # which byte is locked there: locked ones cannot be read
+_WINDOWS_BYTE = 1 << 30  # the locked byte on Windows, beyond the content: it cannot be read
 
 
 @dataclass
 class _Held:
-    """A lock of this process.
+    """A lock held by this process.
 
     Attributes:
-        descriptor: of the open lock file.
-        place: descriptor of its folder, which may be renamed; none where there are none.
-        thread: the only one that may enter again.
-        depth: blocks that hold it.
+        descriptor: descriptor of the open lock file.
+        place: descriptor of its folder, which may be renamed; None where unsupported.
+        thread: the thread that may enter again.
+        depth: number of blocks that hold it.
     """
 
     descriptor: int
@@ -78,21 +78,20 @@ _HELD: dict[Path, _Held] = {}
 
 @contextlib.contextmanager
 def output_lock(folder: Path | str, *, below: bool = False, share: str = "") -> Iterator[None]:
-    """Hold the lock of an output folder, alone or with the other processes of the same job.
+    """Hold the lock of an output folder, alone or with the other processes of the job.
 
-    The folder is made if need be, and removed again if nothing was written into it.  What a
-    killed process has left in it is removed.  In the block, nothing is written into the folder
-    once it was renamed or removed.  The same thread may enter several times.
+    The folder is created if needed, and removed again if nothing was written into it.  Partial
+    files of a killed process are removed.  Writes are refused once the folder is renamed or
+    removed.  The same thread may enter several times.
 
     Args:
-        folder: where the block writes.
-        below: remove leftovers from its subfolders as well: for commands that write there.
-        share: processes of the same share hold the lock together, where the environment does
-            not name their job.
+        folder: output folder of the block.
+        below: remove partial files from its subfolders as well, for commands that write there.
+        share: name of a job, where the environment names none.
 
     Raises:
-        EnvironmentProblem: another process, or another thread, holds it; or the folder cannot
-            be written.
+        EnvironmentProblem: another process or thread holds the lock, or the folder is not
+            writable.
     """
     folder = Path(folder)
     key = Path(os.path.realpath(folder))
@@ -106,12 +105,12 @@ def output_lock(folder: Path | str, *, below: bool = False, share: str = "") -> 
                     yield
                 finally:
                     if moved_folder(folder):
-                        made = []  # what has this name now is another's
+                        made = []  # the folder of this name belongs to somebody else
         finally:
             _leave(key)
     finally:
         for empty in made:
-            with contextlib.suppress(OSError):  # it is not empty, or gone already
+            with contextlib.suppress(OSError):  # not empty, or removed already
                 empty.rmdir()
 
 
@@ -121,12 +120,12 @@ def locking(
     below: bool = False,
     share: Callable[[Mapping[str, Any]], str] = lambda given: "",
 ) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Let a function hold the lock of its output folder; see :func:`output_lock`.
+    """Decorate a function so that it holds the lock of its output folder (:func:`output_lock`).
 
     Args:
-        folder: finds the folder among the function's arguments.
-        below: as there.
-        share: finds the name of the share.
+        folder: gives the folder from the function's arguments by name.
+        below: as in :func:`output_lock`.
+        share: gives the share from the function's arguments by name.
     """
 
     def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -146,12 +145,12 @@ def locking(
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it that do not exist, the innermost first."""
+    """The folder and its parents that do not exist, innermost first."""
     return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
 
 
 def _enter(folder: Path, key: Path, job: str, below: bool) -> None:
-    """Take a lock, or enter it once more; :func:`_leave` follows, however this ends."""
+    """Take a lock, or enter it again; :func:`_leave` always follows, after errors as well."""
     held = _HELD.get(key)
     if held is not None:
         if held.thread != threading.get_ident():
@@ -166,18 +165,18 @@ def _enter(folder: Path, key: Path, job: str, below: bool) -> None:
                 place = os.open(folder, _FOLDER) if os.unlink in os.supports_dir_fd else None
                 _HELD[key] = _Held(descriptor, place, threading.get_ident())
                 return
-        # Fellows of a job come in as soon as the first one has written its name; until then the
-        # file is empty, or still names a killed process.
+        # Other processes of the job enter once the first one has written its name; until then the
+        # file is empty, or names a killed process.
         early = (job or not owner) and time.monotonic() < deadline
         if not early and (not job or owner.get("job") != job):
             raise _refusal(folder, owner)
-        time.sleep(_LOOK)
+        time.sleep(_RETRY)
 
 
 def _leave(key: Path) -> None:
     with signals_deferred():
         held = _HELD.get(key)
-        # None in a forked child, and where the lock was refused.
+        # None in a forked child, and after a refusal.
         if held is None or held.thread != threading.get_ident():
             return
         held.depth -= 1
@@ -187,17 +186,17 @@ def _leave(key: Path) -> None:
 
 
 def _attempt(folder: Path, job: str, below: bool) -> tuple[int | None, dict[str, Any]]:
-    """Try to take the lock of a folder: its descriptor, or what its owner says about itself."""
+    """Try to take the lock of a folder; return its descriptor or None, and the owner's record."""
     make_folder(folder)
     try:
         descriptor = _open(folder / NAME)
-    except FileNotFoundError:  # its owner has ended, and removed the folder, since it was made
+    except FileNotFoundError:  # its owner has ended and removed the folder in the meantime
         return None, {}
     owner: dict[str, Any] = {}
     taken = False
     try:
         if _lock(descriptor, folder):
-            # Else its owner has removed the file, since it was opened here.
+            # Otherwise its owner has removed the file after it was opened here.
             if _is_current(descriptor, folder):
                 _write(descriptor, job)
                 if not _is_below_another(folder):
@@ -214,13 +213,13 @@ def _attempt(folder: Path, job: str, below: bool) -> tuple[int | None, dict[str,
 
 
 def _is_below_another(folder: Path) -> bool:
-    """Whether another command writes into a folder above this one, and perhaps into this one."""
+    """Whether another command holds the lock of a folder above this one."""
     above = Path(os.path.realpath(folder)).parents
     return any(place not in _HELD and os.path.exists(place / NAME) for place in above)
 
 
 def _open(path: Path) -> int:
-    """Open the lock file without following links, or waiting for a FIFO."""
+    """Open the lock file without following symlinks or blocking on a FIFO."""
     flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -253,7 +252,7 @@ def _not_a_file(path: Path) -> EnvironmentProblem:
 
 
 def _lock(descriptor: int, folder: Path, *, shared: bool = False) -> bool:
-    """Lock an open file, or change its lock, without waiting; false when others hold it."""
+    """Lock an open file, or change its lock, without waiting; false if others hold it."""
     try:
         if sys.platform != "win32":
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -287,22 +286,22 @@ def _is_current(descriptor: int, folder: Path, place: int | None = None) -> bool
 
 
 def _let_go(held: _Held, folder: Path) -> None:
-    """Give a lock back; the last process of a job removes the file."""
+    """Release a lock; the last process of a job removes the file."""
     descriptor, place = held.descriptor, held.place
     if place is not None:
-        # The file is removed while it is locked: whoever has it open already sees that it is gone.
+        # The file is removed while locked: a process that has it open sees that it was removed.
         with contextlib.suppress(OSError, EnvironmentProblem):
             if _lock(descriptor, folder) and _is_current(descriptor, folder, place):
                 os.unlink(NAME, dir_fd=place)
         os.close(place)
     os.close(descriptor)
     if place is None:
-        with contextlib.suppress(OSError):  # somebody else has it open (Windows)
+        with contextlib.suppress(OSError):  # another process has it open (Windows)
             (folder / NAME).unlink()
 
 
 def _write(descriptor: int, job: str) -> None:
-    """Note who has the lock; not being able to costs the name in a message only."""
+    """Write the owner's record; a failure only leaves the name out of messages."""
     content = json.dumps(_about(job)).encode("utf-8")
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
@@ -322,7 +321,7 @@ def _about(job: str | None) -> dict[str, Any]:
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """What a lock file says; empty where it says nothing (yet)."""
+    """The owner's record in a lock file; empty where there is none (yet)."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
         found = json.loads(os.read(descriptor, 1 << 16).decode("utf-8"))
@@ -347,7 +346,7 @@ def _refusal(folder: Path, owner: dict[str, Any]) -> EnvironmentProblem:
 
 
 def _after_fork() -> None:
-    """Close the locks of the parent, which must end with the parent."""
+    """Close the parent's locks in a forked child: they must end with the parent."""
     for held in _HELD.values():
         os.close(held.descriptor)
         if held.place is not None:

@@ -1,8 +1,8 @@
-"""Import matplotlib, whatever MPLBACKEND says; import this module before what imports matplotlib.
+"""Import matplotlib independently of MPLBACKEND; import this module before its users.
 
-Notebooks name their own backend in MPLBACKEND, for the commands that they start as well.  Where
-that backend is not installed, matplotlib refuses to be imported, and torchmetrics and lightning
-with it, although charts are written to files and need no backend.
+Notebooks set MPLBACKEND to their own backend, for the commands that they start as well.  Where
+that backend is not installed, importing matplotlib fails, and with it torchmetrics and lightning,
+although charts are written to files and need no backend.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ finally:
     if _chosen is not None:
         os.environ["MPLBACKEND"] = _chosen
 if _chosen:
-    # A program's own plots still follow it, where it exists.
+    # The plots of a program still use that backend, where it exists.
     with contextlib.suppress(ValueError):
         matplotlib.rcParams["backend"] = _chosen

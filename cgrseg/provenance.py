@@ -1,15 +1,14 @@
-"""What a result was made from: the one rule of every command that goes on where it stopped.
+"""Records of the sources of a result, for commands that resume.
 
-A result that is there is kept only if the record of what it was made from equals what is there
-now.  Two kinds of record are used:
+An existing result is kept only if the record of its sources equals their present state.  There
+are two kinds of records:
 
-* the digest of the bytes that were decoded, where the reader has them in memory anyway
-  (predictions);
-* the size and the modification time in nanoseconds of each source, taken before it is read, so
-  that a large set is not read twice (conversions, painted clips).  A source that is replaced
-  while it is read has another state afterwards, and the result is made again the next time.
+* the digest of the decoded bytes, where the reader has them in memory anyway (predictions);
+* size and modification time in nanoseconds of each source, taken before it is read, so that a
+  large dataset is not read twice (conversions, painted videos).  A source that is replaced while
+  it is read has another state afterwards, so the next command makes the result again.
 
-Times are compared for equality, never for order: clocks are put back, and copies that keep dates
+Times are compared for equality, never for order: clocks are set back, and copies that keep dates
 (`cp -p`, `rsync -t`) replace a file by one with an older date.
 """
 
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "-"
-"""State of a file that is not there."""
+"""State of a missing file."""
 
 
 def content_digest(data: bytes) -> str:
@@ -37,7 +36,7 @@ def settings_digest(value: Any) -> str:
 
 
 def path_digest(path: Path | str) -> str:
-    """Digest of where a file lies, 16 hexadecimal digits: results do not tell folders of a user."""
+    """Digest of the path of a file, 16 hexadecimal digits: results do not contain user folders."""
     return hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=8).hexdigest()
 
 
