@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Datasets: list, convert, check and look at them, or draw a synthetic one.",
+    help="Datasets: list, convert, check and browse them, or draw a synthetic one.",
 )
 app.add_typer(data_convert.app, name="convert")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import cv2
 import numpy as np
@@ -50,7 +50,36 @@ class EvalSample(TypedDict):
     index: int
 
 
-class TrainDataset(Dataset[TrainSample]):
+Sample = TypeVar("Sample", TrainSample, EvalSample)
+
+
+class _PairDataset(Dataset[Sample]):
+    """Samples from pairs.
+
+    Args:
+        spec: the dataset.
+        pairs: images with labels.
+        image_bits: bits that 16-bit images use (`test.image_bits`).
+
+    Raises:
+        DataError: a pair without a label.
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, pairs: Sequence[Pair], image_bits: int = FULL_BITS
+    ) -> None:
+        self.spec = spec
+        self.pairs = list(pairs)
+        for pair in self.pairs:
+            _label_path(spec, pair)
+        self.image_bits = image_bits
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+
+class TrainDataset(_PairDataset[TrainSample]):
     """Augmented crops.  The key (position, index) selects the image and the randomness.
 
     Args:
@@ -59,9 +88,6 @@ class TrainDataset(Dataset[TrainSample]):
         augment: settings of the train pipeline.
         seed: seed of the augmentation.
         image_bits: bits that 16-bit images use (`test.image_bits`).
-
-    Raises:
-        DataError: a pair without a label.
     """
 
     def __init__(
@@ -72,13 +98,9 @@ class TrainDataset(Dataset[TrainSample]):
         seed: int = 0,
         image_bits: int = FULL_BITS,
     ) -> None:
-        self.spec = spec
-        self.pairs = list(pairs)
-        for pair in self.pairs:
-            _label_path(spec, pair)
+        super().__init__(spec, pairs, image_bits)
         self.augment = augment
         self.seed = seed
-        self.image_bits = image_bits
         self.transform = TrainTransform(augment, spec.ignore_index)
 
     @classmethod
@@ -87,10 +109,6 @@ class TrainDataset(Dataset[TrainSample]):
         spec = resolve_spec(config.data)
         pairs = find_pairs(spec, config.data.root, config.data.train_split)
         return cls(spec, pairs, config.augment, config.train.seed, config.test.image_bits)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.pairs)
 
     def __getitem__(self, key: Key) -> TrainSample:
         """The sample at one position of the stream.
@@ -141,26 +159,8 @@ class TrainDataset(Dataset[TrainSample]):
         return 1
 
 
-class EvalDataset(Dataset[EvalSample]):
-    """Whole images with their labels, in the order of the pairs.
-
-    Args:
-        spec: the dataset.
-        pairs: images with labels.
-        image_bits: bits that 16-bit images use (`test.image_bits`).
-
-    Raises:
-        DataError: a pair without a label.
-    """
-
-    def __init__(
-        self, spec: DatasetSpec, pairs: Sequence[Pair], image_bits: int = FULL_BITS
-    ) -> None:
-        self.spec = spec
-        self.pairs = list(pairs)
-        for pair in self.pairs:
-            _label_path(spec, pair)
-        self.image_bits = image_bits
+class EvalDataset(_PairDataset[EvalSample]):
+    """Whole images with their labels, in the order of the pairs."""
 
     @classmethod
     def from_config(cls, config: Config, split: str | None = None) -> EvalDataset:
@@ -168,10 +168,6 @@ class EvalDataset(Dataset[EvalSample]):
         spec = resolve_spec(config.data)
         pairs = find_pairs(spec, config.data.root, split or config.data.eval_split)
         return cls(spec, pairs, config.test.image_bits)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.pairs)
 
     def __getitem__(self, index: int) -> EvalSample:
         """Image and label at their own size.

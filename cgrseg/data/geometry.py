@@ -7,9 +7,9 @@ Only a window: bilinear interpolation looks at a few source pixels per output pi
 so a crop of a resized image needs only its own part of the source.  OpenCV resizes whole
 images, and places output column d at source position (d + 0.5) * scale - 0.5.  A cut-out
 of the source therefore gives the same samples if it begins at a whole source pixel that
-is also the start of an output column: d * scale must be whole.  Such a column is looked
-for to the left of the wanted ones (column 0 always is one), the cut-out resized from
-there, and the surplus thrown away.  "Whole" allows 1/640 of a pixel, which changes no
+is also the start of an output column: d * scale must be whole.  The nearest such column
+to the left of the wanted ones (column 0 always is one) starts the cut-out, and the
+surplus is thrown away after resizing.  "Whole" allows 1/640 of a pixel, which changes no
 value by more than one gray level: each of the two axes shifts a value by at most
 255 / 640.
 """

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cgrseg.data.guess import guess_dataset
 from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import (
     SYNTHETIC_CLASSES,
@@ -237,6 +238,7 @@ def test_written_data_set_holds_the_scenes(tmp_path: Path) -> None:
         assert photo is not None
         assert np.abs(photo[..., ::-1].astype(int) - image).mean() < 8
     assert (root / "classes.txt").read_text().split() == list(SYNTHETIC_CLASSES)
+    assert guess_dataset(root).dataset == "synthetic"
     assert (root / "images/training/SYN_train_00000001.jpg").read_bytes()[:2] == b"\xff\xd8"
     leftovers = [path.name for path in root.parent.iterdir() if path != root]
     assert leftovers == []
