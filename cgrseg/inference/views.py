@@ -8,6 +8,7 @@ memory depends on the width of an image, not on its area.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,19 +33,25 @@ _WINDOWS_ON_GPU = 8
 
 
 class View(Protocol):
-    """Logits of one look, and the way from them to output pixels.
+    """Logits of one view, and the way from them to output pixels.
 
     Attributes:
-        rows: taps from rows of logits to output rows.
-        columns: taps from columns of logits to output columns.
-        device: where the logits are.
+        device: device of the logits.
         num_classes: K.
     """
 
-    rows: Taps
-    columns: Taps
     device: torch.device
     num_classes: int
+
+    @property
+    def rows(self) -> Taps:
+        """Taps from rows of logits to output rows."""
+        ...
+
+    @property
+    def columns(self) -> Taps:
+        """Taps from columns of logits to output columns."""
+        ...
 
     def logit_rows(self, rows: Tensor) -> Tensor:
         """Some rows of logits.
@@ -167,13 +174,23 @@ class WholeView:
         self.padded = padded
         self.kept = kept
         self.original = original
-        self.rows, columns = (
-            bilinear(inside, out).after(bilinear(cells, side).crop(inside))
-            for cells, side, inside, out in zip(
-                logits.shape[1:], padded, kept, original, strict=True
-            )
-        )
-        self.columns = columns.mirrored() if flipped else columns
+        self.flipped = flipped
+
+    # The fused decoding of a single view needs no taps.
+    @functools.cached_property
+    def rows(self) -> Taps:
+        """See :class:`View`."""
+        return self._taps(0)
+
+    @functools.cached_property
+    def columns(self) -> Taps:
+        """See :class:`View`."""
+        return self._taps(1).mirrored() if self.flipped else self._taps(1)
+
+    def _taps(self, axis: int) -> Taps:
+        kept = self.kept[axis]
+        to_input = bilinear(self.logits.shape[1 + axis], self.padded[axis])
+        return bilinear(kept, self.original[axis]).after(to_input.crop(kept))
 
     @classmethod
     def of_batch(

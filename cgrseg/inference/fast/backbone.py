@@ -29,7 +29,7 @@ from cgrseg.models import efficientformer_v2 as published
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.geometric_bias import GeometricBias
 
-# Limits of stored biases: number of sizes and bytes per size, as in the network itself.
+# Limits of the stored biases of one attention: number of sizes, and bytes of one size.
 _MAX_KEPT_SIZES = 8
 _MAX_KEPT_BYTES = 64 * 1024 * 1024
 
