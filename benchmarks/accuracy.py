@@ -52,7 +52,7 @@ from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.module import build_model
 from cgrseg.training.run_log import LOG, METRICS, read_table
 from cgrseg.training.runner import train_on
-from cgrseg.visual.plots import save_figure, training_curves
+from cgrseg.visual.plots import new_chart, save_figure
 
 PRESET = "cgrseg-t_camvid"
 PROTOCOL = (
@@ -308,12 +308,15 @@ def _mean_curves(runs: Path, done: list[tuple[str, int]]) -> Figure:
             continue
         for row in read_table(runs / f"{method}_seed{seed}" / METRICS):
             at = losses.setdefault(int(row["iteration"]), {})
-            at.setdefault(f"{method}: loss", []).append(float(row["loss_ce"]))
-    rows = [
-        {"iteration": iteration, **{name: statistics.mean(of) for name, of in at.items()}}
-        for iteration, at in sorted(losses.items())
-    ]
-    return training_curves(rows, title="Cross-entropy on CamVid, mean of the seeds")
+            at.setdefault(method, []).append(float(row["loss_ce"]))
+    figure, axes = new_chart(8.0, 5.0, "Cross-entropy on CamVid, mean of the seeds")
+    for method in dict.fromkeys(method for of in losses.values() for method in of):
+        steps = [step for step in sorted(losses) if method in losses[step]]
+        axes.plot(steps, [statistics.mean(losses[k][method]) for k in steps], label=method)
+    axes.set_xlabel("iteration")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
 
 
 def _score(result: dict[str, Any], kind: str) -> float:

@@ -128,7 +128,7 @@ def test_scripts_import_the_package_only(repository: Path) -> None:
     ("module", "source", "wrong"),
     [
         ("cgrseg.data.pairs", "from cgrseg.models import CGRSeg", True),
-        ("cgrseg.data.pairs", "def f():\n    import cgrseg.visual.palette", True),
+        ("cgrseg.data.pairs", "def f():\n    import cgrseg.visual.overlay", True),
         ("cgrseg.data.pairs", "from ..inference import modes", True),
         ("cgrseg.data.pairs", "from . import spec", False),
         ("cgrseg.config.schema", "from cgrseg import data", True),

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
 from cgrseg.errors import DataError
-from cgrseg.visual.overlay import class_shares, overlay, with_legend
-from cgrseg.visual.palette import colorize
+from cgrseg.visual.overlay import class_shares, colorize, overlay, with_legend
 
 Color = tuple[int, int, int]
 

@@ -32,6 +32,7 @@ from cgrseg.class_names import (
     usable_palette,
 )
 from cgrseg.config.schema import LARGEST_BATCH, TestConfig
+from cgrseg.data.custom import distinct_colors
 from cgrseg.data.guess import guess_by_class_count
 from cgrseg.data.image_files import read_image_with_digest
 from cgrseg.devices import use_threads
@@ -54,7 +55,6 @@ from cgrseg.inference.segmenting import (
 from cgrseg.inference.video import Frame
 from cgrseg.models import load_model
 from cgrseg.precision import AnyPrecision
-from cgrseg.visual.palette import make_palette
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -89,7 +89,7 @@ class Predictor:
         if palette is None and spec is not None:
             palette = spec.palette
         if palette is None:
-            palette = [(int(r), int(g), int(b)) for r, g, b in make_palette(count)]
+            palette = distinct_colors(count)
         for what, given in (("classes", len(classes)), ("palette", len(palette))):
             if given != count:
                 raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cgrseg.data.custom import distinct_colors
 from cgrseg.datasets import get_spec, list_specs
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.html import render
@@ -21,7 +22,7 @@ from cgrseg.reporting.report_files import (
     check_targets,
     write_csv,
 )
-from cgrseg.visual.palette import as_palette, make_palette
+from cgrseg.visual.overlay import as_palette
 
 _SCORES = ("mIoU", "aAcc", "mAcc", "mDice", "mFscore", "fwIoU", "mBoundaryIoU", "ECE")
 
@@ -170,7 +171,7 @@ def _palette(comparison: Comparison) -> npt.NDArray[np.uint8]:
         spec = get_spec(name)
         if spec.classes == comparison.classes:
             return as_palette(spec.palette)
-    return make_palette(len(comparison.classes))
+    return as_palette(distinct_colors(len(comparison.classes)))
 
 
 def _differing_settings(comparison: Comparison) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cgrseg.data.custom import distinct_colors
 from cgrseg.errors import DataError
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.html import percent, render
@@ -26,9 +27,15 @@ from cgrseg.reporting.records import (
     plain,
 )
 from cgrseg.reporting.report_files import TABLES, ReportFiles, check_targets, write_tables
-from cgrseg.visual.gallery import IGNORED_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, error_map
-from cgrseg.visual.overlay import class_shares
-from cgrseg.visual.palette import as_palette, colorize, make_palette
+from cgrseg.visual.overlay import (
+    IGNORED_COLOR,
+    RIGHT_COLOR,
+    WRONG_COLOR,
+    as_palette,
+    class_shares,
+    colorize,
+    error_map,
+)
 from cgrseg.visual.plots import curve_panels, series_of
 
 _SCORES = {
@@ -148,7 +155,7 @@ def _page(report: ReportInput, evaluation: EvaluationRecord, palette: npt.NDArra
             for group, heading in _GROUPS.items()
         ],
         error_colors=(
-            {"right": RIGHT_COLOUR, "wrong": WRONG_COLOUR, "ignored": IGNORED_COLOUR}
+            {"right": RIGHT_COLOR, "wrong": WRONG_COLOR, "ignored": IGNORED_COLOR}
             if any(sample.label is not None for sample in report.samples)
             else {}
         ),
@@ -175,7 +182,7 @@ def subtitle(evaluation: EvaluationRecord) -> str:
 def _palette(report: ReportInput, target: Path) -> npt.NDArray[np.uint8]:
     count = len(report.classes)
     if report.palette is None:
-        return make_palette(count)
+        return as_palette(distinct_colors(count))
     palette = as_palette(report.palette)
     if len(palette) < count:
         raise DataError(

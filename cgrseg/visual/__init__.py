@@ -1,17 +1,7 @@
-"""Pictures for people: palettes, overlays with legends, error maps, grids, charts."""
+"""Pictures for people: overlays with legends, error maps, charts."""
 
 from __future__ import annotations
 
-from cgrseg.visual.gallery import error_map, picture_grid
-from cgrseg.visual.overlay import class_shares, overlay, with_legend
-from cgrseg.visual.palette import colorize, make_palette
+from cgrseg.visual.overlay import class_shares, colorize, error_map, overlay, with_legend
 
-__all__ = [
-    "class_shares",
-    "colorize",
-    "error_map",
-    "make_palette",
-    "overlay",
-    "picture_grid",
-    "with_legend",
-]
+__all__ = ["class_shares", "colorize", "error_map", "overlay", "with_legend"]

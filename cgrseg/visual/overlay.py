@@ -1,4 +1,4 @@
-"""A label map over its image, and the legend beside it."""
+"""Label maps in color: over their image, with a legend, and compared with the ground truth."""
 
 from __future__ import annotations
 
@@ -8,13 +8,67 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.visual.palette import Image, Labels, as_palette, check_labels, colorize
 from cgrseg.visual.text import draw_text, shorten, text_mask
+
+Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.integer]
 
 PAPER = (255, 255, 255)
 INK = (24, 28, 36)
 FAINT = (112, 118, 130)
 OUTLINE = (16, 18, 24)
+RIGHT_COLOR = (196, 216, 235)
+WRONG_COLOR = (208, 62, 44)
+IGNORED_COLOR = (72, 76, 84)
+
+
+def as_palette(palette: npt.ArrayLike) -> Image:
+    """A palette as uint8 (N, 3).
+
+    Raises:
+        ValueError: not a list of RGB triples 0..255.
+    """
+    colors = np.asarray(palette)
+    if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) == 0:
+        raise ValueError(f"palette of shape {colors.shape}: expected (classes, 3), RGB 0..255")
+    if colors.min() < 0 or colors.max() > 255:
+        raise ValueError(f"palette with values {colors.min()} to {colors.max()}: expected 0 to 255")
+    return colors.astype(np.uint8)
+
+
+def colorize(
+    labels: Labels, palette: npt.ArrayLike, ignore_color: tuple[int, int, int] = (0, 0, 0)
+) -> Image:
+    """Paint a label map.
+
+    Args:
+        labels: class ids (H, W) of any integer type.
+        palette: RGB 0..255 per class (N, 3).
+        ignore_color: RGB 0..255 for ids without a color, such as the ignore index.
+
+    Returns:
+        RGB uint8 (H, W, 3).
+
+    Raises:
+        ValueError: labels that are not integers (H, W), or a malformed palette.
+    """
+    colors = as_palette(palette)
+    check_labels(labels)
+    table = np.concatenate([colors, np.array([ignore_color], np.uint8)])
+    known = len(colors)
+    if labels.dtype == np.uint8:
+        index = np.minimum(np.arange(256), known)
+        return np.asarray(table[index][labels], np.uint8)
+    outside = (labels < 0) | (labels >= known)
+    return np.asarray(table[np.where(outside, known, labels)], np.uint8)
+
+
+def check_labels(labels: Labels) -> None:
+    """Raise ValueError unless `labels` is an integer array (H, W)."""
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels of shape {labels.shape} and type {labels.dtype}: expected integers (H, W)"
+        )
 
 
 def overlay(
@@ -24,21 +78,20 @@ def overlay(
     opacity: float = 0.5,
     outline: bool = True,
 ) -> Image:
-    """Blend a label map's colours over the image.
+    """Blend the colors of a label map over its image.
 
     Args:
         image: RGB uint8 (H, W, 3).
-        labels: class ids (H, W); pixels whose id the palette lacks (ignored ones) keep the
-            image as it is.
+        labels: class ids (H, W); ids without a color (ignored pixels) leave the image as it is.
         palette: RGB 0..255 per class (N, 3).
-        opacity: share of the label's colour, 0..1.
+        opacity: opacity of the labels, 0..1.
         outline: draw a thin dark line between regions.
 
     Returns:
         RGB uint8 (H, W, 3), a new array.
 
     Raises:
-        ValueError: when sizes differ, or an argument is out of range.
+        ValueError: sizes that differ, or an argument out of range.
     """
     if not 0.0 <= opacity <= 1.0:
         raise ValueError(f"opacity {opacity}: expected 0 to 1")
@@ -49,10 +102,10 @@ def overlay(
     check_labels(labels)
     if labels.shape != image.shape[:2]:
         raise ValueError(f"labels of shape {labels.shape} for an image of {image.shape[:2]}")
-    colours = as_palette(palette)
-    painted = colorize(labels, colours)
+    colors = as_palette(palette)
+    painted = colorize(labels, colors)
     blended = np.asarray(cv2.addWeighted(image, 1.0 - opacity, painted, opacity, 0.0), np.uint8)
-    ignored = (labels < 0) | (labels >= len(colours))
+    ignored = (labels < 0) | (labels >= len(colors))
     np.copyto(blended, image, where=ignored[..., None])
     if outline:
         _draw_outlines(blended, labels, ~ignored)
@@ -73,9 +126,9 @@ def _draw_outlines(picture: Image, labels: Labels, known: npt.NDArray[np.bool_])
 
 
 def class_shares(labels: Labels, count: int) -> npt.NDArray[np.float64]:
-    """Share of the labelled pixels (0..1) that each of `count` classes covers.
+    """Share of the labeled pixels (0..1) of each of `count` classes.
 
-    Ids outside 0..count-1 are ignored; all zero when nothing is labelled.
+    Ids outside 0..count-1 are ignored; without labeled pixels all shares are 0.
     """
     check_labels(labels)
     values = labels.ravel()
@@ -89,29 +142,28 @@ def with_legend(
 ) -> Image:
     """Put a legend beside a picture: the classes that occur, largest first, with shares.
 
-    The letters grow with the picture, so that the legend stays readable when a large
-    picture is shown small, and never get smaller than 13 pixels; the canvas grows where
-    a small picture has a long legend.
+    The letters grow with the picture, from 13 pixels on, so that the legend stays readable when a
+    large picture is shown small; the canvas grows where a small picture has a long legend.
 
     Args:
-        picture: RGB uint8 (H, W, 3), an overlay for instance.
+        picture: RGB uint8 (H, W, 3), such as an overlay.
         labels: class ids (H', W') that the picture shows.
         classes: names in id order.
-        palette: RGB 0..255 per class (N, 3), as many as classes or more.
+        palette: RGB 0..255 per class (N, 3), at least as many as classes.
 
     Returns:
-        RGB uint8, at least as high and wider than `picture`; the picture is its top left
-        part, unchanged. Without any class in `labels` the legend says so.
+        RGB uint8, wider than `picture` and at least as high; its top left part is the picture.
+        Without any class in `labels` the legend says so.
 
     Raises:
-        ValueError: when the palette has fewer colours than there are classes.
+        ValueError: a palette with fewer colors than classes.
     """
-    colours = as_palette(palette)
-    if len(colours) < len(classes):
-        raise ValueError(f"palette of {len(colours)} colours for {len(classes)} classes")
+    colors = as_palette(palette)
+    if len(colors) < len(classes):
+        raise ValueError(f"palette of {len(colors)} colors for {len(classes)} classes")
     shares = class_shares(labels, len(classes))
     order = [int(k) for k in np.argsort(-shares, kind="stable") if shares[k] > 0]
-    entries = [(classes[k], _percent(shares[k]), tuple(map(int, colours[k]))) for k in order]
+    entries = [(classes[k], _percent(shares[k]), tuple(map(int, colors[k]))) for k in order]
     if not entries:
         entries = [("no class", "", PAPER)]
     height, width = picture.shape[:2]
@@ -119,7 +171,7 @@ def with_legend(
     line = round(size * 1.75)
     margin = round(size * 0.9)
     rows = max(1, (height - 2 * margin) // line)
-    # More columns rather than a strip far longer than the picture, up to three.
+    # Up to three columns, to avoid a strip far longer than the picture.
     columns = min(3, -(-len(entries) // rows))
     rows = -(-len(entries) // columns)
     swatch, gap = round(size * 1.15), round(size * 0.5)
@@ -132,10 +184,10 @@ def with_legend(
     total = max(height, rows * line + 2 * margin)
     canvas = np.full((total, width + panel, 3), PAPER, np.uint8)
     canvas[:height, :width] = picture
-    for number, (name, share, colour) in enumerate(entries):
+    for number, (name, share, color) in enumerate(entries):
         left = width + margin + (number // rows) * (column + 2 * margin)
         top = margin + (number % rows) * line
-        _draw_swatch(canvas, left, top + (line - swatch) // 2, swatch, colour)
+        _draw_swatch(canvas, left, top + (line - swatch) // 2, swatch, color)
         text_top = top + (line - round(size * 1.36)) // 2
         draw_text(canvas, shorten(name, size, name_width), left + swatch + gap, text_top, size, INK)
         right = left + column - text_mask(share, size).shape[1]
@@ -143,10 +195,10 @@ def with_legend(
     return canvas
 
 
-def _draw_swatch(canvas: Image, left: int, top: int, side: int, colour: tuple[int, ...]) -> None:
+def _draw_swatch(canvas: Image, left: int, top: int, side: int, color: tuple[int, ...]) -> None:
     edge = max(1, side // 14)
-    canvas[top : top + side, left : left + side] = np.array(colour) * 0.7
-    canvas[top + edge : top + side - edge, left + edge : left + side - edge] = colour
+    canvas[top : top + side, left : left + side] = np.array(color) * 0.7
+    canvas[top + edge : top + side - edge, left + edge : left + side - edge] = color
 
 
 def _percent(share: float) -> str:
@@ -154,3 +206,44 @@ def _percent(share: float) -> str:
     if percent >= 9.95:
         return f"{percent:.0f} %"
     return f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
+
+
+def error_map(
+    label: Labels,
+    prediction: Labels,
+    *,
+    ignore_index: int = 255,
+    image: Image | None = None,
+    opacity: float = 0.65,
+) -> Image:
+    """Show where a prediction is right (pale blue), wrong (red) and ignored (dark gray).
+
+    The three differ in lightness too, so that they can be told apart without seeing colors.
+
+    Args:
+        label: class ids (H, W) of the ground truth.
+        prediction: class ids (H, W).
+        ignore_index: id of ignored pixels of the ground truth.
+        image: RGB uint8 (H, W, 3) that shows through in gray; None: plain colors.
+        opacity: opacity of the plain colors over the image, 0..1.
+
+    Returns:
+        RGB uint8 (H, W, 3).
+
+    Raises:
+        ValueError: sizes that differ.
+    """
+    check_labels(label)
+    check_labels(prediction)
+    if label.shape != prediction.shape:
+        raise ValueError(f"label of size {label.shape}, prediction of size {prediction.shape}")
+    picture = np.where((label == prediction)[..., None], RIGHT_COLOR, WRONG_COLOR)
+    picture[label == ignore_index] = IGNORED_COLOR
+    plain = picture.astype(np.uint8)
+    if image is None:
+        return plain
+    if image.shape[:2] != label.shape:
+        raise ValueError(f"image of size {image.shape[:2]}, label of size {label.shape}")
+    gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    backdrop = np.repeat(gray[..., None], 3, axis=2)
+    return np.asarray(cv2.addWeighted(backdrop, 1.0 - opacity, plain, opacity, 0.0), np.uint8)

@@ -104,8 +104,10 @@ def test_plot_backends_have_no_say_in_commands(
 
 CHART = """
 import io, os, sys
-from cgrseg.visual.plots import class_bars, figure_png
-assert figure_png(class_bars(["sky"], [0.5])).startswith(b"\\x89PNG")
+from cgrseg.visual.plots import class_histogram
+chart = io.BytesIO()
+class_histogram(["sky"], [5]).savefig(chart, format="png")
+assert chart.getvalue().startswith(b"\\x89PNG")
 import matplotlib, cgrseg.training
 print(os.environ["MPLBACKEND"], matplotlib.rcParams._get("backend"), sys.argv)
 """

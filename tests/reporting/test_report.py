@@ -27,7 +27,7 @@ from cgrseg.reporting.report import (
     top_confusions,
     write_report,
 )
-from cgrseg.visual.gallery import RIGHT_COLOUR, WRONG_COLOUR
+from cgrseg.visual.overlay import RIGHT_COLOR, WRONG_COLOR
 
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polyline", "link", "input"}
 
@@ -148,8 +148,8 @@ def test_pictures_show_image_label_prediction_and_errors(
     assert prediction[0, 3].tolist() == [200, 0, 0]
     errors = _decode(shown["error map"]).astype(int)
     weight = 0.65
-    wrong = weight * np.array(WRONG_COLOUR) + (1 - weight) * 120
-    right = weight * np.array(RIGHT_COLOUR) + (1 - weight) * 120
+    wrong = weight * np.array(WRONG_COLOR) + (1 - weight) * 120
+    right = weight * np.array(RIGHT_COLOR) + (1 - weight) * 120
     assert np.abs(errors[0, 3] - wrong).sum() < np.abs(errors[0, 3] - right).sum()
     assert np.abs(errors[0, 0] - right).sum() < np.abs(errors[0, 0] - wrong).sum()
 

@@ -126,7 +126,7 @@ def test_legend_without_any_class_says_so() -> None:
 
 
 def test_short_palette_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 colours for 4 classes"):
+    with pytest.raises(ValueError, match="3 colors for 4 classes"):
         with_legend(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), "abcd", PALETTE)
 
 

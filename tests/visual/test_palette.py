@@ -10,47 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cgrseg.visual.palette import as_palette, colorize, make_palette
+from cgrseg.data.custom import distinct_colors
+from cgrseg.visual.overlay import as_palette, colorize
 
 PALETTE = [(10, 20, 30), (200, 100, 50)]
-
-
-def test_longer_palettes_start_with_shorter_ones() -> None:
-    full = make_palette(256)
-    for count in (1, 8, 21, 150):
-        np.testing.assert_array_equal(make_palette(count), full[:count])
-
-
-@pytest.mark.parametrize(("count", "apart"), [(12, 0.09), (21, 0.09), (60, 0.07), (150, 0.045)])
-def test_colours_are_distinct_and_readable(count: int, apart: float) -> None:
-    from cgrseg.visual.palette import _oklab
-
-    lab = _oklab(np.concatenate([make_palette(count), np.zeros((1, 3), np.uint8)]))
-    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 9 * np.eye(count + 1)
-    assert distance.min() > apart
-    assert lab[:count, 0].min() > 0.33  # no colour is near the black of ignored pixels
-    assert lab[:count, 0].max() < 0.95  # nor near white paper
-
-
-def test_oklab_of_known_colours() -> None:
-    """White, black and red as published with the definition of the space."""
-    from cgrseg.visual.palette import _oklab
-
-    found = _oklab(np.array([(255, 255, 255), (0, 0, 0), (255, 0, 0)], np.uint8))
-    np.testing.assert_allclose(found[0], [1, 0, 0], atol=1e-3)
-    np.testing.assert_allclose(found[1], [0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(found[2], [0.62796, 0.22486, 0.12585], atol=1e-3)
-
-
-@pytest.mark.parametrize("count", [0, -1, 257])
-def test_impossible_counts_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match="1 to 256"):
-        make_palette(count)
-
-
-def test_make_palette_gives_a_copy() -> None:
-    make_palette(3)[:] = 0
-    assert make_palette(3).max() > 0
 
 
 def test_colorize_by_hand() -> None:
@@ -69,7 +32,7 @@ def test_colorize_by_hand() -> None:
     st.integers(1, 20),
 )
 def test_colorize_looks_every_pixel_up(labels: np.ndarray, count: int) -> None:
-    palette = make_palette(count)
+    palette = distinct_colors(count)
     painted = colorize(labels, palette, (7, 8, 9))
     for position, value in np.ndenumerate(labels):
         expected = palette[value] if value < count else (7, 8, 9)
