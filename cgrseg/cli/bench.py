@@ -60,7 +60,7 @@ def bench(
         str,
         typer.Option(
             help="Measured work, separated by commas: network (tensor to logits), labels "
-            "(tensor to label map) and photo (image file to label map)."
+            "(tensor to label map) and `photo` (image file to label map)."
         ),
     ] = "network,labels,photo",
     rounds: Annotated[

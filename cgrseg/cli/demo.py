@@ -102,12 +102,12 @@ def demo(
     predict_folder(predictor, images, out / "predictions", overwrite=True, checkpoint=checkpoint)
 
     console.rule("5 of 5: report", align="left")
-    notes = {"mIoU of a per-pixel colour classifier on the same scenes": baseline}
+    notes = {"mIoU of a per-pixel color classifier on the same scenes": baseline}
     report = write_run_report(out, config, result, predictor, notes=notes)
 
     console.print()
     console.print(f"mIoU on held-out scenes: {100 * result.scores.mean_iou:.1f} %")
-    console.print(f"colour alone gets:       {100 * baseline:.1f} %")
+    console.print(f"color alone gets:        {100 * baseline:.1f} %")
     console.print(f"weights: {checkpoint}", markup=False, soft_wrap=True)
     console.print(f"painted: {out / 'predictions' / 'overlays'}", markup=False, soft_wrap=True)
     console.print(f"report:  {report.resolve()}", markup=False, soft_wrap=True)

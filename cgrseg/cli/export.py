@@ -58,8 +58,8 @@ def export(
         str,
         typer.Option(
             "--input",
-            help="Input of the file: normalised, float32 (N, 3, H, W); or pixels, uint8 RGB "
-            "(N, H, W, 3), normalised inside the file.",
+            help="Input of the file: `normalised`, float32 (N, 3, H, W); or `pixels`, uint8 RGB "
+            "(N, H, W, 3), which the file normalizes.",
         ),
     ] = "normalised",
     gives: Annotated[
@@ -204,7 +204,7 @@ def _refuse_without_int8(options: dict[str, object]) -> None:
         raise ConfigError(
             ", ".join(given),
             found="given without --int8",
-            expected="only where something is quantised",
+            expected="only with --int8, which quantizes",
             remedy="add --int8, or leave it out",
         )
 

@@ -171,7 +171,7 @@ def predict(
     for path, error in report.failed:
         text = str(error)
         print(f"error: {text if str(path) in text else f'{path}: {text}'}", file=sys.stderr)
-    parts = [f"{len(report.done)} labelled"]
+    parts = [f"{len(report.done)} labeled"]
     if report.kept:
         parts.append(f"{len(report.kept)} were there already (--overwrite does them again)")
     if report.failed:

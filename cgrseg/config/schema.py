@@ -62,7 +62,7 @@ class Section(BaseModel):
         # Python counts True as 1, so `batch_size=true` would otherwise pass for one image.
         field = cls.model_fields[info.field_name or ""]
         if _holds_truth(value) and bool not in _plain_types(field.annotation):
-            raise ValueError("true and false are no numbers")
+            raise ValueError("true and false are not accepted as numbers")
         if not _is_section(field.annotation) and _holds_null_character(value):
             raise ValueError("no file and no name holds a null character")
         return value
@@ -317,7 +317,7 @@ class TestConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with the published groups of parameters."""
+    """AdamW with the published parameter groups."""
 
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(
         1.2e-4, description="Learning rate of the base group."

@@ -49,7 +49,7 @@ def calibration_photos(
             "--calibrate",
             found=f"not given, and {lacking}",
             expected="images like those that the file is for",
-            remedy="for example --calibrate photos/",
+            remedy="for example --calibrate images/",
         )
     return evenly(found, most)
 

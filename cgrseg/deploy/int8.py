@@ -110,8 +110,8 @@ def quantise_onnx(
     Raises:
         EnvironmentProblem: ONNX Runtime is not installed, or a pattern has no node.
     """
-    onnx = require("onnx", "quantisation for onnx")
-    quantization = require("onnxruntime.quantization", "quantisation for onnx")
+    onnx = require("onnx", "quantization for onnx")
+    quantization = require("onnxruntime.quantization", "quantization for onnx")
     name = model.graph.input[0].name
 
     reader = _Reader(name, inputs, progress)
@@ -163,13 +163,13 @@ def _nncf() -> Any:
         before = sys.modules.get(blocked)
         sys.modules[blocked] = None  # type: ignore[assignment]  # an import fails, nothing is sent
         try:
-            require("nncf", "quantisation for openvino")
+            require("nncf", "quantization for openvino")
         finally:
             if before is None:
                 del sys.modules[blocked]
             else:
                 sys.modules[blocked] = before
-    nncf = require("nncf", "quantisation for openvino")
+    nncf = require("nncf", "quantization for openvino")
     nncf.set_log_level(logging.ERROR)
     return nncf
 

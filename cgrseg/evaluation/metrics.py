@@ -181,7 +181,7 @@ class SegmentationScores:
         if labeled >= 2:
             return ""
         what = "one class" if labeled else "no class"
-        return f"{what} is labeled: these scores do not show whether classes are told apart"
+        return f"{what} is labeled: these scores do not show whether the network separates classes"
 
     @property
     def mean_iou(self) -> float:

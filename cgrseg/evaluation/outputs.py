@@ -41,7 +41,7 @@ class OverlayWriter:
                 "opacity",
                 found=str(opacity),
                 expected="a share above 0 and up to 1",
-                remedy="use 0.5 to see photo and labels alike",
+                remedy="use 0.5 to see image and labels equally",
             )
         self.folder = Path(folder)
         self._spec = spec

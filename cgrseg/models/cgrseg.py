@@ -336,8 +336,8 @@ def _check_input(x: Tensor) -> None:
         )
     if not x.is_floating_point():
         raise ValueError(
-            f"input: got {x.dtype}, expected a float tensor normalised by mean and deviation; "
-            "cgrseg.Predictor does that for images"
+            f"input: got {x.dtype}, expected a float tensor normalized by mean and standard "
+            "deviation; cgrseg.Predictor does that for images"
         )
     height, width = x.shape[-2:]
     if height % NETWORK_STRIDE or width % NETWORK_STRIDE or not height or not width:

@@ -110,7 +110,7 @@ def class_histogram(
     shares = 100.0 * counts / max(counts.sum(), 1.0)
     order = np.argsort(-shares, kind="stable")
     figure, axes = new_chart(max(4.5, 1.2 + 0.26 * len(classes)), 3.8, title)
-    axes.set_ylabel("% of labelled pixels", fontsize=9, color=FAINT)
+    axes.set_ylabel("% of labeled pixels", fontsize=9, color=FAINT)
     axes.bar(np.arange(len(order)), shares[order], color=ACCENT, width=0.72)
     names = [classes[k] if counts[k] else f"{classes[k]} (none)" for k in order]
     axes.set_xticks(np.arange(len(order)), names, rotation=90, fontsize=8, color=INK)

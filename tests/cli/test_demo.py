@@ -19,11 +19,11 @@ def test_demo_leaves_a_report_and_can_be_started_again(run: Run, tmp_path: Path)
     report = out / "report.html"
     assert str(report) in result.stdout
     page = report.read_text(encoding="utf-8")
-    for part in ("colour classifier", "balloon", "SYN_val_00000001", "data:image/"):
+    for part in ("color classifier", "balloon", "SYN_val_00000001", "data:image/"):
         assert part in page
     scores = json.loads((out / "evaluation.json").read_text())
     assert f"mIoU on held-out scenes: {100 * scores['scores']['mIoU']:.1f} %" in result.stdout
-    assert "colour alone gets:" in result.stdout
+    assert "color alone gets:" in result.stdout
     assert len(list((out / "predictions" / "labels").glob("*.png"))) == 2
 
     weights = (out / "best.pth").read_bytes()

@@ -183,7 +183,7 @@ def test_a_run_holds_every_measurement(model: CGRSeg, own_subject: str) -> None:
     assert agreement["folded-fp32"].logits_error < 1e-5
     assert agreement["constant"].logits_error > 0.1
     assert 0.0 <= result.boundary_share["cgrseg_t"] <= 1.0
-    assert any("photo to label map, 2 at once" in line for line in told)
+    assert any("image file to label map, 2 at once" in line for line in told)
 
     stored = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert stored["rows"][0]["images_per_second"] > 0

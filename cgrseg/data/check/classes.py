@@ -77,7 +77,7 @@ def judge_split(
             "single-class",
             where,
             f"in {name} only {spec.classes[present[0]]!r} occurs: scores on this split do not "
-            "show whether classes are told apart",
+            "show whether the network separates classes",
             "check that these are the labels of this class list, or validate on other images",
         )
 

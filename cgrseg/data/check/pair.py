@@ -231,7 +231,7 @@ def _size_mismatch(image: tuple[int, int], label: tuple[int, ...], pair: Pair) -
     if image == label[::-1]:
         remedy = (
             "one of the two is turned on its side: phones store the turn beside the pixels "
-            "(EXIF), and labelling tools may ignore it; turn the label, or save the image upright"
+            "(EXIF), and labeling tools may ignore it; turn the label, or save the image upright"
         )
     return Finding(
         "error",

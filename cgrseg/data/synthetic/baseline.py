@@ -59,7 +59,7 @@ class ColourClassifier:
         for image, label in pairs:
             if int(label.max(initial=0)) > self.num_classes:
                 raise DataError(
-                    "colour classifier",
+                    "color classifier",
                     found=f"label {int(label.max())}",
                     expected=f"0 (ignored) to {self.num_classes}",
                     remedy="give labels in ADE20K's encoding",
@@ -70,8 +70,8 @@ class ColourClassifier:
             self._counts += counts.reshape(self._counts.shape)
         if not self._counts.any():
             raise DataError(
-                "colour classifier",
-                found="no labelled pixel",
+                "color classifier",
+                found="no labeled pixel",
                 expected="at least one image with labels",
                 remedy="give it the training scenes",
             )
@@ -108,7 +108,7 @@ def colour_baseline(
         bins: bins per colour channel.
 
     Raises:
-        DataError: when either set has no labelled pixel.
+        DataError: when either set has no labeled pixel.
     """
     classifier = ColourClassifier(num_classes, bins=bins).fit(train_pairs)
     held_out = list(val_pairs)
@@ -126,8 +126,8 @@ def _mean_iou(classifier: ColourClassifier, pairs: list[ImageLabel], prior: floa
         confusion += np.bincount(joint, minlength=n * n).reshape(n, n)
     if not confusion.any():
         raise DataError(
-            "colour classifier",
-            found="no labelled pixel to score",
+            "color classifier",
+            found="no labeled pixel to score",
             expected="at least one held-out image with labels",
             remedy="give it the validation scenes",
         )

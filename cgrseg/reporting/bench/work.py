@@ -18,7 +18,7 @@ Work = Literal["network", "labels", "photo"]
 WORKS: dict[Work, str] = {
     "network": "input tensor to logits",
     "labels": "input tensor to label map",
-    "photo": "photo to label map",
+    "photo": "image file to label map",
 }
 """Amounts of work that are timed."""
 
