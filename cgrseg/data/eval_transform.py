@@ -7,11 +7,8 @@ the next multiple.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,27 +21,12 @@ from cgrseg.surroundings import missing_memory
 Image = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A network input, and the sizes that undo the transform.
-
-    Attributes:
-        tensor: float32 (3, H', W'), normalized and padded.
-        resized: height, width inside the padding.
-        original: height, width of the image.
-    """
-
-    tensor: Tensor
-    resized: Size
-    original: Size
-
-
 # Minimum bytes per pixel: uint8 and float32 RGB, and the first features.
 _INPUT_BYTES = 40
 
 
 class EvalTransform:
-    """Resize, normalize and pad as published.
+    """Resize and normalize as published; :mod:`cgrseg.inference.views` pads.
 
     Args:
         config: scale, resize mode and divisor.
@@ -52,27 +34,6 @@ class EvalTransform:
 
     def __init__(self, config: TestConfig) -> None:
         self.config = config
-
-    def __call__(self, image: Image) -> Prepared:
-        """Resize, normalize and pad one image.
-
-        Args:
-            image: RGB (H, W, 3), uint8.
-
-        Raises:
-            ValueError: another shape or type.
-        """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
-        resized = self.resize(image)
-        height, width = resized.shape[:2]
-        divisor = self.config.divisor
-        padding = (0, round_up(width, divisor) - width, 0, round_up(height, divisor) - height)
-        return Prepared(
-            tensor=F.pad(self.normalize(resized), padding),
-            resized=(height, width),
-            original=(image.shape[0], image.shape[1]),
-        )
 
     def size_for(self, size: Size) -> Size:
         """Height, width that an image of this height, width is resized to, before padding."""

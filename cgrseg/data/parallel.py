@@ -50,30 +50,20 @@ def run_parallel(
     if workers is None:
         workers = (os.cpu_count() or 1) if threads or total >= _WORTH_A_PROCESS else 1
     workers = min(workers, (total + _CHUNK - 1) // _CHUNK)
-    if workers <= 1:
-        for done, item in enumerate(items, start=1):
-            yield function(item)
-            if progress:
-                progress(done, total)
-        return
-    chunks = [items[k : k + _CHUNK] for k in range(0, total, _CHUNK)]
-    pool: concurrent.futures.Executor
-    if threads:
+    pool: concurrent.futures.Executor | None = None
+    if workers > 1 and threads:
         pool = concurrent.futures.ThreadPoolExecutor(workers)
-    else:
+    elif workers > 1:
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context, initializer=_start_worker
         )
-    done = 0
     try:
-        futures = [pool.submit(_run_chunk, function, chunk) for chunk in chunks]
-        for future in futures:
-            for result in future.result():
-                yield result
-                done += 1
-                if progress:
-                    progress(done, total)
+        results = pool.map(function, items, chunksize=_CHUNK) if pool else map(function, items)
+        for done, result in enumerate(results, start=1):
+            yield result
+            if progress:
+                progress(done, total)
     except BrokenProcessPool as error:
         raise EnvironmentProblem(
             "a worker process",
@@ -84,7 +74,8 @@ def run_parallel(
             "your own must call this below `if __name__ == '__main__':`",
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker() -> None:
@@ -93,7 +84,3 @@ def _start_worker() -> None:
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def _run_chunk(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:
-    return [function(item) for item in chunk]

@@ -57,7 +57,7 @@ class Plan:
 
 
 class TrainTransform:
-    """Random training samples.
+    """Random training samples: :meth:`plan`, :meth:`render`, :meth:`finish`.
 
     Args:
         config: the settings of the pipeline.
@@ -67,27 +67,6 @@ class TrainTransform:
     def __init__(self, config: AugmentConfig, ignore_index: int = 255) -> None:
         self.config = config
         self.ignore_index = ignore_index
-
-    def __call__(
-        self, image: Image, labels: Labels, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Make one sample.
-
-        Args:
-            image: RGB (H, W, 3), 0..255.
-            labels: (H, W), training ids.
-            rng: the only random generator.
-
-        Returns:
-            Normalized image (3, h, w) and label map (h, w), both of the crop size.
-        """
-        return self.finish(*self.augment(image, labels, rng))
-
-    def augment(
-        self, image: Image, labels: Labels, rng: np.random.Generator
-    ) -> tuple[Image, Labels]:
-        """The sample before normalizing and padding: RGB (h, w, 3) and ids (h, w)."""
-        return self.render(image, self.plan(labels, rng), rng)
 
     def plan(self, labels: Labels, rng: np.random.Generator, lookup: Labels | None = None) -> Plan:
         """Choose size and crop of a sample from its label map.

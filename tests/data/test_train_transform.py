@@ -23,6 +23,20 @@ from cgrseg.data.train_transform import (
 NO_COLOUR = PhotometricConfig(probability=0)
 
 
+def augment(
+    transform: TrainTransform, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sample before normalizing and padding."""
+    return transform.render(image, transform.plan(labels, rng), rng)
+
+
+def sample(
+    transform: TrainTransform, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sample as the network gets it."""
+    return transform.finish(*augment(transform, image, labels, rng))
+
+
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -147,7 +161,7 @@ class TestWholeSample:
             photometric=NO_COLOUR,
         )
         image, labels = photo(10, 20), patches(10, 20)
-        pixels, ids = TrainTransform(config)(image, labels, np.random.default_rng(0))
+        pixels, ids = sample(TrainTransform(config), image, labels, np.random.default_rng(0))
         assert pixels.shape == (3, 32, 64)
         assert pixels.dtype == np.float32
         assert ids.shape == (32, 64)
@@ -163,7 +177,7 @@ class TestWholeSample:
             scale=(32, 32), ratio_range=(1, 1), crop_size=(32, 32), flip=1, photometric=NO_COLOUR
         )
         image, labels = photo(32, 32), patches(32, 32)
-        got, ids = TrainTransform(config).augment(image, labels, np.random.default_rng(0))
+        got, ids = augment(TrainTransform(config), image, labels, np.random.default_rng(0))
         assert np.array_equal(got, image[:, ::-1])
         assert np.array_equal(ids, labels[:, ::-1])
 
@@ -174,7 +188,7 @@ class TestWholeSample:
         image, labels = photo(32, 32), patches(32, 32)
         transform = TrainTransform(config)
         flips = sum(
-            not np.array_equal(transform.augment(image, labels, sample_generator(0, p))[0], image)
+            not np.array_equal(augment(transform, image, labels, sample_generator(0, p))[0], image)
             for p in range(400)
         )
         assert 160 < flips < 240
@@ -187,12 +201,12 @@ class TestWholeSample:
             scale=(160, 96), crop_size=(64, 64), vertical_flip=0.5, photometric=NO_COLOUR
         )
         for position in range(40):
-            got, ids = TrainTransform(config).augment(image, labels, sample_generator(2, position))
+            got, ids = augment(TrainTransform(config), image, labels, sample_generator(2, position))
             # Bilinear and nearest differ where classes meet, which is a minority of pixels.
             assert np.mean(got[..., 0] == ids) > 0.6
         config = config.model_copy(update={"ratio_range": (1.0, 1.0)})
         for position in range(40):
-            got, ids = TrainTransform(config).augment(image, labels, sample_generator(2, position))
+            got, ids = augment(TrainTransform(config), image, labels, sample_generator(2, position))
             assert np.array_equal(got[..., 0], ids)
 
 
@@ -218,10 +232,10 @@ class TestCropFirst:
             vertical_flip=turn,
         )
         plain = TrainTransform(config.model_copy(update={"crop_first": False}))
-        fast_image, fast_labels = TrainTransform(config).augment(
-            image, labels, sample_generator(seed, position)
+        fast_image, fast_labels = augment(
+            TrainTransform(config), image, labels, sample_generator(seed, position)
         )
-        image, labels = plain.augment(image, labels, sample_generator(seed, position))
+        image, labels = augment(plain, image, labels, sample_generator(seed, position))
         assert np.array_equal(fast_labels, labels)
         assert fast_image.shape == image.shape
         assert np.abs(fast_image.astype(int) - image).max() <= 1
@@ -232,8 +246,11 @@ class TestCropFirst:
         labels = patches(200, 300)
         for position in range(30):
             results = [
-                TrainTransform(AugmentConfig(crop_size=(96, 96), crop_first=first))(
-                    image, labels, sample_generator(0, position)
+                sample(
+                    TrainTransform(AugmentConfig(crop_size=(96, 96), crop_first=first)),
+                    image,
+                    labels,
+                    sample_generator(0, position),
                 )
                 for first in (True, False)
             ]
@@ -251,10 +268,10 @@ class TestCropFirst:
         config = AugmentConfig(photometric=NO_COLOUR)
         plain = TrainTransform(config.model_copy(update={"crop_first": False}), 0)
         for position in range(12):
-            fast_image, fast_labels = TrainTransform(config, 0).augment(
-                image, labels, sample_generator(0, position)
+            fast_image, fast_labels = augment(
+                TrainTransform(config, 0), image, labels, sample_generator(0, position)
             )
-            slow_image, slow_labels = plain.augment(image, labels, sample_generator(0, position))
+            slow_image, slow_labels = augment(plain, image, labels, sample_generator(0, position))
             assert np.array_equal(fast_labels, slow_labels)
             assert np.abs(fast_image.astype(int) - slow_image).max() <= 1
 
@@ -276,7 +293,7 @@ class TestOptions:
             photometric=NO_COLOUR,
         )
         image, labels = photo(32, 32), patches(32, 32)
-        got, ids = TrainTransform(config).augment(image, labels, np.random.default_rng(0))
+        got, ids = augment(TrainTransform(config), image, labels, np.random.default_rng(0))
         assert np.array_equal(got, image[::-1])
         assert np.array_equal(ids, labels[::-1])
 
@@ -309,7 +326,7 @@ class TestOptions:
         transform = TrainTransform(config)
         leaning = []
         for position in range(60):
-            _, ids = transform.augment(photo(64, 64), labels, sample_generator(0, position))
+            _, ids = augment(transform, photo(64, 64), labels, sample_generator(0, position))
             left, right = np.sum(ids[:, :32] == 1), np.sum(ids[:, 32:] == 1)
             leaning.append(int(np.sign(left - right)))
         assert 15 < leaning.count(1) < 45
@@ -356,10 +373,10 @@ class TestOptions:
         image, labels = photo(60, 80), patches(60, 80)
         images = []
         for position in range(8):
-            got, ids = TrainTransform(config).augment(image, labels, sample_generator(0, position))
+            got, ids = augment(TrainTransform(config), image, labels, sample_generator(0, position))
             assert np.array_equal(ids, labels[14:46, 24:56])
             images.append(got)
         assert any(not np.array_equal(images[0], other) for other in images[1:])
         calm = TrainTransform(config.model_copy(update={"photometric": NO_COLOUR}))
-        got, _ = calm.augment(image, labels, np.random.default_rng(0))
+        got, _ = augment(calm, image, labels, np.random.default_rng(0))
         assert np.array_equal(got, image[14:46, 24:56])

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.data.color import MEAN, STD
-from cgrseg.data.eval_transform import EvalTransform as Transform
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor, exported_backend
 from cgrseg.inference.exported import Description, onnx_file, opening, openvino_file, program_file
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.inference.segmenting import fit_to_sizes, segment_batch
+from cgrseg.inference.views import NetworkInput
 from tests.inference.fixtures import BlockBackend, description, photo
 
 BLOCKS = BlockBackend(num_classes=7)
@@ -139,7 +139,7 @@ def test_pixels_are_given_back_exactly() -> None:
         return np.zeros((1, 7, 8, 12), np.float32)
 
     taken = ExportedBackend(description(takes="pixels"), run, "x.onnx")
-    taken.logits(Transform(Settings(resize="none"))(picture).tensor[None])
+    taken.logits(NetworkInput.of(picture, Settings(resize="none")).tensor)
     assert got[0].dtype == np.uint8 and got[0].shape == (1, 64, 96, 3)
     assert np.array_equal(got[0][0, :32, :32], picture)
     assert got[0][0, 40, 40].tolist() == [124, 116, 104]

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.errors import ConfigError
 from cgrseg.extras import require
 from cgrseg.inference.backends import Backend, TorchBackend
@@ -30,6 +29,7 @@ from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.fast.network import fast_form
+from cgrseg.inference.views import NetworkInput
 from cgrseg.models import CGRSeg
 from cgrseg.models.attention_bias import AttentionBias
 from cgrseg.ops import upsample_argmax
@@ -129,8 +129,8 @@ def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
 
 def as_input(photos: NDArray[np.uint8]) -> Tensor:
     """Photos at their own size as the network's input: uint8 RGB (N, H, W, 3) to (N, 3, H, W)."""
-    transform = EvalTransform(TestConfig(resize="none"))
-    return torch.stack([transform(photo).tensor for photo in photos])
+    config = TestConfig(resize="none")
+    return torch.cat([NetworkInput.of(photo, config).tensor for photo in photos])
 
 
 def predict(subject: Subject, images: NDArray[np.uint8], device: torch.device) -> Labels:
