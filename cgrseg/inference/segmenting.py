@@ -27,7 +27,7 @@ from cgrseg.data.geometry import resize_label
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.decode import Segmentation, decode
-from cgrseg.inference.views import Image, NetworkInput, WholeView, network_size, views_of
+from cgrseg.inference.views import Image, NetworkInput, network_size, views_of, whole_views
 
 #: Ratios of `--aug-test`, as published for multi-scale results (with flip).
 PUBLISHED_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -132,7 +132,7 @@ def segment_group(
                 for one, size in zip(images, sizes, strict=True)
             ]
         inputs = [one.input or NetworkInput.of(one.image, one.config) for one in images]
-        views = WholeView.of_batch(backend, inputs, sizes)
+        views = whole_views(backend, inputs, sizes)
         return [decode([view], view.original, confidence) for view in views]
 
 

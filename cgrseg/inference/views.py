@@ -1,17 +1,14 @@
-"""One look of the network at an image: one scale, one direction, whole or in windows.
+"""Views of an image: one scale, one direction, whole or in sliding windows.
 
-A view knows how the image becomes network inputs, and gives rows of logits together with
-the taps (:mod:`cgrseg.inference.taps`) that lead from them to output pixels.  Windows are
-run when the first output row that needs them is asked for, and forgotten after the last:
-memory depends on the width of an image, not on its area.
+A view makes the network's inputs from the image and gives rows of logits for decoding.  Windows run
+when the first output row that needs them is asked for, and are dropped after the last: memory
+depends on the width of an image, not on its area.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +20,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.data.geometry import round_up
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.taps import Taps, averaged_windows, bilinear, window_starts
+from cgrseg.inference.decode import Taps, View, WholeView, bilinear
 from cgrseg.variants import NETWORK_STRIDE
 
 Image = NDArray[np.uint8]
@@ -32,41 +29,8 @@ Image = NDArray[np.uint8]
 _WINDOWS_ON_GPU = 8
 
 
-class View(Protocol):
-    """Logits of one view, and the way from them to output pixels.
-
-    Attributes:
-        device: device of the logits.
-        num_classes: K.
-    """
-
-    device: torch.device
-    num_classes: int
-
-    @property
-    def rows(self) -> Taps:
-        """Taps from rows of logits to output rows."""
-        ...
-
-    @property
-    def columns(self) -> Taps:
-        """Taps from columns of logits to output columns."""
-        ...
-
-    def logit_rows(self, rows: Tensor) -> Tensor:
-        """Some rows of logits.
-
-        Args:
-            rows: int64, ascending.  Rows above the first one are never asked for again.
-
-        Returns:
-            (K, number of rows, columns of logits).
-        """
-        ...
-
-
 def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[View]:
-    """All views whose results are averaged: every ratio, each plain and (if asked) mirrored.
+    """All views whose results are averaged: every ratio, plain and (with flip) mirrored.
 
     Args:
         backend: runs the network.
@@ -89,10 +53,10 @@ def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[Vie
 
 
 def at_ratio(config: TestConfig, ratio: float, image: Image) -> TestConfig:
-    """The settings that resize an image by another ratio.
+    """Settings that resize an image by another ratio.
 
-    As published, both sides of the scale are multiplied and cut to whole pixels; at
-    native resolution the scale is the image's own size.
+    As published, both sides of the scale are multiplied and truncated to whole pixels; at native
+    resolution the scale is the image's own size.
     """
     if ratio == 1:
         return config
@@ -107,13 +71,13 @@ def at_ratio(config: TestConfig, ratio: float, image: Image) -> TestConfig:
 
 
 def padded_size(resized: tuple[int, ...], config: TestConfig) -> tuple[int, int]:
-    """Height and width that the network gets for a resized image of this height, width."""
+    """Height and width of the network's input for a resized image."""
     height, width = (round_up(round_up(side, config.divisor), NETWORK_STRIDE) for side in resized)
     return height, width
 
 
 def network_size(image: Image, config: TestConfig) -> tuple[int, int]:
-    """Height and width that the network gets for an image in mode 'whole', at ratio 1."""
+    """Height and width of the network's input in mode 'whole' at ratio 1."""
     size = EvalTransform(config).size_for((image.shape[0], image.shape[1]))
     return padded_size(size, config)
 
@@ -123,7 +87,7 @@ class NetworkInput:
     """An image ready for the network, in mode 'whole' at ratio 1.
 
     Attributes:
-        tensor: float32 (1, 3, H, W), normalised and padded.
+        tensor: float32 (1, 3, H, W), normalized and padded.
         resized: height and width without the padding.
     """
 
@@ -132,7 +96,7 @@ class NetworkInput:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width that the network gets."""
+        """Height and width of the network's input."""
         return (self.tensor.shape[2], self.tensor.shape[3])
 
     @classmethod
@@ -149,78 +113,29 @@ def network_input(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(image, (0, size[1] - image.shape[2], 0, size[0] - image.shape[1]))[None]
 
 
-class WholeView:
-    """The whole image at once.
+def whole_views(
+    backend: Backend, inputs: Sequence[NetworkInput], originals: Sequence[tuple[int, int]]
+) -> list[WholeView]:
+    """Plain views of several images in one forward pass.
 
     Args:
-        logits: (K, h, w).
-        padded: height and width of the network's input.
-        kept: height and width of the resized image, without padding.
-        original: height and width of the image.
-        flipped: whether the network saw the mirrored image.
+        backend: runs the network.
+        inputs: images of equal :attr:`NetworkInput.size`.
+        originals: height and width of each image.
     """
-
-    def __init__(
-        self,
-        logits: Tensor,
-        padded: tuple[int, int],
-        kept: tuple[int, int],
-        original: tuple[int, int],
-        flipped: bool = False,
-    ) -> None:
-        self.logits = logits
-        self.device = logits.device
-        self.num_classes = len(logits)
-        self.padded = padded
-        self.kept = kept
-        self.original = original
-        self.flipped = flipped
-
-    # The fused decoding of a single view needs no taps.
-    @functools.cached_property
-    def rows(self) -> Taps:
-        """See :class:`View`."""
-        return self._taps(0)
-
-    @functools.cached_property
-    def columns(self) -> Taps:
-        """See :class:`View`."""
-        return self._taps(1).mirrored() if self.flipped else self._taps(1)
-
-    def _taps(self, axis: int) -> Taps:
-        kept = self.kept[axis]
-        to_input = bilinear(self.logits.shape[1 + axis], self.padded[axis])
-        return bilinear(kept, self.original[axis]).after(to_input.crop(kept))
-
-    @classmethod
-    def of_batch(
-        cls, backend: Backend, inputs: Sequence[NetworkInput], originals: Sequence[tuple[int, int]]
-    ) -> list[WholeView]:
-        """Plain views of images, in one forward pass.
-
-        Args:
-            backend: runs the network.
-            inputs: images of equal :attr:`NetworkInput.size`.
-            originals: height and width of each image.
-        """
-        batch = torch.cat([one.tensor for one in inputs])
-        return [
-            cls(logits, one.size, one.resized, original)
-            for logits, one, original in zip(backend.logits(batch), inputs, originals, strict=True)
-        ]
-
-    def logit_rows(self, rows: Tensor) -> Tensor:
-        """See :class:`View`."""
-        return self.logits[:, rows]
+    batch = torch.cat([one.tensor for one in inputs])
+    return [
+        WholeView(logits, one.size, one.resized, original)
+        for logits, one, original in zip(backend.logits(batch), inputs, originals, strict=True)
+    ]
 
 
 class SlidingView:
     """Overlapping windows whose logits are averaged.
 
     Windows lie on the padded image as published (mmsegmentation 0.27,
-    ``encoder_decoder.py``, slide_inference).  Any window size works: a window that is no
-    multiple of 32, or an image below the window's size, is padded for the network and
-    cropped again.
+    ``encoder_decoder.py``, slide_inference).  Any window size works: a window that is not a
+    multiple of 32, or an image below the window's size, is padded and cropped again.
     """
 
     def __init__(
@@ -291,8 +206,52 @@ class SlidingView:
             batch = []
             for left in self._starts[1][first : first + at_once]:
                 pixels = np.ascontiguousarray(strip[:, left : left + self._window[1]])
-                # A small window may lie in the padding altogether.
+                # A small window may lie entirely in the padding.
                 tensor = self._transform.normalize(pixels) if pixels.size else torch.zeros(3, 0, 0)
                 batch.append(network_input(tensor, self._input))
             found.extend(self._backend.logits(torch.cat(batch)))
         return torch.cat(found, dim=2)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First positions of sliding windows along one axis.
+
+    As published: steps of `stride`, the last window moved back to end at the border; a length
+    below the window's gives one window.
+    """
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(step * stride + window, length) - window, 0) for step in range(count)]
+
+
+def averaged_windows(
+    length: int, window: int, starts: Sequence[int], inner: Taps, cells: int
+) -> Taps:
+    """Taps of the average of overlapping windows along one axis.
+
+    Args:
+        length: positions along the axis.
+        window: positions of each window (at most `length`).
+        starts: first position of each window; together they cover the axis.
+        inner: from one window's cells of logits to its positions (at least `window`).
+        cells: cells of logits of one window.
+
+    Returns:
+        Taps over all windows' cells, window after window.
+    """
+    first = np.asarray(starts, dtype=np.int64)
+    positions = np.arange(length)
+    covered = (positions[:, None] >= first) & (positions[:, None] < first + window)
+    counts = covered.sum(axis=1)
+    deepest = int(counts.max())
+    taps = inner.index.shape[1]
+    index = np.zeros((length, deepest, taps), dtype=np.int64)
+    weight = np.zeros((length, deepest, taps))
+    # Windows that cover a position are consecutive: the k-th of them is `lowest + k`.
+    lowest = covered.argmax(axis=1)
+    for layer in range(deepest):
+        there = layer < counts
+        window_number = (lowest + layer)[there]
+        local = positions[there] - first[window_number]
+        index[there, layer] = inner.index[local] + window_number[:, None] * cells
+        weight[there, layer] = inner.weight[local] / counts[there][:, None]
+    return Taps(index.reshape(length, -1), weight.reshape(length, -1))

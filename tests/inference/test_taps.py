@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cgrseg.inference.taps import Taps, averaged_windows, bilinear, window_starts
+from cgrseg.inference.decode import Taps, bilinear
+from cgrseg.inference.views import averaged_windows, window_starts
 
 lengths = st.integers(1, 60)
 
