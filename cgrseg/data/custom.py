@@ -17,7 +17,7 @@ from cgrseg.data.folder_layout import (
     refuse_misplaced_root,
 )
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import Color, DatasetSpec
+from cgrseg.datasets.spec import Color, DatasetSpec, distinct_colors
 from cgrseg.errors import ConfigError, DataError
 
 HOW_TO_GET = (
@@ -104,19 +104,6 @@ def check_ignore_index(ignore_index: int, classes: Sequence[str], remedy: str) -
             expected=f"a value from {len(classes)} to 255",
             remedy=remedy,
         )
-
-
-def distinct_colors(count: int) -> tuple[Color, ...]:
-    """Colors from the bit pattern of the index (the PASCAL VOC color map).
-
-    Index 0 of that map is black, which overlays use for ignored pixels, so it is left out.
-    """
-
-    def channel(index: int, offset: int) -> int:
-        # Bits offset, offset + 3, ... of the index are the bits of the value, highest first.
-        return sum((index >> (3 * k + offset) & 1) << (7 - k) for k in range(8))
-
-    return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(1, count + 1))
 
 
 def _label_rule(config: DataConfig, classes: Sequence[str]) -> LabelRule:

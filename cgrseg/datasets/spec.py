@@ -28,6 +28,19 @@ def class_table(text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     )
 
 
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Colors from the bit pattern of the index (the PASCAL VOC color map).
+
+    Index 0 of that map is black, which overlays use for ignored pixels, so it is left out.
+    """
+
+    def channel(index: int, offset: int) -> int:
+        # Bits offset, offset + 3, ... of the index are the bits of the value, highest first.
+        return sum((index >> (3 * k + offset) & 1) << (7 - k) for k in range(8))
+
+    return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(1, count + 1))
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Automatic split: seed, validation share, and whether this is the validation part."""

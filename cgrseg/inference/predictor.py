@@ -32,9 +32,9 @@ from cgrseg.class_names import (
     usable_palette,
 )
 from cgrseg.config.schema import LARGEST_BATCH, TestConfig
-from cgrseg.data.custom import distinct_colors
 from cgrseg.data.guess import guess_by_class_count
 from cgrseg.data.image_files import read_image_with_digest
+from cgrseg.datasets.spec import distinct_colors
 from cgrseg.devices import use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError
 from cgrseg.inference.backends import Backend

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.data.custom import distinct_colors
 from cgrseg.datasets import get_spec, list_specs
+from cgrseg.datasets.spec import distinct_colors
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.html import render
 from cgrseg.locks import locking

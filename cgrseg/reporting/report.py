@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cgrseg.data.custom import distinct_colors
+from cgrseg.datasets.spec import distinct_colors
 from cgrseg.errors import DataError
 from cgrseg.files import atomic_write_text, write_json
 from cgrseg.html import percent, render

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgrseg.config.schema import DataConfig
-from cgrseg.data.custom import distinct_colors
 from cgrseg.data.pairs import find_pairs, split_stems
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets import get_spec, list_specs
-from cgrseg.datasets.spec import HeldOut
+from cgrseg.datasets.spec import HeldOut, distinct_colors
 from cgrseg.errors import ConfigError, DataError
 
 

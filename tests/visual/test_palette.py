@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cgrseg.data.custom import distinct_colors
+from cgrseg.datasets.spec import distinct_colors
 from cgrseg.visual.overlay import as_palette, colorize
 
 PALETTE = [(10, 20, 30), (200, 100, 50)]

@@ -30,8 +30,8 @@ from cgrseg.data.convert.format import (
     skipped,
 )
 from cgrseg.data.convert.image_names import ImageMode, index_images
-from cgrseg.data.custom import distinct_colors
 from cgrseg.data.file_index import plain_form
+from cgrseg.datasets.spec import distinct_colors
 from cgrseg.errors import DataError
 
 if TYPE_CHECKING:

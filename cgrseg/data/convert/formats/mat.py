@@ -18,8 +18,8 @@ from cgrseg.data.convert.custom_format import (
 )
 from cgrseg.data.convert.format import Annotations, Argument, Option, Task
 from cgrseg.data.convert.matlab import only_field, read_label_field
-from cgrseg.data.custom import distinct_colors
 from cgrseg.data.file_index import plain_form
+from cgrseg.datasets.spec import distinct_colors
 from cgrseg.errors import DataError
 
 
