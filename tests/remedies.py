@@ -165,7 +165,14 @@ def _aside(tree: ast.AST, file: str) -> set[int]:
             named.endswith(("_option", "_argument"))
         ):
             found |= {id(each) for each in ast.walk(node)}
-    if file in ("config/other_tools.py", "cli/options.py", "cli/reference.py", "errors.py"):
+    if file in ("config/suggestions.py", "cli/common.py"):  # names of other tools, old names
+        found |= {
+            id(each)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Dict) or getattr(node, "name", "") == "present_names"
+            for each in ast.walk(node)
+        }
+    if file in ("cli/options.py", "cli/reference.py", "errors.py"):
         found |= {
             id(each)
             for node in ast.walk(tree)

@@ -150,7 +150,7 @@ def bench(
 
 
 def _check_size(size: tuple[int, int]) -> None:
-    from cgrseg.config.sizes import size_text
+    from cgrseg.config.fields import size_text
     from cgrseg.errors import ConfigError
 
     if any(side < 32 or side % 32 for side in size):

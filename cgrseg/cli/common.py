@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cgrseg.cli.options import present_names
 from cgrseg.cli.usage import UsageError, usage_problem
 from cgrseg.console import plain_warnings, report_problem
 from cgrseg.errors import (
@@ -41,6 +40,23 @@ EXIT_PARTLY = 1
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
+
+
+OLD_NAMES: dict[str, dict[str, str]] = {
+    "train": {"--auto-resume": "--resume"},
+    "evaluate": {"--aug-test": "--multi-scale"},
+    "predict": {"--aug-test": "--multi-scale"},
+    "export": {"--batch": "--batch-size", "--images": "--calibration-images"},
+    "bench": {"--batch": "--batch-size"},
+    "demo": {"--held-out-scenes": "--val-scenes"},
+    "data browse": {"--count": "--limit"},
+    "data synth": {"--train": "--train-scenes", "--val": "--val-scenes"},
+    "data convert coco-stuff10k": {"--images": "--image-mode", "--lists": "--split"},
+    "data convert labelme": {"--images": "--image-mode"},
+    "data convert coco": {"--images": "--image-mode"},
+    "data convert rgb": {"--images": "--image-mode", "--colours": "--colors"},
+}
+"""Command to its options that had another name: old name to the present one."""
 
 
 class Command(TyperCommand):
@@ -149,7 +165,7 @@ def with_changes(settings: Sequence[str] | None, **options: Any) -> dict[str, An
     Raises:
         ConfigError: a text that is not key=value, or a setting that does not exist.
     """
-    from cgrseg.config.overrides import parse_overrides
+    from cgrseg.config.settings import parse_overrides
 
     given = {name.replace("__", "."): v for name, v in options.items() if v is not None}
     return {**given, **parse_overrides(settings or ())}
@@ -161,8 +177,7 @@ def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: boo
     Raises:
         ConfigError: a setting of another section, one that does not exist, or a wrong value.
     """
-    from cgrseg.config.overrides import merge
-    from cgrseg.config.validation import build
+    from cgrseg.config.settings import build, merge
     from cgrseg.inference import augmented
 
     changes = of_sections(settings, ("test",))
@@ -196,8 +211,7 @@ def model_options(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a setting that does not shape a network, or a wrong value.
     """
-    from cgrseg.config.overrides import merge
-    from cgrseg.config.validation import build
+    from cgrseg.config.settings import build, merge
     from cgrseg.errors import ConfigError
 
     shaping = ("context_blocks", "attention_bias")
@@ -244,3 +258,41 @@ def _explained(ctx: Any, args: Sequence[str], work: Callable[[], _Result]) -> _R
         problem = error
     report_problem(problem)
     raise typer.Exit(EXIT_PROBLEM) from None
+
+
+def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments of a command with old names replaced.
+
+    Args:
+        command: its name below `cgrseg`, e.g. `data browse`.
+        arguments: as typed.
+
+    Returns:
+        The arguments with present names, and a note for each one that was replaced.
+    """
+    names = OLD_NAMES.get(command, {})
+    result: list[str] = []
+    notes: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*result, word, *rest], notes
+        name, equals, value = word.partition("=")
+        if name in names:
+            notes.append(f"{name} is now {names[name]}")
+            word = f"{names[name]}{equals}{value}"
+        if word == "--size" and len(rest) > 1 and rest[0].isdecimal() and rest[1].isdecimal():
+            # The older form had two values.  A second number is nothing else in any command.
+            height, width = rest.pop(0), rest.pop(0)
+            notes.append(f"--size {height} {width} is now --size {height}x{width}")
+            rest.insert(0, f"{height}x{width}")
+        elif command == "bench" and word == "--json" and rest and rest[0].endswith(".json"):
+            notes.append("--json FILE is now --out FILE; --json alone prints")
+            word = "--out"
+        elif word in ("--batch-size", "--size") and rest[:1] == ["any"]:
+            notes.append(f"{word} any is the default")
+            rest.pop(0)
+            continue
+        result.append(word)
+    return result, notes

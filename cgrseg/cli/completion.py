@@ -86,9 +86,9 @@ def _files(incomplete: str) -> list[str]:
 
 
 def _setting_names(incomplete: str) -> list[str]:
-    from cgrseg.config import words
+    from cgrseg.config.schema import walk_settings
 
-    names = [name for name, _ in words.walk() if name.startswith(incomplete)]
+    names = [name for name, _ in walk_settings() if name.startswith(incomplete)]
     if len(names) != 1:
         return [f"{name}=" for name in names]
     # With values after it, the shell stops at the equals sign instead of adding a blank.
@@ -96,15 +96,15 @@ def _setting_names(incomplete: str) -> list[str]:
 
 
 def _values_of(key: str) -> list[str]:
-    from cgrseg.config import words
+    from cgrseg.config.fields import choices, subsection
     from cgrseg.config.reference import flatten
-    from cgrseg.config.schema import Config
+    from cgrseg.config.schema import Config, find_setting
 
-    annotation = words.find(key)
-    if annotation is None or words.subsection(annotation) is not None:
+    annotation = find_setting(key)
+    if annotation is None or subsection(annotation) is not None:
         return []
-    choices = words.choices(annotation)
-    return list(choices) if choices else [flatten(Config())[key].strip('"')]
+    few = choices(annotation)
+    return list(few) if few else [flatten(Config())[key].strip('"')]
 
 
 def _setting_before_cursor(incomplete: str) -> tuple[str | None, str]:

@@ -195,8 +195,7 @@ def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> C
         WeightsError: a checkpoint that cannot be read.
     """
     from cgrseg.config import load_config
-    from cgrseg.config.overrides import merge
-    from cgrseg.config.validation import build
+    from cgrseg.config.settings import build, merge
     from cgrseg.errors import ConfigError
     from cgrseg.models import read_checkpoint
 

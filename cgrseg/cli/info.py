@@ -161,7 +161,7 @@ def _devices() -> list[str]:
 
 
 def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
-    from cgrseg.config.sizes import size_text
+    from cgrseg.config.fields import size_text
     from cgrseg.errors import ConfigError
     from cgrseg.models import CGRSeg
     from cgrseg.reporting.cost import model_cost

@@ -1,4 +1,4 @@
-"""The root of the command `cgrseg`.
+"""The root of the command `cgrseg`: each module of this package with a function of its own name.
 
 Commands import what they need when they run, so that `cgrseg --help` answers at once.
 """
@@ -6,28 +6,25 @@ Commands import what they need when they run, so that `cgrseg --help` answers at
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import os
+import pkgutil
 import sys
 from typing import Annotated
 
 import typer
 
 import cgrseg
+from cgrseg import cli
 from cgrseg.cli import data
-from cgrseg.cli.bench import bench
 from cgrseg.cli.common import Command, Commands
-from cgrseg.cli.demo import demo
-from cgrseg.cli.evaluate import evaluate
-from cgrseg.cli.export import export
-from cgrseg.cli.info import info
-from cgrseg.cli.predict import predict
-from cgrseg.cli.report import report
-from cgrseg.cli.train import train
-from cgrseg.cli.web import web
 from cgrseg.processes import ending_by_signals
 from cgrseg.surroundings import LEAST_WIDTH
 
 _MOST_WIDTH = 1000
+_FIRST = ("train", "evaluate", "predict", "export", "report", "info", "bench", "web", "demo")
+"""Order of the commands in the help; further ones follow by name."""
 
 app = typer.Typer(
     name="cgrseg",
@@ -58,15 +55,16 @@ def root(
     """Options of the command itself."""
 
 
-app.command(cls=Command)(train)
-app.command(cls=Command)(evaluate)
-app.command(cls=Command)(predict)
-app.command(cls=Command)(export)
-app.command(cls=Command)(report)
-app.command(cls=Command)(info)
-app.command(cls=Command)(bench)
-app.command(cls=Command)(web)
-app.command(cls=Command)(demo)
+def _add_commands() -> None:
+    """Add each module of this package that has a function of its own name."""
+    names = {module.name for module in pkgutil.iter_modules(cli.__path__)} - {"main"}
+    for name in (*_FIRST, *sorted(names.difference(_FIRST))):
+        command = getattr(importlib.import_module(f"cgrseg.cli.{name}"), name, None)
+        if inspect.isfunction(command):
+            app.command(cls=Command)(command)
+
+
+_add_commands()
 app.add_typer(data.app, name="data")
 
 

@@ -68,8 +68,7 @@ def size_of_option(text: Any) -> tuple[int, int]:
     Raises:
         ConfigError: the text is not a size.
     """
-    from cgrseg.config.schema import MAX_SIDE
-    from cgrseg.config.sizes import read_size
+    from cgrseg.config.fields import MAX_SIDE, read_size
 
     size = read_size(text)
     if not isinstance(size, tuple) or not all(1 <= side <= MAX_SIDE for side in size):
@@ -183,57 +182,3 @@ TrainScenes = Annotated[
 ValScenes = Annotated[
     int, typer.Option("--val-scenes", help="Number of validation scenes.", min=0, max=1_000_000)
 ]
-
-OLD_NAMES: dict[str, dict[str, str]] = {
-    "train": {"--auto-resume": "--resume"},
-    "evaluate": {"--aug-test": "--multi-scale"},
-    "predict": {"--aug-test": "--multi-scale"},
-    "export": {"--batch": "--batch-size", "--images": "--calibration-images"},
-    "bench": {"--batch": "--batch-size"},
-    "demo": {"--held-out-scenes": "--val-scenes"},
-    "data browse": {"--count": "--limit"},
-    "data synth": {"--train": "--train-scenes", "--val": "--val-scenes"},
-    "data convert coco-stuff10k": {"--images": "--image-mode", "--lists": "--split"},
-    "data convert labelme": {"--images": "--image-mode"},
-    "data convert coco": {"--images": "--image-mode"},
-    "data convert rgb": {"--images": "--image-mode", "--colours": "--colors"},
-}
-"""Command to its options that had another name: old name to the present one."""
-
-
-def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments of a command with old names replaced.
-
-    Args:
-        command: its name below `cgrseg`, e.g. `data browse`.
-        arguments: as typed.
-
-    Returns:
-        The arguments with present names, and a note for each one that was replaced.
-    """
-    names = OLD_NAMES.get(command, {})
-    result: list[str] = []
-    notes: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*result, word, *rest], notes
-        name, equals, value = word.partition("=")
-        if name in names:
-            notes.append(f"{name} is now {names[name]}")
-            word = f"{names[name]}{equals}{value}"
-        if word == "--size" and len(rest) > 1 and rest[0].isdecimal() and rest[1].isdecimal():
-            # The older form had two values.  A second number is nothing else in any command.
-            height, width = rest.pop(0), rest.pop(0)
-            notes.append(f"--size {height} {width} is now --size {height}x{width}")
-            rest.insert(0, f"{height}x{width}")
-        elif command == "bench" and word == "--json" and rest and rest[0].endswith(".json"):
-            notes.append("--json FILE is now --out FILE; --json alone prints")
-            word = "--out"
-        elif word in ("--batch-size", "--size") and rest[:1] == ["any"]:
-            notes.append(f"{word} any is the default")
-            rest.pop(0)
-            continue
-        result.append(word)
-    return result, notes

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from cgrseg.cli.options import OLD_NAMES
+from cgrseg.cli.common import OLD_NAMES
 
 _SENTENCE = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`'])")
 

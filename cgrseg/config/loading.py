@@ -18,10 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgrseg.config.overrides import merge, parse_overrides
 from cgrseg.config.presets import list_presets, named_preset
 from cgrseg.config.schema import Config
-from cgrseg.config.validation import build, readable
+from cgrseg.config.settings import build, merge, parse_overrides, readable
 from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.input_files import read_input_text, refuse_special
 

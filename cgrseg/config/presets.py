@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
-from cgrseg.config.validation import build
+from cgrseg.config.settings import build, merge
 from cgrseg.datasets import get_spec, list_specs
 from cgrseg.datasets.spec import Recipe
 from cgrseg.errors import ConfigError

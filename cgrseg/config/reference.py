@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cgrseg.config import words
-from cgrseg.config.schema import Config
+from cgrseg.config.fields import describe, subsection
+from cgrseg.config.schema import Config, find_setting, walk_settings
 from cgrseg.variants import VARIANTS, imagenet_weights
 
 
@@ -32,15 +32,15 @@ def describe_fields() -> list[FieldDescription]:
     """Every setting in the schema's order."""
     defaults = flatten(Config())
     return [
-        FieldDescription(path, words.describe(annotation), defaults[path], _description(path))
-        for path, annotation in words.walk()
+        FieldDescription(path, describe(annotation), defaults[path], _description(path))
+        for path, annotation in walk_settings()
     ]
 
 
 def flatten(config: Config) -> dict[str, str]:
     """Dotted name to value as JSON, for every setting of a config."""
     tree = config.model_dump(mode="json")
-    return {path: json.dumps(_value(tree, path), ensure_ascii=False) for path, _ in words.walk()}
+    return {path: json.dumps(_value(tree, path), ensure_ascii=False) for path, _ in walk_settings()}
 
 
 def setting_lines(config: Config, *, against: Config | None = None) -> list[str]:
@@ -78,13 +78,13 @@ def markdown_reference() -> str:
 
 
 def _summary(section: str) -> str:
-    described = words.subsection(words.find(section)) if section else Config
+    described = subsection(find_setting(section)) if section else Config
     return (described.__doc__ or "").strip().splitlines()[0] if described else ""
 
 
 def _description(path: str) -> str:
     section, _, leaf = path.rpartition(".")
-    owner = words.subsection(words.find(section)) if section else Config
+    owner = subsection(find_setting(section)) if section else Config
     return (owner.model_fields[leaf].description or "") if owner else ""
 
 

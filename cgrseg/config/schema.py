@@ -8,64 +8,32 @@ dataset (:mod:`cgrseg.datasets`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
+from pydantic import Field, create_model, field_validator, model_validator
+
+from cgrseg.config.fields import (
+    MAX_SIDE,
+    BatchSize,
+    BelowOne,
+    Count,
+    CountOrNone,
+    Factor,
+    Level,
+    Probability,
+    Ratio,
+    Section,
+    Seed,
+    Size,
+    Weight,
+    field_annotations,
+    subsection,
 )
-
-from cgrseg.config.sizes import read_size
 from cgrseg.errors import ConfigError
 from cgrseg.loss_terms import TERMS
 from cgrseg.variants import NETWORK_STRIDE, VariantName
-
-MAX_SIDE = 32_767
-"""Longest side of an image in pixels, also after a resize: OpenCV's limit."""
-
-# Counts of steps and images: what a 32-bit number holds.
-_MOST = 2**31 - 1
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1, le=_MOST)]
-CountOrNone = Annotated[int, Field(ge=0, le=_MOST)]
-LARGEST_BATCH = 65_536
-BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-Size = Annotated[tuple[Side, Side], BeforeValidator(read_size)]
-Level = Annotated[int, Field(ge=0, le=255)]
-Factor = Annotated[float, Field(ge=0.0, le=100.0)]
-Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
-Weight = Annotated[float, Field(ge=0.0, le=1e6)]
-# PyTorch's generators take 64 bits with a sign.
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-
-
-class Section(BaseModel):
-    """A group of settings: unknown keys are errors, assignments are checked."""
-
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Python counts True as 1, so `batch_size=true` would otherwise pass for one image.
-        field = cls.model_fields[info.field_name or ""]
-        if _holds_truth(value) and bool not in _plain_types(field.annotation):
-            raise ValueError("true and false are not accepted as numbers")
-        if not _is_section(field.annotation) and _holds_null_character(value):
-            raise ValueError("no file and no name holds a null character")
-        return value
 
 
 class ModelConfig(Section):
@@ -496,30 +464,25 @@ class Config(Section):
         return self.work_dir or f"work_dirs/{self.name}"
 
 
-def _plain_types(annotation: Any) -> set[Any]:
-    """The types at the ends of an annotation: int and NoneType for `list[int] | None`."""
-    arguments = get_args(annotation)
-    if not arguments:
-        return {annotation}
-    return set().union(*(_plain_types(argument) for argument in arguments))
+def walk_settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain setting below a section as (dotted name, annotation), in schema order."""
+    for name, annotation in field_annotations(section).items():
+        inner = subsection(annotation)
+        if inner is None:
+            yield prefix + name, annotation
+        else:
+            yield from walk_settings(inner, f"{prefix}{name}.")
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _holds_null_character(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_null_character, [*value.keys(), *value.values()]))
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_null_character, value))
-    return isinstance(value, str) and "\0" in value
-
-
-def _holds_truth(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_holds_truth(item) for item in value)
-    return isinstance(value, bool)
+def find_setting(path: str) -> Any | None:
+    """Annotation of a dotted name (a section counts); None when there is no such setting."""
+    annotation: Any = Config
+    for part in path.split("."):
+        inner = subsection(annotation)
+        if inner is None or part not in inner.model_fields:
+            return None
+        annotation = field_annotations(inner)[part]
+    return annotation
 
 
 def _check_rises(name: str, bounds: tuple[float, float]) -> None:

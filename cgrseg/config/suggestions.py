@@ -1,12 +1,189 @@
-"""What a person probably meant by a setting or an option that does not exist."""
+"""Which setting or option a person meant by a name that does not exist.
+
+Names of other tools are known: mmsegmentation 0.x and 1.x (mmengine), Ultralytics, Lightning, timm
+and transformers.  Such a name is matched by its last parts, so `data.train.data_root` finds
+`data_root`.  It means a setting of ours or, where there is none, a sentence that says what to do.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
-from cgrseg.config import words
-from cgrseg.config.other_tools import meaning_of, normalized
+from cgrseg.config.schema import walk_settings
 from cgrseg.errors import ConfigError
+
+_SETTINGS = {
+    # optimizer
+    "optimizer.lr": "lr lr0 learning_rate base_lr init_lr initial_lr",
+    "optimizer.betas": "adam_betas opt_betas",
+    "optimizer.weight_decay": "wd decay weight_decay_rate",
+    "optimizer.clip_norm": "grad_clip gradient_clip_val max_grad_norm clip_grad clip_grad_norm "
+    "clip_grad.max_norm grad_clip.max_norm optimizer_config.grad_clip max_norm gradient_clipping",
+    "optimizer.head_multiplier": "head.lr_mult custom_keys.head.lr_mult lr_mult head_lr_mult",
+    "optimizer.layer_decay": "layer_decay_rate lr_layer_decay llrd layer_lr_decay",
+    # schedule
+    "schedule.max_iters": "max_steps total_iters num_iters num_iterations iterations max_iter "
+    "iters steps total_steps train_steps runner.max_iters train_cfg.max_iters niter",
+    "schedule.warmup_iters": "warmup_steps warmup num_warmup_steps lr_config.warmup_iters "
+    "warmup_iterations",
+    "schedule.warmup_ratio": "start_factor warmup_factor warmup_start_factor",
+    "schedule.power": "lr_config.power poly_power lr_power",
+    # training
+    "train.batch_size": "samples_per_gpu batch bs batchsize train_batch_size batch_size_per_gpu "
+    "per_device_train_batch_size per_gpu_train_batch_size imgs_per_gpu train_dataloader.batch_size",
+    "train.accumulate": "accumulate_grad_batches gradient_accumulation_steps accumulative_counts "
+    "grad_accum grad_accum_steps accumulation_steps cumulative_iters",
+    "train.eval_interval": "evaluation.interval val_interval eval_steps eval_every "
+    "val_check_interval train_cfg.val_interval eval_freq validate_every",
+    "train.evaluate": "do_eval validate val run_val",
+    "train.checkpoint_interval": "checkpoint_config.interval checkpoint.interval save_steps "
+    "save_interval save_period every_n_train_steps save_every checkpoint_freq",
+    "train.keep_best": "save_total_limit save_top_k max_keep_ckpts checkpoint_hist",
+    "train.patience": "early_stopping early_stopping_patience early_stopping.patience",
+    "train.ema_decay": "ema model_ema model_ema_decay ema.decay ema.momentum",
+    "train.load_from": "weights init_from init_checkpoint pretrained_checkpoint finetune "
+    "initial_checkpoint model_name_or_path ckpt checkpoint load_checkpoint",
+    "train.precision": "amp fp16 bf16 half mixed_precision use_amp native_amp amp_dtype",
+    "train.compile": "torch_compile torchcompile jit model_compile",
+    "train.channels_last": "memory_format",
+    "train.seed": "random_seed randomness.seed manual_seed seed_everything",
+    "train.deterministic": "randomness.deterministic use_deterministic_algorithms",
+    "train.log_interval": "log_config.interval logger.interval log_every_n_steps logging_steps "
+    "log_freq print_freq log_every",
+    "train.wandb": "use_wandb log_wandb wandb_logger",
+    # data
+    "data.root": "data_root dataset_root data_dir root_dir data_path dataset_dir root dataset_path "
+    "img_root",
+    "data.dataset": "dataset_type data.type data.train.type dataset.type dataset_name data.name "
+    "dataset",
+    "data.workers": "workers_per_gpu num_workers dataloader_num_workers n_workers nworkers "
+    "train_dataloader.num_workers",
+    "data.classes": "class_names names label_names metainfo.classes id2label",
+    "data.palette": "metainfo.palette colormap color_map",
+    "data.images": "img_dir image_dir images_dir data_prefix.img_path img_path img_prefix",
+    "data.labels": "ann_dir mask_dir masks_dir label_dir labels_dir data_prefix.seg_map_path "
+    "seg_map_path seg_dir masks",
+    "data.split_lists": "ann_file split_file image_list",
+    "data.zero_is_ignore": "reduce_zero_label do_reduce_labels reduce_labels",
+    "data.ignore_index": "ignore_index ignore_label seg_pad_val seg_ignore_label ignore_value "
+    "semantic_loss_ignore_index",
+    "data.val_fraction": "val_split val_ratio validation_split val_size val_percent",
+    "data.train_split": "train_split train_name",
+    "data.eval_split": "val_name eval_split test_split",
+    "data.drop": "ignore_classes",
+    # network
+    "model.name": "model_type model_name arch architecture variant model.type backbone.type",
+    "model.pretrained": "backbone_weights pretrained_backbone backbone.init_cfg.checkpoint "
+    "init_cfg.checkpoint backbone.pretrained encoder_weights backbone_pretrained",
+    "model.dropout": "dropout_ratio drop_rate dropout_rate dropout_p classifier_dropout drop_out",
+    "model.drop_path": "drop_path_rate stochastic_depth stochastic_depth_prob",
+    "model.freeze_norm": "norm_eval freeze_bn bn_freeze freeze_batch_norm",
+    "model.freeze_backbone": "freeze_encoder encoder_freeze frozen_backbone frozen_stages "
+    "backbone.frozen_stages freeze",
+    "model.sync_norm": "sync_bn sync_batchnorm syncbn",
+    # augmentation
+    "augment.crop_size": "crop imgsz img_size image_size input_size crop_sz",
+    "augment.scale": "img_scale base_size",
+    "augment.ratio_range": "scale_range resize_range",
+    "augment.flip": "fliplr hflip flip_prob flip_ratio horizontal_flip hflip_prob",
+    "augment.vertical_flip": "flipud vflip vflip_prob",
+    "augment.rotation": "degrees rotate max_rotation random_rotation",
+    "augment.max_class_share": "cat_max_ratio",
+    "augment.photometric.brightness": "brightness_delta hsv_v",
+    "augment.photometric.contrast": "contrast_range",
+    "augment.photometric.saturation": "saturation_range hsv_s",
+    "augment.photometric.hue": "hue_delta hsv_h",
+    "augment.photometric.probability": "color_jitter color_jitter_prob",
+    # test
+    "test.ratios": "img_ratios tta_ratios",
+    "test.mode": "test_cfg.mode",
+    "test.stride": "test_cfg.stride",
+    "test.crop_size": "test_cfg.crop_size window_size",
+    "test.divisor": "size_divisor",
+    # loss
+    "loss.class_weights": "class_weight loss_decode.class_weight label_weights",
+    "loss.label_smoothing": "label_smooth smoothing label_smoothing_factor",
+    "loss.ohem_threshold": "sampler.thresh ohem_thresh ohem",
+    "loss.ohem_min_pixels": "sampler.min_kept min_kept",
+    "loss.dice_weight": "dice dice_loss_weight",
+    "loss.average": "avg_non_ignore reduction",
+    # run
+    "work_dir": "output_dir default_root_dir save_dir out_dir project log_dir logdir workdir "
+    "run_dir",
+    "name": "run_name experiment_name exp_name experiment",
+}
+
+_ITERATIONS = (
+    "training is counted in iterations, not in epochs: set schedule.max_iters to epochs x images / "
+    "train.batch_size"
+)
+_RESUME = "resuming is not a setting: cgrseg train RUN_FOLDER --resume, or --resume-from CHECKPOINT"
+_METRICS = (
+    "metrics are not a setting: every evaluation computes the usual ones, and cgrseg evaluate "
+    "--metric adds mBoundaryIoU or ECE"
+)
+_DEVICE = "the device is not a setting: cgrseg train CONFIG --device cuda:0"
+_GPUS = (
+    "the number of GPUs is not a setting: sh tools/dist_train.sh CONFIG GPUS starts a process each"
+)
+_CLASSES = (
+    "the number of classes follows from the class list: set data.classes, or write classes.txt"
+)
+_OPTIMIZER = "the optimizer is always AdamW; its settings are in the section optimizer"
+_SCHEDULE = "the learning rate always decays polynomially; its settings are in the section schedule"
+_NORMALIZE = "images are always normalized with the ImageNet mean and standard deviation"
+_BACKBONE = "the variant decides the backbone: set model.name, or model.pretrained for its weights"
+_EVAL_BATCH = "evaluation during training takes images one by one: leave it out"
+
+_SENTENCES = {
+    _ITERATIONS: "epochs max_epochs num_train_epochs num_epochs n_epochs train_cfg.max_epochs "
+    "epoch runner.max_epochs warmup_epochs",
+    _RESUME: "resume resume_from resume_from_checkpoint auto_resume ckpt_path resume_training",
+    _METRICS: "evaluation.metric metric metrics val_evaluator.iou_metrics iou_metrics eval_metric "
+    "metric_for_best_model save_best",
+    _DEVICE: "device devices gpu gpu_id accelerator gpu_ids cuda local_rank",
+    _GPUS: "gpus num_gpus n_gpus world_size launcher num_nodes",
+    _CLASSES: "num_classes nc n_classes num_labels decode_head.num_classes",
+    _OPTIMIZER: "optimizer.type optimizer.name optim opt optimizer_type optim_wrapper.type "
+    "optim_wrapper.optimizer.type optimizer.momentum",
+    _SCHEDULE: "lr_config.policy lr_scheduler lr_scheduler_type sched scheduler lr_policy cos_lr "
+    "param_scheduler.type scheduler.name lrf min_lr lr_config.min_lr eta_min",
+    _NORMALIZE: "mean std image_mean image_std img_norm_cfg img_norm_cfg.mean img_norm_cfg.std "
+    "data_preprocessor.mean data_preprocessor.std",
+    _BACKBONE: "backbone model.backbone encoder encoder_name model.encoder",
+    _EVAL_BATCH: "per_device_eval_batch_size eval_batch_size val_batch_size "
+    "val_dataloader.batch_size test_dataloader.batch_size validation_batch_size",
+}
+
+MEANINGS: dict[str, str] = {
+    name: meaning
+    for table in (_SETTINGS, _SENTENCES)
+    for meaning, names in table.items()
+    for name in names.split()
+}
+"""Name in another tool to the setting of ours, or to a sentence."""
+
+
+def meaning_of(path: str) -> str | None:
+    """What an unknown dotted name means here: a setting, a sentence, or None.
+
+    Args:
+        path: as a person wrote it, e.g. `data.samples_per_gpu` or `--learning-rate`.
+    """
+    parts = [part for part in normalized(path).split(".") if not part.isdecimal()]
+    for start in range(len(parts)):
+        meaning = MEANINGS.get(".".join(parts[start:]))
+        if meaning is not None:
+            return meaning
+    return None
+
+
+def normalized(path: str) -> str:
+    """A name without dashes, in lower case: `--perDevice-batch` gives `per_device_batch`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", path.strip().lstrip("-"))
+    return words.lower().replace("-", "_")
+
 
 # Last parts that say little without their section: `optimizer.name` is not `model.name`.
 _VAGUE = frozenset(
@@ -30,7 +207,7 @@ def meant_setting(path: str) -> str | None:
     In this order: our own name for it with another section; its name in another tool; a
     misspelt name of ours.  Nothing is proposed because letters alone are alike.
     """
-    known = [name for name, _ in words.walk()]
+    known = [name for name, _ in walk_settings()]
     sections = sorted({name.rpartition(".")[0] for name in known if "." in name})
     path = normalized(path)
     leaf = path.rpartition(".")[2]

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cgrseg
-from cgrseg.config.overrides import merge
-from cgrseg.config.validation import build
+from cgrseg.config.settings import build, merge
 from cgrseg.data.color import MEAN, STD
 from cgrseg.deploy.graph import ExportForm
 from cgrseg.deploy.staging import parts_of, refuse_existing, staged

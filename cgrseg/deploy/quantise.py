@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.config import Config
-from cgrseg.config.overrides import merge
-from cgrseg.config.validation import build
+from cgrseg.config.settings import build, merge
 from cgrseg.deploy.calibration import (
     CalibrationInputs,
     calibration_photos,

@@ -16,8 +16,8 @@ from typing import Any
 
 from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
+from cgrseg.config.fields import LARGEST_BATCH
 from cgrseg.config.loading import as_config
-from cgrseg.config.schema import LARGEST_BATCH
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_files import read_image
 from cgrseg.data.pairs import Pair, find_pairs

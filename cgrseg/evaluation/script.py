@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cgrseg.config import load_config
 from cgrseg.config.flags import FlagParser
-from cgrseg.config.overrides import parse_overrides
+from cgrseg.config.settings import parse_overrides
 from cgrseg.console import report_problem
 from cgrseg.errors import (
     EXIT_PROBLEM,

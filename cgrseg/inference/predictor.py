@@ -31,7 +31,8 @@ from cgrseg.class_names import (
     usable_names,
     usable_palette,
 )
-from cgrseg.config.schema import LARGEST_BATCH, TestConfig
+from cgrseg.config.fields import LARGEST_BATCH
+from cgrseg.config.schema import TestConfig
 from cgrseg.data.guess import guess_by_class_count
 from cgrseg.data.image_files import read_image_with_digest
 from cgrseg.datasets.spec import distinct_colors

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from cgrseg.config.flags import FlagParser
 from cgrseg.config.loading import load_config
-from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import Config
+from cgrseg.config.settings import parse_overrides
 from cgrseg.config.suggestions import meant_setting, misspelt
 from cgrseg.devices import use_threads
 from cgrseg.errors import ConfigError, option

@@ -8,7 +8,7 @@ from typing import Any
 
 from cgrseg.config.flags import FlagParser
 from cgrseg.config.loading import load_config
-from cgrseg.config.overrides import parse_overrides
+from cgrseg.config.settings import parse_overrides
 from cgrseg.console import plain_warnings, report_problem
 from cgrseg.devices import use_threads
 from cgrseg.errors import (

@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from cgrseg.config.overrides import merge
 from cgrseg.config.schema import Config
-from cgrseg.config.validation import build
+from cgrseg.config.settings import build, merge
 from cgrseg.devices import Placement
 from cgrseg.distributed import set_torchrun_variables
 from cgrseg.errors import ConfigError

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cgrseg.cli import completion
-from cgrseg.config import list_presets, words
+from cgrseg.config import list_presets
+from cgrseg.config.schema import walk_settings
 
 from .conftest import Run
 
@@ -25,7 +26,7 @@ def test_presets_and_variants() -> None:
 def test_every_setting_and_the_values_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COMP_WORDS", raising=False)
     names = completion.settings(None, "")
-    assert names == [f"{name}=" for name, _ in words.walk()]
+    assert names == [f"{name}=" for name, _ in walk_settings()]
     assert completion.settings(None, "optimizer.l") == ["optimizer.lr=", "optimizer.layer_decay="]
     assert completion.settings(None, "optimizer.lr") == ["optimizer.lr=", "optimizer.lr=0.00012"]
     assert completion.settings(None, "test.mode=") == ["test.mode=whole", "test.mode=slide"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cgrseg.cli.options import OLD_NAMES, present_names
+from cgrseg.cli.common import OLD_NAMES, present_names
 from cgrseg.cli.reference import OptionUse, commands, markdown_commands, option_uses
 
 from .conftest import Run

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from cgrseg.cli.reference import commands, option_uses
-from cgrseg.config import load_config, words
-from cgrseg.config.other_tools import MEANINGS
+from cgrseg.config import load_config
 from cgrseg.config.reference import flatten
-from cgrseg.config.schema import Config
+from cgrseg.config.schema import Config, find_setting
+from cgrseg.config.suggestions import MEANINGS
 from cgrseg.errors import FrontEnd, option, speaking_as
 from cgrseg.evaluation import script as test_script
 from cgrseg.extras import EXTRAS
@@ -116,7 +116,7 @@ def test_every_setting_that_is_named_exists_and_takes_the_value(said: list[Text]
     for text in said:
         for name, value in text.settings:
             named += 1
-            if words.find(name) is None:
+            if find_setting(name) is None:
                 wrong.append((text.file, text.line, name))
             elif value and not re.search(r"[{A-Z]|NAME|\.\.\.", value):
                 given += 1
@@ -161,5 +161,5 @@ def test_names_of_other_tools_lead_to_settings_of_ours() -> None:
     for name, meaning in MEANINGS.items():
         if " " in meaning:
             continue
-        assert words.find(name) is None, f"{name} is a setting of ours"
+        assert find_setting(name) is None, f"{name} is a setting of ours"
         load_config("cgrseg-t_custom", [f"{meaning}={defaults[meaning]}"])

@@ -21,7 +21,8 @@ from PIL import Image
 
 import cgrseg
 from cgrseg.cli.options import size_of_option
-from cgrseg.config import Config, load_config, words
+from cgrseg.config import Config, load_config
+from cgrseg.config.schema import find_setting
 from cgrseg.errors import CGRSegError, FrontEnd, speaking_as
 from cgrseg.models import create_model
 from cgrseg.training import single_gpu
@@ -167,7 +168,7 @@ def test_setting_without_a_counterpart_is_told_what_to_set_instead(
     remedy = place.refused("train", "cgrseg-t_custom", wrong, "--print-config")
     assert "did you mean" not in remedy
     named = re.findall(r"\b(?:model|data|schedule|train)\.[a-z_]+", remedy) or ["optimizer.lr"]
-    assert all(words.find(each) is not None for each in named)
+    assert all(find_setting(each) is not None for each in named)
 
 
 def test_stride_beyond_the_window(place: Place) -> None:

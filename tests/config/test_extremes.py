@@ -15,9 +15,9 @@ from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from cgrseg.cli.main import app
-from cgrseg.config import words
+from cgrseg.config.fields import MAX_SIDE, _split
 from cgrseg.config.loading import load_config
-from cgrseg.config.schema import MAX_SIDE, Config
+from cgrseg.config.schema import Config, walk_settings
 from cgrseg.data.train_transform import TrainTransform
 from cgrseg.devices import resolve_device, use_threads
 from cgrseg.errors import ConfigError, EnvironmentProblem
@@ -27,12 +27,12 @@ NUMBERS = [
     *("0", "-1", "1", "1e-300", "-1e-300", "1e308", "-1e308", "1e309", "nan", "Infinity", "null"),
     *("2147483648", "9223372036854775808", "9" * 23, "9" * 5000, "true", "''", "[]", "{}"),
 ]
-SETTINGS = dict(words.walk())
+SETTINGS = dict(walk_settings())
 
 
 def numbers_in(annotation: Any) -> Iterator[tuple[type, dict[str, Any]]]:
     """Type and limits of every number that an annotation admits."""
-    base, limits = words._split(annotation)
+    base, limits = _split(annotation)
     if base in (int, float):
         yield base, limits
     for part in typing.get_args(base):
@@ -45,13 +45,13 @@ NUMERIC = [path for path, annotation in SETTINGS.items() if list(numbers_in(anno
 
 def texts(path: str) -> Iterator[str]:
     """Extreme values of a setting, in the form that its type has."""
-    base = words._split(SETTINGS[path])[0]
+    base = _split(SETTINGS[path])[0]
     parts = [base, *typing.get_args(base)]
     yield from NUMBERS
-    if any(typing.get_origin(words._split(part)[0]) is tuple for part in parts):
+    if any(typing.get_origin(_split(part)[0]) is tuple for part in parts):
         yield from (f"[{one},{two}]" for one, two in itertools.product(NUMBERS, NUMBERS))
         yield from ("[]", "[1]", "[1,1,1]")
-    if any(typing.get_origin(words._split(part)[0]) is list for part in parts):
+    if any(typing.get_origin(_split(part)[0]) is list for part in parts):
         yield from (f"[{one}]" for one in NUMBERS)
         yield "[" + ",".join(["1"] * 1000) + "]"
 
@@ -123,7 +123,7 @@ def test_samples_are_made_at_the_bounds(path: str) -> None:
     image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     labels = rng.integers(0, 3, (48, 64), dtype=np.uint8)
     size = ["augment.crop_size=32,32", "augment.scale=64,48", "augment.photometric.probability=1"]
-    pair = typing.get_origin(words._split(SETTINGS[path])[0]) is tuple
+    pair = typing.get_origin(_split(SETTINGS[path])[0]) is tuple
     for value in bounds(path):
         text = f"{path}=[{value},{value}]" if pair else f"{path}={value}"
         for order in ("true", "false"):
@@ -140,7 +140,7 @@ def test_samples_are_made_at_the_bounds(path: str) -> None:
     "path", [path for path in NUMERIC if path.startswith(("optimizer.", "schedule."))]
 )
 def test_optimizers_step_at_the_bounds(path: str) -> None:
-    pair = typing.get_origin(words._split(SETTINGS[path])[0]) is tuple
+    pair = typing.get_origin(_split(SETTINGS[path])[0]) is tuple
     for value in bounds(path):
         text = f"{path}=[{value},{value}]" if pair else f"{path}={value}"
         config = load_config("cgrseg-t_custom", [text])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgrseg.config import load_config
-from cgrseg.config.overrides import merge, parse_overrides, parse_value, split_override
+from cgrseg.config.settings import merge, parse_overrides, parse_value, split_override
 from cgrseg.errors import ConfigError
 
 

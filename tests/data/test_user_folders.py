@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgrseg.config.overrides import parse_overrides
 from cgrseg.config.schema import DataConfig
+from cgrseg.config.settings import parse_overrides
 from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
 from cgrseg.data.dataset import load_label

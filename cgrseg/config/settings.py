@@ -1,8 +1,9 @@
-"""Settings given as text: `optimizer.lr=1e-4 test.ratios=[0.5,1] model.pretrained=null`.
+"""Settings as tables and as text: `key=value` texts are parsed, tables merged and checked.
 
-A value is read as JSON, else as a Python literal, else it is text as it stands.  Where
-the setting can hold text and not what was read, the text is meant: `name=2024` names a
-run '2024'.  To be explicit, quote: `name="null"`.
+Texts look like `optimizer.lr=1e-4 test.ratios=[0.5,1] model.pretrained=null`.  A value is read as
+JSON, else as a Python literal, else it is text.  Where the setting accepts text but not the value
+that was read, the text is meant: `name=2024` names a run '2024'.  Quotes make it explicit:
+`name="null"`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cgrseg.config import words
-from cgrseg.config.schema import Config
+from pydantic import ValidationError
+
+from cgrseg.config.fields import admits, describe, field_annotations, subsection
+from cgrseg.config.schema import Config, find_setting
 from cgrseg.config.suggestions import remedy_for_setting
-from cgrseg.errors import ConfigError
+from cgrseg.errors import ConfigError, explain
 
 
 def parse_value(text: str) -> Any:
@@ -95,7 +98,7 @@ def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def unknown_setting(path: str, source: str | None = None) -> ConfigError:
     """The error for a setting that does not exist; it names the one that was meant."""
     section = path.rpartition(".")[0]
-    inner = words.subsection(words.find(section) if section else Config)
+    inner = subsection(find_setting(section) if section else Config)
     if inner is None:
         section, inner = "", Config
     known = ", ".join(inner.model_fields)
@@ -107,34 +110,63 @@ def unknown_setting(path: str, source: str | None = None) -> ConfigError:
     )
 
 
+def build(settings: Mapping[str, Any], source: str | None = None) -> Config:
+    """Check nested settings and make a config of them.
+
+    Args:
+        settings: tables as in `Config.model_dump()`; what is left out takes its default.
+        source: the file or override that they come from, for the message.
+
+    Raises:
+        ConfigError: an unknown setting, a wrong type, a value outside its limits, or
+            settings that contradict each other.
+    """
+    try:
+        return Config.model_validate(dict(settings))
+    except ValidationError as error:
+        raise readable(error, source) from None
+    except ConfigError as error:
+        raise (ConfigError(f"{source}: {error}") if source else error) from None
+
+
+def readable(error: ValidationError, source: str | None = None) -> ConfigError:
+    """Put a failed check into words: setting, what was given, what is expected, what to do."""
+    section = _prefix_of(error.title)
+    messages = [
+        _one(item["type"], (*section, *item["loc"]), item["input"], source)
+        for item in error.errors(include_url=False, include_context=False)
+    ]
+    return ConfigError("\n".join(dict.fromkeys(messages)))
+
+
 def _flatten(changes: Mapping[str, Any], prefix: str) -> Iterable[tuple[list[str], Any]]:
     for key, value in changes.items():
         path = f"{prefix}{key}"
-        annotation = words.find(path)
+        annotation = find_setting(path)
         if annotation is not None:
-            if words.subsection(annotation) is not None and isinstance(value, Mapping):
+            if subsection(annotation) is not None and isinstance(value, Mapping):
                 yield from _flatten(value, f"{path}.")
             else:
                 yield path.split("."), value
             continue
         table, _, entry = path.rpartition(".")
-        table_annotation = words.find(table) if table else None
-        if table_annotation is None or not words.admits(table_annotation, dict):
+        table_annotation = find_setting(table) if table else None
+        if table_annotation is None or not admits(table_annotation, dict):
             raise unknown_setting(path)
         yield [*table.split("."), entry], value
 
 
 def _meant(key: str, raw: str) -> Any:
     value = parse_value(raw)
-    annotation = words.find(key)
+    annotation = find_setting(key)
     if annotation is None:
         table, _, _ = key.rpartition(".")
-        annotation = words.find(table) if table else None
-        if annotation is None or not words.admits(annotation, dict):
+        annotation = find_setting(table) if table else None
+        if annotation is None or not admits(annotation, dict):
             raise unknown_setting(key)
         return value
-    wants_text = words.admits(annotation, str)
-    return raw if wants_text and not words.admits(annotation, type(value)) else value
+    wants_text = admits(annotation, str)
+    return raw if wants_text and not admits(annotation, type(value)) else value
 
 
 def _is_plain(value: Any) -> bool:
@@ -148,3 +180,48 @@ def _is_plain(value: Any) -> bool:
 
 def _refuse_constant(name: str) -> typing.NoReturn:
     raise ValueError(name)
+
+
+def _one(kind: str, location: tuple[int | str, ...], value: Any, source: str | None) -> str:
+    path, annotation, inside = _locate(location)
+    if kind == "extra_forbidden":
+        return str(unknown_setting(".".join(str(part) for part in location), source))
+    if kind == "missing":  # a pair with one entry: what was given is the whole, not the entry
+        inside = inside[:-1]
+    where = path + "".join(f"[{part}]" for part in inside)
+    return explain(
+        f"{source}: {where}" if source else where,
+        found=f"got {value!r}",
+        expected=describe(annotation),
+        remedy=_remedy(path, annotation),
+    )
+
+
+def _remedy(path: str, annotation: Any) -> str:
+    if subsection(annotation) is not None:
+        return f"give {path} as a table, or one of its settings as {path}.NAME=value"
+    return "correct it, or leave it out for its default (docs/configuration.md)"
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[str, Any, tuple[int | str, ...]]:
+    """Split a location into the setting's name, its annotation, and what lies inside it."""
+    for end in range(len(location), 0, -1):
+        path = ".".join(str(part) for part in location[:end])
+        annotation = find_setting(path)
+        if annotation is not None:
+            return path, annotation, location[end:]
+    return "config", Config, location
+
+
+def _prefix_of(title: str) -> tuple[str, ...]:
+    """Where a section lies, by its class name: an assignment is checked without its parents."""
+    pending: list[tuple[tuple[str, ...], type]] = [((), Config)]
+    while pending:
+        prefix, section = pending.pop()
+        if section.__name__ == title:
+            return prefix
+        for name, annotation in field_annotations(section).items():
+            inner = subsection(annotation)
+            if inner is not None:
+                pending.append(((*prefix, name), inner))
+    return ()

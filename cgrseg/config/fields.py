@@ -1,23 +1,86 @@
-"""The schema in plain words: what a setting may hold, and which settings there are.
+"""Types of settings: their limits, the forms they are written in, and their description in words.
 
-Error messages, the reference in `docs/configuration.md` and the parsing of overrides
-all read the schema through this module, so that none of them can disagree with it.
+Error messages, `docs/configuration.md` and the parsing of overrides all read the types from here.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel
-
-from cgrseg.config.schema import MAX_SIDE, Config, Section, Size
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 _NUMBER = {int: "a whole number", float: "a number"}
 _NUMBERS = {int: "whole numbers", float: "numbers", str: "texts"}
+_PAIR = re.compile(r"\s*[\[(]?\s*(\d+)\s*(?:[x×*,]\s*|\s)\s*(\d+)\s*[\])]?\s*", re.IGNORECASE)
+_SIDE = re.compile(r"\s*(\d+)\s*")
+
+
+def read_size(value: Any) -> Any:
+    """Height and width of a size in any of its forms; another value comes back as it is.
+
+    Args:
+        value: text such as `512x704`, `512,704` or `512`, an integer (the side of a square), or
+            a sequence, which is not changed.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if not isinstance(value, str):
+        return value
+    pair, side = _PAIR.fullmatch(value), _SIDE.fullmatch(value)
+    if pair is not None:
+        return (int(pair[1]), int(pair[2]))
+    return (int(side[1]), int(side[1])) if side is not None else value
+
+
+def size_text(height: int, width: int) -> str:
+    """A size as options and settings take it, e.g. `512x704`."""
+    return f"{height}x{width}"
+
+
+MAX_SIDE = 32_767
+"""Longest side of an image in pixels, also after a resize: OpenCV's limit."""
+
+# Counts of steps and images: what a 32-bit number holds.
+_MOST = 2**31 - 1
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+CountOrNone = Annotated[int, Field(ge=0, le=_MOST)]
+LARGEST_BATCH = 65_536
+BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(read_size)]
+Level = Annotated[int, Field(ge=0, le=255)]
+Factor = Annotated[float, Field(ge=0.0, le=100.0)]
+Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+# PyTorch's generators take 64 bits with a sign.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, assignments are checked."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python counts True as 1, so `batch_size=true` would otherwise pass for one image.
+        field = cls.model_fields[info.field_name or ""]
+        if _holds_truth(value) and bool not in _plain_types(field.annotation):
+            raise ValueError("true and false are not accepted as numbers")
+        if not subsection(field.annotation) is not None and _holds_null_character(value):
+            raise ValueError("no file and no name holds a null character")
+        return value
 
 
 @functools.cache
@@ -32,27 +95,6 @@ def subsection(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return None
-
-
-def walk(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain setting below a section as (dotted name, annotation), in schema order."""
-    for name, annotation in field_annotations(section).items():
-        inner = subsection(annotation)
-        if inner is None:
-            yield prefix + name, annotation
-        else:
-            yield from walk(inner, f"{prefix}{name}.")
-
-
-def find(path: str) -> Any | None:
-    """Annotation of a dotted name (a section counts); None when there is no such setting."""
-    annotation: Any = Config
-    for part in path.split("."):
-        inner = subsection(annotation)
-        if inner is None or part not in inner.model_fields:
-            return None
-        annotation = field_annotations(inner)[part]
-    return annotation
 
 
 def describe(annotation: Any) -> str:
@@ -157,3 +199,25 @@ def _example(parts: tuple[Any, ...]) -> str:
     whole = _split(parts[0])[0] is int
     values = [512, 512, 512] if whole else [0.5, 0.9, 0.9]
     return str(values[: len(parts)])
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types at the ends of an annotation: int and NoneType for `list[int] | None`."""
+    arguments = get_args(annotation)
+    if not arguments:
+        return {annotation}
+    return set().union(*(_plain_types(argument) for argument in arguments))
+
+
+def _holds_null_character(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null_character, [*value.keys(), *value.values()]))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_null_character, value))
+    return isinstance(value, str) and "\0" in value
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds_truth(item) for item in value)
+    return isinstance(value, bool)
