@@ -1,8 +1,8 @@
 """Text on images, drawn by Pillow in the DejaVu Sans that comes with matplotlib.
 
-OpenCV's own letters are strokes without accents; these are smooth at any size and
-know most alphabets.  For letters that DejaVu lacks (Chinese, Japanese, Korean) an
-installed font is looked for; where there is none they show as boxes.
+OpenCV's own letters have no accents; these are smooth at any size and cover most alphabets.  For
+letters that DejaVu lacks (Chinese, Japanese, Korean) an installed font is used; without one they
+show as boxes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,19 @@ Image = npt.NDArray[np.uint8]
 
 
 @lru_cache(maxsize=4096)
-def text_mask(text: str, size: int, bold: bool = False) -> Image:
-    """Coverage of one line of text.
+def text_mask(text: str, size: int) -> Image:
+    """Coverage mask of one line of text.
 
     Args:
         text: the line; letters that no font has show as boxes.
-        size: height of the letters' body in pixels (capitals are about 0.73 of it).
-        bold: use the bold face.
+        size: font size in pixels (capitals are about 0.73 of it).
 
     Returns:
-        uint8 (H, W), 0 background to 255 ink. H is the same for every text of one size,
-        with the baseline in the same row. Read-only: results are cached.
+        uint8 (H, W), 0 background to 255 ink. H and the row of the baseline depend on the size
+        only. Read-only, since results are cached.
     """
     line = "".join(letter if letter.isprintable() else " " for letter in text)
-    font = _font_for(line, size, bold)
+    font = _font_for(line, size)
     width = max(round(font.getlength(line)), 1)
     canvas = PillowImage.new("L", (width, round(size * 1.36)))
     ImageDraw.Draw(canvas).text((0, round(size * 1.04)), line, fill=255, font=font, anchor="ls")
@@ -56,9 +55,9 @@ def text_mask(text: str, size: int, bold: bool = False) -> Image:
     return row
 
 
-def _font_for(line: str, size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def _font_for(line: str, size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, or an installed font where only that one has all letters of the line."""
-    usual = _open_font(_dejavu(bold), size)
+    usual = _open_font(_dejavu(), size)
     if _has_all(usual, line):
         return usual
     wide = (_open_font(name, size) for name in _WIDE_FONTS if _is_installed(name))
@@ -76,13 +75,12 @@ def _open_font(file: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-@lru_cache(maxsize=2)
-def _dejavu(bold: bool) -> str:
+@lru_cache(maxsize=1)
+def _dejavu() -> str:
     # Found without importing matplotlib, which takes a while and checks its own settings.
     package = importlib.util.find_spec("matplotlib")
     assert package is not None and package.origin is not None  # a dependency of ours
-    fonts = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return str(fonts / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"))
+    return str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 @lru_cache(maxsize=len(_WIDE_FONTS))
@@ -101,24 +99,21 @@ def draw_text(
     top: int,
     size: int,
     color: tuple[int, int, int] = (24, 28, 36),
-    *,
-    bold: bool = False,
 ) -> int:
-    """Write one line onto a picture in place; what falls outside is cut.
+    """Draw one line onto a picture in place, cropped at its borders.
 
     Args:
         picture: RGB uint8 (H, W, 3), changed.
         text: the line.
         left: column of its left end.
         top: row of its upper end.
-        size: see :func:`text_mask`.
+        size: font size in pixels, as in :func:`text_mask`.
         color: RGB 0..255.
-        bold: use the bold face.
 
     Returns:
         The column after its right end.
     """
-    mask = text_mask(text, size, bold)
+    mask = text_mask(text, size)
     height, width = mask.shape
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + width, picture.shape[1]), min(top + height, picture.shape[0])
@@ -129,14 +124,14 @@ def draw_text(
     return left + width
 
 
-def shorten(text: str, size: int, width: int, bold: bool = False) -> str:
+def shorten(text: str, size: int, width: int) -> str:
     """The text, cut with an ellipsis where it would be wider than `width` pixels."""
-    if text_mask(text, size, bold).shape[1] <= width:
+    if text_mask(text, size).shape[1] <= width:
         return text
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        if text_mask(text[:middle].rstrip() + "…", size, bold).shape[1] <= width:
+        if text_mask(text[:middle].rstrip() + "…", size).shape[1] <= width:
             low = middle
         else:
             high = middle - 1
