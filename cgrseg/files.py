@@ -133,7 +133,7 @@ def refuse_moved(path: Path | str) -> None:
             found="the folder was renamed or removed while this command writes to it",
             expected="a folder that stays in its place until the command has ended",
             remedy="give the folder its name back, if it was renamed, and run the command "
-            f"again (a training goes on with {option('--resume')})",
+            f"again (a training resumes with {option('--resume')})",
         )
 
 

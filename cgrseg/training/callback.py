@@ -181,7 +181,7 @@ class RunCallback(lightning.Callback):
                     ready=self.stop.settle,
                 )
         except StopNow:
-            self.journal.say(f"evaluation at {module.iteration} given up: asked to stop")
+            self.journal.say(f"evaluation at {module.iteration} aborted by a signal")
             self.stopped_by = self.stop.last_agreed
             return False
         # The row in scores.csv comes last: it marks this evaluation as finished.

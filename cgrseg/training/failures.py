@@ -166,7 +166,7 @@ def lost_process(error: BaseException) -> LostProcess:
         found=f"it has ended ({first_line(error).partition('. This is')[0]})",
         expected="all processes until the end",
         remedy="its own message tells why (look above, or in the log of its machine); then "
-        f"go on with {option('--resume')}",
+        f"resume with {option('--resume')}",
     )
 
 
@@ -283,13 +283,13 @@ def bad_numbers(
     processes = sorted({r.process for r in guilty})
     of = f" of process {', '.join(map(str, processes))}" if len(reports) > 1 else ""
     what = (
-        "the loss is finite, but its gradient left weights that are not"
+        "finite loss, but its gradient made the weights non-finite"
         if first is None
-        else "not a number"
+        else "non-finite"
     )
     return TrainingProblem(
         f"{'weights after' if first is None else 'loss at'} iteration {iteration}",
-        found=f"{what}, at rate {rate:.3g}, for the batch{of} {shown}{more}",
+        found=f"{what}, at learning rate {rate:.3g}, for the batch{of} {shown}{more}",
         expected="finite numbers; nothing was saved since, so the checkpoints are usable",
         remedy="; ".join(ideas) + _ways_on(run_dir),
     )
@@ -298,7 +298,7 @@ def bad_numbers(
 def _ways_on(run_dir: Path) -> str:
     if not (run_dir / LATEST).is_file():
         return "; then start again: there is no checkpoint yet"
-    text = f"; then go on from {run_dir / LATEST} with {option('--resume')}"
+    text = f"; then resume from {run_dir / LATEST} with {option('--resume')}"
     if (run_dir / PREVIOUS).is_file() and has_option("--resume-from"):
         text += f", or from the one before with {option('--resume-from', run_dir / PREVIOUS)}"
     return text

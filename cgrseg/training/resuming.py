@@ -105,8 +105,8 @@ def refuse_occupied(run_dir: Path, checkpoint: Checkpoint | None) -> None:
     raise ConfigError(
         run_dir,
         found=f"the folder of an earlier run ({present.name}); it is not overwritten",
-        expected="a folder without a run, or leave to go on with this one",
-        remedy=(f"go on with {option('--resume')}, " if find_latest(run_dir) is not None else "")
+        expected="a folder without a run, or a request to resume this run",
+        remedy=(f"resume it with {option('--resume')}, " if find_latest(run_dir) else "")
         + f"choose another {option('--work-dir')}, or move the old folder away",
     )
 

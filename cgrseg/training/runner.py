@@ -125,7 +125,7 @@ def train(
         refuse_occupied(run_dir, checkpoint)
         if auto_resume and checkpoint is None:
             transcript.say(
-                f"{run_dir} holds nothing to go on from: this run starts at its beginning"
+                f"{run_dir} has no checkpoint to resume from: this run starts from the beginning"
             )
         source = DatasetSource(config, placement)
         return train_on(source, config, placement, checkpoint, transcript=transcript)
@@ -277,7 +277,7 @@ def _run(
     if stopped is not None:
         kept = ""
         if latest.is_file():
-            kept = f"; {latest} has everything, go on with {option('--resume')}"
+            kept = f"; {latest} has everything, resume with {option('--resume')}"
         journal.say(f"stopped by {stopped.name} after iteration {module.iteration}{kept}")
     return TrainResult(
         work_dir=run_dir,

@@ -151,7 +151,7 @@ def run(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str
     for key in sorted(IGNORED[active["mode"]] & given.keys()):
         hint = ""
         if key == "checkpoint":
-            hint = "; load_from starts from its weights, resume_from goes on with its run"
+            hint = "; load_from starts from its weights, resume_from resumes its run"
         _LOG.warning("%s has no effect in mode %s%s", key, active["mode"], hint)
     use_threads(active["threads"])
     device = "auto" if active["gpu_id"] is None else f"cuda:{active['gpu_id']}"

@@ -50,7 +50,7 @@ def test_a_loss_that_is_no_number_names_the_files_and_saves_nothing(
         train__checkpoint_interval=1,
         schedule__max_iters=20,
     )
-    with pytest.raises(TrainingProblem, match="not a number") as caught:
+    with pytest.raises(TrainingProblem, match="non-finite, at learning rate") as caught:
         train(config, device="cpu")
     saved = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
     assert f"iteration {saved['iteration']}" in str(caught.value)
@@ -62,7 +62,7 @@ def test_a_loss_that_is_no_number_names_the_files_and_saves_nothing(
     # the last checkpoint is from before
     kept = torch.load(tmp_path / "run" / "latest.pth", weights_only=True)
     assert kept["meta"]["iteration"] == saved["iteration"] - 1
-    assert f"go on from {tmp_path / 'run' / 'latest.pth'} with auto_resume=True" in str(
+    assert f"resume from {tmp_path / 'run' / 'latest.pth'} with auto_resume=True" in str(
         caught.value
     )
 

@@ -44,7 +44,7 @@ def test_a_gradient_that_is_no_number_is_not_saved(
         with pytest.raises(TrainingProblem) as caught:
             train(config, device="cpu")
     text = str(caught.value)
-    assert text.startswith("weights after iteration 3: the loss is finite, but its gradient")
+    assert text.startswith("weights after iteration 3: finite loss, but its gradient")
     assert f"resume_from='{run_dir / 'previous.pth'}'" in text and "auto_resume=True" in text
     saved = json.loads((run_dir / "bad_batch.json").read_text())
     assert saved["iteration"] == 3 and saved["found"] == "weights"
@@ -86,7 +86,7 @@ def test_one_process_with_a_bad_loss_ends_all_before_anything_is_saved(tmp_path:
     first, second = run_group(
         2, bad_in_the_second, root, tmp_path / "run", folder=tmp_path, status=1
     )
-    assert "loss at iteration 2: not a number" in first
+    assert "loss at iteration 2: non-finite" in first
     assert "for the batch of process 1 " in first
     assert "error:" not in second and "Traceback" not in first + second
     saved = json.loads((tmp_path / "run" / "bad_batch.json").read_text())

@@ -218,7 +218,7 @@ def test_nothing_to_resume_is_said(
         dataset, tmp_path / "run", augment__crop_size=[32, 32], schedule__max_iters=1
     )
     train(config, device="cpu", auto_resume=True)
-    assert f"{tmp_path / 'run'} holds nothing to go on from" in capsys.readouterr().out
+    assert f"{tmp_path / 'run'} has no checkpoint to resume from" in capsys.readouterr().out
 
 
 def test_averaged_weights_are_the_published_ones(finished: Path) -> None:

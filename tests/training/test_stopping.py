@@ -152,7 +152,7 @@ def test_a_signal_in_one_process_ends_all_with_its_status(tmp_path: Path) -> Non
     root = write_dataset(tmp_path / "data")
     run_group(2, terminated_in_the_second, root, tmp_path / "run", folder=tmp_path, status=128 + 15)
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "evaluation at 1 given up" in log
+    assert "evaluation at 1 aborted" in log
     assert "stopped by SIGTERM after iteration 1" in log
     saved = torch.load(tmp_path / "run" / "latest.pth", weights_only=True)
     assert saved["meta"]["iteration"] == 1
