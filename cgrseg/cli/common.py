@@ -1,4 +1,4 @@
-"""What all commands share: how they print, fail and read `key=value` settings."""
+"""Shared by all commands: printing, errors, and `key=value` settings."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Command(TyperCommand):
         return [self.options_metavar or "", *(str(each.metavar or each.name) for each in arguments)]
 
 
-# What a command holds until it ends.
+# Resources that a command releases when it ends.
 _UNTIL_THE_END: ContextVar[contextlib.ExitStack] = ContextVar("until the end")
 
 

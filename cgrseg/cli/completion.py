@@ -1,4 +1,4 @@
-"""What the shell completes: presets, settings with their values, devices, precisions.
+"""Shell completion: presets, settings with their values, devices, precisions.
 
 Nothing here imports PyTorch, so that a press of the tabulator key answers at once.
 """

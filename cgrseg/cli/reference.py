@@ -126,7 +126,7 @@ def _use(command: str, param: Any, annotation: Any) -> OptionUse:
 
 
 def _value(annotation: Any) -> str:
-    """What an option of this annotation takes, in a word; empty for a flag."""
+    """Kind of value that an annotation takes, in a word; empty for a flag."""
     kinds = [each for each in typing.get_args(annotation) or [annotation] if each is not type(None)]
     kind = typing.get_args(kinds[0])[0] if typing.get_args(kinds[0]) else kinds[0]
     if isinstance(kind, type) and issubclass(kind, Enum):

@@ -11,7 +11,7 @@ import typer
 from cgrseg.errors import ConfigError
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-"""What typer raises for wrong usage.  It has its own copy of click or another package's."""
+"""Class of typer's errors about wrong usage, from its own copy of click or another package's."""
 
 
 def usage_problem(error: Any, ctx: Any, command: str, args: Sequence[str]) -> ConfigError:
@@ -74,7 +74,7 @@ def _known(name: str, params: Iterable[Any]) -> bool:
 
 
 def _found(message: str, names: Sequence[str], args: Sequence[str]) -> str:
-    """What typer says of a value, with the value."""
+    """Typer's message about a value, with the value."""
     given = [value for name, value in itertools.pairwise(args) if name in names]
     given += [
         word.partition("=")[2] for word in args if word.startswith(tuple(f"{n}=" for n in names))

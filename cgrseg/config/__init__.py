@@ -1,4 +1,4 @@
-"""What a run is: the schema, the presets, and how settings are loaded and overridden."""
+"""Settings of a run: schema, presets, loading and overrides."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def subsection(annotation: Any) -> type[Section] | None:
 
 
 def describe(annotation: Any) -> str:
-    """What an annotation admits, e.g. 'a whole number greater than 0, or null'."""
+    """Values that an annotation admits, e.g. 'a whole number greater than 0, or null'."""
     if annotation == Size:
         return (
             "a size in pixels, HEIGHTxWIDTH, e.g. 512x704, or 512 for a square; each side at "

@@ -116,7 +116,7 @@ def plus(config: Config) -> Config:
 
 
 RECIPES: dict[str, Callable[[Config], Config]] = {"published": lambda config: config, "plus": plus}
-"""What can be laid between a dataset's settings and one's own."""
+"""Changes applied between the dataset's settings and the user's, by name."""
 
 
 def named_preset(name: str) -> Config | None:

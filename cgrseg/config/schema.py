@@ -1,4 +1,4 @@
-"""What a run is: every setting, its unit, its default and its limits.
+"""Schema of a run's settings: description, unit, default and limits of each.
 
 Unknown keys are refused.  The defaults are the published recipe (ADE20K,
 CGRSeg-T); :mod:`cgrseg.config.presets` holds what differs per variant and

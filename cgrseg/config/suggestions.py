@@ -166,7 +166,7 @@ MEANINGS: dict[str, str] = {
 
 
 def meaning_of(path: str) -> str | None:
-    """What an unknown dotted name means here: a setting, a sentence, or None.
+    """Meaning of an unknown dotted name: a setting of ours, a sentence, or None.
 
     Args:
         path: as a person wrote it, e.g. `data.samples_per_gpu` or `--learning-rate`.
@@ -194,7 +194,7 @@ _VAGUE = frozenset(
 
 
 def remedy_for_setting(path: str) -> str:
-    """What to do about an unknown setting, as the last part of a message."""
+    """Remedy for an unknown setting, as the last part of a message."""
     meant = meant_setting(path)
     if meant is None:
         return "see docs/configuration.md for all of them"

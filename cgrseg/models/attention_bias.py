@@ -3,21 +3,27 @@
 EfficientFormerV2 adds a learned bias to its attention: one value per head and per
 offset (|dy|, |dx|) between a query cell and a key cell.  CGRSeg's table belongs to
 a 512x512 input.  For another size the published code builds the whole
-(queries x keys) matrix and resizes it, as if it were a picture, with bicubic
+(queries x keys) matrix and resizes it, as if it were an image, with bicubic
 interpolation (`mmseg/models/backbones/efficientformer_v2.py`).  On non-square
 inputs that mixes up rows, but published weights expect it.
 
 Doing so at every forward pass costs a fifth of a prediction on a CPU.  Here the
 result is kept per size while the network is in eval mode.
 
-The other form, `attention_bias="geometric"`, resizes the table itself, row offsets and
-column offsets apart: :mod:`cgrseg.models.geometric_bias`.
+The other form, `attention_bias="geometric"`, knows rows from columns.  In the published form, on a
+map of 16x22 cells, the row of a query in the matrix is not the row of its offset, and equal offsets
+get different biases.  Nor can it start from ImageNet: its 512-pixel table starts from zeros.  The
+geometric form resizes ImageNet's table itself, linearly and by one factor for both axes: the short
+side of the map spans the table, as 224 pixels did on ImageNet.  Offsets beyond the table's edge,
+which only the long side has, take the edge's value.  Equal offsets get equal biases at any size.
+At the table's own size (7x7 cells at stride 32) they are ImageNet's, exactly.
 
-Legend: A heads, R table cells per side, Q queries, K keys.
+Legend: A heads, R table cells per side, H x W cells of keys, Q queries, K keys.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +33,8 @@ from torch import Tensor, nn
 
 from cgrseg.models.layers import is_recorded
 
-# Of one attention.  Sizes seen in turn are few (buckets, scales of one image); what does not
-# fit is computed again, so that memory stays bounded whatever sizes come.
+# Limit per attention module.  Few sizes follow each other (buckets, scales of one image).
+# Biases beyond the limit are computed again, so that memory stays bounded.
 _MAX_CACHED_BYTES = 24 * 1024 * 1024
 
 
@@ -113,7 +119,7 @@ class KeptBias:
 
 
 class AttentionBias(KeptBias):
-    """The published form: the matrix of all pairs, resized as if it were a picture."""
+    """The published form: the matrix of all pairs, resized as if it were an image."""
 
     def __call__(
         self, table: nn.Parameter, index: Tensor, queries: int, keys: int, training: bool
@@ -136,6 +142,104 @@ class AttentionBias(KeptBias):
             lambda values: _resize(values[:, index], queries, keys),
             training,
         )
+
+
+class GeometricBias(KeptBias):
+    """Biases by true offsets, kept per size in eval mode.
+
+    Args:
+        query_stride: queries sit on every `query_stride`-th cell of the keys.
+    """
+
+    def __init__(self, query_stride: int = 1) -> None:
+        super().__init__()
+        self.query_stride = query_stride
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"query_stride": self.query_stride}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        super().__setstate__({})
+        self.query_stride = state["query_stride"]
+
+    def __call__(self, table: nn.Parameter, height: int, width: int, training: bool) -> Tensor:
+        """Biases for a map of any size.
+
+        Args:
+            table: (A, R * R), the learned values, `|dy| * R + |dx|`.
+            height: H of the keys.
+            width: W of the keys.
+            training: whether the module that asks is in training mode.
+
+        Returns:
+            (A, Q, K) in the table's dtype.
+        """
+        return self._of_size(
+            table, (height, width), lambda values: self.some(values, height, width), training
+        )
+
+    def some(
+        self, table: Tensor, height: int, width: int, part: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Biases (A, q, K) of the queries of one part (start, stop); none: of all."""
+        offsets = resized_offsets(table, height, width).flatten(1)  # (A, H * W)
+        return offsets[:, pair_index(height, width, self.query_stride, part, table.device)]
+
+
+def resized_offsets(table: Tensor, height: int, width: int) -> Tensor:
+    """Bias of every offset that a map has.
+
+    Args:
+        table: (A, R * R), order `|dy| * R + |dx|`.
+        height: H, rows of the map.
+        width: W, columns.
+
+    Returns:
+        (A, H, W): of offset (|dy|, |dx|), for both from 0.
+    """
+    cells = math.isqrt(int(table.shape[1]))
+    steps = max(1, min(height, width) - 1)
+    values = table.unflatten(1, (cells, cells))
+    for axis, length in ((1, height), (2, width)):
+        # Whole numbers, made where the table is: moving them there would make the processor wait.
+        place = torch.arange(length, device=table.device) * (cells - 1)
+        place = place.clamp(max=(cells - 1) * steps)  # in `steps`-ths of a cell
+        low = place // steps
+        high = (low + 1).clamp(max=cells - 1)
+        share = (place - low * steps).to(table) / steps
+        share = share[:, None] if axis == 1 else share
+        # No matrix product: automatic mixed precision would round it.
+        values = torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share)
+    return values
+
+
+def pair_index(
+    height: int,
+    width: int,
+    query_stride: int,
+    part: tuple[int, int] | None,
+    device: torch.device,
+) -> Tensor:
+    """Number of the offset, `|dy| * W + |dx|`, of every query and key.
+
+    Args:
+        height: H of the keys.
+        width: W of the keys.
+        query_stride: queries sit on every `query_stride`-th cell.
+        part: queries from, to (exclusive); none: all.
+        device: where to.
+
+    Returns:
+        (q, K) int64.
+    """
+    columns = -(-width // query_stride)
+    start, stop = part or (0, -(-height // query_stride) * columns)
+    query = torch.arange(start, stop, device=device)
+    down = query // columns * query_stride
+    across = query % columns * query_stride
+    down = (down[:, None] - torch.arange(height, device=device)).abs()  # (q, H)
+    across = (across[:, None] - torch.arange(width, device=device)).abs()  # (q, W)
+    return (down[:, :, None] * width + across[:, None, :]).flatten(1)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

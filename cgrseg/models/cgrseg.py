@@ -3,7 +3,7 @@
 Paper: "Context-Guided Spatial Feature Reconstruction for Efficient Semantic
 Segmentation", Ni et al., ECCV 2024, arXiv 2405.06228, figure 2.  Published files:
 `mmseg/models/decode_heads/cgr_head.py` and `decode_head.py`, whose arithmetic and
-parameter names are kept.  This file only composes; the maths lives in
+parameter names are kept.  This file only composes; the mathematics is in
 :mod:`~cgrseg.models.efficientformer_v2`, :mod:`~cgrseg.models.rcm`,
 :mod:`~cgrseg.models.pyramid` and :mod:`~cgrseg.models.dpg_head`.
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cgrseg.errors import MALFORMED, WeightsError
 from cgrseg.locks import locking
 from cgrseg.models.checkpoint_files import locate_pretrained, unusable_config
-from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
+from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centers
 from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
 from cgrseg.models.layers import ConvNormAct, is_recorded
 from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
@@ -89,7 +89,7 @@ class CGRSegHead(nn.Module):
 
         Returns:
             Two tensors (N, K, H / 8, W / 8): the prediction, and the initial one that
-            finds the class centres.
+            finds the class centers.
         """
         context = self.trans(pool_pyramid(features)).split(self.in_channels, dim=1)
         fused: Tensor | None = None
@@ -103,8 +103,8 @@ class CGRSegHead(nn.Module):
             fused = self.SIM[scale](self.meta[scale](local), context[scale])  # (N, M, H/s, W/s)
         assert fused is not None  # there are always three scales
         initial = self.classify(self.linear_fuse(fused))
-        centres = class_centres(fused, initial)  # (N, M, K, 1)
-        return self.classify(self.lgc(fused, centres) + fused), initial
+        centers = class_centers(fused, initial)  # (N, M, K, 1)
+        return self.classify(self.lgc(fused, centers) + fused), initial
 
 
 class CGRSeg(
@@ -130,14 +130,14 @@ class CGRSeg(
         freeze_backbone: nothing of the backbone trains.
         attention_bias: "published", which published weights need, or "geometric": true
             offsets at every size, from ImageNet's table
-            (``cgrseg.models.geometric_bias``).
+            (``cgrseg.models.attention_bias``).
         classes: K class names, kept with saved weights.
-        palette: K colours, RGB 0..255, kept with saved weights.
+        palette: K colors, RGB 0..255, kept with saved weights.
         preprocessing: how images become input at test time
             (:class:`cgrseg.config.schema.TestConfig` as a dictionary), kept likewise.
 
     Raises:
-        ValueError: unknown variant or form of bias, or classes or colours that do not match K.
+        ValueError: unknown variant or form of bias, or classes or colors that do not match K.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class CGRSeg(
         """Logits at an eighth of the input's size.
 
         Args:
-            x: (N, 3, H, W) float, RGB, normalised; H and W multiples of 32.
+            x: (N, 3, H, W) float, RGB, normalized; H and W multiples of 32.
 
         Returns:
             (N, K, H / 8, W / 8).
@@ -206,14 +206,14 @@ class CGRSeg(
         return self.forward_with_initial(x)[0]
 
     def forward_with_initial(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the initial logits that found the class centres, both (N, K, H/8, W/8)."""
+        """Logits and the initial logits that found the class centers, both (N, K, H/8, W/8)."""
         if not is_recorded():
             _check_input(x)
         logits, initial = self.decode_head(self.backbone(x)[1:])
         return logits, initial
 
     def extra_repr(self) -> str:
-        """What `repr` shows above the submodules."""
+        """Text that `repr` shows above the submodules."""
         text = f"{self.variant}, num_classes={self.num_classes}"
         text += f", context_blocks={self.context_blocks}"
         return f"{text}, freeze_backbone=True" if self.backbone.frozen else text
@@ -232,7 +232,7 @@ class CGRSeg(
             "freeze_backbone": self.backbone.frozen,
             "attention_bias": self.backbone.attention_bias,
             "classes": list(self.classes) if self.classes is not None else None,
-            "palette": [[int(v) for v in colour] for colour in self.palette]
+            "palette": [[int(v) for v in color] for color in self.palette]
             if self.palette is not None
             else None,
             "preprocessing": self.preprocessing,
@@ -253,7 +253,7 @@ class CGRSeg(
         return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # What the network is now, not what its constructor was once given.
+        # The present options, not the arguments of the constructor.
         self._hub_mixin_config = self.options()
         save_safetensors(self, save_directory / "model.safetensors")
 
@@ -272,8 +272,8 @@ class CGRSeg(
             found: CGRSeg = super().from_pretrained(pretrained_model_name_or_path, **options)
             return found
         except (ValueError, AttributeError, RecursionError) as error:
-            told = unusable_config(pretrained_model_name_or_path, str(error))
-            raise WeightsError(told) from error
+            problem = unusable_config(pretrained_model_name_or_path, str(error))
+            raise WeightsError(problem) from error
 
     @classmethod
     def _from_pretrained(
@@ -302,8 +302,8 @@ class CGRSeg(
         for name in ("classes", "palette"):  # of the saved network, when the caller asks for
             values = model_kwargs.get(name)  # another number of classes
             if values is not None and not isinstance(values, list | tuple):
-                told = f"{name} is of type {type(values).__name__}"
-                raise WeightsError(unusable_config(model_id, told))
+                problem = f"{name} is of type {type(values).__name__}"
+                raise WeightsError(unusable_config(model_id, problem))
             if values is not None and len(values) != model_kwargs.get("num_classes", 150):
                 model_kwargs[name] = None
                 left_out.append(f"{len(values)} entries of {name}")

@@ -61,7 +61,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     """`meta` of a `.pth`, `config.json` of a folder, metadata of a safetensors file."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Whatever else lies beside the weights (optimiser state and the like)."""
+    """Content beside the weights, such as optimizer state."""
     notes: list[str] = field(default_factory=list)
     """In words: which of several sets of weights was taken."""
 
@@ -155,12 +155,12 @@ def _read_folder(folder: Path) -> Checkpoint:
     config = folder / "config.json"
     if config.is_file():
         try:
-            told = json.loads(read_input_text(config))
-            if not isinstance(told, dict):
-                raise ValueError(f"it holds {type(told).__name__}, not a table")
+            config_values = json.loads(read_input_text(config))
+            if not isinstance(config_values, dict):
+                raise ValueError(f"it holds {type(config_values).__name__}, not a table")
         except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(unusable_config(config, str(error))) from error
-        checkpoint.meta.update(told)
+        checkpoint.meta.update(config_values)
     checkpoint.source = str(folder)
     return checkpoint
 
@@ -260,7 +260,7 @@ def _read_pickle(path: Path) -> Checkpoint:
 
 
 def refused_global(message: str) -> str | None:
-    """What PyTorch's restricted unpickler refused, told from its message; none: nothing."""
+    """Name that PyTorch's restricted unpickler refused, read from its message; None: no name."""
     for pattern in (r"GLOBAL ([\w.]+)", r"nsupported (?:global|class|operand)\W+([\w.]+)"):
         found = re.search(pattern, message)
         # Without a module before it, it is no name: an opcode, or a name cut short.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-def class_centres(features: Tensor, logits: Tensor) -> Tensor:
+def class_centers(features: Tensor, logits: Tensor) -> Tensor:
     """Mean feature of each class, weighted by where its initial logits are high.
 
     Args:
@@ -23,12 +23,12 @@ def class_centres(features: Tensor, logits: Tensor) -> Tensor:
         (N, M, K, 1).
     """
     share = logits.flatten(2).softmax(dim=2)  # (N, K, H * W), over positions
-    centres = share @ features.flatten(2).transpose(1, 2)  # (N, K, M)
-    return centres.transpose(1, 2).unsqueeze(3)
+    centers = share @ features.flatten(2).transpose(1, 2)  # (N, K, M)
+    return centers.transpose(1, 2).unsqueeze(3)
 
 
 class DynamicPrototypeGuide(nn.Module):
-    """Turns class centres into one gate per channel."""
+    """Turns class centers into one gate per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class DynamicPrototypeGuide(nn.Module):
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor, centres: Tensor) -> Tensor:
-        """Gate `features` (N, M, H, W) by `centres` (N, M, K, 1); same shape as features."""
-        weights = self.conv_mask(centres).flatten(2).softmax(dim=2)  # (N, 1, K)
-        prototype = (centres.squeeze(3) * weights).sum(dim=2)[:, :, None, None]  # (N, M, 1, 1)
+    def forward(self, features: Tensor, centers: Tensor) -> Tensor:
+        """Gate `features` (N, M, H, W) by `centers` (N, M, K, 1); same shape as features."""
+        weights = self.conv_mask(centers).flatten(2).softmax(dim=2)  # (N, 1, K)
+        prototype = (centers.squeeze(3) * weights).sum(dim=2)[:, :, None, None]  # (N, M, 1, 1)
         return features * torch.sigmoid(self.channel_mul_conv(prototype))

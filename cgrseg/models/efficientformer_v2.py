@@ -4,10 +4,9 @@ Paper: "Rethinking Vision Transformers for MobileNet Size and Speed", Li et al.,
 ICCV 2023, arXiv 2212.08059.  Arithmetic and parameter names are those of the
 backbone that CGRSeg was published with
 (`mmseg/models/backbones/efficientformer_v2.py`), so its checkpoints load as they
-are.  What differs: attention biases are resized once per size in eval mode
-(:mod:`cgrseg.models.attention_bias`) or, as an option, by true offsets from ImageNet's
-table (:mod:`cgrseg.models.geometric_bias`), the classifier is left out, any variant and
-any stochastic depth can be asked for, and batch norms train unless frozen.
+are.  Differences: attention biases are resized once per size in eval mode or, as an option,
+by true offsets from ImageNet's table (:mod:`cgrseg.models.attention_bias`); the classifier is
+left out; variant and stochastic depth are arguments; batch norms train unless frozen.
 
 Legend: N images, C channels, H x W cells of the stage, A heads, D channels per
 head of the values, E channels per head of queries and keys, Q queries, K keys.
@@ -22,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cgrseg.models.attention_bias import AttentionBias, offset_index
+from cgrseg.models.attention_bias import AttentionBias, GeometricBias, offset_index
 from cgrseg.models.attention_parts import in_parts, query_parts, resized_bias_parts
-from cgrseg.models.geometric_bias import GeometricBias
 from cgrseg.models.layers import conv_norm, drop_path
 from cgrseg.variants import BACKBONES
 
@@ -239,7 +237,7 @@ class EfficientFormerV2(nn.Module):
             the first (0 for S0 and S1, 0.02 for S2, 0.1 for L as published).
         freeze_norm: keep batch norms at their stored statistics in training mode too.
         attention_bias: "published": a table for 512-pixel inputs, expanded to all pairs and
-            resized as a picture; "geometric": ImageNet's table, resized by true offsets.
+            resized as an image; "geometric": ImageNet's table, resized by true offsets.
         frozen: nothing of the backbone trains: no gradients, batch norms at their stored
             statistics and no stochastic depth in training mode too.
 

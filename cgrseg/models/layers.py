@@ -67,7 +67,7 @@ class ConvNormAct(nn.Module):
     """1x1 convolution without bias, batch norm and, if asked for, ReLU.
 
     The head's counterpart of :func:`conv_norm`; its parameters are called `conv`
-    and `bn` in published checkpoints.  Initialised as the published head is:
+    and `bn` in published checkpoints.  Initialized as the published head is:
     Kaiming normal over the fan out.
     """
 

@@ -108,7 +108,7 @@ _STAND_INS: list[Any] = [
 
 
 def load_plain(path: Path) -> Any:
-    """What a `.pth` file holds: tensors on the CPU, plain containers, numbers and texts.
+    """Content of a `.pth` file: tensors on the CPU, plain containers, numbers and texts.
 
     Raises:
         pickle.UnpicklingError: the file holds a class or function that is not on the list.

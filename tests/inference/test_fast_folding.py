@@ -12,7 +12,7 @@ from torch import nn
 from cgrseg.inference.fast.folding import FoldedConv, norm_as_affine
 from cgrseg.inference.fast.network import FastCalibration, FastGuide, pool_pyramid
 from cgrseg.models import pyramid
-from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centres
+from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centers
 from cgrseg.models.layers import ConvNormAct, conv_norm
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
 
@@ -127,7 +127,7 @@ def test_calibration_equals_the_module(height: int, width: int, strip: int, seed
     cells=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     seed=st.integers(0, 1000),
 )
-def test_guide_without_class_centres(
+def test_guide_without_class_centers(
     images: int, classes: int, cells: tuple[int, int], seed: int
 ) -> None:
     width = 8
@@ -138,7 +138,7 @@ def test_guide_without_class_centres(
         disturb(module, seed + number)
     features = torch.randn(images, width, *cells, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        centres = class_centres(features, classify(fuse(features)))
+        centres = class_centers(features, classify(fuse(features)))
         expected = classify(guide(features, centres) + features)
         found = FastGuide(fuse, classify, guide)(features)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)

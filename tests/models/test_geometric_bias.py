@@ -18,9 +18,8 @@ from cgrseg.datasets import get_spec
 from cgrseg.errors import WeightsError
 from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg, create_model, efficientformer_v2, load_model, load_weights
-from cgrseg.models.attention_bias import AttentionBias, offset_index
+from cgrseg.models.attention_bias import AttentionBias, GeometricBias, offset_index, resized_offsets
 from cgrseg.models.efficientformer_v2 import EfficientFormerV2
-from cgrseg.models.geometric_bias import GeometricBias, resized_offsets
 from cgrseg.training.module import build_model
 from tests.golden_weights import set_golden_weights
 

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from cgrseg.inference.fast.folding import FoldedConv
 from cgrseg.models import efficientformer_v2 as published
-from cgrseg.models.attention_bias import AttentionBias, offset_index
-from cgrseg.models.geometric_bias import GeometricBias
+from cgrseg.models.attention_bias import AttentionBias, GeometricBias, offset_index
 
 # Limits of the stored biases of one attention: number of sizes, and bytes of one size.
 _MAX_KEPT_SIZES = 8
