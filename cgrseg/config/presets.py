@@ -101,10 +101,10 @@ def preset(model: str, dataset: str, recipe: str = "published", **changes: Any) 
 
 
 def plus(config: Config) -> Config:
-    """The config with what was measured to raise accuracy: twice the iterations and warm-up.
+    """The config with the change that raised accuracy: twice the iterations and warm-up.
 
-    Of the changes that were tried one at a time on CamVid it alone gained more than seeds
-    differ by; `benchmarks/results/accuracy.md` has the table, and says how small the runs were.
+    Each change was tried alone on CamVid.  Only this one gained more than the spread over seeds;
+    `benchmarks/results/accuracy.md` has the table and the size of the runs.
     """
     schedule = config.schedule
     changes = {
