@@ -55,7 +55,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deploy/web", ("web",)),
     ("deploy", ("export",)),
     ("inference/results.py", ("predict",)),
-    ("inference/exported/program_file.py", ("predict", "bench", "web")),
+    ("formats", ("predict", "bench", "web")),
     ("reporting/bench", ("bench",)),
 )
 

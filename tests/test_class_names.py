@@ -31,7 +31,7 @@ from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError, DataError
-from cgrseg.inference.exported import Description
+from cgrseg.formats.description import Description
 from cgrseg.models import read_checkpoint
 from cgrseg.training.checkpointing import write_checkpoint
 from tests.inference.fixtures import description

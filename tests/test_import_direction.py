@@ -21,6 +21,7 @@ LEVELS: list[set[str]] = [
     {"datasets"},
     {"config"},
     {"data", "models", "ops", "visual"},
+    {"formats"},
     {"inference"},
     {"training", "evaluation"},
     {"reporting", "deploy"},

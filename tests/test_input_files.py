@@ -140,7 +140,6 @@ OWN = {
     "reporting/bench/apart.py",
     "inference/compiled_cache.py",
     "deploy/staging.py",
-    "deploy/writers.py",
 }
 
 

@@ -1,4 +1,4 @@
-"""`cgrseg export`: a checkpoint as a file for another runtime, proven on the spot."""
+"""`cgrseg export`: write a checkpoint as a file for another runtime."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from cgrseg.cli.options import (
     size_option,
     split_option,
 )
+from cgrseg.formats import format_summaries
 
 if TYPE_CHECKING:
-    from cgrseg.deploy.quantise import Quantisation
+    from cgrseg.deploy.int8 import Int8Report
+
+_FORMATS = [f"{name} ({summary})" for name, summary in format_summaries().items()]
 
 
 def export(
@@ -38,8 +41,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="Export format: onnx, openvino, pt2 (portable PyTorch program) or aoti "
-            "(compiled for this machine).",
+            help=f"Export format: {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.",
         ),
     ] = "onnx",
     out: Annotated[
@@ -58,10 +60,10 @@ def export(
         str,
         typer.Option(
             "--input",
-            help="Input of the file: `normalised`, float32 (N, 3, H, W); or `pixels`, uint8 RGB "
+            help="Input of the file: `normalized`, float32 (N, 3, H, W); or `pixels`, uint8 RGB "
             "(N, H, W, 3), which the file normalizes.",
         ),
-    ] = "normalised",
+    ] = "normalized",
     gives: Annotated[
         str,
         typer.Option(
@@ -128,50 +130,44 @@ def export(
       cgrseg export best.pth --format openvino --int8 --calibrate images/
     """
     from cgrseg.deploy import export as run_export
+    from cgrseg.deploy.int8 import Int8Options
+    from cgrseg.errors import ConfigError
 
-    kind = _one_of("--format", file_format, ("onnx", "openvino", "pt2", "aoti"))
-    changes = of_sections(settings or (), ("test", "data") if int8 else ("test",))
-    common: dict[str, Any] = {
-        "settings": changes,
-        "batch": batch_size,
-        "takes": _one_of("--input", takes, ("normalised", "pixels")),
-        "gives": _one_of("--output", gives, ("logits", "labels")),
-        "overwrite": overwrite,
-        "tell": _tell,
+    only_int8 = {
+        "--calibrate": calibrate or None,
+        "--calibration-images": calibration_images,
+        "--data-root": data_root,
+        "--split": split,
+        "--limit": limit,
+        "--max-drop": max_drop,
     }
-    sizes = size or None
+    given = [name for name, value in only_int8.items() if value is not None]
+    if given and not int8:
+        raise ConfigError(
+            ", ".join(given),
+            found="given without --int8",
+            expected="these options together with --int8",
+            remedy="add --int8, or leave it out",
+        )
+    result = run_export(
+        checkpoint,
+        file_format,
+        out,
+        sizes=size or None,
+        batch=batch_size,
+        takes=takes,
+        gives=gives,
+        opset=opset,
+        int8=Int8Options(calibrate, calibration_images, data_root, split, limit, max_drop)
+        if int8
+        else None,
+        settings=of_sections(settings or (), ("test", "data") if int8 else ("test",)),
+        overwrite=overwrite,
+        tell=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     console = make_console()
-    if not int8:
-        _refuse_without_int8(
-            {
-                "--calibrate": calibrate,
-                "--calibration-images": calibration_images,
-                "--data-root": data_root,
-                "--split": split,
-                "--limit": limit,
-                "--max-drop": max_drop,
-            }
-        )
-        result = run_export(checkpoint, kind, out, sizes=sizes, opset=opset, **common)
-    else:
-        from cgrseg.deploy.quantise import export_int8
-
-        quantised = export_int8(
-            checkpoint,
-            kind,
-            out,
-            sizes=sizes,
-            calibrate=calibrate,
-            images=calibration_images,
-            data_root=data_root,
-            split=split,
-            limit=limit,
-            max_drop=max_drop,
-            opset=opset,
-            **common,
-        )
-        console.print(_about(quantised), markup=False, soft_wrap=True)
-        result = quantised.result
+    if result.int8 is not None:
+        console.print(_summary(result.int8), markup=False, soft_wrap=True)
     console.print(
         f"written: {result.path} ({result.megabytes:.1f} MB, {result.seconds:.0f} s)",
         markup=False,
@@ -179,48 +175,17 @@ def export(
     )
 
 
-def _about(quantised: Quantisation) -> str:
-    kept = ", ".join(quantised.kept_back) or "none"
+def _summary(report: Int8Report) -> str:
     lines = [
-        f"calibrated on {quantised.images} images; kept in float32: {kept}",
-        f"labels equal to the float32 network's on {100 * quantised.agreement:.2f} % of pixels",
+        f"calibrated on {report.images} images; kept in float32: {', '.join(report.kept_back)}",
+        f"labels equal to the float32 network's on {100 * report.agreement:.2f} % of pixels",
     ]
-    if quantised.before is None or quantised.after is None:
-        lines.append(f"mIoU was not measured: {quantised.unmeasured}")
+    if report.before is None or report.after is None:
+        lines.append(f"mIoU was not measured: {report.unmeasured}")
     else:
-        before, after = 100 * quantised.before, 100 * quantised.after
+        before, after = 100 * report.before, 100 * report.after
         lines.append(
             f"mIoU {before:.2f} before, {after:.2f} after ({after - before:+.2f} points) on "
-            f"{quantised.measured_on}"
+            f"{report.measured_on}"
         )
     return "\n".join(lines)
-
-
-def _refuse_without_int8(options: dict[str, object]) -> None:
-    from cgrseg.errors import ConfigError
-
-    given = [name for name, value in options.items() if value is not None and value != []]
-    if given:
-        raise ConfigError(
-            ", ".join(given),
-            found="given without --int8",
-            expected="only with --int8, which quantizes",
-            remedy="add --int8, or leave it out",
-        )
-
-
-def _one_of(option: str, text: str, allowed: tuple[str, ...]) -> Any:
-    from cgrseg.errors import ConfigError
-
-    if text in allowed:
-        return text
-    raise ConfigError(
-        option,
-        found=repr(text),
-        expected=", ".join(allowed),
-        remedy="choose from these",
-    )
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -113,8 +113,8 @@ def predict(
     """
     from cgrseg.devices import device_of_process
     from cgrseg.errors import ConfigError
+    from cgrseg.formats import is_exported
     from cgrseg.inference import Predictor, predict_folder
-    from cgrseg.inference.exported import is_exported
     from cgrseg.precision import check_precision
     from cgrseg.progress import shown_progress
 

@@ -1,4 +1,4 @@
-"""Onto devices and into a browser: exports that prove themselves, quantisation, a web page."""
+"""Exports that are checked against the float32 network, 8-bit quantization, the web page."""
 
 from __future__ import annotations
 

@@ -1,42 +1,118 @@
-"""Photos that a quantisation watches the float network on, read when they are asked for."""
+"""Images and measurements of a quantization: calibration inputs, label agreement and mIoU.
+
+Export and float32 network are measured behind the same interface and at the same size, so that
+images are resized and padded alike and the difference is the quantization's.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cgrseg.config import Config
 from cgrseg.config.schema import TestConfig
+from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.image_files import read_image
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
-from cgrseg.errors import ConfigError
-from cgrseg.inference.exported import Description, Size
+from cgrseg.deploy.verify import as_input
+from cgrseg.errors import CGRSegError, ConfigError
+from cgrseg.evaluation import evaluate_model
+from cgrseg.evaluation.loop import EvalItems
+from cgrseg.formats.description import Description, Size
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.inference.image_sources import find_images
-from cgrseg.inference.segmenting import fit_to_sizes
+from cgrseg.inference.segmenting import fit_to_sizes, segment_batch
 from cgrseg.inference.views import NetworkInput, network_size
+from cgrseg.models import CGRSeg
+from cgrseg.progress import Progress, shown_progress
 
 
-def calibration_photos(
-    calibrate: Sequence[str] | None, config: Config | None, lacking: str, most: int
+@dataclass(frozen=True)
+class LabeledSplit:
+    """Images with labels for measuring mIoU.
+
+    Attributes:
+        dataset: the split.
+        classes: names in id order.
+        ignore_index: label value that is not counted.
+        images: number of images that count, from the first on.
+        title: what is measured on, in words.
+    """
+
+    dataset: EvalItems
+    classes: tuple[str, ...]
+    ignore_index: int
+    images: int
+    title: str
+
+
+@dataclass(frozen=True)
+class CalibrationInputs:
+    """Input of the export for each calibration image, a whole batch as the file takes it.
+
+    Images are read when they are asked for: only one is in memory.
+
+    Attributes:
+        images: image files.
+        test: test settings for one view of the whole image.
+        description: description of a file for one size.
+        progress: called after each image with the number of images done and of all images.
+    """
+
+    images: Sequence[Path]
+    test: TestConfig
+    description: Description
+    progress: Progress | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[NDArray[np.generic]]:
+        """Inputs in the order of the images.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        taken: list[NDArray[np.generic]] = []
+        sizes = self.description.sizes or []
+
+        def keep(array: NDArray[np.generic]) -> NDArray[np.generic]:
+            taken.append(array)
+            height, width = sizes[0]
+            return np.zeros((len(array), 1, height // 8, width // 8), np.float32)
+
+        backend = ExportedBackend(self.description, keep, "calibration")
+        for number, path in enumerate(self.images, 1):
+            image = read_image(path, bits=self.test.image_bits)
+            backend.logits(NetworkInput.of(image, fit_to_sizes(self.test, image, sizes)).tensor)
+            yield taken[0]
+            taken.clear()
+            if self.progress is not None:
+                self.progress(number, len(self.images))
+
+
+def find_calibration_images(
+    calibrate: Sequence[str] | None, config: Config | None, missing: str, limit: int
 ) -> list[Path]:
-    """Photos to calibrate with, evenly spread over what there is.
+    """Images for the calibration.
 
     Args:
         calibrate: images, folders and patterns; None: the training split of the dataset.
-        config: of the checkpoint's run; None: it has none.
-        lacking: why not, in words.
-        most: photos.
+        config: config of the checkpoint's run; None: it has none.
+        missing: why it has none.
+        limit: maximum number of images, sampled evenly.
 
     Raises:
-        ConfigError: neither of them.
-        DataError: nothing there.
+        ConfigError: neither images nor a config.
+        DataError: no image is found.
     """
     if calibrate:
         found = [image.path for image in find_images(calibrate)]
@@ -47,74 +123,105 @@ def calibration_photos(
     else:
         raise ConfigError(
             "--calibrate",
-            found=f"not given, and {lacking}",
+            found=f"not given, and {missing}",
             expected="images like those that the file is for",
             remedy="for example --calibrate images/",
         )
-    return evenly(found, most)
+    return sampled_evenly(found, limit)
 
 
-def evenly(photos: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of them, evenly spread."""
-    places = np.linspace(0, len(photos) - 1, min(most, len(photos))).round().astype(int)
-    return [photos[place] for place in np.unique(places)]
+def sampled_evenly(images: Sequence[Path], limit: int) -> list[Path]:
+    """At most `limit` of the images, sampled evenly."""
+    indices = np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int)
+    return [images[index] for index in np.unique(indices)]
 
 
-def commonest_size(photos: Sequence[Path], test: TestConfig) -> Size:
-    """The input that most photos become.
+def most_common_size(images: Sequence[Path], test: TestConfig) -> Size:
+    """The most frequent network input size of the images.
 
     Raises:
-        DataError: a photo that cannot be read.
+        DataError: an image cannot be read.
     """
-    sizes = Counter(network_size(read_image(photo, bits=test.image_bits), test) for photo in photos)
+    sizes = Counter(network_size(read_image(path, bits=test.image_bits), test) for path in images)
     return sizes.most_common(1)[0][0]
 
 
-class CalibrationInputs(Sequence[NDArray[np.generic]]):
-    """What the file gets for each photo, whatever kind of input it takes.
+def float_backend(model: CGRSeg, description: Description) -> ExportedBackend:
+    """The float32 network as an exported file of the same input sizes; `model` in eval mode."""
 
-    Quantisers go through them one by one, some more than once; only one is in memory.
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        pixels = description.takes == "pixels"
+        batch = as_input(array) if pixels else torch.from_numpy(array)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            found: NDArray[np.generic] = model(batch).numpy()
+        return found
+
+    about = description.model_copy(update={"batch": None, "precision": "fp32"})
+    return ExportedBackend(about, run, "the float32 network")
+
+
+def find_labeled_split(
+    config: Config | None, missing: str, split: str | None, limit: int | None, required: bool
+) -> tuple[LabeledSplit | None, str]:
+    """The split for measuring mIoU; or None, and why there is none.
 
     Args:
-        photos: files.
-        test: settings for one plain look at the whole photo.
-        description: of the file, which takes one size.
-        size: that size.
+        config: config of the checkpoint's run; None: it has none.
+        missing: why it has none.
+        split: name of the split; None: the one that the config evaluates.
+        limit: maximum number of images.
+        required: raise if there is no split: a measurement was asked for.
+
+    Raises:
+        CGRSegError: there is none, and it is required.
     """
+    if config is None:
+        if required:
+            raise ConfigError(
+                "--data-root, --split, --limit, --max-drop",
+                found=f"given, but {missing}",
+                expected="a checkpoint with its config, whose dataset mIoU is measured on",
+                remedy="leave them out: the share of equal labels on --calibrate decides",
+            )
+        return None, missing
+    try:
+        spec = resolve_spec(config.data)
+        name = split or config.data.eval_split
+        pairs = find_pairs(spec, config.data.root, name)
+        dataset = EvalDataset(spec, pairs, config.test.image_bits)
+    except CGRSegError as error:
+        if required:
+            raise
+        return None, str(error).splitlines()[0]
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    title = f"{count} images of {spec.title} {name}"
+    return LabeledSplit(dataset, spec.classes, spec.ignore_index, count, title), ""
 
-    def __init__(
-        self, photos: Sequence[Path], test: TestConfig, description: Description, size: Size
-    ) -> None:
-        self._photos = photos
-        self._test = test
-        self._description = description
-        self._size = size
 
-    def __len__(self) -> int:
-        """Number of photos."""
-        return len(self._photos)
+def mean_iou(backend: ExportedBackend, labeled: LabeledSplit, test: TestConfig) -> float:
+    """The mIoU 0..1 of a backend."""
+    with shown_progress("measuring") as progress:
+        result = evaluate_model(
+            backend,
+            labeled.dataset,
+            test,
+            classes=labeled.classes,
+            ignore_index=labeled.ignore_index,
+            limit=labeled.images,
+            progress=progress,
+        )
+    return float(result.scores.mean_iou)
 
-    @overload
-    def __getitem__(self, place: int) -> NDArray[np.generic]: ...
 
-    @overload
-    def __getitem__(self, place: slice) -> CalibrationInputs: ...
-
-    def __getitem__(self, place: int | slice) -> NDArray[np.generic] | CalibrationInputs:
-        """The input of one photo, a whole batch as the file takes it.
-
-        Raises:
-            DataError: the photo cannot be read.
-        """
-        if isinstance(place, slice):
-            return CalibrationInputs(self._photos[place], self._test, self._description, self._size)
-        picture = read_image(self._photos[place], bits=self._test.image_bits)
-        batch = NetworkInput.of(picture, fit_to_sizes(self._test, picture, [self._size])).tensor
-        taken: list[NDArray[np.generic]] = []
-
-        def keep(array: NDArray[np.generic]) -> NDArray[np.generic]:
-            taken.append(array)
-            return np.zeros((len(array), 1, self._size[0] // 8, self._size[1] // 8), np.float32)
-
-        ExportedBackend(self._description, keep, "calibration").logits(batch)
-        return taken[0]
+def label_agreement(
+    backend: ExportedBackend, reference: ExportedBackend, images: Sequence[Path], test: TestConfig
+) -> float:
+    """Mean share 0..1 of the pixels on which two backends give the same label."""
+    shares = []
+    for path in images:
+        image = read_image(path, bits=test.image_bits)
+        found, wanted = (
+            segment_batch(one, [image], test)[0].labels for one in (backend, reference)
+        )
+        shares.append(float((found == wanted).mean()))
+    return float(np.mean(shares))

@@ -1,42 +1,38 @@
-"""Export: write, open in the file's own runtime, compare, and only then keep."""
+"""Export: write a file, open it in its own runtime, compare it with the network, then keep it."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import cgrseg
 from cgrseg.config.settings import build, merge
 from cgrseg.data.color import MEAN, STD
-from cgrseg.deploy.graph import ExportForm
-from cgrseg.deploy.staging import parts_of, refuse_existing, staged
+from cgrseg.deploy.graph import ExportGraph
+from cgrseg.deploy.int8 import Int8Options, Int8Report, quantizable, write_int8
+from cgrseg.deploy.staging import refuse_existing, staged
 from cgrseg.deploy.verify import Check, Tolerance, verify
-from cgrseg.deploy.writers import (
-    openvino_model,
-    write_compiled,
-    write_onnx,
-    write_openvino,
-    write_program,
-)
-from cgrseg.errors import ConfigError
-from cgrseg.inference.exported import Description, InputKind, OutputKind, Size
-from cgrseg.inference.exported.description import Kind
-from cgrseg.inference.exported.openvino_file import open_openvino
+from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.extras import require
+from cgrseg.formats import load_format
+from cgrseg.formats.base import ExportFormat, ExportJob
+from cgrseg.formats.description import Description, InputKind, OutputKind, Size
+from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.locks import locking
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest
 
-SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
-"""Formats, with the ending of their files."""
-
-# Sizes on which a file for any size is tried out: square, wide, one whose smallest map has odd
+# Sizes on which a file for any size is compared: square, wide, one whose smallest map has odd
 # sides, and the smallest ones, whose maps have sides of 1 (a special case for exporters).
 _SMALL = (96, 160)
-_TRIED = ((512, 512), (512, 704), _SMALL, (32, 32), (64, 32), (32, 96))
+_COMPARED_SIZES = ((512, 512), (512, 704), _SMALL, (32, 32), (64, 32), (32, 96))
 
 
 @dataclass(frozen=True)
@@ -45,116 +41,141 @@ class ExportResult:
 
     Attributes:
         path: the file (for OpenVINO the `.xml`).
-        megabytes: of all its files.
-        checks: comparisons with the float32 network, all within tolerance.
-        seconds: that it took, checks included.
+        megabytes: size of all its files.
+        checks: comparisons with the float32 network, all within tolerance; none in 8 bits.
+        seconds: duration of the export, checks included.
+        int8: measurements of an 8-bit export.
     """
 
     path: Path
     megabytes: float
     checks: list[Check]
     seconds: float
+    int8: Int8Report | None = None
 
 
 @locking(lambda given: target_path(given["checkpoint"], given["kind"], given["out"]).parent)
 def export(
     checkpoint: str | Path | CGRSeg,
-    kind: Kind,
+    kind: str,
     out: str | Path | None = None,
     *,
     sizes: Sequence[Size] | None = None,
     batch: int | None = None,
-    takes: InputKind = "normalised",
-    gives: OutputKind = "logits",
+    takes: str = "normalized",
+    gives: str = "logits",
     opset: int | None = None,
+    int8: Int8Options | None = None,
     tolerance: Tolerance | None = None,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
-    """Write a network as a file for a runtime, and prove it.
+    """Write a network as a file for a runtime, and compare it with the float32 network.
 
-    The file is opened in its own runtime and compared with the float32 network on several
-    pictures, sizes and batches; out of tolerance, no file is left.
+    The file is opened in its own runtime and compared on several images, sizes and batch sizes;
+    in 8 bits its label maps and mIoU are measured.  If it is out of tolerance, no file is left.
 
     Args:
         checkpoint: a `.pth` file, a folder of `save_pretrained`, a hub id, or a network.
-        kind: "onnx", "openvino", "pt2" (a portable program of `torch.export`) or "aoti"
-            (compiled for this machine).
+        kind: export format: "onnx", "openvino", "pt2" (a portable program of `torch.export`),
+            "aoti" (compiled for this machine), or another module of :mod:`cgrseg.formats`.
         out: the file; None: beside the checkpoint.
         sizes: heights and widths, multiples of 32.  One: all tables are resolved for it.
-            Several: one file that is tried out on each.  None: any size; aoti needs some.
-        batch: images at once; None: any number (aoti: 1).
-        takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
-        gives: "logits" at an eighth of the size, or "labels" at the input's.
-        opset: of ONNX; None: 18.
-        tolerance: None: the usual one.
-        settings: `test.*` by dotted name, which the file keeps instead of the checkpoint's own.
-        overwrite: replace a file of that name.
-        tell: gets a line per step.
+            Several: one file that is compared on each.  None: any size; aoti needs sizes, and
+            8 bits take the most common one of the calibration images.
+        batch: batch size; None: any (aoti: 1).
+        takes: "normalized" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
+        gives: "logits" at 1/8 of the input size, or "labels" at the input size.
+        opset: version of the ONNX operators; None: 18.
+        int8: quantize to 8 bits, with these options.
+        tolerance: None: the default one.
+        settings: `test.*` by dotted name, which the file keeps instead of the checkpoint's own;
+            `data.*` as well for measuring in 8 bits.
+        overwrite: replace an existing file.
+        tell: called with a line of text per step.
 
     Raises:
-        ConfigError: settings that do not fit, or a file that is there already.
+        ConfigError: settings that do not fit, or a file that exists already.
         EnvironmentProblem: a package or a compiler is missing, or the disk is full.
         WeightsError: a checkpoint that cannot be used, or an export out of tolerance.
     """
     began = time.perf_counter()
-    sizes = checked_sizes(kind, sizes)
-    if opset is not None and kind != "onnx":
+    export_format = load_format(kind)
+    if int8 is not None:
+        quantized_format = quantizable(export_format, sizes, gives, opset)
+    sizes = checked_sizes(export_format, sizes)
+    input_kind, output_kind = _input_kind(takes), _output_kind(gives)
+    if opset is not None and "opset" not in export_format.options:
         raise ConfigError(
             "--opset",
             found=f"{opset}, with the format {kind}",
             expected="a version of ONNX's operators for the format onnx only",
             remedy="leave it out, or export with --format onnx",
         )
-    if kind == "aoti" and batch is None:
-        batch = 1
-    target = target_path(checkpoint, kind, out)
-    refuse_existing(target, overwrite)
+    target = target_path(checkpoint, kind, out, "" if int8 is None else "-int8")
+    refuse_existing(export_format.files(target), overwrite)
+    _require_tools(export_format)
+    if batch is None:
+        batch = export_format.default_batch
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint, verbose=False)
     model = model.cpu().eval()
-    description = describe_export(model, checkpoint, kind, sizes, batch, takes, gives)
+    description = describe_export(model, checkpoint, kind, sizes, batch, input_kind, output_kind)
     description = with_test_settings(description, settings or {})
 
-    def form(size: Size | None) -> ExportForm:
-        return ExportForm(model, size, takes, gives)
+    def graph(size: Size | None) -> ExportGraph:
+        return ExportGraph(model, size, input_kind, output_kind)
 
-    with staged(target, overwrite) as draft:
-        tell(f"writing {target.name}")
-        one = sizes[0] if sizes is not None and len(sizes) == 1 else None
-        if kind == "onnx":
-            write_onnx(form(one), one, description, draft, opset or 18)
-        elif kind == "openvino":
-            write_openvino(openvino_model(form(one), one, description), description, draft)
-        elif kind == "pt2":
-            write_program(form(one), one, description, draft)
+    job = ExportJob(model, graph, description, opset or 18)
+    checks: list[Check] = []
+    report = None
+    with staged(export_format.files(target), overwrite) as draft:
+        if int8 is not None:
+            report = write_int8(
+                quantized_format, checkpoint, job, int8, settings or {}, draft, tell
+            )
         else:
-            write_compiled(form, sizes or [], description, draft)
-        tell("comparing it with the float32 network")
-        batches, allowed = [batch] if batch is not None else [1, 2], tolerance or Tolerance()
-        opened = open_exported(draft, trust_code=True)  # written just now
-        checks = verify(opened, model, sizes or _TRIED, batches, allowed, tell)
-        if kind == "openvino" and sizes is None:
-            tell("  and with tables that OpenVINO resizes, as in other programs:")
-            told, run = open_openvino(draft, resize_tables=False)
-            plain = ExportedBackend(told, run, draft.name)
-            checks += verify(plain, model, [_SMALL], batches, allowed, tell)
-        megabytes = sum(part.stat().st_size for part in parts_of(draft)) / 1e6
-    return ExportResult(target, megabytes, checks, time.perf_counter() - began)
+            tell(f"writing {target.name}")
+            export_format.write(job, draft)
+            tell("comparing it with the float32 network")
+            batches, allowed = [batch] if batch is not None else [1, 2], tolerance or Tolerance()
+            opened = open_exported(draft, trust_code=True)  # written just now
+            checks += verify(opened, model, sizes or _COMPARED_SIZES, batches, allowed, tell)
+            if sizes is None:
+                for title, other, run in export_format.other_runs(draft):
+                    tell(f"  and {title}:")
+                    backend = ExportedBackend(other, run, draft.name)
+                    checks += verify(backend, model, [_SMALL], batches, allowed, tell)
+        megabytes = sum(part.stat().st_size for part in export_format.files(draft)) / 1e6
+    return ExportResult(target, megabytes, checks, time.perf_counter() - began, report)
 
 
-def checked_sizes(kind: Kind, sizes: Sequence[Size] | None) -> list[Size] | None:
+def _require_tools(export_format: ExportFormat) -> None:
+    """Fail before long work if a package or the compiler is missing."""
+    for package in export_format.packages:
+        require(package, f"export as {export_format.name}")
+    lacking = missing_compiler(torch.device("cpu")) if export_format.needs_compiler else ""
+    if lacking:
+        raise EnvironmentProblem(
+            f"export as {export_format.name}",
+            found=lacking,
+            expected="a C++ compiler, which this format is made with",
+            remedy="install one, or choose another format",
+        )
+
+
+def checked_sizes(export_format: ExportFormat, sizes: Sequence[Size] | None) -> list[Size] | None:
     """Sizes without repeats.
 
     Raises:
-        ConfigError: no multiples of 32, or none for a format that needs some.
+        ConfigError: no multiples of 32, or no sizes for a format that needs some.
     """
     if sizes is None:
-        if kind != "aoti":
+        if not export_format.needs_sizes:
             return None
         raise ConfigError(
             "--size",
-            found="any, with the format aoti",
+            found=f"any, with the format {export_format.name}",
             expected="one or more sizes: code is compiled for each",
             remedy="for example --size 512x512; the other formats take any size",
         )
@@ -170,16 +191,43 @@ def checked_sizes(kind: Kind, sizes: Sequence[Size] | None) -> list[Size] | None
     return list(dict.fromkeys((int(height), int(width)) for height, width in sizes))
 
 
+def _input_kind(takes: str) -> InputKind:
+    """The input of a file as its description spells it."""
+    if takes == "pixels":
+        return "pixels"
+    if takes == "normalised":
+        warnings.warn("the input 'normalised' is now 'normalized'", FutureWarning, stacklevel=3)
+    elif takes != "normalized":
+        raise ConfigError(
+            "--input",
+            found=repr(takes),
+            expected="normalized, pixels",
+            remedy="choose from these",
+        )
+    return "normalised"
+
+
+def _output_kind(gives: str) -> OutputKind:
+    if gives == "logits":
+        return "logits"
+    if gives == "labels":
+        return "labels"
+    raise ConfigError(
+        "--output", found=repr(gives), expected="logits, labels", remedy="choose from these"
+    )
+
+
 def target_path(
-    checkpoint: str | Path | CGRSeg, kind: Kind, out: str | Path | None, mark: str = ""
+    checkpoint: str | Path | CGRSeg, kind: str, out: str | Path | None, stem_ending: str = ""
 ) -> Path:
-    """Where the file goes.
+    """Path of the exported file.
 
     Raises:
-        ConfigError: a name whose ending is not the format's, to the letter: files are
-            recognised by it.
+        ConfigError: an unknown format, or a name whose suffix is not the format's, to the
+            letter: files are recognized by it.
     """
-    suffix = SUFFIXES[kind]
+    export_format = load_format(kind)
+    suffix = export_format.suffix
     if out is not None:
         if Path(out).suffix != suffix:
             named = (
@@ -192,18 +240,17 @@ def target_path(
                 remedy=f"for example {named}",
             )
         return Path(out)
-    if kind == "aoti":
-        mark += "-aoti"
+    ending = f"{stem_ending}{export_format.stem_ending}{suffix}"
     if isinstance(checkpoint, CGRSeg):
-        return Path(f"{checkpoint.variant}{mark}{suffix}")
+        return Path(f"{checkpoint.variant}{ending}")
     source = Path(checkpoint)
     if not source.exists():  # a hub id
-        return Path(f"{source.name}{mark}{suffix}")
-    return source.parent / f"{source.stem if source.is_file() else source.name}{mark}{suffix}"
+        return Path(f"{source.name}{ending}")
+    return source.parent / f"{source.stem if source.is_file() else source.name}{ending}"
 
 
 def with_test_settings(description: Description, settings: Mapping[str, Any]) -> Description:
-    """A description whose test settings have `test.*` changes laid over them.
+    """A description with changes of `test.*` in its test settings.
 
     Raises:
         ConfigError: a value that does not fit.
@@ -218,13 +265,13 @@ def with_test_settings(description: Description, settings: Mapping[str, Any]) ->
 def describe_export(
     model: CGRSeg,
     checkpoint: str | Path | CGRSeg,
-    kind: Kind,
+    kind: str,
     sizes: Sequence[Size] | None,
     batch: int | None,
     takes: InputKind,
     gives: OutputKind,
 ) -> Description:
-    """What the file will say about itself."""
+    """The description that the file will hold."""
     named = not isinstance(checkpoint, CGRSeg)
     return Description(
         kind=kind,

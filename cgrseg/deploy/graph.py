@@ -1,14 +1,14 @@
-"""The network in the form that export formats hold: every table resolved, or resizable.
+"""The network as a graph for export: every table resolved for one size, or resizable.
 
-The start is :func:`cgrseg.inference.fast.fast_form`, whose norms and scales are folded.
-Two things in it depend on the input's size and are written here for runtimes:
+It starts from :func:`cgrseg.inference.fast.fast_form`, whose norms and scales are folded.
+Two parts depend on the input size and are replaced here by what runtimes have:
 
-* Attention biases.  For one fixed size they are stored numbers.  For any size they are one
-  bicubic resize of a stored table, which runtimes that fix the size at load time compute once.
+* Attention biases.  For one size they are stored numbers.  For any size they are one bicubic
+  resize of a stored table, which runtimes that fix the size at load time compute once.
 * Adaptive pooling, which few runtimes have: plain average pooling where sizes divide
   evenly, else a product with a small matrix on either side.
 
-Around it, what people want inside the file: normalisation of 8-bit pixels, and label maps.
+Optional parts around it: normalization of 8-bit pixels before, label maps after.
 
 Legend: N images, K classes, A heads, Q queries, K0 x Q0 cells of the stored table.
 """
@@ -24,19 +24,19 @@ from torch import Tensor, nn
 
 from cgrseg.data.color import MEAN, STD
 from cgrseg.errors import ConfigError
-from cgrseg.inference.exported import InputKind, OutputKind, Size
+from cgrseg.formats.description import InputKind, OutputKind, Size
 from cgrseg.inference.fast.backbone import FastAttention, FastDualPathDownsample, StoredBias
 from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.models import CGRSeg
 
 
 class ResizedBias(nn.Module):
-    """Attention biases for whatever size comes, as one bicubic resize.
+    """Attention biases for any size, as one bicubic resize.
 
     The mix of a talking head is linear over heads, so it is applied to the table beforehand.
 
     Args:
-        source: the biases of one attention, not resized by true offsets.
+        source: the biases of one attention; not geometric ones.
     """
 
     table: Tensor
@@ -49,7 +49,7 @@ class ResizedBias(nn.Module):
         self.register_buffer("table", table.float()[None])  # (1, A, Q0, K0)
 
     def prepare(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> None:
-        """Nothing is kept per size: the network asks for this before it runs eagerly."""
+        """Nothing is cached per size; the network calls this before it runs eagerly."""
 
     def forward(self, queries: int, keys: int, like: Tensor, width: int | None = None) -> Tensor:
         """Biases (A, Q, K)."""
@@ -57,47 +57,37 @@ class ResizedBias(nn.Module):
         return resized.to(like.dtype)
 
 
-class FixedPool(nn.Module):
-    """Pyramid pooling of features whose sizes are known.
+class PyramidPool(nn.Module):
+    """Pyramid pooling without adaptive pooling, as two matrix products per scale.
+
+    Where the input size is known and sizes divide evenly, it is plain average pooling.
 
     Args:
-        size: of the network's input, height and width in pixels.
+        is_fixed: whether the input size is known.
     """
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, is_fixed: bool) -> None:
         super().__init__()
-        self.target = _pooled(size[0] // 32), _pooled(size[1] // 32)
+        self.is_fixed = is_fixed
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(N, C_i, H / s, W / s) to (N, sum of C_i, rows, columns)."""
-        return torch.cat([self._one(feature) for feature in features], dim=1)
-
-    def _one(self, feature: Tensor) -> Tensor:
-        rows, columns = self.target
-        height, width = feature.shape[2:]
-        if height % rows == 0 and width % columns == 0:
-            return F.avg_pool2d(feature, (height // rows, width // columns))
-        down = averaging_matrix(height, rows, feature)
-        across = averaging_matrix(width, columns, feature)
-        return down @ feature @ across.T
-
-
-class AnyPool(nn.Module):
-    """Pyramid pooling of features of any size, as two matrix products per scale."""
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(N, C_i, H / s, W / s) to (N, sum of C_i, rows, columns)."""
-        height, width = features[-1].shape[2:]
+        # Half of the smallest feature map's sides, rounded up.
+        rows, columns = ((side + 1) // 2 for side in features[-1].shape[2:])
         pooled = []
         for feature in features:
-            down = averaging_matrix(feature.shape[2], _pooled(height), feature)
-            across = averaging_matrix(feature.shape[3], _pooled(width), feature)
-            pooled.append(down @ feature @ across.T)
+            height, width = feature.shape[2:]
+            if self.is_fixed and height % rows == 0 and width % columns == 0:
+                pooled.append(F.avg_pool2d(feature, (height // rows, width // columns)))
+            else:
+                down = averaging_matrix(height, rows, feature)
+                across = averaging_matrix(width, columns, feature)
+                pooled.append(down @ feature @ across.T)
         return torch.cat(pooled, dim=1)
 
 
 def averaging_matrix(cells: int, target: int, like: Tensor) -> Tensor:
-    """What adaptive average pooling does along one axis, as a matrix (target, cells)."""
+    """Adaptive average pooling along one axis, as a matrix (target, cells)."""
     wanted = torch.arange(target, device=like.device)[:, None]
     first = wanted * cells // target
     behind = ((wanted + 1) * cells + target - 1) // target
@@ -106,13 +96,13 @@ def averaging_matrix(cells: int, target: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-class ExportForm(nn.Module):
-    """What is exported: optional normalisation, the network, optional label map.
+class ExportGraph(nn.Module):
+    """The exported module: optional normalization, the network, optional label map.
 
     Args:
         model: trained; read, never changed.
         size: height and width of the input; None: any multiples of 32.
-        takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
+        takes: "pixels" uint8 RGB (N, H, W, 3), else normalized float32 (N, 3, H, W).
         gives: "logits" float32 (N, K, H / 8, W / 8), or "labels" (N, H, W), uint8 up to 256
             classes, else int32.
     """
@@ -139,7 +129,7 @@ class ExportForm(nn.Module):
             _make_resizable(network)
         else:
             network.prepare(*size)
-            network.head.pool = FixedPool(size)
+            network.head.pool = PyramidPool(is_fixed=True)
         self.network = network
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("factor", 1.0 / torch.tensor(STD).view(1, 3, 1, 1))
@@ -161,21 +151,16 @@ def _make_resizable(network: FastNetwork) -> None:
     for module in list(network.modules()):
         if isinstance(module, (FastAttention, FastDualPathDownsample)):
             module.bias = ResizedBias(module.bias)  # type: ignore[assignment]
-    network.head.pool = AnyPool()
+    network.head.pool = PyramidPool(is_fixed=False)
 
 
 def _refuse_geometric(network: FastNetwork) -> None:
-    """Biases by true offsets depend on the map's shape: resolved for known sizes only."""
+    """Geometric biases depend on the shape of the feature map: only known sizes resolve them."""
     biases = [module for module in network.modules() if isinstance(module, StoredBias)]
     if any(bias.geometric for bias in biases):
         raise ConfigError(
             "--size",
-            found="any, with a network whose attention biases are resized by true offsets",
+            found="any, with a network of geometric attention biases",
             expected="one size, for which they are resolved",
             remedy="for example --size 512x512",
         )
-
-
-def _pooled(cells: int) -> int:
-    """Cells of the pooled pyramid for the smallest scale's."""
-    return (cells + 1) // 2

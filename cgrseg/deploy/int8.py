@@ -1,186 +1,223 @@
-"""Post-training quantisation to 8-bit integers: NNCF for OpenVINO, ONNX Runtime for ONNX.
+"""INT8 exports: calibrated on the user's images, and measured before they are kept.
 
-Both watch a float network on calibration inputs, then give every layer that is worth it
-8-bit weights (one scale per output channel) and 8-bit activations.  Layers of a group that
-is kept back stay as they are.
+Convolutions become 8-bit.  Layers that lose much by it stay in float32: the classifier with its
+class centers, and the products and softmax of attention.  If the mIoU still drops more than
+accepted, more of the head and then of the backbone stays in float32 as well.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from cgrseg.config import Config
+from cgrseg.config.settings import build, merge
+from cgrseg.deploy.calibration import (
+    CalibrationInputs,
+    find_calibration_images,
+    find_labeled_split,
+    float_backend,
+    label_agreement,
+    mean_iou,
+    most_common_size,
+    sampled_evenly,
+)
+from cgrseg.errors import CGRSegError, ConfigError, WeightsError
+from cgrseg.formats import format_names, load_format
+from cgrseg.formats.base import ExportFormat, ExportJob, QuantizableFormat
+from cgrseg.formats.description import Size
+from cgrseg.inference.exported_backend import open_exported
+from cgrseg.inference.predictor import stored_test_settings
+from cgrseg.models import CGRSeg, read_checkpoint
+from cgrseg.progress import shown_progress
 
-from cgrseg.errors import EnvironmentProblem
-from cgrseg.extras import require
-from cgrseg.progress import Progress
+# Groups of layers that stay in float32, step by step: name, and pattern of node names.
+_STEPS: tuple[tuple[str, str], ...] = (
+    ("classifier", r"network\.head\.guide.*"),
+    ("attention products", r".*/(MatMul|Softmax)_\d+"),
+    ("head", r"network\.head\..*"),
+    ("stem and first stages", r"network\.backbone\.(stem|layers\.[0-3]).*"),
+)
+_FIRST = 2
+"""Number of steps that are always taken: these groups are small and lose much in 8 bits."""
 
-Inputs = Sequence[NDArray[np.generic]]
+# Number of images for label agreement.
+_COMPARED = 16
+_LEAST_AGREEMENT = 0.9
 
-CLASSIFIER = r"network\.head\.guide.*"
-ATTENTION = r".*/(MatMul|Softmax)_\d+"
-"""Groups of layers that can be kept back, as patterns of their nodes' names."""
+_DEFAULT_IMAGES = 128
+_DEFAULT_MAX_DROP = 1.0  # points of mIoU
 
 
-def quantise_openvino(
-    model: Any, inputs: Inputs, kept: Sequence[str], progress: Progress | None
-) -> Any:
-    """An `openvino.Model` in 8 bits.
+@dataclass(frozen=True)
+class Int8Options:
+    """How an 8-bit export is calibrated and measured.
 
-    Args:
-        model: in float32, with inputs of one size.
-        inputs: calibration inputs, each a whole batch.
-        kept: patterns of nodes that stay in float32.
-        progress: called with inputs done and inputs in all.
+    Attributes:
+        calibrate: images, folders and patterns; None: the training split of the checkpoint's
+            dataset.
+        images: maximum number of calibration images, sampled evenly; None: 128.
+        data_root: dataset root for measuring mIoU; None: the checkpoint's.  If this, `split`,
+            `limit` or `max_drop` is given, it is an error if there are no labels to measure on.
+        split: name of the split; None: the one that the checkpoint's config evaluates.
+        limit: maximum number of images of the split.
+        max_drop: largest accepted mIoU drop, in points; None: 1.
+    """
+
+    calibrate: Sequence[str] | None = None
+    images: int | None = None
+    data_root: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """Measurements of an 8-bit export.
+
+    Attributes:
+        images: number of calibration images.
+        kept_back: groups of layers that stay in float32.
+        agreement: share 0..1 of pixels with the float32 network's label, on calibration images.
+        before: mIoU 0..1 of the float32 network; None: not measured.
+        after: mIoU 0..1 of the file; None: not measured.
+        measured_on: what mIoU was measured on, in words.
+        unmeasured: why mIoU was not measured; empty if it was.
+    """
+
+    images: int
+    kept_back: tuple[str, ...]
+    agreement: float
+    before: float | None
+    after: float | None
+    measured_on: str = ""
+    unmeasured: str = ""
+
+
+def quantizable(
+    export_format: ExportFormat, sizes: Sequence[Size] | None, gives: str, opset: int | None
+) -> QuantizableFormat:
+    """The format, if it has 8 bits with these settings.
 
     Raises:
-        EnvironmentProblem: NNCF is not installed, or a pattern has no node.
+        ConfigError: it has not.
     """
-    nncf = _nncf()
-
-    def watched() -> Iterator[NDArray[np.generic]]:
-        for number, one in enumerate(inputs):
-            yield one
-            if progress is not None:
-                progress(number + 1, len(inputs))
-
-    ignored = matching([node.get_friendly_name() for node in model.get_ops()], kept)
-    return nncf.quantize(
-        model,
-        nncf.Dataset(_Once(watched)),
-        preset=nncf.QuantizationPreset.MIXED,
-        target_device=nncf.TargetDevice.CPU,
-        subset_size=len(inputs),
-        fast_bias_correction=True,
-        ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
+    problem = ""
+    if not isinstance(export_format, QuantizableFormat):
+        problem = f"--format {export_format.name}"
+    elif gives != "logits":
+        problem = f"--output {gives}"
+    elif sizes is not None and len(sizes) != 1:
+        problem = f"{len(sizes)} sizes"
+    elif opset is not None:
+        problem = f"--opset {opset}"
+    else:
+        return export_format
+    able = [n for n in format_names() if isinstance(load_format(n), QuantizableFormat)]
+    raise ConfigError(
+        "--int8",
+        found=problem,
+        expected=f"--format {' or '.join(able)}, --output logits, one --size, no --opset",
+        remedy="change these, or export without --int8",
     )
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Names of nodes that belong to one of the groups.
-
-    Raises:
-        EnvironmentProblem: a group is empty, which the network's never are.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        group = {name for name in names if re.fullmatch(pattern, name)}
-        if not group:
-            raise EnvironmentProblem(
-                "quantisation",
-                found=f"no node of the exported graph is called like {pattern}",
-                expected="the nodes that stay in float32 under their modules' names",
-                remedy="install the versions of torch and onnxscript that cgrseg was tried "
-                "with (constraints.txt)",
-            )
-        found |= group
-    return sorted(found)
-
-
-class _Once:
-    """Calls its function for a new iterator each time it is iterated."""
-
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._make()
-
-
-def quantise_onnx(
-    model: Any, inputs: Inputs, kept: Sequence[str], progress: Progress | None
-) -> Any:
-    """An `onnx.ModelProto` in 8 bits (QDQ form, convolutions and matrix products).
+def write_int8(
+    export_format: QuantizableFormat,
+    checkpoint: str | Path | CGRSeg,
+    job: ExportJob,
+    options: Int8Options,
+    settings: Mapping[str, Any],
+    draft: Path,
+    tell: Callable[[str], None],
+) -> Int8Report:
+    """Calibrate, write and measure, keeping more layers in float32 until the drop is accepted.
 
     Args:
-        model: in float32, with inputs of one size.
-        inputs: calibration inputs, each a whole batch.
-        kept: patterns of nodes that stay in float32.
-        progress: called with inputs done and inputs in all.
+        export_format: format of the file.
+        checkpoint: what the network was loaded from.
+        job: the float32 export; without a size, the file gets the most common one of the
+            calibration images.
+        options: for calibration and measurement.
+        settings: `test.*` and `data.*` by dotted name, laid over the checkpoint's config.
+        draft: path to write to.
+        tell: called with a line of text per step.
 
     Raises:
-        EnvironmentProblem: ONNX Runtime is not installed, or a pattern has no node.
+        DataError: images that cannot be used.
+        WeightsError: too large a drop.
     """
-    onnx = require("onnx", "quantization for onnx")
-    quantization = require("onnxruntime.quantization", "quantization for onnx")
-    name = model.graph.input[0].name
-
-    reader = _Reader(name, inputs, progress)
-    with tempfile.TemporaryDirectory() as folder, _no_remarks():
-        source, ready, target = (Path(folder) / f"{n}.onnx" for n in ("float", "ready", "int8"))
-        onnx.save(model, source)
-        quantization.quant_pre_process(source, ready, skip_symbolic_shape=True)
-        # Only now: preparing merges nodes and gives them other names.
-        ignored = matching([node.name for node in onnx.load(ready).graph.node], kept)
-        quantization.quantize_static(
-            ready,
-            target,
-            reader,
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "MatMul"],
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=ignored,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-        )
-        return onnx.load(target)
-
-
-class _Reader:
-    """Calibration inputs as ONNX Runtime asks for them (its `CalibrationDataReader`)."""
-
-    def __init__(self, name: str, inputs: Inputs, progress: Progress | None) -> None:
-        self._name = name
-        self._inputs = inputs
-        self._progress = progress
-        self._next = 0
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next inputs by name; None after the last."""
-        if self._next >= len(self._inputs):
-            return None
-        self._next += 1
-        if self._progress is not None:
-            self._progress(self._next, len(self._inputs))
-        return {self._name: self._inputs[self._next - 1]}
-
-
-def _nncf() -> Any:
-    """NNCF, without the usage statistics that it would send by itself."""
-    if "nncf" not in sys.modules:
-        os.environ["NNCF_CI"] = "1"  # its own switch, read at import
-        blocked = "openvino_telemetry"
-        before = sys.modules.get(blocked)
-        sys.modules[blocked] = None  # type: ignore[assignment]  # an import fails, nothing is sent
-        try:
-            require("nncf", "quantization for openvino")
-        finally:
-            if before is None:
-                del sys.modules[blocked]
-            else:
-                sys.modules[blocked] = before
-    nncf = require("nncf", "quantization for openvino")
-    nncf.set_log_level(logging.ERROR)
-    return nncf
+    stored = stored_test_settings(job.description.test, job.description.source)
+    # One view of the whole image, which every file can do.
+    test = stored.model_copy(update={"ratios": [1.0], "flip": False, "mode": "whole"})
+    config, missing = _config_of(checkpoint, options.data_root, settings)
+    most = options.images if options.images is not None else _DEFAULT_IMAGES
+    paths = find_calibration_images(options.calibrate, config, missing, most)
+    measuring = (options.data_root, options.split, options.limit, options.max_drop)
+    required = any(given is not None for given in measuring)
+    labeled, unmeasured = find_labeled_split(
+        config, missing, options.split, options.limit, required
+    )
+    size = job.size or most_common_size(paths, test)
+    update = {"precision": "int8", "sizes": [size]}
+    job = replace(job, description=job.description.model_copy(update=update))
+    reference = float_backend(job.model, job.description)
+    before: float | None = None
+    after: float | None = None
+    title = ""
+    if labeled is not None:
+        title = labeled.title + ("" if test == stored else ", one view of each whole image")
+        tell(f"measuring the float32 network on {title}")
+        before = mean_iou(reference, labeled, test)
+    allowed = options.max_drop if options.max_drop is not None else _DEFAULT_MAX_DROP
+    tell(f"writing the float32 graph for {size[0]}x{size[1]}")
+    source = export_format.build(job)
+    for steps in range(_FIRST, len(_STEPS) + 1):
+        kept = tuple(name for name, _ in _STEPS[:steps])
+        patterns = [pattern for _, pattern in _STEPS[:steps]]
+        tell(f"calibrating; kept in float32: {', '.join(kept)}")
+        with shown_progress("calibrating") as progress:
+            inputs = CalibrationInputs(paths, test, job.description, progress)
+            export_format.save(
+                export_format.quantize(source, inputs, patterns), job.description, draft
+            )
+        backend = open_exported(draft)
+        equal = label_agreement(backend, reference, sampled_evenly(paths, _COMPARED), test)
+        found = f"labels equal on {100 * equal:.2f} %"
+        good = equal >= _LEAST_AGREEMENT
+        if labeled is not None and before is not None:
+            after = mean_iou(backend, labeled, test)
+            found += f", mIoU {100 * before:.2f} before, {100 * after:.2f} after"
+            good = 100 * (before - after) <= allowed
+        tell(f"  {found}")
+        if good:
+            return Int8Report(len(paths), kept, equal, before, after, title, unmeasured)
+    raise WeightsError(
+        f"INT8 export of {job.description.source}",
+        found=found,
+        expected=f"a drop of at most {allowed:g} points"
+        if labeled is not None
+        else f"labels equal on at least {100 * _LEAST_AGREEMENT:g} %",
+        remedy="calibrate with more images that look like those to come (--calibrate, "
+        "--calibration-images), or allow more (--max-drop); no file was left",
+    )
 
 
-@contextlib.contextmanager
-def _no_remarks() -> Iterator[None]:
-    """Without the advice that the quantiser writes to the log."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+def _config_of(
+    checkpoint: str | Path | CGRSeg, data_root: str | None, settings: Mapping[str, Any]
+) -> tuple[Config | None, str]:
+    """The config in a checkpoint; or None, and why there is none."""
+    if isinstance(checkpoint, CGRSeg):
+        return None, "a network in memory does not say which dataset it was trained on"
+    stored: Any = read_checkpoint(checkpoint).meta.get("config")
+    if not isinstance(stored, dict):
+        return None, "the checkpoint does not say which dataset it was trained on"
     try:
-        yield
-    finally:
-        root.setLevel(level)
+        config = Config(**stored)
+    except (CGRSegError, ValueError) as error:
+        return None, f"the config in the checkpoint cannot be used ({str(error).splitlines()[0]})"
+    root = {} if data_root is None else {"data.root": data_root}
+    return build(merge(config.model_dump(), {**root, **settings})), ""

@@ -1,4 +1,4 @@
-"""A place beside the target where a file is made, tried out and only then put in place."""
+"""Write an export to a temporary folder beside its target, and move it there when complete."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, option
 from cgrseg.files import explained, make_folder, partial_folder, refuse_moved, writing_problem
 from cgrseg.processes import signals_deferred
 
-# Below this much free space a failed write of a runtime is taken for a full disk.
+# With less free space than this, a failed write of a runtime counts as a full disk.
 _FULL_BELOW = 1 << 20
 
 
-def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Nothing is overwritten unasked.
+def refuse_existing(files: Sequence[Path], overwrite: bool) -> None:
+    """Refuse to replace files unless asked to.
 
     Raises:
-        ConfigError: there is something, and it may not be replaced.
+        ConfigError: one of the files exists.
     """
-    for path in parts_of(target):
+    for path in files:
         if path.is_dir() or (path.exists() and not overwrite):
             raise ConfigError(
                 path,
@@ -33,40 +33,35 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
             )
 
 
-def parts_of(target: Path) -> Sequence[Path]:
-    """Files that an export consists of, in the order in which they are put in place."""
-    return (target.with_suffix(".bin"), target) if target.suffix == ".xml" else (target,)
-
-
 @contextlib.contextmanager
-def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path to write to; what is there replaces the target once the block has ended.
+def staged(files: Sequence[Path], overwrite: bool = False) -> Iterator[Path]:
+    """Give a path to write to; when the block ends, what is there replaces the files.
 
-    On any error nothing is left and the target, both of its files if it has two, stays as it
-    was.
+    On any error nothing is left, and all files stay as they were.
 
     Args:
-        target: the file.
-        overwrite: replace a file of that name.
+        files: files of one export, in one folder, in the order in which they are put in place.
+            The path that is given has the name of the last one.
+        overwrite: replace existing files.
 
     Raises:
-        ConfigError: something of that name appeared meanwhile, and may not be replaced.
+        ConfigError: one of the files was created meanwhile, and may not be replaced.
         EnvironmentProblem: full disk, read-only folder and the like.
     """
+    target = files[-1]
     make_folder(target.parent)
     with contextlib.ExitStack() as stack:
         with explained(target):
             folder = stack.enter_context(partial_folder(target.parent, "exporting"))
         try:
-            draft = folder / target.name
-            yield draft
-            for part in parts_of(draft):
-                with part.open("rb") as stream:
+            yield folder / target.name
+            for file in files:
+                with (folder / file.name).open("rb") as stream:
                     os.fsync(stream.fileno())
             refuse_moved(target.parent)
-            refuse_existing(target, overwrite)
+            refuse_existing(files, overwrite)
             with signals_deferred():
-                _put_in_place(draft, target)
+                _put_in_place(folder, files)
         except CGRSegError:
             raise
         except OSError as error:
@@ -83,28 +78,24 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
-def _put_in_place(draft: Path, target: Path) -> None:
-    """Rename the parts; if one of them fails, those before it become what they were."""
+def _put_in_place(folder: Path, files: Sequence[Path]) -> None:
+    """Rename the files; if one of them fails, those before it become what they were."""
     done: list[tuple[Path, Path | None]] = []
     try:
-        for part, place in zip(parts_of(draft), parts_of(target), strict=True):
+        for file in files:
             old = None
-            if part != draft and place.exists():  # the last one needs no way back
-                old = draft.with_name(f"old-{place.name}")
-                _keep(place, old)
-            os.replace(part, place)
-            done.append((place, old))
+            if file != files[-1] and file.exists():  # the last one needs no way back
+                old = folder / f"old-{file.name}"
+                try:
+                    os.link(file, old)
+                except OSError:  # file systems without hard links
+                    shutil.copy2(file, old)
+            os.replace(folder / file.name, file)
+            done.append((file, old))
     except OSError:
-        for place, old in reversed(done):
+        for file, old in reversed(done):
             if old is None:
-                place.unlink()
+                file.unlink()
             else:
-                os.replace(old, place)
+                os.replace(old, file)
         raise
-
-
-def _keep(file: Path, copy: Path) -> None:
-    try:
-        os.link(file, copy)
-    except OSError:  # file systems without hard links
-        shutil.copy2(file, copy)

@@ -1,6 +1,6 @@
-"""An export is compared with the network it came from, in its own runtime.
+"""Comparison of an export, in its own runtime, with the network that it was made from.
 
-The reference is the float32 network as trained, not the form that was exported, so that a
+The reference is the float32 network as trained, not the graph that was exported, so that a
 mistake in any step between them shows.
 """
 
@@ -15,20 +15,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgrseg.data.color import MEAN, STD
+from cgrseg.config.schema import TestConfig
 from cgrseg.errors import WeightsError
-from cgrseg.inference.exported import Size
+from cgrseg.formats.description import Size
 from cgrseg.inference.exported_backend import ExportedBackend
+from cgrseg.inference.views import NetworkInput
 from cgrseg.models import CGRSeg
 from cgrseg.ops import upsample_argmax
 
-# Pictures that differ, for each size and batch.
-_LEAST_PICTURES = 3
+# Different images for each size and batch size.
+_LEAST_IMAGES = 3
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an export may be from the float32 network.
+    """Largest accepted difference between an export and the float32 network.
 
     Attributes:
         logits: largest difference over the largest logit.
@@ -41,24 +42,24 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Check:
-    """One size and batch on which export and network were compared.
+    """Comparison of export and network at one size and batch size.
 
     Attributes:
         size: height and width in pixels.
-        batch: images at once.
-        pictures: that were compared in all.
+        batch: batch size.
+        images: number of compared images.
         logits: largest difference over the largest logit; None where the file gives labels.
-        labels: share 0..1 of pixels with the same label; the worst of the batches.
+        labels: share 0..1 of pixels with the same label, in the worst batch.
     """
 
     size: Size
     batch: int
-    pictures: int
+    images: int
     logits: float | None
     labels: float
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether both are; NaN never is."""
+        """Whether logits and labels are within tolerance; NaN never is."""
         near = self.logits is None or self.logits <= tolerance.logits
         return near and self.labels >= tolerance.labels
 
@@ -77,15 +78,15 @@ def verify(
     tolerance: Tolerance,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Check]:
-    """Compare on pictures of all sizes and numbers at once.
+    """Compare at all sizes and batch sizes.
 
     Args:
-        backend: over the exported file.
+        backend: the exported file.
         model: the float32 network, in eval mode.
         sizes: heights and widths.
-        batches: images at once.
-        tolerance: that every comparison must keep.
-        tell: gets a line per comparison.
+        batches: batch sizes.
+        tolerance: for every comparison.
+        tell: called with a line per comparison.
 
     Raises:
         WeightsError: out of tolerance.
@@ -93,10 +94,17 @@ def verify(
     checks: list[Check] = []
     for size in sizes:
         for batch in batches:
-            rounds = -(-_LEAST_PICTURES // batch)
-            pictures = sample_pictures(rounds * batch, size, seed=len(checks))
-            inputs = normalised(pictures).split(batch)
-            check = _worst([compare(backend, model, one) for one in inputs])
+            rounds = -(-_LEAST_IMAGES // batch)
+            images = as_input(sample_images(rounds * batch, size, seed=len(checks)))
+            parts = [compare(backend, model, one) for one in images.split(batch)]
+            apart = [part.logits for part in parts if part.logits is not None]
+            check = Check(
+                size,
+                batch,
+                len(images),
+                float(np.max(apart)) if apart else None,  # NaN stays NaN
+                float(np.min([part.labels for part in parts])),
+            )
             tell(f"  {check}")
             checks.append(check)
     failed = [check for check in checks if not check.within(tolerance)]
@@ -110,18 +118,6 @@ def verify(
             "another format",
         )
     return checks
-
-
-def _worst(checks: Sequence[Check]) -> Check:
-    """Comparisons of one size and batch as one; NaN stays NaN."""
-    apart = [check.logits for check in checks if check.logits is not None]
-    return Check(
-        checks[0].size,
-        checks[0].batch,
-        sum(check.pictures for check in checks),
-        float(np.max(apart)) if apart else None,
-        float(np.min([check.labels for check in checks])),
-    )
 
 
 def compare(backend: ExportedBackend, model: CGRSeg, inputs: Tensor) -> Check:
@@ -146,18 +142,17 @@ def compare(backend: ExportedBackend, model: CGRSeg, inputs: Tensor) -> Check:
     return Check(size, len(inputs), len(inputs), apart, equal)
 
 
-def sample_pictures(count: int, size: Size, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth pictures with edges and noise, uint8 RGB (count, H, W, 3)."""
+def sample_images(count: int, size: Size, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth images with edges and noise, uint8 RGB (count, H, W, 3)."""
     draws = np.random.default_rng(seed)
-    coarse = torch.from_numpy(draws.uniform(0, 255, (count, 3, 7, 7)).astype(np.float32))
-    blocks = torch.from_numpy(draws.uniform(-80, 80, (count, 3, 6, 6)).astype(np.float32))
-    picture = F.interpolate(coarse, size=size, mode="bicubic") + F.interpolate(blocks, size=size)
-    picture += torch.from_numpy(draws.normal(0, 6, picture.shape).astype(np.float32))
-    return picture.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    coarse = torch.from_numpy(draws.uniform(0, 255, (count, 3, 9, 9)).astype(np.float32))
+    blocks = torch.from_numpy(draws.uniform(-60, 60, (count, 3, 5, 5)).astype(np.float32))
+    images = F.interpolate(coarse, size=size, mode="bicubic") + F.interpolate(blocks, size=size)
+    images += torch.from_numpy(draws.normal(0, 4, images.shape).astype(np.float32))
+    return images.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def normalised(pictures: NDArray[np.uint8]) -> Tensor:
-    """Pictures (N, H, W, 3) as the network takes them, float32 (N, 3, H, W)."""
-    tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
-    return (tensor - mean) / std
+def as_input(images: NDArray[np.uint8]) -> Tensor:
+    """Images at their own size as network input: uint8 RGB (N, H, W, 3) to (N, 3, H, W)."""
+    config = TestConfig(resize="none")
+    return torch.cat([NetworkInput.of(image, config).tensor for image in images])

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from cgrseg.devices import keep_freed_memory
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, WeightsError
+from cgrseg.formats import format_of, open_file
+from cgrseg.formats.base import Run
+from cgrseg.formats.description import Description, Size
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.exported.description import Description, Run, Size
-from cgrseg.inference.exported.opening import open_file
 from cgrseg.precision import AnyPrecision, Precision, resolve_precision
 from cgrseg.surroundings import raise_machine_problem
 
@@ -199,11 +200,11 @@ def open_exported(
     """Open an exported file in its runtime.
 
     Args:
-        path: ends in `.onnx`, `.xml` (OpenVINO) or `.pt2`.
+        path: file with the suffix of an export format.
         device: None, "auto" or "cpu".
-        precision: "bf16" or "fp16" let OpenVINO compute in it; the other formats compute in
-            what the file holds.  "auto" is bf16 for OpenVINO where the CPU computes it in
-            hardware, else what the file holds.
+        precision: "bf16" or "fp16" where the runtime computes in them (OpenVINO), else "fp32":
+            the precision of the file.  "auto" is bf16 where both the runtime and the CPU's
+            hardware compute it.
         trust_code: run the machine code of a compiled package (`--format aoti`), which can do
             whatever the user can; no other format holds code.
         keep_memory: let the C library keep freed memory for the next image (Linux, whole
@@ -223,18 +224,17 @@ def open_exported(
             expected="cpu",
             remedy="leave the device out, or predict with the checkpoint itself",
         )
-    suffix = file.suffix.lower()
     if precision == "auto":
-        on_cpu = torch.device("cpu")
-        precision = resolve_precision("auto", on_cpu) if suffix == ".xml" else "fp32"
-    description, run = open_file(file, precision, trust_code=trust_code)
+        several = len(format_of(file).precisions) > 1
+        precision = resolve_precision("auto", torch.device("cpu")) if several else "fp32"
+    export_format, description, run = open_file(file, precision, trust_code=trust_code)
     if keep_memory:
         keep_freed_memory()
     return ExportedBackend(
         description,
         run,
         file.name,
-        has_threads=suffix in (".onnx", ".xml"),
+        has_threads=export_format.has_threads,
         reopen=functools.partial(_reopen, str(file.absolute()), precision, trust_code, keep_memory),
     )
 

@@ -38,10 +38,10 @@ from cgrseg.data.image_files import read_image_with_digest
 from cgrseg.datasets.spec import distinct_colors
 from cgrseg.devices import use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError
+from cgrseg.formats import is_exported
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.decode import Segmentation
-from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.image_sources import as_image, expand, kind_of, name_of, with_frames
 from cgrseg.inference.prediction import Color, Prediction, Timing

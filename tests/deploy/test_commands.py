@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cgrseg.cli.main import app
 from cgrseg.data.label_files import read_label
-from cgrseg.inference.exported import describe
+from cgrseg.formats import describe
 from tests.inference.fixtures import photo
 
 Run = Callable[..., Result]

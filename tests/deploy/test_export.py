@@ -14,11 +14,11 @@ import torch
 import cgrseg
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy import Tolerance, export
-from cgrseg.deploy.staging import parts_of, staged
+from cgrseg.deploy.staging import staged
 from cgrseg.deploy.verify import verify
 from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
+from cgrseg.formats import describe
 from cgrseg.inference import Predictor
-from cgrseg.inference.exported import describe
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg
 from tests.inference.fixtures import photo
@@ -29,7 +29,7 @@ def program(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "small.pt2"
     result = export(checkpoint, "pt2", out, sizes=[(64, 96)])
     assert result.path == out
-    assert [(check.batch, check.pictures) for check in result.checks] == [(1, 3), (2, 4)]
+    assert [(check.batch, check.images) for check in result.checks] == [(1, 3), (2, 4)]
     assert all(check.within(Tolerance()) for check in result.checks)
     assert [path.name for path in out.parent.iterdir()] == ["small.pt2"]
     return out
@@ -109,7 +109,7 @@ def test_out_of_tolerance_leaves_no_file(program: Path, network: CGRSeg, tmp_pat
     target = tmp_path / "never.pt2"
     with (
         pytest.raises(WeightsError, match="no file was left"),
-        staged(target) as draft,
+        staged([target]) as draft,
     ):
         draft.write_bytes(program.read_bytes())
         verify(open_exported(draft), network, [(64, 96)], [1], Tolerance(logits=0.0))
@@ -153,7 +153,7 @@ def test_full_disk(tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     with (
         pytest.raises(EnvironmentProblem, match=r"model\.onnx: the disk is full"),
-        staged(target),
+        staged([target]),
         open("/dev/full", "wb", buffering=0) as full,
     ):
         full.write(b"x" * 4096)
@@ -163,7 +163,7 @@ def test_full_disk(tmp_path: Path) -> None:
 def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "model.xml"
     target.write_text("old")
-    with pytest.raises(EnvironmentProblem), staged(target) as draft:
+    with pytest.raises(EnvironmentProblem), staged([target]) as draft:
         draft.write_text("new")
         raise OSError(errno.ENOSPC, "no space")
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -171,11 +171,11 @@ def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
-    with pytest.raises(ConfigError, match="overwrite=True"), staged(target) as draft:
+    with pytest.raises(ConfigError, match="overwrite=True"), staged([target]) as draft:
         draft.write_text("mine")
         target.write_text("another's")
     assert target.read_text() == "another's" and len(list(tmp_path.iterdir())) == 1
-    with staged(target, overwrite=True) as draft:
+    with staged([target], overwrite=True) as draft:
         draft.write_text("mine")
     assert target.read_text() == "mine"
 
@@ -199,9 +199,9 @@ def test_a_pair_is_replaced_whole_or_not_at_all(
     monkeypatch.setattr(os, "replace", failing)
     with (
         pytest.raises(EnvironmentProblem, match="writing is not permitted"),
-        staged(target, overwrite=True) as draft,
+        staged([target.with_suffix(".bin"), target], overwrite=True) as draft,
     ):
-        for part in parts_of(draft):
+        for part in (draft.with_suffix(".bin"), draft):
             part.write_text("new")
     assert sorted(tmp_path.iterdir()) == (sorted(places) if old else [])
     assert all(place.read_text() == "old" for place in places if old)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgrseg.deploy.graph import ExportForm, averaging_matrix
-from cgrseg.deploy.verify import normalised, sample_pictures
+from cgrseg.deploy.graph import ExportGraph, averaging_matrix
+from cgrseg.deploy.verify import as_input, sample_images
 from cgrseg.errors import ConfigError
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.ops import upsample_argmax
@@ -35,32 +35,32 @@ def test_averaging_matrix_by_hand() -> None:
 @pytest.mark.parametrize("size", [(64, 96), (96, 160)])
 def test_form_for_one_size(network: CGRSeg, size: tuple[int, int]) -> None:
     """At 96x160 the smallest map is 3x5, which pooling does not divide evenly."""
-    batch = normalised(sample_pictures(2, size))
-    assert relative(ExportForm(network, size)(batch), network(batch)) < 1e-5
+    batch = as_input(sample_images(2, size))
+    assert relative(ExportGraph(network, size)(batch), network(batch)) < 1e-5
 
 
 def test_form_for_any_size(network: CGRSeg) -> None:
-    form = ExportForm(network, None)
+    form = ExportGraph(network, None)
     for size in ((64, 64), (96, 160), (160, 96)):
-        batch = normalised(sample_pictures(1, size))
+        batch = as_input(sample_images(1, size))
         assert relative(form(batch), network(batch)) < 1e-5, size
 
 
 def test_biases_by_true_offsets_need_a_size() -> None:
     model = create_model("cgrseg_t", 3, context_blocks=1, attention_bias="geometric")
     with pytest.raises(ConfigError, match="--size 512x512"):
-        ExportForm(model, None)
+        ExportGraph(model, None)
 
 
 def test_pixels_are_normalised_inside(network: CGRSeg) -> None:
-    pictures = sample_pictures(1, (64, 96))
-    found = ExportForm(network, (64, 96), takes="pixels")(torch.from_numpy(pictures))
-    assert relative(found, network(normalised(pictures))) < 1e-5
+    pictures = sample_images(1, (64, 96))
+    found = ExportGraph(network, (64, 96), takes="pixels")(torch.from_numpy(pictures))
+    assert relative(found, network(as_input(pictures))) < 1e-5
 
 
 def test_labels_at_the_input_size(network: CGRSeg) -> None:
-    batch = normalised(sample_pictures(2, (64, 96)))
-    found = ExportForm(network, (64, 96), gives="labels")(batch)
+    batch = as_input(sample_images(2, (64, 96)))
+    found = ExportGraph(network, (64, 96), gives="labels")(batch)
     assert found.dtype == torch.uint8 and found.shape == (2, 64, 96)
     wanted = upsample_argmax(network(batch), (64, 96))
     assert len(wanted.unique()) > 1

@@ -18,16 +18,20 @@ from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import SYNTHETIC_CLASSES, write_dataset
-from cgrseg.deploy import calibration, quantise
-from cgrseg.deploy.calibration import CalibrationInputs
+from cgrseg.deploy import ExportResult, calibration, export, int8
+from cgrseg.deploy.calibration import (
+    CalibrationInputs,
+    find_labeled_split,
+    float_backend,
+    mean_iou,
+)
 from cgrseg.deploy.export import describe_export
-from cgrseg.deploy.int8 import ATTENTION, CLASSIFIER, matching
-from cgrseg.deploy.measuring import find_labelled, float_backend, mean_iou
-from cgrseg.deploy.quantise import Quantisation, export_int8
+from cgrseg.deploy.int8 import Int8Options, Int8Report
 from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem, WeightsError
 from cgrseg.evaluation import evaluate_model
+from cgrseg.formats import describe
+from cgrseg.formats.base import matching_nodes
 from cgrseg.inference import Predictor, TorchBackend
-from cgrseg.inference.exported import describe
 from cgrseg.models import create_model
 from cgrseg.reporting.bench import spread_weights
 from tests.inference.fixtures import photo
@@ -39,7 +43,13 @@ pytest.importorskip("onnxruntime", reason=MISSING)
 openvino = pytest.importorskip("openvino", reason=MISSING)
 pytest.importorskip("nncf", reason=MISSING)
 
+PATTERNS = [pattern for _, pattern in int8._STEPS[:2]]
 Save = Callable[[Path, dict[str, Any] | None], Path]
+
+
+def report_of(result: ExportResult) -> Int8Report:
+    assert result.int8 is not None and result.checks == []
+    return result.int8
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +91,14 @@ def checkpoint(save: Save, scenes: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Path) -> Callable[[str], Quantisation]:
+def made(checkpoint: Path) -> Callable[[str], ExportResult]:
     """Each format's file, made once."""
-    kept: dict[str, Quantisation] = {}
+    kept: dict[str, ExportResult] = {}
 
-    def make(kind: Any) -> Quantisation:
+    def make(kind: Any) -> ExportResult:
         if kind not in kept:
             # Weights drawn at random have near ties everywhere, which 8 bits decide otherwise.
-            kept[kind] = export_int8(checkpoint, kind, images=4, max_drop=100.0)
+            kept[kind] = export(checkpoint, kind, int8=Int8Options(images=4, max_drop=100.0))
         return kept[kind]
 
     return make
@@ -96,23 +106,24 @@ def made(checkpoint: Path) -> Callable[[str], Quantisation]:
 
 @pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_file_is_measured_and_predicts(
-    made: Callable[[str], Quantisation], kind: str, checkpoint: Path
+    made: Callable[[str], ExportResult], kind: str, checkpoint: Path
 ) -> None:
     """One of the three images would make an upright input; it is fitted, and measured too."""
-    found = made(kind)
+    result = made(kind)
+    found = report_of(result)
     assert found.images == 4 and found.kept_back == ("classifier", "attention products")
     assert found.unmeasured == "" and found.measured_on.startswith("3 images of ")
     assert found.before is not None and found.after is not None and 0 < found.before < 1
-    about = describe(found.result.path)
+    about = describe(result.path)
     assert about.precision == "int8" and about.sizes == [(64, 96)]
-    assert found.result.megabytes < 0.6 * checkpoint.stat().st_size / 1e6
-    predicted = Predictor.from_pretrained(found.result.path)(photo(64, 96)).labels
+    assert result.megabytes < 0.6 * checkpoint.stat().st_size / 1e6
+    predicted = Predictor.from_pretrained(result.path)(photo(64, 96)).labels
     wanted = Predictor.from_pretrained(checkpoint)(photo(64, 96)).labels
     assert 0.3 < (predicted == wanted).mean() < 1 and 0.5 < found.agreement < 1
 
 
-def test_onnx_keeps_back_what_it_should(made: Callable[[str], Quantisation]) -> None:
-    graph = onnx.load(made("onnx").result.path).graph
+def test_onnx_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
+    graph = onnx.load(made("onnx").path).graph
     makers = {name: node for node in graph.node for name in node.output}
 
     def is_quantised(node: Any) -> bool:
@@ -120,22 +131,22 @@ def test_onnx_keeps_back_what_it_should(made: Callable[[str], Quantisation]) -> 
         before = [makers[name].op_type if name in makers else "" for name in node.input[:2]]
         return set(before) == {"DequantizeLinear"}
 
-    kept = set(matching([node.name for node in graph.node], [CLASSIFIER, ATTENTION]))
+    kept = set(matching_nodes([node.name for node in graph.node], PATTERNS))
     computing = [node for node in graph.node if node.op_type in ("Conv", "MatMul")]
     assert not [node.name for node in computing if node.name in kept and is_quantised(node)]
     assert sum(is_quantised(node) for node in computing if node.name not in kept) > 50
 
 
 @pytest.mark.slow
-def test_openvino_keeps_back_what_it_should(made: Callable[[str], Quantisation]) -> None:
-    model = openvino.Core().read_model(made("openvino").result.path)
+def test_openvino_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
+    model = openvino.Core().read_model(made("openvino").path)
 
     def is_quantised(node: Any) -> bool:
         before = [node.input_value(place).get_node().get_type_name() for place in (0, 1)]
         return "FakeQuantize" in before
 
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
-    kept = matching(list(nodes), [CLASSIFIER, ATTENTION])
+    kept = matching_nodes(list(nodes), PATTERNS)
     computing = ("Convolution", "GroupConvolution", "MatMul")
     inside = [name for name in kept if nodes[name].get_type_name() in computing]
     assert len(inside) > 10 and not [name for name in inside if is_quantised(nodes[name])]
@@ -167,10 +178,10 @@ def test_command_reports_what_was_measured(checkpoint: Path, tmp_path: Path) -> 
 
 def test_a_pattern_without_nodes_is_no_silence() -> None:
     names = ["network.head.guide/MatMul_3", "network.head/Conv_4", "network.backbone/MatMul_5"]
-    assert matching(names, [CLASSIFIER]) == names[:1]
-    assert matching(names, [CLASSIFIER, ATTENTION]) == [names[2], names[0]]
-    with pytest.raises(EnvironmentProblem, match="no node of the exported graph is called like"):
-        matching(["Conv_1", "MatMul_2"], [CLASSIFIER])
+    assert matching_nodes(names, PATTERNS[:1]) == names[:1]
+    assert matching_nodes(names, PATTERNS) == [names[2], names[0]]
+    with pytest.raises(EnvironmentProblem, match="no node of the exported graph has a name like"):
+        matching_nodes(["Conv_1", "MatMul_2"], PATTERNS[:1])
 
 
 @pytest.mark.slow
@@ -178,9 +189,10 @@ def test_too_large_a_drop_leaves_no_file(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A drop that none can keep; in one step only, since each calibrates anew."""
-    monkeypatch.setattr(quantise, "_STEPS", quantise._STEPS[:2])
+    monkeypatch.setattr(int8, "_STEPS", int8._STEPS[:2])
     with pytest.raises(WeightsError, match="no file was left"):
-        export_int8(checkpoint, "onnx", tmp_path / "x.onnx", images=1, max_drop=-100.0, limit=1)
+        options = Int8Options(images=1, max_drop=-100.0, limit=1)
+        export(checkpoint, "onnx", tmp_path / "x.onnx", int8=options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,10 +202,11 @@ def test_without_labels_agreement_decides_and_the_reason_is_given(
 ) -> None:
     checkpoint = save(tmp_path / "bare.pth", None)
     with pytest.raises(ConfigError, match="does not say which dataset"):
-        export_int8(checkpoint, "onnx")
-    monkeypatch.setattr(quantise, "_LEAST_AGREEMENT", 0.3)
+        export(checkpoint, "onnx", int8=Int8Options())
+    monkeypatch.setattr(int8, "_LEAST_AGREEMENT", 0.3)
     photos = [str(scenes / "images" / "training")]
-    found = export_int8(checkpoint, "onnx", calibrate=photos, images=2, sizes=[(64, 64)])
+    options = Int8Options(calibrate=photos, images=2)
+    found = report_of(export(checkpoint, "onnx", sizes=[(64, 64)], int8=options))
     assert found.before is None and found.after is None and found.images == 2
     assert "does not say which dataset" in found.unmeasured
 
@@ -206,10 +219,10 @@ def test_a_measurement_that_was_asked_for_is_made_or_refused(
     checkpoint = save(tmp_path / "moved.pth", config.model_dump(mode="json"))
     photos = [str(scenes / "images" / "training")]
     with pytest.raises(CGRSegError, match="nowhere"):
-        export_int8(checkpoint, "onnx", calibrate=photos, **asked)
+        export(checkpoint, "onnx", int8=Int8Options(calibrate=photos, **asked))
     bare = save(tmp_path / "bare.pth", None)
     with pytest.raises(ConfigError, match=r"--max-drop: given, but the checkpoint does not say"):
-        export_int8(bare, "onnx", calibrate=photos, **asked)
+        export(bare, "onnx", int8=Int8Options(calibrate=photos, **asked))
 
 
 def test_newer_test_settings_are_said(save: Save, tmp_path: Path) -> None:
@@ -218,14 +231,15 @@ def test_newer_test_settings_are_said(save: Save, tmp_path: Path) -> None:
     content["meta"]["preprocessing"]["from_the_future"] = 1
     torch.save(content, checkpoint)
     with pytest.raises(WeightsError, match="test settings that cannot be used"):
-        export_int8(checkpoint, "onnx", calibrate=[str(tmp_path)])
+        export(checkpoint, "onnx", int8=Int8Options(calibrate=[str(tmp_path)]))
 
 
 def test_a_damaged_photo_is_named(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff no image")
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        export_int8(checkpoint, "onnx", tmp_path / "small.onnx", calibrate=[str(broken)])
+        options = Int8Options(calibrate=[str(broken)])
+        export(checkpoint, "onnx", tmp_path / "small.onnx", int8=options)
     assert list(tmp_path.iterdir()) == [broken]
 
 
@@ -242,27 +256,36 @@ def test_photos_are_read_one_at_a_time(
     photos = sorted((scenes / "images" / "training").iterdir())
     model = spread_weights(create_model("cgrseg_t", 3, context_blocks=1))
     about = describe_export(model, model, "onnx", [(64, 96)], None, "pixels", "logits")
-    inputs = CalibrationInputs(photos, Settings(scale=(96, 64)), about, (64, 96))
+    done: list[tuple[int, int]] = []
+    inputs = CalibrationInputs(
+        photos, Settings(scale=(96, 64)), about, lambda *numbers: done.append(numbers)
+    )
     assert len(inputs) == 6 and read == []
-    assert inputs[2].shape == (1, 64, 96, 3) and inputs[2].dtype == np.uint8
-    assert read == [photos[2]] * 2
-    assert np.array_equal(inputs[2:4][0], inputs[2])
+    walk = iter(inputs)
+    first = next(walk)
+    assert first.shape == (1, 64, 96, 3) and first.dtype == np.uint8
+    assert read == photos[:1] and done == []
+    second = next(walk)
+    assert read == photos[:2] and done == [(1, 6)]
+    again = list(inputs)
+    assert len(again) == 6 and done[1:] == [(number, 6) for number in range(1, 7)]
+    assert np.array_equal(again[0], first) and np.array_equal(again[1], second)
 
 
 def test_float_network_behind_a_file_is_the_float_network(scenes: Path) -> None:
     """On images that need no fitting the measurement is the evaluation's, pixels in or not."""
     model = spread_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
     config = load_config("cgrseg-t_synthetic", {"data.root": str(scenes)})
-    labelled, reason = find_labelled(config, "", config.data.train_split, 2, True)
-    assert labelled is not None and reason == "" and labelled.images == 2
+    labeled, reason = find_labeled_split(config, "", config.data.train_split, 2, True)
+    assert labeled is not None and reason == "" and labeled.images == 2
     test = Settings(scale=(96, 64))
     wanted = evaluate_model(
         TorchBackend(model),
-        labelled.dataset,
+        labeled.dataset,
         test,
         limit=2,
     ).scores.mean_iou
     about_file = describe_export(model, model, "onnx", [(64, 96)], 3, "normalised", "logits")
     for takes in ("normalised", "pixels"):
         about = about_file.model_copy(update={"takes": takes})
-        assert mean_iou(float_backend(model, about), labelled, test) == pytest.approx(wanted)
+        assert mean_iou(float_backend(model, about), labeled, test) == pytest.approx(wanted)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from cgrseg.deploy import Tolerance, export
-from cgrseg.deploy.verify import normalised, sample_pictures, verify
-from cgrseg.deploy.writers import write_onnx_model, write_openvino
+from cgrseg.deploy.verify import as_input, sample_images, verify
 from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.formats import describe
+from cgrseg.formats.onnx_format import FORMAT as ONNX
+from cgrseg.formats.openvino_format import FORMAT as OPENVINO
 from cgrseg.inference import Predictor
-from cgrseg.inference.exported import describe
-from cgrseg.inference.exported.openvino_file import open_openvino
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.bench import spread_weights
@@ -36,7 +36,7 @@ def onnx_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def openvino_file(onnx_file: Path) -> Path:
     out = onnx_file.with_suffix(".xml")
     about = describe(onnx_file).model_copy(update={"kind": "openvino"})
-    write_openvino(openvino.Core().read_model(onnx_file), about, out)
+    OPENVINO.save(openvino.Core().read_model(onnx_file), about, out)
     return out
 
 
@@ -98,7 +98,7 @@ def test_tensors_in_other_files_are_refused(onnx_file: Path, tmp_path: Path) -> 
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value
     out = tmp_path / "out.onnx"
-    write_onnx_model(model, describe(onnx_file), out)
+    ONNX.save(model, describe(onnx_file), out)
     with pytest.raises(WeightsError, match="tensors lie in other files"):
         open_exported(out)
 
@@ -125,9 +125,9 @@ def test_openvino_of_any_size(checkpoint: Path, network: CGRSeg, tmp_path: Path)
     sizes = [check.size for check in result.checks]
     assert sizes.count((96, 160)) == 4 and sizes.count((32, 32)) == 2 and len(sizes) == 14
     assert "tables that OpenVINO resizes" in told[-3]
-    _, plain = open_openvino(out, resize_tables=False)
-    _, ours = open_openvino(out)
-    batch = normalised(sample_pictures(1, (64, 128))).numpy()
+    ((_, _, plain),) = OPENVINO.other_runs(out)
+    _, ours = OPENVINO.open(out)
+    batch = as_input(sample_images(1, (64, 128))).numpy()
     assert 0 < np.abs(plain(batch) - ours(batch)).max() < 1e-3 * np.abs(ours(batch)).max()
 
 

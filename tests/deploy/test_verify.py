@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cgrseg.deploy import Tolerance
 from cgrseg.deploy.export import describe_export
-from cgrseg.deploy.verify import compare, normalised, sample_pictures, verify
+from cgrseg.deploy.verify import as_input, compare, sample_images, verify
 from cgrseg.errors import WeightsError
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.models import CGRSeg
@@ -24,7 +24,7 @@ def backend(network: CGRSeg, seen: list[Any], **changes: Any) -> ExportedBackend
     def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
         seen.append(array.copy())
         pixels = changes.get("takes") == "pixels"
-        batch = normalised(array) if pixels else torch.from_numpy(array)  # type: ignore[arg-type]
+        batch = as_input(array) if pixels else torch.from_numpy(array)  # type: ignore[arg-type]
         logits = network(batch)
         if changes.get("gives") == "labels":
             return upsample_argmax(logits, (batch.shape[2], batch.shape[3])).numpy()
@@ -39,15 +39,15 @@ def backend(network: CGRSeg, seen: list[Any], **changes: Any) -> ExportedBackend
 def test_padded_inputs_are_compared_like_with_like(network: CGRSeg, takes: str, gives: str) -> None:
     exact = backend(network, [], takes=takes, gives=gives)
     for size in ((32, 64), (96, 128)):
-        check = compare(exact, network, normalised(sample_pictures(2, size)))
+        check = compare(exact, network, as_input(sample_images(2, size)))
         assert check.within(Tolerance(logits=1e-5)), (size, check)
-        assert check.size == size and check.pictures == 2
+        assert check.size == size and check.images == 2
 
 
 def test_three_pictures_that_differ_for_each_size_and_batch(network: CGRSeg) -> None:
     seen: list[NDArray[np.generic]] = []
     checks = verify(backend(network, seen), network, [(96, 96)], [1, 2], Tolerance())
-    assert [(check.batch, check.pictures) for check in checks] == [(1, 3), (2, 4)]
+    assert [(check.batch, check.images) for check in checks] == [(1, 3), (2, 4)]
     pictures = np.concatenate(seen)
     assert len({picture.tobytes() for picture in pictures[:3]}) == 3
     assert len({picture.tobytes() for picture in pictures[3:]}) == 4

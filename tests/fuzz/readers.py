@@ -37,8 +37,7 @@ from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError
 from cgrseg.evaluation.result import read_counts
-from cgrseg.inference.exported.description import Description
-from cgrseg.inference.exported.seal import UNSEALED, sealed
+from cgrseg.formats.description import UNSEALED, Description, sealed
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import read_checkpoint
 from cgrseg.reporting.records import read_evaluation
@@ -342,13 +341,16 @@ def _openvino() -> tuple[bytes, bytes]:
 
     import openvino
 
-    from cgrseg.deploy.writers import write_openvino
+    from cgrseg.formats import load_format
+    from cgrseg.formats.base import QuantizableFormat
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "m.onnx").write_bytes(_onnx())
         model = openvino.Core().read_model(Path(folder) / "m.onnx")
         path = Path(folder) / "m.xml"
-        write_openvino(model, _description("openvino"), path)
+        export_format = load_format("openvino")
+        assert isinstance(export_format, QuantizableFormat)
+        export_format.save(model, _description("openvino"), path)
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.data.color import MEAN, STD
+from cgrseg.formats.description import Description
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.exported import Description
 
 
 class BlockBackend(Backend):

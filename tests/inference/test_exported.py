@@ -12,11 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cgrseg import formats
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.data.color import MEAN, STD
 from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.formats import aoti_format, onnx_format, openvino_format, pt2_format
+from cgrseg.formats.description import Description
 from cgrseg.inference import Predictor, exported_backend
-from cgrseg.inference.exported import Description, onnx_file, opening, openvino_file, program_file
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.inference.segmenting import fit_to_sizes, segment_batch
 from cgrseg.inference.views import NetworkInput
@@ -110,10 +112,11 @@ def test_freed_memory_is_kept_unless_a_file_is_only_described(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(exported_backend, "keep_freed_memory", lambda: told.append("kept"))
-    monkeypatch.setattr(onnx_file, "open_onnx", lambda path: (description(), lambda array: array))
+    opened = description(), lambda array: array
+    monkeypatch.setattr(onnx_format.OnnxFormat, "open", lambda *_rest: opened)
     file = tmp_path / "x.onnx"
     file.touch()
-    opening.describe(file)
+    formats.describe(file)
     exported_backend.open_exported(file, keep_memory=False)
     assert told == []
     exported_backend.open_exported(file)
@@ -218,15 +221,12 @@ def test_side_by_side_every_python_thread_gets_its_threads_back() -> None:
 def test_which_files_have_threads_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(*_rest: Any, **_named: Any) -> Any:
-        return description(), lambda array: array
-
-    for module, name in (
-        (onnx_file, "open_onnx"),
-        (openvino_file, "open_openvino"),
-        (program_file, "open_program"),
-    ):
-        monkeypatch.setattr(module, name, opened)
+    opened = description(kind="pt2"), lambda array: array
+    monkeypatch.setattr(onnx_format.OnnxFormat, "open", lambda *_rest: opened)
+    monkeypatch.setattr(openvino_format.OpenvinoFormat, "open", lambda *_rest: opened)
+    monkeypatch.setattr(pt2_format.Pt2Format, "open", lambda *_rest: opened)
+    for module in (pt2_format.Pt2Format, aoti_format.AotiFormat):
+        monkeypatch.setattr(module, "describe", lambda *_rest: opened[0])
     found = {}
     for suffix in (".onnx", ".xml", ".pt2"):
         (tmp_path / f"x{suffix}").touch()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cgrseg.errors import ConfigError, WeightsError
-from cgrseg.inference.exported.program_check import checked_program
-from cgrseg.inference.exported.program_file import open_program
+from cgrseg.formats import open_file
+from cgrseg.formats.program_check import checked_program
 
 GRAPH = "archive/models/model.json"
 WEIGHTS = "archive/data/weights/model_weights_config.json"
@@ -128,7 +128,7 @@ def test_a_checked_program_computes_what_the_file_computes(program: Path) -> Non
     image = torch.rand(1, 3, 24, 24)
     expected = torch.export.load(program).module()(image)
     assert torch.equal(torch.export.load(checked_program(program)).module()(image), expected)
-    description, run = open_program(program)
+    _, description, run = open_file(program)
     assert description.num_classes == 2
     assert torch.equal(torch.from_numpy(run(image.numpy())), expected)
 
@@ -192,7 +192,7 @@ def test_nothing_of_the_file_is_run(
     monkeypatch.chdir(tmp_path)
     path = changed(program, tmp_path / "hostile.pt2", change)
     with pytest.raises(WeightsError, match=r"hostile\.pt2: not a portable program .*nothing of it"):
-        open_program(path)
+        open_file(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["hostile.pt2"]
 
 
@@ -208,7 +208,7 @@ def test_guards_and_traces_are_left_out(
 
     path = changed(program, tmp_path / "guards.pt2", in_json(GRAPH, change))
     image = torch.rand(1, 3, 24, 24)
-    _, run = open_program(path)
+    _, _, run = open_file(path)
     expected = torch.export.load(program).module()(image)
     assert torch.equal(torch.from_numpy(run(image.numpy())), expected)
     assert [entry.name for entry in tmp_path.iterdir()] == ["guards.pt2"]
@@ -248,21 +248,21 @@ def test_damage_is_said(program: Path, tmp_path: Path) -> None:
     content[content.index(values) + 5] ^= 1
     (tmp_path / "flipped.pt2").write_bytes(content)
     with pytest.raises(WeightsError, match="CRC"):
-        open_program(tmp_path / "flipped.pt2")
+        open_file(tmp_path / "flipped.pt2")
     (tmp_path / "cut.pt2").write_bytes(program.read_bytes()[:-500])
     with pytest.raises(WeightsError, match="cannot be read"):
-        open_program(tmp_path / "cut.pt2")
+        open_file(tmp_path / "cut.pt2")
     packed = changed(
         program, tmp_path / "packed.pt2", lambda m: None, compression=zipfile.ZIP_DEFLATED
     )
     with pytest.raises(WeightsError, match="compressed member"):
-        open_program(packed)
+        open_file(packed)
 
 
 def test_compiled_packages_are_opened_only_when_asked_for(program: Path, tmp_path: Path) -> None:
     change = in_json("archive/extra/cgrseg.json", lambda d: d.update(kind="aoti", sizes=[[32, 32]]))
     path = changed(program, tmp_path / "compiled.pt2", change)
     with pytest.raises(ConfigError, match=r"machine code(.|\n)*trust_code=True"):
-        open_program(path)
+        open_file(path)
     with pytest.raises(WeightsError, match="does not load here"):
-        open_program(path, trust_code=True)
+        open_file(path, trust_code=True)

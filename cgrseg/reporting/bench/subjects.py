@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError
 from cgrseg.extras import require
+from cgrseg.formats import is_exported
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_backend import CompiledBackend
-from cgrseg.inference.exported import is_exported
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.fast.network import fast_form
 from cgrseg.inference.views import NetworkInput

@@ -1,0 +1,184 @@
+"""The description in every exported file, and the digest that tells a damaged file.
+
+ONNX and OpenVINO files have no checksums: a changed byte gives other weights or another graph
+without an error, or ends the runtime that reads it.  So their description holds the SHA-256 of
+the file, taken while the 64 characters of the digest are zeros.  It tells damage, not malice:
+whoever changes a file on purpose can write a new digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cgrseg.errors import WeightsError
+from cgrseg.formats import format_names
+from cgrseg.surroundings import raise_machine_problem
+
+Size = tuple[int, int]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+InputKind = Literal["normalised", "pixels"]
+OutputKind = Literal["logits", "labels"]
+
+KEY = "cgrseg"
+"""Name of the description in a file's metadata."""
+
+UNSEALED = "0" * 64
+"""The digest while the file is not complete yet."""
+
+_FORMAT = 1
+
+
+class Description(BaseModel):
+    """What an exported file says about itself: JSON in its metadata.
+
+    Attributes:
+        format: version of this description.
+        kind: name of the export format.
+        variant: variant of the network.
+        num_classes: K.
+        classes: names in id order; None: the checkpoint had none.
+        palette: RGB 0..255 per class; None: the checkpoint had none.
+        mean: mean for normalization, RGB, of values 0..255.
+        std: standard deviation for normalization, likewise.
+        test: test settings of the checkpoint; None: it had none.
+        sizes: heights and widths that the file takes; None: any multiples of 32 between
+            `smallest` and `largest`.
+        smallest: smallest side in pixels.
+        largest: largest side in pixels; None: no limit.
+        batch: batch size; None: any.
+        takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
+        gives: "logits" (N, K, H / 8, W / 8), or "labels" (N, H, W).
+        precision: precision of the weights in the file.
+        source: name of the checkpoint's file or folder.
+        source_digest: digest of the checkpoint's weights.
+        version: version of this package.
+        weights_file_digest: SHA-256 of the second file of an export; empty: there is none.
+        file_digest: SHA-256 of the file itself; empty: the format has checksums.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = _FORMAT
+    kind: str
+    variant: str
+    num_classes: int = Field(ge=1, le=65_535)
+    classes: list[str] | None
+    palette: list[tuple[int, int, int]] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    test: dict[str, Any] | None
+    sizes: list[tuple[Side, Side]] | None
+    smallest: Side = 32
+    largest: Side | None = None
+    batch: int | None = Field(ge=1, le=65_535)
+    takes: InputKind
+    gives: OutputKind
+    precision: Literal["fp32", "int8"]
+    source: str
+    source_digest: str
+    version: str
+    weights_file_digest: str = ""
+    file_digest: str = ""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in format_names():
+            raise ValueError(f"kind should be one of {', '.join(format_names())}")
+        return kind
+
+    @property
+    def first_side(self) -> int:
+        """Axis of the input's height; the next one is its width."""
+        return 1 if self.takes == "pixels" else 2
+
+    @classmethod
+    def read(cls, text: str | None, path: Path) -> Description:
+        """The description in the metadata of a file.
+
+        Raises:
+            WeightsError: there is none, or it cannot be used.
+        """
+        if not text:
+            raise WeightsError(
+                path,
+                found="a model without the description that cgrseg writes into its exports: a "
+                "file of another program, or one that was cut short",
+                expected="a file made by cgrseg export",
+                remedy="export the checkpoint with cgrseg export; networks of other origin "
+                "can be wrapped in a Backend (docs/inference.md)",
+            )
+        try:
+            found = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise WeightsError(
+                path,
+                found=f"a description that cannot be understood ({error.errors()[0]['msg']})",
+                expected=f"format {_FORMAT}, as this version writes it",
+                remedy="export the checkpoint again, or update cgrseg",
+            ) from error
+        if found.format != _FORMAT:
+            raise WeightsError(
+                path,
+                found=f"a description of format {found.format}",
+                expected=f"format {_FORMAT}",
+                remedy="export the checkpoint again with this version, or update cgrseg",
+            )
+        return found
+
+    def unsealed(self, **changes: Any) -> str:
+        """JSON of the description with changes, and with zeros as the digest of the file."""
+        return self.model_copy(update={**changes, "file_digest": UNSEALED}).model_dump_json()
+
+
+def sealed(content: bytes) -> bytes:
+    """The content of a complete file with its digest in place of :data:`UNSEALED`."""
+    assert content.count(UNSEALED.encode()) == 1
+    return content.replace(UNSEALED.encode(), hashlib.sha256(content).hexdigest().encode())
+
+
+def check_digest(content: bytes, description: Description, path: Path, expected: str) -> None:
+    """Compare the content of a file with the digest in its description.
+
+    Args:
+        content: content of the file.
+        description: description in the file.
+        path: the file.
+        expected: kind of the file, for the message.
+
+    Raises:
+        WeightsError: the content is not what was written, or there is no digest.
+    """
+    digest = description.file_digest.encode()
+    if len(digest) != len(UNSEALED):
+        raise WeightsError(
+            path,
+            found="an export without a digest of itself, from an earlier version",
+            expected="a file as this version writes it, whose damage can be told",
+            remedy="export the checkpoint again",
+        )
+    if hashlib.sha256(content.replace(digest, UNSEALED.encode())).digest().hex().encode() != digest:
+        raise damaged(path, expected, "its bytes are not those that were written")
+
+
+def damaged(path: Path, expected: str, reason: object) -> WeightsError:
+    """The error for a file that its runtime cannot read, with the runtime's first line.
+
+    Raises:
+        EnvironmentProblem: memory, open files or threads are used up; the file is not to blame.
+    """
+    if isinstance(reason, BaseException):
+        raise_machine_problem(reason, path)
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    first = lines[0][:200] if lines else type(reason).__name__
+    size = path.stat().st_size if path.is_file() else 0
+    return WeightsError(
+        path,
+        found=f"a file of {size:,} bytes that cannot be read ({first})",
+        expected=expected,
+        remedy="the file is damaged or cut short: copy it again, or export the checkpoint again",
+    )

@@ -1,0 +1,218 @@
+"""For OpenVINO.
+
+A model is an `.xml` file with a `.bin` file of the same name beside it, run on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from cgrseg.errors import WeightsError
+from cgrseg.extras import require
+from cgrseg.formats.base import ExportJob, Inputs, QuantizableFormat, Run, matching_nodes
+from cgrseg.formats.description import KEY, Description, check_digest, damaged, sealed
+from cgrseg.formats.onnx_format import FORMAT as ONNX
+from cgrseg.input_files import open_input, read_input
+from cgrseg.precision import Precision
+
+_KIND = "an OpenVINO model"
+_MAX_SHAPES = 4
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenvinoFormat(QuantizableFormat):
+    """OpenVINO models."""
+
+    suffix = ".xml"
+    packages = ("openvino", "onnx", "onnxscript")
+    precisions = tuple(_HINTS)
+    has_threads = True
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Weights, then the graph."""
+        return path.with_suffix(".bin"), path
+
+    def build(self, job: ExportJob) -> Any:
+        """An `openvino.Model`, made from the ONNX form."""
+        openvino = require("openvino", "export as openvino")
+        model = openvino.Core().read_model(ONNX.build(job).SerializeToString(), b"")
+        model.input(0).get_tensor().set_names({"image"})
+        model.output(0).get_tensor().set_names({job.description.gives})
+        return model
+
+    def save(self, model: Any, description: Description, path: Path) -> None:
+        """Write an `openvino.Model` with its description: `path` and the `.bin` beside it."""
+        openvino = require("openvino", "export as openvino")
+        openvino.save_model(model, path, compress_to_fp16=False)
+        digest = _file_digest(path.with_suffix(".bin"))
+        model.set_rt_info(description.unsealed(weights_file_digest=digest), [KEY])
+        openvino.save_model(model, path, compress_to_fp16=False)
+        path.write_bytes(sealed(read_input(path)))
+
+    def quantize(self, model: Any, inputs: Inputs, kept: Sequence[str]) -> Any:
+        """See :class:`QuantizableFormat`; NNCF quantizes."""
+        nncf = _import_nncf()
+        ignored = matching_nodes([node.get_friendly_name() for node in model.get_ops()], kept)
+        return nncf.quantize(
+            model.clone(),
+            nncf.Dataset(inputs),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(inputs),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
+        )
+
+    def open(self, path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
+        """See :class:`ExportFormat`.
+
+        Every input shape is compiled once, when it first comes, with all free axes fixed: tables
+        that depend on the size are then computed once.  It uses as many threads as PyTorch does
+        now.
+        """
+        return _open(path, precision, resize_tables=True)
+
+    def other_runs(self, path: Path) -> Iterator[tuple[str, Description, Run]]:
+        """With tables that OpenVINO resizes."""
+        title = "with tables that OpenVINO resizes, as in other programs"
+        yield title, *_open(path, "fp32", resize_tables=False)
+
+
+def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Description, Run]:
+    """Open a model; `resize_tables`: resize its tables here, far faster than OpenVINO does."""
+    openvino = require("openvino", path)
+    weights = path.with_suffix(".bin")
+    core = openvino.Core()
+    if not weights.is_file():
+        raise WeightsError(
+            path,
+            found=f"no {weights.name} beside it",
+            expected="both files of the model in one folder, with the same name",
+            remedy="copy the .bin file too",
+        )
+    content = read_input(path)
+    text = _description_in(content, path)
+    description = Description.read(text, path)
+    check_digest(content, description, path, _KIND)
+    if _file_digest(weights) != description.weights_file_digest:
+        raise damaged(weights, f"the weights that belong to {path.name}", "another content")
+    try:
+        model = core.read_model(path, weights)
+    except Exception as error:  # the runtime raises RuntimeError for everything
+        raise damaged(path, _KIND, error) from error
+    if model.get_rt_info([KEY]).astype(str) != text:
+        raise damaged(path, _KIND, "it holds two descriptions")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        request = requests.get(array.shape)
+        if request is None:
+            fixed = model.clone()
+            if fixed.input(0).partial_shape.is_dynamic:
+                fixed.reshape(list(array.shape))
+                if resize_tables:
+                    _resize_stored_tables(fixed, openvino)
+            fixed = _with_classes_last(fixed, openvino)
+            request = core.compile_model(fixed, "CPU", settings).create_infer_request()
+            requests[array.shape] = request
+            if len(requests) > _MAX_SHAPES:
+                requests.popitem(last=False)
+        requests.move_to_end(array.shape)
+        request.infer([array], share_inputs=True)
+        # The runtime writes its next result to the same memory.
+        found = np.array(request.get_output_tensor(0).data)
+        return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
+
+    return description, run
+
+
+def _description_in(content: bytes, path: Path) -> str | None:
+    """The description in a model's metadata, found without the runtime; None: there is none."""
+    try:
+        if b"<!" in content:
+            raise ValueError("a document type, which OpenVINO does not write")
+        entry = ElementTree.fromstring(content).find(f"rt_info/{KEY}")
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        raise damaged(path, _KIND, error) from error
+    return None if entry is None else entry.get("value")
+
+
+def _with_classes_last(model: Any, openvino: Any) -> Any:
+    """The model with logits as (N, h, w, K), as it computes them and as decoding reads them."""
+    logits = model.output(0)
+    if logits.partial_shape.rank.get_length() != 4:
+        return model  # label maps
+    steps = openvino.preprocess.PrePostProcessor(model)
+    steps.output().model().set_layout(openvino.Layout("NCHW"))
+    steps.output().tensor().set_layout(openvino.Layout("NHWC"))
+    return steps.build()
+
+
+def _resize_stored_tables(model: Any, openvino: Any) -> None:
+    """Replace every bicubic resize of a stored table by its result.
+
+    The tables are the attention biases of a model for any size.  OpenVINO would resize them as
+    well while it compiles, but with its reference code: a minute per input shape where this takes
+    a tenth of a second.
+    """
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() != "Interpolate":
+            continue
+        source = operation.input(0).get_source_output().get_node()
+        is_stored = (
+            source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.f32
+        )
+        if is_stored and operation.get_attributes()["mode"] == "cubic":
+            table = torch.from_numpy(np.array(source.data))
+            *_, height, width = operation.get_output_shape(0)
+            resized = F.interpolate(table, (height, width), mode="bicubic").numpy()
+            operation.output(0).replace(openvino.op.Constant(resized).output(0))
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_input(path) as stream:
+        for block in iter(functools.partial(stream.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _import_nncf() -> Any:
+    """NNCF, without the usage statistics that it would send."""
+    if "nncf" not in sys.modules:
+        os.environ["NNCF_CI"] = "1"  # its own switch, read at import
+        blocked = "openvino_telemetry"
+        before = sys.modules.get(blocked)
+        sys.modules[blocked] = None  # type: ignore[assignment]  # an import fails, nothing is sent
+        try:
+            require("nncf", "quantization for openvino")
+        finally:
+            if before is None:
+                del sys.modules[blocked]
+            else:
+                sys.modules[blocked] = before
+    nncf = require("nncf", "quantization for openvino")
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+FORMAT = OpenvinoFormat()
