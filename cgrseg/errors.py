@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
+from typing import TypeVar
 
 MALFORMED = (
     ValueError,
@@ -22,6 +23,9 @@ MALFORMED = (
 """Errors that Python raises on the values of a file with an unexpected form."""
 EXIT_PROBLEM = 2
 """Exit status after an error of input, settings or machine."""
+
+
+Choice = TypeVar("Choice", bound=str)
 
 
 class CGRSegError(Exception):
@@ -77,6 +81,21 @@ class WeightsError(CGRSegError):
 
 class EnvironmentProblem(CGRSegError):
     """Something missing on the machine: a package, device, compiler, memory, disk space."""
+
+
+def check_choice(where: str, name: str, choices: Iterable[Choice]) -> Choice:
+    """`name`, if it is one of the choices.
+
+    Raises:
+        ConfigError: another name.
+    """
+    choices = tuple(choices)
+    for choice in choices:
+        if choice == name:
+            return choice
+    raise ConfigError(
+        where, found=repr(name), expected=", ".join(choices), remedy="choose from these"
+    )
 
 
 def explain(where: object, *, found: str, expected: str, remedy: str) -> str:

@@ -56,7 +56,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deploy", ("export",)),
     ("inference/results.py", ("predict",)),
     ("formats", ("predict", "bench", "web")),
-    ("reporting/bench", ("bench",)),
+    ("bench", ("bench",)),
 )
 
 _COMMAND = r"cgrseg ((?:data convert|data) [a-z][a-z0-9-]*|[a-z]+)(?![\w.])"

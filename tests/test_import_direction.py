@@ -25,6 +25,7 @@ LEVELS: list[set[str]] = [
     {"inference"},
     {"training", "evaluation"},
     {"reporting", "deploy"},
+    {"bench"},
     {"cli"},
 ]
 SAME_LEVEL = {("training", "evaluation")}

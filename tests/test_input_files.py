@@ -135,9 +135,8 @@ def test_an_empty_name_is_not_the_working_folder(name: str) -> None:
 OWN = {
     "input_files.py",
     "surroundings.py",  # what the system says of its memory, in /proc and /sys
-    "reporting/bench/machine.py",
-    "reporting/bench/memory.py",
-    "reporting/bench/apart.py",
+    "bench/machine.py",
+    "bench/subject_process.py",
     "inference/compiled_cache.py",
     "deploy/staging.py",
 }

@@ -1,12 +1,11 @@
-"""`cgrseg bench`: how fast prediction is on this machine, beside the published arithmetic."""
+"""`cgrseg bench`: speed and memory of prediction on this machine."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,9 +26,8 @@ from cgrseg.variants import VARIANTS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cgrseg.bench.machine import Peaks
     from cgrseg.models import CGRSeg
-
-Name = TypeVar("Name", bound=str)
 
 
 def bench(
@@ -60,9 +58,9 @@ def bench(
         str,
         typer.Option(
             help="Measured work, separated by commas: network (tensor to logits), labels "
-            "(tensor to label map) and `photo` (image file to label map)."
+            "(tensor to label map) and image (decoded image to label map)."
         ),
-    ] = "network,labels,photo",
+    ] = "network,labels,image",
     rounds: Annotated[
         int,
         typer.Option(
@@ -107,14 +105,23 @@ def bench(
 
       cgrseg bench work_dirs/demo/best.pth --subjects compiled-bf16
     """
+    from cgrseg.bench.run import run_bench
+    from cgrseg.bench.tables import as_markdown
+    from cgrseg.config.fields import size_text
     from cgrseg.devices import resolve_device, use_threads
+    from cgrseg.errors import ConfigError
     from cgrseg.files import write_json
-    from cgrseg.reporting.bench import CLOCKS, WORKS, as_markdown, run_bench
 
     if out is not None:
         hold_lock(out.parent)
     use_threads(threads)
-    _check_size(size)
+    if any(side < 32 or side % 32 for side in size):
+        raise ConfigError(
+            "--size",
+            found=size_text(*size),
+            expected="height and width as multiples of 32, the network's largest stride",
+            remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
+        )
     names, settings = split_settings(models or [])
     networks, weights = _networks(names or ["cgrseg_t"], num_classes, model_options(settings))
     where = resolve_device(device)
@@ -125,9 +132,9 @@ def bench(
         [name.strip() for name in subjects.split(",") if name.strip()],
         size=size,
         batches=batch_size or [1],
-        works=[_one_of("--works", work.strip(), WORKS) for work in works.split(",")],
+        works=[work.strip() for work in works.split(",")],
         rounds=rounds,
-        clock=_one_of("--clock", clock, CLOCKS),
+        clock=clock,
         apart=apart,
         device=where,
         memory=memory,
@@ -140,7 +147,7 @@ def bench(
     console = make_console(stderr=as_json)
     if not as_json:
         console.print(as_markdown(result), markup=False, soft_wrap=True)
-    if profile:
+    if profile and result.peaks is not None:
         table["profiles"] = _profiles(console, networks, size, result.peaks)
     if as_json:
         typer.echo(json.dumps(table, indent=2))
@@ -149,43 +156,16 @@ def bench(
         console.print(f"written: {out}", markup=False, soft_wrap=True)
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    from cgrseg.config.fields import size_text
-    from cgrseg.errors import ConfigError
-
-    if any(side < 32 or side % 32 for side in size):
-        raise ConfigError(
-            "--size",
-            found=size_text(*size),
-            expected="height and width as multiples of 32, the network's largest stride",
-            remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
-        )
-
-
-def _one_of(option: str, text: str, allowed: Mapping[Name, object]) -> Name:
-    from cgrseg.errors import ConfigError
-
-    for name in allowed:
-        if name == text:
-            return name
-    raise ConfigError(
-        option,
-        found=repr(text),
-        expected=", ".join(map(str, allowed)),
-        remedy="choose from these",
-    )
-
-
 def _networks(
     names: list[str], num_classes: int, options: dict[str, Any]
 ) -> tuple[list[CGRSeg], str]:
-    """Networks in eval mode, and in words which weights they have."""
+    """Networks in eval mode, and the origin of their weights in words."""
+    from cgrseg.bench.random_weights import draw_weights
     from cgrseg.errors import ConfigError
     from cgrseg.models import create_model, list_models, load_model
-    from cgrseg.reporting.bench import spread_weights
 
     networks = [
-        spread_weights(create_model(name, num_classes, **options))
+        draw_weights(create_model(name, num_classes, **options))
         if name in list_models()
         else load_model(name).eval()
         for name in names
@@ -203,16 +183,14 @@ def _networks(
 
 
 def _profiles(
-    console: Console, networks: list[CGRSeg], size: tuple[int, int], peaks: object
+    console: Console, networks: list[CGRSeg], size: tuple[int, int], peaks: Peaks
 ) -> dict[str, object]:
-    """Print the largest costs of every network; the same for JSON."""
+    """Print the largest costs of every network, and return them for JSON."""
     from dataclasses import asdict
 
-    from cgrseg.reporting.bench import profile_markdown
-    from cgrseg.reporting.bench.machine import Peaks
-    from cgrseg.reporting.bench.profile import profile_network
+    from cgrseg.bench.profile import profile_network
+    from cgrseg.bench.tables import profile_markdown
 
-    assert isinstance(peaks, Peaks)
     found: dict[str, object] = {}
     for network in networks:
         for precision in ("fp32", "bf16"):

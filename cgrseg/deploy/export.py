@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from cgrseg.deploy.graph import ExportGraph
 from cgrseg.deploy.int8 import Int8Options, Int8Report, quantizable, write_int8
 from cgrseg.deploy.staging import refuse_existing, staged
 from cgrseg.deploy.verify import Check, Tolerance, verify
-from cgrseg.errors import ConfigError, EnvironmentProblem
+from cgrseg.errors import ConfigError, EnvironmentProblem, check_choice
 from cgrseg.extras import require
 from cgrseg.formats import load_format
 from cgrseg.formats.base import ExportFormat, ExportJob
@@ -28,6 +28,11 @@ from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.locks import locking
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest
+
+_INPUTS: dict[str, InputKind] = {"normalized": "normalised", "pixels": "pixels"}
+_OUTPUTS: tuple[OutputKind, ...] = ("logits", "labels")
+
+_LOG = logging.getLogger("cgrseg.deploy")
 
 # Sizes on which a file for any size is compared: square, wide, one whose smallest map has odd
 # sides, and the smallest ones, whose maps have sides of 1 (a special case for exporters).
@@ -105,7 +110,7 @@ def export(
     if int8 is not None:
         quantized_format = quantizable(export_format, sizes, gives, opset)
     sizes = checked_sizes(export_format, sizes)
-    input_kind, output_kind = _input_kind(takes), _output_kind(gives)
+    input_kind, output_kind = _input_kind(takes), check_choice("--output", gives, _OUTPUTS)
     if opset is not None and "opset" not in export_format.options:
         raise ConfigError(
             "--opset",
@@ -193,28 +198,10 @@ def checked_sizes(export_format: ExportFormat, sizes: Sequence[Size] | None) -> 
 
 def _input_kind(takes: str) -> InputKind:
     """The input of a file as its description spells it."""
-    if takes == "pixels":
-        return "pixels"
     if takes == "normalised":
-        warnings.warn("the input 'normalised' is now 'normalized'", FutureWarning, stacklevel=3)
-    elif takes != "normalized":
-        raise ConfigError(
-            "--input",
-            found=repr(takes),
-            expected="normalized, pixels",
-            remedy="choose from these",
-        )
-    return "normalised"
-
-
-def _output_kind(gives: str) -> OutputKind:
-    if gives == "logits":
-        return "logits"
-    if gives == "labels":
-        return "labels"
-    raise ConfigError(
-        "--output", found=repr(gives), expected="logits, labels", remedy="choose from these"
-    )
+        _LOG.warning("the input 'normalised' is now called 'normalized'")
+        takes = "normalized"
+    return _INPUTS[check_choice("--input", takes, _INPUTS)]
 
 
 def target_path(

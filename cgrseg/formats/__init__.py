@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
+import importlib.util
 import pkgutil
+from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cgrseg.errors import ConfigError, WeightsError, option
+from cgrseg.errors import ConfigError, WeightsError, check_choice, option
 from cgrseg.input_files import refuse_special
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def format_summaries() -> dict[str, str]:
     """
     found = {}
     for name in format_names():
-        source = pkgutil.get_data(__name__, f"{name}{_ENDING}.py") or b""
-        line = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+        spec = importlib.util.find_spec(f"{__name__}.{name}{_ENDING}")
+        assert spec is not None and isinstance(spec.loader, InspectLoader)
+        module = ast.parse(spec.loader.get_source(spec.name) or "")
+        line = (ast.get_docstring(module) or "").partition("\n")[0].rstrip(".")
         found[name] = line[:1].lower() + line[1:]
     return found
 
@@ -51,13 +54,7 @@ def load_format(name: str) -> ExportFormat:
     Raises:
         ConfigError: there is no such format.
     """
-    if name not in format_names():
-        raise ConfigError(
-            "--format",
-            found=repr(name),
-            expected=", ".join(format_names()),
-            remedy="choose from these",
-        )
+    check_choice("export format", name, format_names())
     found: ExportFormat = importlib.import_module(f"{__name__}.{name}{_ENDING}").FORMAT
     return found
 

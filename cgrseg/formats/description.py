@@ -1,8 +1,8 @@
-"""The description in every exported file, and the digest that tells a damaged file.
+"""The description in every exported file, and the digest that shows damage.
 
 ONNX and OpenVINO files have no checksums: a changed byte gives other weights or another graph
 without an error, or ends the runtime that reads it.  So their description holds the SHA-256 of
-the file, taken while the 64 characters of the digest are zeros.  It tells damage, not malice:
+the file, taken while the 64 characters of the digest are zeros.  It shows damage, not malice:
 whoever changes a file on purpose can write a new digest.
 """
 
@@ -158,7 +158,7 @@ def check_digest(content: bytes, description: Description, path: Path, expected:
         raise WeightsError(
             path,
             found="an export without a digest of itself, from an earlier version",
-            expected="a file as this version writes it, whose damage can be told",
+            expected="a file as this version writes it, with a digest of itself",
             remedy="export the checkpoint again",
         )
     if hashlib.sha256(content.replace(digest, UNSEALED.encode())).digest().hex().encode() != digest:

@@ -5,15 +5,15 @@ restricted one refuses (weights, constants, sample inputs), evaluates size expre
 guards as Python, looks operators up by any path below `torch` (`torch.os.system` among them),
 pastes names into generated Python code, and loads compiled libraries from the same archive.
 
-So a file is taken apart here, and a new archive is built in memory from checked parts:
+So a new archive is built in memory from the checked parts of the file:
 
-- members by name, stored without compression, each with its checksum verified;
-- tensors and sample inputs read by the restricted unpickler and written afresh;
+- members with known names, stored without compression, with right checksums;
+- tensors and sample inputs, read by the restricted unpickler and pickled again;
 - the graph: every text in it is a plain dotted name, every operator is one that networks of
   this package use, every size expression is arithmetic on sizes; guards and metadata (traces
   and module names, for people) are left out.
 
-What was not understood is refused.
+Everything else is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 from cgrseg.errors import WeightsError
 from cgrseg.models.checkpoint_files import refused_global
 
-# Names below the archive's folder.  Of PyTorch 2.8 and newer; then of 2.6 and 2.7.
+# Names below the archive's folder: those of PyTorch 2.8 and newer, then those of 2.6 and 2.7.
 _GRAPHS = ("models/model.json", "serialized_exported_program.json")
 _CONFIGS = (
     "data/weights/model_weights_config.json",
@@ -111,7 +111,7 @@ _FLOATS = ("Infinity", "-Infinity", "NaN")
 _LONGEST_EXPRESSION = 10_000
 _LARGEST_NUMBER = 1 << 62
 _LARGEST_POWER = 4
-# Kinds of values that bring code or objects of their own.
+# Kinds of values with code or objects of their own.
 _FORBIDDEN = ("as_graph", "as_custom_obj", "as_operator", "custom_obj", "as_string_to_argument")
 _LEFT_OUT: Mapping[str, type] = {
     "metadata": dict,
@@ -121,17 +121,11 @@ _LEFT_OUT: Mapping[str, type] = {
 
 
 class _Refused(Exception):
-    """A part of the file that is not what a portable program of this package holds."""
+    """A part of the file that no portable program of this package has."""
 
 
 def checked_program(path: Path) -> io.BytesIO:
-    """A portable program as a new archive, made of checked parts only.
-
-    Args:
-        path: the `.pt2` file.
-
-    Returns:
-        What `torch.export.load` may read.
+    """A portable program as a new archive of checked parts, for `torch.export.load`.
 
     Raises:
         WeightsError: a damaged file, or one that holds something else; nothing of it was run.
@@ -140,10 +134,10 @@ def checked_program(path: Path) -> io.BytesIO:
         root, members = _members(path)
         return _rebuilt(root, members)
     except Exception as error:  # damaged bytes can fail in any of a dozen ways
-        told = str(error) if isinstance(error, _Refused) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, _Refused) else f"{type(error).__name__}: {error}"
         raise WeightsError(
             path,
-            found=f"not a portable program as cgrseg export writes it ({told[:300]}); nothing "
+            found=f"not a portable program as cgrseg export writes it ({reason[:300]}); nothing "
             "of it was run",
             expected="tensors, and a graph of the operators that CGRSeg uses",
             remedy="the file is damaged or foreign: copy it again, or export it again: "
@@ -166,15 +160,11 @@ def _members(path: Path) -> tuple[str, dict[str, bytes]]:
         members = {}
         for name in names:
             below = name[len(root) :]
-            known = below in (*_GRAPHS, *_CONFIGS, *_PICKLES)
-            if not (name.startswith(root) and (known or _is_plain(below))):
+            known = below in (*_GRAPHS, *_CONFIGS, *_PICKLES) or _TENSORS.fullmatch(below)
+            if not (name.startswith(root) and (known or _PLAIN.fullmatch(below))):
                 raise _Refused(f"the member {name!r}")
             members[below] = archive.read(name)  # compares the checksum
     return root, members
-
-
-def _is_plain(name: str) -> bool:
-    return bool(_PLAIN.fullmatch(name) or _TENSORS.fullmatch(name))
 
 
 def _rebuilt(root: str, members: Mapping[str, bytes]) -> io.BytesIO:
@@ -184,9 +174,11 @@ def _rebuilt(root: str, members: Mapping[str, bytes]) -> io.BytesIO:
     fresh = dict(members)
     for name, content in members.items():
         if name in _GRAPHS:
-            fresh[name] = _checked_graph(content)
+            program = json.loads(content)
+            _check(program, "program")
+            fresh[name] = json.dumps(program).encode()
         elif name in _PICKLES:
-            fresh[name] = _written_afresh(content)
+            fresh[name] = _repickled(content)
         elif name in _CONFIGS:
             config = json.loads(content)
             _check(config, "config")
@@ -196,7 +188,7 @@ def _rebuilt(root: str, members: Mapping[str, bytes]) -> io.BytesIO:
                 if not _TENSORS.fullmatch(member):
                     raise _Refused(f"tensors in {member!r}")
                 if entry["use_pickle"] is not False:
-                    fresh[member] = _written_afresh(members[member])
+                    fresh[member] = _repickled(members[member])
             fresh[name] = json.dumps(config).encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -206,8 +198,8 @@ def _rebuilt(root: str, members: Mapping[str, bytes]) -> io.BytesIO:
     return buffer
 
 
-def _written_afresh(pickled: bytes) -> bytes:
-    """Tensors in plain containers, read by the restricted unpickler and pickled again."""
+def _repickled(pickled: bytes) -> bytes:
+    """Read tensors in plain containers by the restricted unpickler, and pickle them again."""
     if not pickled:
         return pickled
     try:
@@ -234,14 +226,8 @@ def _check_plain(value: Any) -> None:
         raise _Refused(f"a value of type {type(value).__name__}")
 
 
-def _checked_graph(content: bytes) -> bytes:
-    program = json.loads(content)
-    _check(program, "program")
-    return json.dumps(program).encode()
-
-
 def _check(value: Any, key: str) -> None:
-    """Refuse whatever PyTorch could run; leave out what it needs not."""
+    """Refuse everything that PyTorch could run; remove what it does not need."""
     if isinstance(value, dict):
         for name, item in value.items():
             if name in _FORBIDDEN and item is not None:
@@ -284,7 +270,7 @@ def _check_text(text: str, key: str) -> None:
 
 
 def _check_name(text: str) -> None:
-    """Names become Python code: plain ones only, without ways into Python's own attributes."""
+    """Names become Python code: only plain ones, and none of Python's own attributes."""
     if len(text) > 500 or not _NAME.fullmatch(text):
         raise _Refused(f"the name {text[:100]!r}")
     for part in text.split("."):
@@ -293,7 +279,7 @@ def _check_name(text: str) -> None:
 
 
 def _check_structure(spec: Any) -> None:
-    """How inputs and outputs nest: tuples, lists and tables of plain keys."""
+    """Nesting of inputs and outputs: tuples, lists and dictionaries with plain keys."""
     if isinstance(spec, list):
         for item in spec:
             _check_structure(item)
@@ -349,7 +335,7 @@ def _check_arithmetic(node: ast.AST) -> None:
 
 
 def _check_power(arguments: list[ast.expr]) -> None:
-    """A power of a small whole number: others would compute for ever."""
+    """Only small whole numbers as exponents: others would compute for ever."""
     power = arguments[1] if len(arguments) == 2 else None
     if isinstance(power, ast.Call) and len(power.args) == 1:
         power = power.args[0]  # Integer(2)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgrseg.bench.random_weights import draw_weights
 from cgrseg.models import CGRSeg, create_model
-from cgrseg.reporting.bench import spread_weights
 from tests.deploy.web_server import WebServer
 
 CLASSES = ["sky", "road", "tree", "car", "house"]
@@ -24,7 +24,7 @@ def network() -> CGRSeg:
     model.classes = tuple(CLASSES)
     model.palette = tuple((r, g, b) for r, g, b in PALETTE)
     model.preprocessing = {"scale": [96, 64]}
-    return spread_weights(model)
+    return draw_weights(model)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cgrseg.bench.random_weights import draw_weights
 from cgrseg.cli.main import app
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig as Settings
@@ -33,7 +34,6 @@ from cgrseg.formats import describe
 from cgrseg.formats.base import matching_nodes
 from cgrseg.inference import Predictor, TorchBackend
 from cgrseg.models import create_model
-from cgrseg.reporting.bench import spread_weights
 from tests.inference.fixtures import photo
 
 MISSING = "needs the extra [export]"
@@ -67,7 +67,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def save(scenes: Path) -> Save:
-    model = spread_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
+    model = draw_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
 
     def write(path: Path, config: dict[str, Any] | None) -> Path:
         meta = {
@@ -254,7 +254,7 @@ def test_photos_are_read_one_at_a_time(
 
     monkeypatch.setattr(calibration, "read_image", counted)
     photos = sorted((scenes / "images" / "training").iterdir())
-    model = spread_weights(create_model("cgrseg_t", 3, context_blocks=1))
+    model = draw_weights(create_model("cgrseg_t", 3, context_blocks=1))
     about = describe_export(model, model, "onnx", [(64, 96)], None, "pixels", "logits")
     done: list[tuple[int, int]] = []
     inputs = CalibrationInputs(
@@ -274,7 +274,7 @@ def test_photos_are_read_one_at_a_time(
 
 def test_float_network_behind_a_file_is_the_float_network(scenes: Path) -> None:
     """On images that need no fitting the measurement is the evaluation's, pixels in or not."""
-    model = spread_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
+    model = draw_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
     config = load_config("cgrseg-t_synthetic", {"data.root": str(scenes)})
     labeled, reason = find_labeled_split(config, "", config.data.train_split, 2, True)
     assert labeled is not None and reason == "" and labeled.images == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cgrseg.bench.random_weights import draw_weights
 from cgrseg.deploy import Tolerance, export
 from cgrseg.deploy.verify import as_input, sample_images, verify
 from cgrseg.errors import ConfigError, WeightsError
@@ -16,7 +17,6 @@ from cgrseg.formats.openvino_format import FORMAT as OPENVINO
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
-from cgrseg.reporting.bench import spread_weights
 from tests.inference.fixtures import photo
 
 MISSING = "needs the extra [export]"
@@ -108,7 +108,7 @@ def test_tensors_in_other_files_are_refused(onnx_file: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "pt2"])
 def test_every_variant_and_format(variant: str, kind: str, tmp_path: Path) -> None:
     """One file for two sizes, batches of 1 and 4, within 1e-3 and 99.9 %."""
-    model = spread_weights(create_model(variant, 150))
+    model = draw_weights(create_model(variant, 150))
     sizes = [(512, 512), (512, 704)]
     suffix = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}[kind]
     result = export(model, kind, tmp_path / f"model{suffix}", sizes=sizes)  # type: ignore[arg-type]

@@ -1,18 +1,18 @@
-"""A bench result as Markdown."""
+"""Tables of a bench result, as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgrseg.reporting.bench.profile import Profile
-from cgrseg.reporting.bench.run import BASELINE, BenchResult
-from cgrseg.reporting.bench.work import WORKS
+from cgrseg.bench.profile import Profile
+from cgrseg.bench.run import BASELINE, BenchResult
+from cgrseg.bench.timing import WORKS
 
 _LARGEST = 10
 
 
 def as_markdown(result: BenchResult) -> str:
-    """Every table of a result, with the machine that it belongs to."""
+    """Every table of a result, with the machine that it was measured on."""
     machine = result.machine
     height, width = result.size
     lines = [
@@ -97,7 +97,7 @@ def as_markdown(result: BenchResult) -> str:
 
 
 def profile_markdown(profile: Profile, title: str) -> str:
-    """The largest costs and the floor."""
+    """The largest costs and the shortest possible time."""
     rows = [
         (
             cost.name,
@@ -125,7 +125,7 @@ def profile_markdown(profile: Profile, title: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; all but the first column of numbers to the right."""
+    """Lines of a Markdown table; columns of numbers are right-aligned."""
     numeric = [
         bool(rows) and all(row[column][:1].isdigit() or not row[column] for row in rows)
         for column in range(len(header))

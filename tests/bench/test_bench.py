@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +17,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cgrseg.bench.machine import Peaks, describe_machine, measure_peaks
+from cgrseg.bench.profile import summarize
+from cgrseg.bench.random_weights import draw_weights
+from cgrseg.bench.run import run_bench
+from cgrseg.bench.subject_process import (
+    Memory,
+    SubjectProcess,
+    job_of,
+    measure_memory,
+    read_job,
+    reason_in,
+    serve,
+    write_network,
+)
+from cgrseg.bench.subjects import (
+    FACTORIES,
+    Setting,
+    Subject,
+    make_subject,
+    predict,
+    subject_of,
+)
+from cgrseg.bench.tables import as_markdown, profile_markdown, table
+from cgrseg.bench.timing import Spread, Work, ratios, stopwatch, take_turns, work_of
 from cgrseg.cli.bench import bench
+from cgrseg.deploy.verify import as_input, sample_images
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.models.digest import weights_digest
-from cgrseg.reporting.bench import as_markdown, register, run_bench, spread_weights
-from cgrseg.reporting.bench.apart import Apart, serve
-from cgrseg.reporting.bench.handover import job_of, reason_in, subject_of, write_network
-from cgrseg.reporting.bench.machine import Peaks, describe_machine, measure_peaks
-from cgrseg.reporting.bench.memory import Memory, measure_memory, watch
-from cgrseg.reporting.bench.profile import summarise
-from cgrseg.reporting.bench.report import profile_markdown, table
-from cgrseg.reporting.bench.subjects import Ours, Plain, Setting, as_input, make_subject, predict
-from cgrseg.reporting.bench.timing import Spread, ratios, stopwatch, take_turns
-from cgrseg.reporting.bench.work import Work, sample_photos, way
 from tests.inference.fixtures import description
 
 CPU = torch.device("cpu")
@@ -40,13 +54,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model() -> CGRSeg:
-    return spread_weights(create_model("cgrseg_t", num_classes=6))
+    return draw_weights(create_model("cgrseg_t", num_classes=6))
 
 
 def test_drawn_weights_are_the_same_every_time(model: CGRSeg) -> None:
-    again = spread_weights(create_model("cgrseg_t", num_classes=6))
+    again = draw_weights(create_model("cgrseg_t", num_classes=6))
     assert weights_digest(again) == weights_digest(model)
-    other = spread_weights(create_model("cgrseg_t", num_classes=6), seed=1)
+    other = draw_weights(create_model("cgrseg_t", num_classes=6), seed=1)
     assert weights_digest(other) != weights_digest(model)
 
 
@@ -81,8 +95,8 @@ def test_all_take_turns_and_the_second_time_counts() -> None:
 
 def test_plain_path_computes_what_the_network_does(model: CGRSeg) -> None:
     size = (64, 96)
-    plain = Plain(model, Setting(size, CPU))
-    x = as_input(sample_photos(2, size))
+    plain = make_subject("plain", model, Setting(size, CPU))
+    x = as_input(sample_images(2, size))
     with torch.inference_mode():
         logits = plain.logits(x)
         # At other sizes than the table's 512 the network itself resizes its biases too.
@@ -95,14 +109,14 @@ def test_plain_path_computes_what_the_network_does(model: CGRSeg) -> None:
 
 def test_plain_path_leaves_the_network_alone(model: CGRSeg) -> None:
     modules = [type(getattr(m, "bias", None)) for m in model.modules()]
-    Plain(model, Setting((64, 64), CPU))
+    make_subject("plain", model, Setting((64, 64), CPU))
     assert [type(getattr(m, "bias", None)) for m in model.modules()] == modules
 
 
 @pytest.mark.parametrize("name", ["eager", "folded-fp32", "folded-bf16"])
 def test_subjects_agree_with_the_plain_path(name: str, model: CGRSeg) -> None:
     setting = Setting((96, 64), CPU)
-    photos = sample_photos(2, setting.size)
+    photos = sample_images(2, setting.size)
     expected = predict(make_subject("plain", model, setting), photos, CPU)
     found = predict(make_subject(name, model, setting), photos, CPU)
     assert found.shape == (2, 96, 64)
@@ -135,27 +149,21 @@ def test_peer_that_is_not_installed_is_explained(
 def test_peer_answers_at_the_size_of_the_image(model: CGRSeg) -> None:
     pytest.importorskip("transformers")
     setting = Setting((64, 96), CPU)
-    labels = predict(make_subject("segformer-b0", model, setting), sample_photos(2, (64, 96)), CPU)
+    labels = predict(make_subject("segformer-b0", model, setting), sample_images(2, (64, 96)), CPU)
     assert labels.shape == (2, 64, 96)
     assert labels.max() < 6
 
 
 @pytest.fixture
-def own_subject() -> Iterator[str]:
-    from cgrseg.reporting.bench import subjects
+def own_subject(monkeypatch: pytest.MonkeyPatch) -> str:
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(batch), 6, batch.shape[2] // 8, batch.shape[3] // 8)
 
-    class Constant:
-        preparation = "none"
+    def decode(logits: torch.Tensor) -> Any:
+        return np.zeros((len(logits), logits.shape[2] * 8, logits.shape[3] * 8), np.uint8)
 
-        def logits(self, batch: torch.Tensor) -> torch.Tensor:
-            return torch.ones(len(batch), 6, batch.shape[2] // 8, batch.shape[3] // 8)
-
-        def decode(self, logits: torch.Tensor) -> Any:
-            return np.zeros((len(logits), logits.shape[2] * 8, logits.shape[3] * 8), np.uint8)
-
-    register("constant")(lambda model, setting: Constant())
-    yield "constant"
-    del subjects._FACTORIES["constant"]
+    monkeypatch.setitem(FACTORIES, "constant", lambda model, setting: Subject(logits, decode))
+    return "constant"
 
 
 def test_a_run_holds_every_measurement(model: CGRSeg, own_subject: str) -> None:
@@ -165,14 +173,14 @@ def test_a_run_holds_every_measurement(model: CGRSeg, own_subject: str) -> None:
         ["folded-fp32", own_subject],
         size=(64, 64),
         batches=(1, 2),
-        works=("network", "labels", "photo"),
+        works=("network", "labels", "image"),
         rounds=3,
         memory=False,
         tell=told.append,
     )
     assert len(result.rows) == 3 * 2 * 3
     keys = {(row.work, row.batch, row.subject) for row in result.rows}
-    assert ("photo", 2, "constant") in keys and ("network", 1, "plain") in keys
+    assert ("image", 2, "constant") in keys and ("network", 1, "plain") in keys
     for row in result.rows:
         assert row.seconds.rounds == 3
         assert row.images_per_second == pytest.approx(row.batch / row.seconds.median)
@@ -183,10 +191,11 @@ def test_a_run_holds_every_measurement(model: CGRSeg, own_subject: str) -> None:
     assert agreement["folded-fp32"].logits_error < 1e-5
     assert agreement["constant"].logits_error > 0.1
     assert 0.0 <= result.boundary_share["cgrseg_t"] <= 1.0
-    assert any("image file to label map, 2 at once" in line for line in told)
+    assert any("image to label map, 2 at once" in line for line in told)
 
     stored = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert stored["rows"][0]["images_per_second"] > 0
+    assert {row["work"] for row in stored["rows"]} == {"network", "labels", "photo"}
     assert stored["machine"]["versions"]["torch"] == torch.__version__
     text = as_markdown(result)
     assert "input tensor to label map, 2 at once" in text and "100.0000 %" in text
@@ -194,9 +203,9 @@ def test_a_run_holds_every_measurement(model: CGRSeg, own_subject: str) -> None:
 
 def test_memory_of_the_fused_decoding_is_a_part_of_the_plain_path_s() -> None:
     """150 maps of 256x256 in float32 are 39 MB, of which the plain path holds several."""
-    network = spread_weights(create_model("cgrseg_t", num_classes=150))
+    network = draw_weights(create_model("cgrseg_t", num_classes=150))
     found = {
-        name: measure_memory(name, network, (256, 256), device=CPU, folder=None)
+        name: measure_memory(name, network, Setting((256, 256), CPU, warm_up=False))
         for name in ("plain", "eager")
     }
     assert found["plain"].grown > 70 << 20
@@ -206,7 +215,7 @@ def test_memory_of_the_fused_decoding_is_a_part_of_the_plain_path_s() -> None:
 
 def test_memory_of_a_failing_subject_is_explained(model: CGRSeg) -> None:
     with pytest.raises(EnvironmentProblem, match="--subjects: 'magic'; expected: plain"):
-        measure_memory("magic", model, (64, 64), device=CPU, folder=None)
+        measure_memory("magic", model, Setting((64, 64), CPU))
 
 
 def test_ways_in_processes_of_their_own(model: CGRSeg) -> None:
@@ -216,14 +225,14 @@ def test_ways_in_processes_of_their_own(model: CGRSeg) -> None:
         ["folded-fp32"],
         size=(64, 64),
         batches=(2,),
-        works=("network", "photo"),
+        works=("network", "photo"),  # the older name of "image"
         rounds=3,
         clock="processor",
         apart=True,
         memory=False,
     )
     rows = {(row.work, row.subject): row for row in result.rows}
-    assert set(rows) == {(w, s) for w in ("network", "photo") for s in ("plain", "folded-fp32")}
+    assert set(rows) == {(w, s) for w in ("network", "image") for s in ("plain", "folded-fp32")}
     for row in rows.values():
         assert row.batch == 2 and row.seconds.rounds == 3
         assert row.seconds.best > 0.001  # of the processor: this one only waited
@@ -236,27 +245,22 @@ def test_process_does_the_work_that_it_is_asked_for(
     model: CGRSeg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every line of the input is done by the subject of the job, as often as it comes."""
-    from cgrseg.reporting.bench import subjects
-
     done: list[Any] = []
 
-    class Recorder:
-        preparation = "none"
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        done.append(tuple(batch.shape))
+        return torch.zeros(len(batch), 6, 8, 12)
 
-        def logits(self, batch: torch.Tensor) -> torch.Tensor:
-            done.append(tuple(batch.shape))
-            return torch.zeros(len(batch), 6, 8, 12)
+    def decode(logits: torch.Tensor) -> Any:
+        done.append("decoded")
+        return np.zeros((len(logits), 64, 96), np.uint8)
 
-        def decode(self, logits: torch.Tensor) -> Any:
-            done.append("decoded")
-            return np.zeros((len(logits), 64, 96), np.uint8)
-
-    def make(given: CGRSeg, setting: Setting) -> Recorder:
+    def make(given: CGRSeg, setting: Setting) -> Subject:
         done.append(weights_digest(given) == weights_digest(model))
         done.append(setting)
-        return Recorder()
+        return Subject(logits, decode)
 
-    monkeypatch.setitem(subjects._FACTORIES, "recorder", make)
+    monkeypatch.setitem(FACTORIES, "recorder", make)
     weights = tmp_path / "model.pt"
     write_network(model, weights)
     setting = Setting((64, 96), CPU, tmp_path, (1, 2))
@@ -268,14 +272,14 @@ def test_process_does_the_work_that_it_is_asked_for(
     # Everything is done twice, and the second time counts.
     assert done == [True, setting, *[(1, 3, 64, 96)] * 2, *both * 2, *[(1, 3, 64, 96)] * 2]
     ready, *seconds = answers.getvalue().split()
-    assert ready == "ready" and [float(one) >= 0 for one in seconds] == [True] * 3
+    assert ready == '"ready"' and [float(one) >= 0 for one in seconds] == [True] * 3
 
 
 def test_network_with_a_geometric_bias_is_handed_over(tmp_path: Path) -> None:
     geometric = create_model("cgrseg_t", 3, attention_bias="geometric").eval()
     weights = tmp_path / "model.pt"
     write_network(geometric, weights)
-    subject, _ = subject_of(job_of("eager", weights, Setting((64, 96), CPU)))
+    subject, _ = read_job(job_of("eager", weights, Setting((64, 96), CPU)))
     image = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         assert torch.equal(torch.as_tensor(subject.logits(image)), geometric(image))
@@ -286,8 +290,8 @@ def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Pat
     write_network(model, weights)
     file = tmp_path / "missing.onnx"
     with (
-        Apart(str(file), weights, Setting((64, 64), CPU)) as other,
-        pytest.raises(EnvironmentProblem, match=r"speed of .*missing\.onnx: .*No such file"),
+        SubjectProcess(str(file), weights, Setting((64, 64), CPU)) as other,
+        pytest.raises(EnvironmentProblem, match=r"measuring .*missing\.onnx: .*No such file"),
     ):
         other.wait()
     assert other._process.returncode is not None
@@ -296,22 +300,22 @@ def test_way_that_fails_in_its_process_is_explained(model: CGRSeg, tmp_path: Pat
 def test_process_that_was_killed_is_explained(model: CGRSeg, tmp_path: Path) -> None:
     weights = tmp_path / "model.pt"
     write_network(model, weights)
-    with Apart("plain", weights, Setting((64, 64), CPU)) as other:
+    with SubjectProcess("plain", weights, Setting((64, 64), CPU)) as other:
         other.wait()
         other._process.kill()
         other._process.wait()
-        with pytest.raises(EnvironmentProblem, match="speed of plain: its process ended with"):
+        with pytest.raises(EnvironmentProblem, match="measuring plain: its process ended with"):
             other.seconds("network", 1, "wall")
 
 
 def test_networks_are_gone_before_any_is_timed_apart(
     model: CGRSeg, own_subject: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cgrseg.reporting.bench import run, subjects
+    from cgrseg.bench import run
 
     kept: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    make = subjects._FACTORIES[own_subject]
+    make = FACTORIES[own_subject]
 
     def watched(given: CGRSeg, setting: Setting) -> Any:
         subject = make(given, setting)
@@ -326,7 +330,7 @@ def test_networks_are_gone_before_any_is_timed_apart(
         alive.append(sum(ref() is not None for ref in kept))
         return {name: Other() for name in names}
 
-    monkeypatch.setitem(subjects._FACTORIES, own_subject, watched)
+    monkeypatch.setitem(FACTORIES, own_subject, watched)
     monkeypatch.setattr(run, "_in_processes", start)
     result = run_bench([model], [own_subject], size=(64, 64), apart=True, memory=False)
     assert len(kept) == 1 and alive == [0]
@@ -334,7 +338,7 @@ def test_networks_are_gone_before_any_is_timed_apart(
 
 
 @pytest.mark.parametrize(("has_threads", "expected"), [(True, 1), (False, 2)])
-@pytest.mark.parametrize("work", ["network", "labels", "photo"])
+@pytest.mark.parametrize("work", ["network", "labels", "image"])
 def test_exported_files_are_timed_as_they_are_used(
     work: Work, has_threads: bool, expected: int
 ) -> None:
@@ -345,11 +349,11 @@ def test_exported_files_are_timed_as_they_are_used(
         return np.zeros((len(array), 7, array.shape[2] // 8, array.shape[3] // 8), np.float32)
 
     backend = ExportedBackend(description(sizes=None), run, "x", has_threads=has_threads)
-    photos = sample_photos(1, (64, 64))
+    photos = sample_images(1, (64, 64))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        way(Ours(backend, (64, 64)), work, photos, as_input(photos))()
+        work_of(subject_of(backend, Setting((64, 64), CPU)), work, photos, CPU)()
         assert seen == [expected] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -361,12 +365,12 @@ def test_process_ends_with_its_block_and_ignores_what_libraries_print(
     monkeypatch.setenv("ONEDNN_VERBOSE", "1")  # printed past Python, to the standard output
     weights = tmp_path / "model.pt"
     write_network(model, weights)
-    with Apart("plain", weights, Setting((64, 64), CPU)) as other:
+    with SubjectProcess("plain", weights, Setting((64, 64), CPU)) as other:
         other.wait()
         assert other.seconds("network", 1, "wall") > 0
         assert other._process.poll() is None
     assert other._process.returncode is not None
-    assert "onednn_verbose" in other._said.read_text()
+    assert "onednn_verbose" in other._messages.read_text()
 
 
 def test_reason_of_a_process_that_ended() -> None:
@@ -384,7 +388,7 @@ def test_threads_are_those_of_opencv_too(tmp_path: Path) -> None:
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
         with pytest.raises(FileNotFoundError):
             job = {"threads": 2, "opencv_threads": 3, "weights": str(tmp_path / "missing.pt")}
-            watch(json.dumps(job), io.StringIO())
+            read_job(json.dumps(job))
         assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 3)
         told = json.loads(job_of("plain", tmp_path / "model.pt", Setting((64, 64), CPU)))
         assert (told["threads"], told["opencv_threads"]) == (2, 3)
@@ -431,7 +435,7 @@ def test_costs_by_hand() -> None:
         for t in (20.0, 10.0, 30.0)
     ]
     peaks = Peaks({"fp32": 1e9, "bf16": 2e9}, 1e9)
-    found = summarise(passes, "fp32", peaks)
+    found = summarize(passes, "fp32", peaks)
     costs = {cost.name: cost for cost in found.costs}
     assert found.costs[0].name == "convolution 1x1, 8 to 16, 4x6"
     first = found.costs[0]
@@ -457,7 +461,7 @@ def test_costs_by_hand() -> None:
     ],
 )
 def test_cost_of_a_convolution_with_a_sum(name: str, shapes: list[tuple[int, ...]]) -> None:
-    found = summarise([[event(name, 1.0, *shapes)]], "bf16", Peaks({"bf16": 1e9}, 1e9)).costs[0]
+    found = summarize([[event(name, 1.0, *shapes)]], "bf16", Peaks({"bf16": 1e9}, 1e9)).costs[0]
     assert found.name == "convolution 1x1, 8 to 4, 2x3 + sum"
     assert found.operations == 2 * 6 * 4 * 8
     assert found.moved == 2 * (8 * 6 + 4 * 8 + 2 * 4 * 6)
@@ -485,7 +489,8 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "told"),
     [
         (("--size", "100x64"), "round up: --size 128x64"),
-        (("--works", "sleep"), "network, labels, photo"),
+        (("--works", "sleep"), "network, labels, image"),
+        (("--clock", "sun"), "wall, processor"),
         (("--subjects", "magic"), "compiled-fp32"),
         (("--device", "cuda:77"), "device cuda:77"),
     ],

@@ -1,4 +1,4 @@
-"""The machine that a measurement belongs to: its names, its versions and what it can do."""
+"""The machine of a measurement: names, versions and peak throughput."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from cgrseg.reporting.bench.timing import wait_for
+from cgrseg.bench.timing import wait_for
 
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "transformers", "onnxruntime", "openvino")
-_BUSY = 0.5  # runnable processes per core, beside this one, from which numbers are doubtful
+_BUSY = 0.5  # load per core, beside this process, above which durations are doubtful
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,13 @@ class Machine:
     """Names and versions.
 
     Attributes:
-        device: the CPU's or GPU's name.
-        cores: that this process may use.
-        threads: that PyTorch uses.
-        memory_gib: of the computer.
+        device: name of the CPU or GPU.
+        cores: number of cores that this process may use.
+        threads: number of threads that PyTorch uses.
+        memory_gib: memory of the computer in GiB.
         system: operating system and Python.
         versions: package to version.
-        load: processes that wanted to run in the last minute, on average; None if unknown.
+        load: load average of the last minute; None: unknown.
     """
 
     device: str
@@ -42,16 +44,16 @@ class Machine:
 
     @property
     def busy(self) -> bool:
-        """Whether others used the processor so much that durations are doubtful."""
+        """Whether other programs used the processor so much that durations are doubtful."""
         return self.load is not None and self.load > self.cores * (1 + _BUSY)
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device reaches in the simplest work, measured.
+    """Measured peak throughput of the device.
 
     Attributes:
-        flops: floating-point operations per second of a large matrix product, per precision.
+        flops: floating-point operations per second of a large matrix product, by precision.
         bandwidth: bytes per second, read and written, of a copy far larger than any cache.
     """
 
@@ -60,7 +62,7 @@ class Peaks:
 
 
 def describe_machine(device: torch.device) -> Machine:
-    """Look the machine up."""
+    """Names and versions of this machine."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -88,22 +90,21 @@ def describe_machine(device: torch.device) -> Machine:
 
 
 def measure_peaks(device: torch.device, seconds: float = 1.0) -> Peaks:
-    """Time matrix products and copies; the best of what fits into `seconds` each."""
+    """Time matrix products and copies, `seconds` each; the best one counts."""
     side = 8192 if device.type == "cuda" else 2048
     flops = {}
     with torch.inference_mode():
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             left = torch.randn(side, side, device=device).to(dtype)
             right = torch.randn(side, side, device=device).to(dtype)
-            flops[name] = 2 * side**3 / _best(lambda a=left, b=right: a @ b, device, seconds)
+            flops[name] = 2 * side**3 / _best(partial(torch.matmul, left, right), device, seconds)
         source = torch.ones(64 << 20, device=device)  # 256 MB
         target = torch.empty_like(source)
         copied = 2 * source.nbytes / _best(lambda: target.copy_(source), device, seconds)
     return Peaks(flops, copied)
 
 
-def _best(work: object, device: torch.device, seconds: float) -> float:
-    assert callable(work)
+def _best(work: Callable[[], object], device: torch.device, seconds: float) -> float:
     work()
     wait_for(device)
     best, end = float("inf"), time.perf_counter() + seconds

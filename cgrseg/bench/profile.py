@@ -1,11 +1,10 @@
-"""What is left to save: the largest costs of the compiled network, and the floor.
+"""Profile of the compiled network: its largest costs, and the shortest possible time.
 
-The network is compiled once more with its kernels instrumented; times are the medians of
-several forward passes.  For convolutions and matrix products the table says what the
-device would need at its measured peaks: the longer of computing (operations over the peak
-of a matrix product) and moving (bytes of input, weights and output over the bandwidth of a
-copy).  Data that stays in a cache moves faster than that, so a floor for moving can be
-beaten; the one for computing cannot.
+The network is compiled once more with instrumented kernels; times are the medians of several
+forward passes.  The floor of a convolution or matrix product is its time at the device's measured
+peaks: the longer of computing (operations over the peak of a matrix product) and moving (bytes of
+input, weights and output over the bandwidth of a copy).  Data in a cache moves faster than that,
+so a floor for moving can be beaten; the one for computing cannot.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import torch
 from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile
 
+from cgrseg.bench.machine import Peaks
 from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.precision import Precision
-from cgrseg.reporting.bench.machine import Peaks
 
 _PASSES = 10
-_SHORTEST = 1e-7  # seconds; what the profiler gives for nothing
-# Added up under one name: the time between kernels.
+_SHORTEST = 1e-7  # seconds; shorter events are artifacts of the profiler
+# Events that are added up as the time between kernels.
 _OVERHEAD = ("## Call", "TorchDynamo", "Torch-Compiled", "aten::empty", "aten::resize_")
 
 
@@ -37,9 +36,9 @@ class Cost:
     """Kernels of one kind and shape, all of their calls in one forward pass.
 
     Attributes:
-        name: what it does, in words.
-        calls: per forward pass.
-        seconds: of all calls together.
+        name: operation and shapes.
+        calls: number of calls per forward pass.
+        seconds: time of all calls together.
         operations: multiplications and additions; 0 where not counted.
         moved: bytes of inputs, weights and outputs; 0 where not counted.
         floor: seconds at the device's peaks; None where not counted.
@@ -55,15 +54,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where a forward pass spends its time.
+    """Times of a forward pass.
 
     Attributes:
-        costs: largest first, all of them.
-        seconds: of all together.
-        operations: counted.
-        moved: bytes, counted.
-        compute_floor: seconds of the operations at the peak.
-        moving_floor: seconds of the bytes at the measured bandwidth.
+        costs: all costs, largest first.
+        seconds: sum of all costs.
+        operations: sum of the counted operations.
+        moved: sum of the counted bytes.
+        compute_floor: seconds for the operations at the peak.
+        moving_floor: seconds for the bytes at the measured bandwidth.
     """
 
     costs: tuple[Cost, ...]
@@ -83,7 +82,7 @@ def profile_network(
         model: read, never changed.
         size: height and width in pixels, multiples of 32.
         precision: "fp32" or "bf16".
-        peaks: of the CPU.
+        peaks: peaks of the CPU.
     """
     # The profiler reports its own starts and stops on standard error below this level.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -101,16 +100,16 @@ def profile_network(
             with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
                 compiled(example)
             passes.append(list(recorded.events()))
-    return summarise(passes, precision, peaks)
+    return summarize(passes, precision, peaks)
 
 
-def summarise(passes: list[list[Any]], precision: Precision, peaks: Peaks) -> Profile:
+def summarize(passes: list[list[Any]], precision: Precision, peaks: Peaks) -> Profile:
     """Events of several equal forward passes as costs.
 
     Args:
-        passes: per pass the profiler's events.
-        precision: what the operations were done in.
-        peaks: of the device.
+        passes: the profiler's events of each pass.
+        precision: precision of the operations.
+        peaks: peaks of the device.
     """
     times: dict[str, list[float]] = defaultdict(list)
     facts: dict[str, tuple[int, int, int]] = {}
@@ -152,8 +151,8 @@ def _describe(event: Any, item: int) -> tuple[str, int, int]:
     """Name, operations and bytes moved of one call.
 
     Args:
-        event: of the profiler, with shapes.
-        item: bytes of a number.
+        event: event of the profiler, with shapes.
+        item: bytes per number.
     """
     name: str = event.name
     shapes = [tuple(shape) for shape in event.input_shapes or ()]
@@ -187,7 +186,7 @@ def _describe(event: Any, item: int) -> tuple[str, int, int]:
 
 
 def _stride(event: Any) -> int:
-    """Stride of a convolution call; 1 where the profiler does not tell."""
+    """Stride of a convolution call; 1 where the profiler does not give it."""
     values = [v for v in (getattr(event, "concrete_inputs", None) or ()) if isinstance(v, list)]
     pairs = [v for v in values if len(v) == 2 and all(isinstance(i, int) for i in v)]
     # Arguments come as padding, stride, dilation.

@@ -1,0 +1,1 @@
+"""Measuring speed and memory of prediction (`cgrseg bench`): see docs/speed.md."""

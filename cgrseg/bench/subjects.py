@@ -1,0 +1,217 @@
+"""The ways of predicting that `cgrseg bench` compares.
+
+A subject turns an input tensor into logits and logits into label maps.  The plain one is
+the published arithmetic: attention biases resized at every forward pass, logits resized
+to full size twice (to the input, then to the image), softmax over all classes, argmax.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgrseg.deploy.verify import as_input
+from cgrseg.errors import check_choice
+from cgrseg.extras import require
+from cgrseg.formats import is_exported
+from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.compiled_backend import CompiledBackend
+from cgrseg.inference.exported_backend import open_exported
+from cgrseg.inference.fast.network import fast_form
+from cgrseg.models import CGRSeg
+from cgrseg.models.attention_bias import AttentionBias
+from cgrseg.ops import upsample_argmax
+from cgrseg.precision import DTYPES, Precision
+
+Labels = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings that all subjects of a run share.
+
+    Attributes:
+        size: height and width of input and image in pixels, multiples of 32.
+        device: where to run.
+        folder: folder of compiled networks; None: the user's cache.
+        batches: batch sizes that will be measured.
+        warm_up: run each shape before it is timed; not where memory is measured.
+        trust_code: run the machine code of compiled packages.
+    """
+
+    size: tuple[int, int]
+    device: torch.device
+    folder: Path | None = None
+    batches: tuple[int, ...] = (1,)
+    warm_up: bool = True
+    trust_code: bool = False
+
+
+@dataclass
+class Subject:
+    """One way of predicting.
+
+    Attributes:
+        logits: (N, 3, H, W) float32 to (N, K, H / 8, W / 8).
+        decode: logits to label maps (N, H, W).
+        preparation: how it was prepared, in words, with seconds.
+        backend: backend behind `logits`, if there is one.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Labels]
+    preparation: str = "none"
+    backend: Backend | None = None
+
+
+Factory = Callable[[CGRSeg, Setting], Subject]
+
+
+def make_subject(name: str, model: CGRSeg, setting: Setting) -> Subject:
+    """Build a subject; the model is read, never changed.
+
+    Args:
+        name: a key of :data:`FACTORIES`, or an exported file, for OpenVINO with the precision to
+            compute in (`best.xml@bf16`).
+        model: the network; an exported file should have been made from it.
+        setting: settings of the run.
+
+    Raises:
+        ConfigError: an unknown name.
+        EnvironmentProblem: a package is missing.
+    """
+    file, _, precision = name.partition("@")
+    if is_exported(file):
+        start = time.perf_counter()
+        backend = open_exported(
+            file,
+            setting.device,
+            cast(Precision, precision or "fp32"),
+            trust_code=setting.trust_code,
+        )
+        return subject_of(backend, setting, f"opened in {time.perf_counter() - start:.1f} s")
+    return FACTORIES[check_choice("--subjects", name, FACTORIES)](model, setting)
+
+
+def predict(subject: Subject, images: NDArray[np.uint8], device: torch.device) -> Labels:
+    """Images to label maps, preprocessing included: uint8 RGB (N, H, W, 3) to (N, H, W)."""
+    batch = as_input(images).to(device)
+    with torch.inference_mode():
+        return subject.decode(subject.logits(batch))
+
+
+def subject_of(backend: Backend, setting: Setting, preparation: str = "none") -> Subject:
+    """A backend with the exact fused decoding."""
+
+    def decode(logits: Tensor) -> Labels:
+        return _compact(upsample_argmax(logits, setting.size), logits.shape[1])
+
+    return Subject(backend.logits, decode, preparation, backend)
+
+
+def _compact(labels: Tensor, num_classes: int) -> Labels:
+    """Ids in as few bytes as they need, on the CPU."""
+    return labels.to(torch.uint8 if num_classes <= 256 else torch.int16).cpu().numpy()
+
+
+class _ResizedEveryTime:
+    """Attention biases as in the published code: resized at every use."""
+
+    def __call__(
+        self, table: Tensor, index: Tensor, queries: int, keys: int, training: bool
+    ) -> Tensor:
+        return F.interpolate(table[:, index][None], size=(queries, keys), mode="bicubic")[0]
+
+
+def _plain(model: CGRSeg, setting: Setting) -> Subject:
+    """The published arithmetic, eager, float32."""
+    model = copy.deepcopy(model).to(setting.device).eval()
+    for module in model.modules():
+        if isinstance(getattr(module, "bias", None), AttentionBias):
+            module.bias = cast(Any, _ResizedEveryTime())
+
+    def decode(logits: Tensor) -> Labels:
+        resized = F.interpolate(logits, size=setting.size, mode="bilinear", align_corners=False)
+        resized = F.interpolate(resized, size=setting.size, mode="bilinear", align_corners=False)
+        return _compact(F.softmax(resized, dim=1).argmax(dim=1), logits.shape[1])
+
+    return Subject(model, decode)
+
+
+def _eager(model: CGRSeg, setting: Setting) -> Subject:
+    return subject_of(TorchBackend(copy.deepcopy(model), setting.device), setting)
+
+
+def _folded(precision: Precision, model: CGRSeg, setting: Setting) -> Subject:
+    start = time.perf_counter()
+    network = fast_form(model, precision=precision)
+    backend = TorchBackend(network, setting.device, channels_last=True)
+    return subject_of(backend, setting, f"folded in {time.perf_counter() - start:.1f} s")
+
+
+def _compiled(precision: Precision, model: CGRSeg, setting: Setting) -> Subject:
+    backend = CompiledBackend(model, setting.device, precision, folder=setting.folder)
+    steps = []
+    for batch in setting.batches:
+        if batch > 1 and setting.device.type == "cpu":
+            continue  # images of a batch run one after another there
+        done = backend.prepare(*setting.size, batch, warm_up=setting.warm_up)
+        steps.append(
+            f"{done.how} in {done.seconds:.1f} s" + f" ({done.reason})" * bool(done.reason)
+        )
+    return subject_of(backend, setting, ", ".join(steps))
+
+
+# Published sizes (Xie et al. 2021, arXiv 2105.15203, table 6 of the appendix).
+_SEGFORMER = {"segformer-b0": (32, 64, 160, 256), "segformer-b1": (64, 128, 320, 512)}
+
+
+def _segformer(name: str, model: CGRSeg, setting: Setting) -> Subject:
+    """Hugging Face's SegFormer with its own post-processing; weights are freshly drawn.
+
+    Its logits have a quarter of the input's size.
+    """
+    library = require("transformers", name, otherwise="or leave this subject out")
+    config = library.SegformerConfig(
+        hidden_sizes=list(_SEGFORMER[name]),
+        depths=[2, 2, 2, 2],
+        decoder_hidden_size=256,
+        num_labels=model.num_classes,
+    )
+    network = library.SegformerForSemanticSegmentation(config).to(setting.device).eval()
+    processor = library.SegformerImageProcessor()
+    outputs: Any = require("transformers.modeling_outputs", name)
+
+    def logits(batch: Tensor) -> Tensor:
+        found: Tensor = network(pixel_values=batch).logits
+        return found
+
+    def decode(logits: Tensor) -> Labels:
+        maps = processor.post_process_semantic_segmentation(
+            outputs.SemanticSegmenterOutput(logits=logits),
+            target_sizes=[setting.size] * len(logits),
+        )
+        return _compact(torch.stack(maps), logits.shape[1])
+
+    return Subject(logits, decode)
+
+
+FACTORIES: dict[str, Factory] = {"plain": _plain, "eager": _eager}
+"""Subject name to the function that builds the subject; others can be added."""
+
+for _precision in DTYPES:
+    FACTORIES[f"folded-{_precision}"] = functools.partial(_folded, _precision)
+    FACTORIES[f"compiled-{_precision}"] = functools.partial(_compiled, _precision)
+for _name in _SEGFORMER:
+    FACTORIES[_name] = functools.partial(_segformer, _name)

@@ -1,0 +1,95 @@
+"""Export formats are found by their file names: adding one is adding a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgrseg import formats
+from cgrseg.bench.random_weights import draw_weights
+from cgrseg.deploy import export
+from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.inference import Predictor
+from cgrseg.models import create_model
+from tests.inference.fixtures import photo
+
+MADE_UP = '''"""Weights as NumPy arrays."""
+
+import json
+
+import numpy as np
+import torch
+
+from cgrseg.formats.base import ExportFormat
+from cgrseg.formats.description import Description
+from cgrseg.models import CGRSeg
+
+
+class ArraysFormat(ExportFormat):
+    suffix = ".npz"
+
+    def write(self, job, path):
+        arrays = {name: value.numpy() for name, value in job.model.state_dict().items()}
+        texts = (job.description.model_dump_json(), json.dumps(job.model.options()))
+        np.savez(path, texts=np.array(texts), **arrays)
+
+    def open(self, path, precision="fp32"):
+        with np.load(path) as stored:
+            description, options = (str(text) for text in stored["texts"])
+            model = CGRSeg(**json.loads(options)).eval()
+            names = [name for name in stored.files if name != "texts"]
+            model.load_state_dict({name: torch.from_numpy(stored[name]) for name in names})
+
+        def run(array):
+            with torch.inference_mode():
+                return model(torch.from_numpy(array)).numpy()
+
+        return Description.read(description, path), run
+
+
+FORMAT = ArraysFormat()
+'''
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / "arrays_format.py").write_text(MADE_UP)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
+    formats.format_names.cache_clear()
+    yield "arrays"
+    formats.format_names.cache_clear()
+
+
+def test_names_and_help_texts() -> None:
+    assert formats.format_names() == ("aoti", "onnx", "openvino", "pt2")
+    assert formats.format_summaries()["pt2"] == "portable PyTorch program"
+    assert [formats.load_format(name).name for name in formats.format_names()] == [
+        *formats.format_names()
+    ]
+
+
+def test_unknown_names_and_suffixes_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'tflite'\s+expected: aoti, onnx, openvino, pt2"):
+        formats.load_format("tflite")
+    assert formats.is_exported("A.ONNX") and not formats.is_exported("a.pth")
+    file = tmp_path / "a.pth"
+    file.touch()
+    with pytest.raises(WeightsError, match=r"a\.pth: a file name that ends in '\.pth'"):
+        formats.describe(file)
+
+
+def test_a_format_is_one_file(made_up: str, tmp_path: Path) -> None:
+    """It is written, compared with the network, described and predicted with."""
+    assert made_up in formats.format_names()
+    assert formats.format_summaries()[made_up] == "weights as NumPy arrays"
+    model = draw_weights(create_model("cgrseg_t", 5, context_blocks=1))
+    result = export(model, made_up, tmp_path / "small.npz", sizes=[(64, 96)], batch=1)
+    assert [check.labels for check in result.checks] == [1.0]
+    assert formats.describe(result.path).kind == made_up
+    labels = Predictor.from_pretrained(result.path)(photo(64, 96)).labels
+    assert labels.shape == (64, 96) and len(np.unique(labels)) > 1
