@@ -107,7 +107,7 @@ def test_bad_file_is_named_and_the_rest_is_done(
     assert result.exit_code == 1
     assert "broken.jpg" in result.stderr
     assert "Traceback" not in result.output
-    assert "4 labelled, 1 could not be used" in result.stdout
+    assert "4 labeled, 1 could not be used" in result.stdout
     assert len(list((out / "labels").rglob("*.png"))) == 4
     assert not list(out.rglob("*broken*"))
 
