@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cgrseg.cli.usage import UsageError, usage_problem
 from cgrseg.console import plain_warnings, report_problem
 from cgrseg.errors import (
     EXIT_PROBLEM,
     CGRSegError,
+    ConfigError,
     FrontEnd,
     speaking_as,
 )
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cgrseg.config.schema import TestConfig
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Class of typer's errors about wrong usage, from its own copy of click or another package's."""
 
 _Result = TypeVar("_Result")
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
@@ -191,8 +195,6 @@ def of_sections(settings: Sequence[str], sections: Sequence[str]) -> dict[str, A
     Raises:
         ConfigError: a setting of another section, or one that does not exist.
     """
-    from cgrseg.errors import ConfigError
-
     changes = with_changes(settings)
     for name in changes:
         if name.partition(".")[0] not in sections:
@@ -212,7 +214,6 @@ def model_options(settings: Sequence[str]) -> dict[str, Any]:
         ConfigError: a setting that does not shape a network, or a wrong value.
     """
     from cgrseg.config.settings import build, merge
-    from cgrseg.errors import ConfigError
 
     shaping = ("context_blocks", "attention_bias")
     changes = of_sections(settings, ("model",))
@@ -250,10 +251,10 @@ def _explained(ctx: Any, args: Sequence[str], work: Callable[[], _Result]) -> _R
     """Run `work`; wrong usage and problems are printed, and the command ends with status 2."""
     try:
         return work()
-    except UsageError as error:
+    except _UsageError as error:
         if ctx.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
             raise  # completion, and a group without a command, whose help is printed
-        problem: CGRSegError = usage_problem(error, ctx, _name_below_root(ctx), args)
+        problem: CGRSegError = _usage_problem(error, ctx, _name_below_root(ctx), args)
     except CGRSegError as error:
         problem = error
     report_problem(problem)
@@ -296,3 +297,75 @@ def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[s
             continue
         result.append(word)
     return result, notes
+
+
+def _usage_problem(error: Any, ctx: Any, command: str, args: Sequence[str]) -> ConfigError:
+    """The message for wrong usage of a command.
+
+    Args:
+        error: what typer raised.
+        ctx: the context of the command.
+        command: its name below `cgrseg`; empty for the root.
+        args: what was typed after it.
+    """
+    from cgrseg.config.suggestions import unknown_option
+
+    help_command = f"cgrseg {command} --help".replace("  ", " ")
+    unknown = getattr(error, "option_name", None)
+    params = ctx.command.params
+    if unknown is not None and not _known(unknown, params):
+        settings = any("KEY=VALUE" in str(each.metavar) for each in params)
+        return unknown_option(
+            unknown,
+            _option_names(params),
+            help_command,
+            (lambda setting: f"{setting}=VALUE, without dashes") if settings else None,
+        )
+    param = getattr(error, "param", None)
+    if param is None:
+        return ConfigError(
+            f"cgrseg {command}".strip(),
+            found=error.format_message().rstrip("."),
+            expected=_usage(ctx),
+            remedy=f"see {help_command}",
+        )
+    name = (
+        param.opts[0]
+        if param.param_type_name == "option"
+        else param.metavar or str(param.name).upper()
+    )
+    missing = type(error).__name__ == "MissingParameter"
+    return ConfigError(
+        f"cgrseg {command} {name}",
+        found="it is missing" if missing else _found(error.message, param.opts, args),
+        expected=(param.help or _usage(ctx)).rstrip("."),
+        remedy=f"{'give' if missing else 'correct'} it; {help_command} has examples",
+    )
+
+
+def _option_names(params: Iterable[Any]) -> list[str]:
+    """Long names of the options among the parameters of a command."""
+    return [
+        name
+        for param in params
+        if param.param_type_name == "option" and not param.hidden
+        for name in (*param.opts, *param.secondary_opts)
+        if name.startswith("--")
+    ]
+
+
+def _known(name: str, params: Iterable[Any]) -> bool:
+    return any(name in (*param.opts, *param.secondary_opts) for param in params)
+
+
+def _found(message: str, names: Sequence[str], args: Sequence[str]) -> str:
+    """Typer's message about a value, with the value."""
+    given = [value for name, value in itertools.pairwise(args) if name in names]
+    given += [
+        word.partition("=")[2] for word in args if word.startswith(tuple(f"{n}=" for n in names))
+    ]
+    return f"{given[-1]!r}: {message}".rstrip(".") if given else message.rstrip(".")
+
+
+def _usage(ctx: Any) -> str:
+    return str(ctx.get_usage()).removeprefix("Usage:").strip()
