@@ -149,6 +149,6 @@ def test_compiled_package_with_two_sizes(checkpoint: Path, tmp_path: Path) -> No
     result = export(checkpoint, "aoti", out, sizes=sizes)
     assert {check.size for check in result.checks} == set(sizes)
     assert describe(out).kind == "aoti"
-    with pytest.raises(ConfigError, match="--trust-code"):
+    with pytest.raises(ConfigError, match="trust_code=True"):
         Predictor.from_pretrained(out)
     assert Predictor.from_pretrained(out, trust_code=True)(photo(64, 96)).labels.shape == (64, 96)
