@@ -6,6 +6,7 @@ The picture of it is in docs/architecture.md.
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,32 @@ def test_no_module_imports_upwards_or_sideways(repository: Path) -> None:
     assert len(files) > 30
     found = [v for path in files for v in violations(path, module_name(path, repository))]
     assert not found, "\n".join(found)
+
+
+def imported_modules(source: str, modules: set[str]) -> set[str]:
+    """Modules that a source names, also under TYPE_CHECKING and inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules or {str(node.module)}
+    return found & modules - {"cgrseg"}
+
+
+def test_no_modules_import_each_other_in_a_circle(repository: Path) -> None:
+    """Imports for annotations count too: what cannot be described alone is one thing."""
+    files = {module_name(path, repository): path for path in (repository / "cgrseg").rglob("*.py")}
+    graph = {
+        name: imported_modules(path.read_text(encoding="utf-8"), set(files)) - {name}
+        for name, path in files.items()
+    }
+    assert sum(map(len, graph.values())) > 500
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    graph["cgrseg.errors"].add("cgrseg.cli.main")
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_every_layer_has_a_level(repository: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.check.report import CheckReport
-from cgrseg.data.convert.runner import ConversionReport
+from cgrseg.data.convert.format import ConversionReport
 from cgrseg.datasets import get_spec
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference import Prediction, Predictor, TorchBackend

@@ -25,9 +25,10 @@ from cgrseg.deploy.calibration import (
     sampled_evenly,
 )
 from cgrseg.errors import CGRSegError, ConfigError, WeightsError
-from cgrseg.formats import format_names, load_format
+from cgrseg.formats import load_format
 from cgrseg.formats.base import ExportFormat, ExportJob, QuantizableFormat
 from cgrseg.formats.description import Size
+from cgrseg.formats.names import format_names
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.predictor import stored_test_settings
 from cgrseg.models import CGRSeg, read_checkpoint

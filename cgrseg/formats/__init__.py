@@ -8,29 +8,19 @@ docstring is the help text.  Nothing else has to know it: to add a format, add i
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.util
-import pkgutil
 from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cgrseg.errors import ConfigError, WeightsError, check_choice, option
+from cgrseg.formats.names import ENDING, format_names
 from cgrseg.input_files import refuse_special
 
 if TYPE_CHECKING:
     from cgrseg.formats.base import ExportFormat, Run
     from cgrseg.formats.description import Description
     from cgrseg.precision import Precision
-
-_ENDING = "_format"
-
-
-@functools.cache
-def format_names() -> tuple[str, ...]:
-    """Names of all formats in alphabetical order; no format is imported."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(name.removesuffix(_ENDING) for name in modules if name.endswith(_ENDING))
 
 
 def format_summaries() -> dict[str, str]:
@@ -40,7 +30,7 @@ def format_summaries() -> dict[str, str]:
     """
     found = {}
     for name in format_names():
-        spec = importlib.util.find_spec(f"{__name__}.{name}{_ENDING}")
+        spec = importlib.util.find_spec(f"{__name__}.{name}{ENDING}")
         assert spec is not None and isinstance(spec.loader, InspectLoader)
         module = ast.parse(spec.loader.get_source(spec.name) or "")
         line = (ast.get_docstring(module) or "").partition("\n")[0].rstrip(".")
@@ -55,7 +45,7 @@ def load_format(name: str) -> ExportFormat:
         ConfigError: there is no such format.
     """
     check_choice("export format", name, format_names())
-    found: ExportFormat = importlib.import_module(f"{__name__}.{name}{_ENDING}").FORMAT
+    found: ExportFormat = importlib.import_module(f"{__name__}.{name}{ENDING}").FORMAT
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cgrseg.errors import WeightsError
-from cgrseg.formats import format_names
+from cgrseg.formats.names import format_names
 from cgrseg.surroundings import raise_machine_problem
 
 Size = tuple[int, int]

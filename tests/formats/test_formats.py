@@ -12,6 +12,7 @@ from cgrseg import formats
 from cgrseg.bench.random_weights import draw_weights
 from cgrseg.deploy import export
 from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.formats.names import format_names
 from cgrseg.inference import Predictor
 from cgrseg.models import create_model
 from tests.inference.fixtures import photo
@@ -60,17 +61,15 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder.mkdir()
     (folder / "arrays_format.py").write_text(MADE_UP)
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
-    formats.format_names.cache_clear()
+    format_names.cache_clear()
     yield "arrays"
-    formats.format_names.cache_clear()
+    format_names.cache_clear()
 
 
 def test_names_and_help_texts() -> None:
-    assert formats.format_names() == ("aoti", "onnx", "openvino", "pt2")
+    assert format_names() == ("aoti", "onnx", "openvino", "pt2")
     assert formats.format_summaries()["pt2"] == "portable PyTorch program"
-    assert [formats.load_format(name).name for name in formats.format_names()] == [
-        *formats.format_names()
-    ]
+    assert [formats.load_format(name).name for name in format_names()] == [*format_names()]
 
 
 def test_unknown_names_and_suffixes_are_explained(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_unknown_names_and_suffixes_are_explained(tmp_path: Path) -> None:
 
 def test_a_format_is_one_file(made_up: str, tmp_path: Path) -> None:
     """It is written, compared with the network, described and predicted with."""
-    assert made_up in formats.format_names()
+    assert made_up in format_names()
     assert formats.format_summaries()[made_up] == "weights as NumPy arrays"
     model = draw_weights(create_model("cgrseg_t", 5, context_blocks=1))
     result = export(model, made_up, tmp_path / "small.npz", sizes=[(64, 96)], batch=1)

@@ -11,14 +11,14 @@ import functools
 import warnings
 from typing import Any
 
-from cgrseg.data.convert.format import Format
+from cgrseg.data.convert.format import ConversionReport, Format
 from cgrseg.data.convert.formats.coco import CocoInstances
 from cgrseg.data.convert.formats.coco_stuff10k import CocoStuff10k
 from cgrseg.data.convert.formats.labelme import LabelMe
 from cgrseg.data.convert.formats.mat import MatLabels
 from cgrseg.data.convert.formats.pascal_context import PascalContext
 from cgrseg.data.convert.formats.rgb import RgbMasks
-from cgrseg.data.convert.runner import ConversionReport, run_conversion
+from cgrseg.data.convert.runner import run_conversion
 from cgrseg.progress import Progress
 
 __all__ = [

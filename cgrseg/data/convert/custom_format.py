@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cgrseg.class_names import (
     CLASS_LIST,
@@ -23,6 +23,7 @@ from cgrseg.class_names import (
 from cgrseg.data.convert.format import (
     Annotations,
     Argument,
+    ConversionReport,
     Failure,
     Format,
     Option,
@@ -33,9 +34,6 @@ from cgrseg.data.convert.image_names import ImageMode, index_images
 from cgrseg.data.file_index import plain_form
 from cgrseg.datasets.spec import distinct_colors
 from cgrseg.errors import DataError
-
-if TYPE_CHECKING:
-    from cgrseg.data.convert.runner import ConversionReport
 
 IGNORE = 255
 

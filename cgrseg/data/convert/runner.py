@@ -11,14 +11,12 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cgrseg.class_names import class_list_text, read_class_list
-from cgrseg.data.convert.format import Failure, Format, Task
+from cgrseg.data.convert.format import ConversionReport, Failure, Format, Task
 from cgrseg.data.convert.image_names import ImageMode, place_image
 from cgrseg.data.convert.record import Record, note_of
 from cgrseg.data.image_files import MAX_PIXELS, read_image
@@ -28,91 +26,6 @@ from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text
 from cgrseg.locks import output_lock
 from cgrseg.progress import Progress
-
-
-@dataclass(repr=False)
-class ConversionReport:
-    """What a conversion made.
-
-    Attributes:
-        converter: name of the converter.
-        out: folder of the result.
-        classes: class names in id order.
-        first_id: label value of the first class (1 where 0 means unlabeled).
-        written: number of label maps written now.
-        kept: number of label maps that were finished before.
-        failures: skipped sources, each with its reason.
-        lists: number of lines per split list.
-        notes: remarks that are no errors.
-        pixels: number of pixels per label value 0..255 in the label maps written now.
-        seconds: wall-clock time.
-    """
-
-    converter: str
-    out: Path
-    classes: tuple[str, ...]
-    first_id: int = 0
-    written: int = 0
-    kept: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    lists: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    pixels: list[int] = field(default_factory=lambda: [0] * 256)
-    seconds: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        """Whether every source was converted and there was at least one."""
-        return not self.failures and self.written + self.kept > 0
-
-    @property
-    def exit_code(self) -> int:
-        """0 when all went well, 1 when something was skipped."""
-        return 0 if self.ok else 1
-
-    def __repr__(self) -> str:
-        return (
-            f"ConversionReport({self.converter} into {self.out}: {self.written} written, "
-            f"{self.kept} kept, {len(self.failures)} skipped)"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return {
-            "converter": self.converter,
-            "out": str(self.out),
-            "ok": self.ok,
-            "classes": list(self.classes),
-            "first_id": self.first_id,
-            "written": self.written,
-            "kept": self.kept,
-            "failed": [{"file": f.file, "message": f.message} for f in self.failures],
-            "lists": dict(self.lists),
-            "notes": list(self.notes),
-            "pixels": {str(k): n for k, n in enumerate(self.pixels) if n},
-            "seconds": round(self.seconds, 3),
-        }
-
-    def text(self) -> str:
-        """Summary for people, with every skipped source named."""
-        lines = [
-            f"{self.converter}: {self.written} label maps written, {self.kept} kept, "
-            f"{len(self.failures)} skipped, in {self.seconds:.1f} s",
-            f"in {self.out}",
-        ]
-        lines += [f"list {name}: {count} images" for name, count in self.lists.items()]
-        total = sum(self.pixels)
-        if total:
-            named = {self.first_id + k: name for k, name in enumerate(self.classes)}
-            present = sum(1 for k in named if self.pixels[k])
-            unlabeled = total - sum(self.pixels[k] for k in named)
-            lines.append(
-                f"{present} of {len(self.classes)} classes occur in what was written; "
-                f"{unlabeled / total:.1%} of the pixels belong to none"
-            )
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"skipped: {failure.message}" for failure in self.failures]
-        return "\n".join(lines)
 
 
 def run_conversion(format: Format, progress: Progress | None = None) -> ConversionReport:

@@ -18,11 +18,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from cgrseg.data.convert.format import Annotations, Argument, Format, Option, Task, skipped
+from cgrseg.data.convert.format import (
+    Annotations,
+    Argument,
+    ConversionReport,
+    Format,
+    Option,
+    Task,
+    skipped,
+)
 from cgrseg.data.convert.image_names import named_inside, read_stems
 from cgrseg.data.convert.matlab import read_label_field
 from cgrseg.data.convert.shapes import decode_mask
@@ -31,9 +39,6 @@ from cgrseg.errors import MALFORMED, DataError
 from cgrseg.files import atomic_write_text
 from cgrseg.input_files import read_input, read_input_text
 from cgrseg.provenance import joint_state
-
-if TYPE_CHECKING:
-    from cgrseg.data.convert.runner import ConversionReport
 
 HIGHEST_ID = 459
 
