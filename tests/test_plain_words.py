@@ -23,7 +23,8 @@ BRITISH = (
     r"behaviours?|artefacts?|licence\w*|mould\w*|metres?|programmes?|dialogues|"
     r"neighbour\w*|favour\w*|honour\w*|labell\w+|cancell(?:ed|ing)|modell\w+|travell\w+|analys(?:e|ed|es|ing)|maths|"
     r"\w*(?:normal|optim|quant|initial|synchron|recogn|organ|serial|minim|maxim|visual|random|util|"
-    r"summar|custom|categor|general|special|real|regular|parallel|final|equal|vector|memor)"
+    r"summar|custom|categor|general|special|real|regular|parallel|final|equal|vector|memor|character|"
+    r"local|penal|prior|emphas|stabil|factor|binar|discret|author|token|standard|central|rational)"
     r"is(?:e|ed|es|er|ers|ing|ation|ations)"
 )
 """British spellings of words that this package uses or could use."""
@@ -40,15 +41,15 @@ RULED_OUT = {
 }
 """Pattern to the wording that replaces it."""
 
-OPENINGS = re.compile(r"(?:Of|So many|For one|Them|Those|These|It|They|Such|Ones?)\b")
+OPENINGS = re.compile(r"(?:Of|So many|For one|Them|Those|These|This|That|It|Its|They|Such|Ones?)\b")
 """Beginnings of descriptions that lack their noun."""
 
+INDIRECT = re.compile(r"(?:^|[.!?:;] )(?:Of|So many|Of them|For one) ")
+"""Beginnings of sentences that lack their noun, wherever the sentence stands."""
+
 ALLOWED = {
-    "augment.colour_only",  # a setting
-    "colour_only",
-    "--colours",  # a flag of older scripts
     "class centres",  # a row of `cgrseg info --json`
-    "--no-pictures",
+    "--no-pictures",  # a flag of `cgrseg report`
 }
 """Public names that stay as they are."""
 
@@ -64,6 +65,7 @@ def faults(text: str) -> list[str]:
     for name in sorted(ALLOWED, key=len, reverse=True):
         text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "NAME", text)
     found = [f"{word[0]!r}: American spelling" for word in _WORD.finditer(text)]
+    found += [f"{start[0]!r}: say the noun first" for start in INDIRECT.finditer(text)]
     for pattern, replacement in _RULED_OUT.items():
         found += [f"{word[0]!r}: say {replacement}" for word in pattern.finditer(text)]
     return found
@@ -88,12 +90,12 @@ def descriptions() -> Iterator[tuple[str, str]]:
 
 
 def prose(document: str) -> Iterator[tuple[int, str]]:
-    """Lines of a Markdown document without code, addresses and generated option tables."""
-    fenced = False
+    """Lines of a Markdown document without code and addresses; directives hold prose."""
+    fence = ""
     for number, line in enumerate(document.splitlines(), start=1):
         if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif not fenced:
+            fence = "" if fence else line.strip()
+        elif not fence or (fence.startswith("```{") and not fence.startswith("```{code")):
             yield number, re.sub(r"`[^`]*`|\]\([^)]*\)|<[^>]*>", " ", line)
 
 
@@ -127,12 +129,63 @@ def test_documents_use_the_words_of_the_field(repository: Path) -> None:
     assert wrong == []
 
 
+def test_glossary_has_each_term_once_in_order(repository: Path) -> None:
+    lines = (repository / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    body = lines[lines.index("```{glossary}") + 1 : -1]
+    terms = [line for line in body if line and not line.startswith(" ")]
+    assert 30 <= len(terms) <= 50
+    assert terms == sorted(set(terms), key=str.casefold)
+    named = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", "\n".join(body))
+    assert len(named) > 5 and set(named) <= set(terms)
+
+
+PLANTED = (
+    *("Normalise it.", "The colour.", "A greyscale image.", "Label centres.", "The behaviour."),
+    *("Artefacts.", "A licence.", "Neighbours.", "Labelled pixels.", "Cancelled.", "Analysed."),
+    *("A photo.", "Pictures.", "A map of labels.", "The loss is no number.", "Told by count."),
+    *("They look alike.", "Two groups of parameters.", "Points of mIoU.", "Sure of itself."),
+    *("Of them, at most 4.", "The images. So many are read.", "Limits: For one image 4 MB."),
+)
+"""Texts with one fault each."""
+
+
+@pytest.mark.parametrize("text", PLANTED)
+def test_each_form_is_found(text: str) -> None:
+    assert len(faults(text)) == 1
+
+
+def test_no_rule_is_without_a_planted_text() -> None:
+    patterns = [*_RULED_OUT, _WORD, INDIRECT]
+    assert [each.pattern for each in patterns if not any(map(each.search, PLANTED))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Of the CPU.",
+        "So many at most.",
+        "Them too.",
+        "It is read.",
+        "Those of the config.",
+        "Ones.",
+    ],
+)
+def test_openings_without_a_noun_are_found(text: str) -> None:
+    assert OPENINGS.match(text)
+
+
+def test_prose_of_directives_is_read_and_code_is_not() -> None:
+    page = "a\n```python\ncolour\n```\n```{glossary}\nterm\n    grey `colour`\n```\nb"
+    assert [line.split() for _, line in prose(page)] == [["a"], ["term"], ["grey"], ["b"]]
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
         ("Normalise the colours of photos.", 3),
         ("The loss is no number.", 1),
-        ("Normalize the colors of images; augment.colour_only varies them.", 0),
+        ("Normalize the colors of images; cgrseg report --no-pictures leaves them out.", 0),
+        ("A class of its own. Offsets of the map; for one image.", 0),
         ("A precise, initial exercise with four colored labels.", 0),
     ],
 )
