@@ -1,4 +1,4 @@
-"""`cgrseg info`: what is installed, what a network costs, what a checkpoint or config holds."""
+"""`cgrseg info`: the installation, the cost of a network, the content of a checkpoint or config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, make_table, model_options
 from cgrseg.cli.options import AsJson, NumClasses, Settings, size_option
 from cgrseg.extras import EXTRAS
-from cgrseg.variants import VARIANTS
+from cgrseg.variants import NETWORK_STRIDE, VARIANTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,12 +167,14 @@ def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
     from cgrseg.reporting.cost import model_cost
 
     assert isinstance(model, CGRSeg)
-    if any(side < 32 or side % 32 for side in size):
+    if any(side < NETWORK_STRIDE or side % NETWORK_STRIDE for side in size):
+        multiples = [max(1, -(-side // NETWORK_STRIDE)) * NETWORK_STRIDE for side in size]
         raise ConfigError(
             "--size",
             found=size_text(*size),
-            expected="height and width as multiples of 32, the network's largest stride",
-            remedy=f"round up: --size {size_text(*(max(32, -(-s // 32) * 32) for s in size))}",
+            expected=f"height and width as multiples of {NETWORK_STRIDE}, the network's largest "
+            "stride",
+            remedy=f"round up: --size {size_text(*multiples)}",
         )
     return model_cost(model, size)
 

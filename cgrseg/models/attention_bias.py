@@ -1,4 +1,4 @@
-"""Attention biases for any input size, resized once and never stale.
+"""Attention biases for any input size, resized once per size and cached.
 
 EfficientFormerV2 adds a learned bias to its attention: one value per head and per
 offset (|dy|, |dx|) between a query cell and a key cell.  CGRSeg's table belongs to
@@ -7,16 +7,15 @@ a 512x512 input.  For another size the published code builds the whole
 interpolation (`mmseg/models/backbones/efficientformer_v2.py`).  On non-square
 inputs that mixes up rows, but published weights expect it.
 
-Doing so at every forward pass costs a fifth of a prediction on a CPU.  Here the
-result is kept per size while the network is in eval mode.
+Resizing at every forward pass takes a fifth of the time of a prediction on a CPU.  Here the result
+is cached per size in eval mode.
 
-The other form, `attention_bias="geometric"`, knows rows from columns.  In the published form, on a
-map of 16x22 cells, the row of a query in the matrix is not the row of its offset, and equal offsets
-get different biases.  Nor can it start from ImageNet: its 512-pixel table starts from zeros.  The
-geometric form resizes ImageNet's table itself, linearly and by one factor for both axes: the short
-side of the map spans the table, as 224 pixels did on ImageNet.  Offsets beyond the table's edge,
-which only the long side has, take the edge's value.  Equal offsets get equal biases at any size.
-At the table's own size (7x7 cells at stride 32) they are ImageNet's, exactly.
+The form `attention_bias="geometric"` resizes ImageNet's table itself, linearly and by one factor
+for both axes: the short side of the map spans the table, as 224 pixels did on ImageNet.  Offsets
+beyond the table's edge (on the long side only) take the value at the edge.  Equal offsets get equal
+biases at any size; at the table's own size (7x7 cells at stride 32) they are exactly ImageNet's.
+In the published form, equal offsets get different biases on a non-square map, and the 512-pixel
+table starts from zeros, not from ImageNet.
 
 Legend: A heads, R table cells per side, H x W cells of keys, Q queries, K keys.
 """
@@ -57,22 +56,21 @@ def offset_index(cells: int, query_stride: int = 1) -> Tensor:
 
 
 class KeptBias:
-    """Biases of one attention, kept per size in eval mode.
+    """Cache of the biases of one attention module, per size, in eval mode.
 
-    Not a module and no part of the state dict.  The key of the cache is the *value* of
-    the table, compared at every use: a version counter misses writes through `.data`
-    (as averaged weights are often swapped in), and an address is reused after a move.
-    The comparison reads a few kilobytes; on a GPU it makes the host wait once per
-    attention, which the compiled forms of the network do not.
+    Not a module, and not in the state dict.  The cache is valid while the *values* of the table are
+    equal, compared at every use: a version counter misses writes through `.data` (weight averaging
+    swaps weights this way), and an address is reused after a move.  The comparison reads a few
+    kilobytes; on a GPU the host waits for it once per attention, except in compiled networks.
 
-    Threads may share a network: what is kept is replaced as a whole, never changed.
+    Threads may share a network: the cache is replaced as a whole, never changed in place.
     """
 
     def __init__(self) -> None:
         self._kept: tuple[Tensor, dict[tuple[int, int], Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles start with an empty cache: cheap to fill, and never shared.
+        # Copies and pickles start with an empty cache of their own.
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,12 +78,12 @@ class KeptBias:
 
     @staticmethod
     def keeps(table: Tensor, queries: int, keys: int) -> bool:
-        """Whether biases of this size are small enough to be kept."""
+        """Whether biases of this size fit into the cache."""
         return table.shape[0] * queries * keys * table.element_size() <= _MAX_CACHED_BYTES
 
     @property
     def cached_bytes(self) -> int:
-        """Memory that the kept biases take."""
+        """Size of the cached biases in bytes."""
         return 0 if self._kept is None else sum(bias.nbytes for bias in self._kept[1].values())
 
     def _of_size(
@@ -95,9 +93,9 @@ class KeptBias:
         compute: Callable[[Tensor], Tensor],
         training: bool,
     ) -> Tensor:
-        """`compute(table)`, or what it gave for this size and a table of the same values."""
+        """`compute(table)`, cached by size while the values of the table stay the same."""
         if is_recorded() or (table.is_cuda and torch.cuda.is_current_stream_capturing()):
-            # Part of a graph: always computed from the table that is passed in.
+            # In a graph: always computed from the given table.
             return compute(table)
         if training or (torch.is_grad_enabled() and table.requires_grad):
             return compute(table)
@@ -107,7 +105,7 @@ class KeptBias:
                 kept = (table.detach().clone(), {})
         bias = kept[1].get(size)
         if bias is None:
-            # Outside inference mode, so that the kept tensor can be used in any mode later.
+            # Outside inference mode, so that the cached tensor is usable in any mode.
             with torch.inference_mode(False), torch.no_grad():
                 bias = compute(kept[0])
             others = kept[1]
@@ -129,9 +127,9 @@ class AttentionBias(KeptBias):
         Args:
             table: (A, offsets), the learned values.
             index: (Q0, K0), from :func:`offset_index`.
-            queries: Q wanted.
-            keys: K wanted.
-            training: whether the module that asks is in training mode.
+            queries: Q, number of queries of the input.
+            keys: K, number of keys of the input.
+            training: whether the attention module is in training mode.
 
         Returns:
             (A, Q, K) in the table's dtype.
@@ -145,7 +143,7 @@ class AttentionBias(KeptBias):
 
 
 class GeometricBias(KeptBias):
-    """Biases by true offsets, kept per size in eval mode.
+    """Biases by true offsets, cached per size in eval mode.
 
     Args:
         query_stride: queries sit on every `query_stride`-th cell of the keys.
@@ -169,7 +167,7 @@ class GeometricBias(KeptBias):
             table: (A, R * R), the learned values, `|dy| * R + |dx|`.
             height: H of the keys.
             width: W of the keys.
-            training: whether the module that asks is in training mode.
+            training: whether the attention module is in training mode.
 
         Returns:
             (A, Q, K) in the table's dtype.
@@ -181,13 +179,13 @@ class GeometricBias(KeptBias):
     def some(
         self, table: Tensor, height: int, width: int, part: tuple[int, int] | None = None
     ) -> Tensor:
-        """Biases (A, q, K) of the queries of one part (start, stop); none: of all."""
+        """Biases (A, q, K) of the queries in the range `part` (start, stop); None: all queries."""
         offsets = resized_offsets(table, height, width).flatten(1)  # (A, H * W)
         return offsets[:, pair_index(height, width, self.query_stride, part, table.device)]
 
 
 def resized_offsets(table: Tensor, height: int, width: int) -> Tensor:
-    """Bias of every offset that a map has.
+    """Biases of all offsets of a map.
 
     Args:
         table: (A, R * R), order `|dy| * R + |dx|`.
@@ -195,20 +193,20 @@ def resized_offsets(table: Tensor, height: int, width: int) -> Tensor:
         width: W, columns.
 
     Returns:
-        (A, H, W): of offset (|dy|, |dx|), for both from 0.
+        (A, H, W): the bias of the offset (|dy|, |dx|) at that index.
     """
     cells = math.isqrt(int(table.shape[1]))
     steps = max(1, min(height, width) - 1)
     values = table.unflatten(1, (cells, cells))
     for axis, length in ((1, height), (2, width)):
-        # Whole numbers, made where the table is: moving them there would make the processor wait.
+        # Integers, created on the device of the table: a copy would make the host wait.
         place = torch.arange(length, device=table.device) * (cells - 1)
         place = place.clamp(max=(cells - 1) * steps)  # in `steps`-ths of a cell
         low = place // steps
         high = (low + 1).clamp(max=cells - 1)
         share = (place - low * steps).to(table) / steps
         share = share[:, None] if axis == 1 else share
-        # No matrix product: automatic mixed precision would round it.
+        # Not a matrix product: automatic mixed precision would round it.
         values = torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share)
     return values
 
@@ -220,14 +218,14 @@ def pair_index(
     part: tuple[int, int] | None,
     device: torch.device,
 ) -> Tensor:
-    """Number of the offset, `|dy| * W + |dx|`, of every query and key.
+    """Offset index `|dy| * W + |dx|` of every pair of query and key.
 
     Args:
         height: H of the keys.
         width: W of the keys.
         query_stride: queries sit on every `query_stride`-th cell.
-        part: queries from, to (exclusive); none: all.
-        device: where to.
+        part: range of queries (start, stop); None: all queries.
+        device: device of the result.
 
     Returns:
         (q, K) int64.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from cgrseg.errors import MALFORMED, WeightsError
+from cgrseg.errors import MALFORMED
 from cgrseg.locks import locking
 from cgrseg.models.checkpoint_files import locate_pretrained, unusable_config
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centers
@@ -40,13 +40,13 @@ _LOG = logging.getLogger("cgrseg.models")
 
 
 class CGRSegHead(nn.Module):
-    """From three scales of features to logits at stride 8.
+    """Segmentation head: logits at stride 8 from features of three scales.
 
     Args:
-        variant: the table's row: widths and kernel lengths.
+        variant: widths and kernel lengths.
         in_channels: C_i at strides 8, 16, 32.
         num_classes: K.
-        dropout: whole-channel dropout before each use of the classifier.
+        dropout: probability of channel dropout before each use of the classifier.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class CGRSegHead(nn.Module):
             features: (N, C_i, H / s, W / s) for strides s of 8, 16, 32.
 
         Returns:
-            Two tensors (N, K, H / 8, W / 8): the prediction, and the initial one that
-            finds the class centers.
+            Two tensors (N, K, H / 8, W / 8): the final logits, and the initial logits that give the
+            class centers.
         """
         context = self.trans(pool_pyramid(features)).split(self.in_channels, dim=1)
         fused: Tensor | None = None
@@ -101,7 +101,7 @@ class CGRSegHead(nn.Module):
                 )
                 local = local + self.conv[scale](coarser)
             fused = self.SIM[scale](self.meta[scale](local), context[scale])  # (N, M, H/s, W/s)
-        assert fused is not None  # there are always three scales
+        assert fused is not None  # three scales
         initial = self.classify(self.linear_fuse(fused))
         centers = class_centers(fused, initial)  # (N, M, K, 1)
         return self.classify(self.lgc(fused, centers) + fused), initial
@@ -122,22 +122,21 @@ class CGRSeg(
     Args:
         variant: name in :data:`cgrseg.variants.VARIANTS`.
         num_classes: K.
-        context_blocks: RCMs on the pyramid; none: the variant's own number.
-        channels: M; none: the variant's own width.
-        dropout: chance that a channel is dropped before the classifier.
-        drop_path: stochastic depth of the last backbone block; none: the variant's own.
-        freeze_norm: the backbone's batch norms keep their stored statistics.
-        freeze_backbone: nothing of the backbone trains.
-        attention_bias: "published", which published weights need, or "geometric": true
-            offsets at every size, from ImageNet's table
-            (``cgrseg.models.attention_bias``).
-        classes: K class names, kept with saved weights.
-        palette: K colors, RGB 0..255, kept with saved weights.
-        preprocessing: how images become input at test time
-            (:class:`cgrseg.config.schema.TestConfig` as a dictionary), kept likewise.
+        context_blocks: number of RCMs on the pyramid; None: that of the variant.
+        channels: M, head width; None: that of the variant.
+        dropout: probability of channel dropout before the classifier.
+        drop_path: stochastic depth rate of the last backbone block; None: that of the variant.
+        freeze_norm: batch norms of the backbone keep their stored statistics.
+        freeze_backbone: the backbone does not train.
+        attention_bias: "published" (required by published weights), or "geometric": by true
+            offsets at every size, from ImageNet's table (``cgrseg.models.attention_bias``).
+        classes: K class names, saved with the weights.
+        palette: K colors, RGB 0..255, saved with the weights.
+        preprocessing: test settings (:class:`cgrseg.config.schema.TestConfig` as a dictionary),
+            saved with the weights.
 
     Raises:
-        ValueError: unknown variant or form of bias, or classes or colors that do not match K.
+        ValueError: unknown variant or attention bias, or not K classes or colors.
     """
 
     def __init__(
@@ -192,7 +191,7 @@ class CGRSeg(
         self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits at an eighth of the input's size.
+        """Logits at 1/8 of the input size.
 
         Args:
             x: (N, 3, H, W) float, RGB, normalized; H and W multiples of 32.
@@ -201,12 +200,12 @@ class CGRSeg(
             (N, K, H / 8, W / 8).
 
         Raises:
-            ValueError: for input of another rank, channel count or size.
+            ValueError: input of another rank, channel count, dtype or size.
         """
         return self.forward_with_initial(x)[0]
 
     def forward_with_initial(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the initial logits that found the class centers, both (N, K, H/8, W/8)."""
+        """Final logits, and the initial logits that give the class centers; (N, K, H/8, W/8)."""
         if not is_recorded():
             _check_input(x)
         logits, initial = self.decode_head(self.backbone(x)[1:])
@@ -219,7 +218,7 @@ class CGRSeg(
         return f"{text}, freeze_backbone=True" if self.backbone.frozen else text
 
     def options(self) -> dict[str, Any]:
-        """Arguments that build this network again, as plain values fit for JSON."""
+        """Constructor arguments of this network, as plain values for JSON."""
         table = VARIANTS[self.variant]
         return {
             "variant": self.variant,
@@ -243,7 +242,7 @@ class CGRSeg(
         """Write `model.safetensors` and `config.json` into a folder.
 
         Args:
-            save_directory: the folder; made if need be.
+            save_directory: the folder; created if missing.
             **options: as for `huggingface_hub.PyTorchModelHubMixin.save_pretrained`.
 
         Raises:
@@ -272,8 +271,7 @@ class CGRSeg(
             found: CGRSeg = super().from_pretrained(pretrained_model_name_or_path, **options)
             return found
         except (ValueError, AttributeError, RecursionError) as error:
-            problem = unusable_config(pretrained_model_name_or_path, str(error))
-            raise WeightsError(problem) from error
+            raise unusable_config(pretrained_model_name_or_path, str(error)) from error
 
     @classmethod
     def _from_pretrained(
@@ -303,18 +301,18 @@ class CGRSeg(
             values = model_kwargs.get(name)  # another number of classes
             if values is not None and not isinstance(values, list | tuple):
                 problem = f"{name} is of type {type(values).__name__}"
-                raise WeightsError(unusable_config(model_id, problem))
+                raise unusable_config(model_id, problem)
             if values is not None and len(values) != model_kwargs.get("num_classes", 150):
                 model_kwargs[name] = None
                 left_out.append(f"{len(values)} entries of {name}")
         for name, most in _MOST.items():
             value = model_kwargs.get(name)
             if value is not None and (type(value) is not int or not 0 <= value <= most):
-                raise WeightsError(unusable_config(model_id, f"{name} is {str(value)[:60]!r}"))
+                raise unusable_config(model_id, f"{name} is {str(value)[:60]!r}")
         try:
             model = cls(**model_kwargs)
         except MALFORMED as error:
-            raise WeightsError(unusable_config(model_id, str(error))) from error
+            raise unusable_config(model_id, str(error)) from error
         report = load_weights(model, path, verbose=False)
         if report.fresh:
             print(report, file=sys.stderr)

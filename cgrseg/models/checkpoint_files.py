@@ -1,10 +1,10 @@
-"""Reading weight files of every form that people have, without running code in them.
+"""Read weight files of all common forms without running code in them.
 
-Understood: PyTorch `.pth`/`.pt` (mmsegmentation's, the EfficientFormerV2 authors',
+Supported: PyTorch `.pth`/`.pt` (mmsegmentation's, the EfficientFormerV2 authors',
 averaged-weight wrappers, bare state dicts, our own), `.safetensors`, a folder made
 by `save_pretrained`, and Hugging Face hub ids.  Pickles are read with PyTorch's
-restricted unpickler and a list of harmless stand-ins
-(:mod:`cgrseg.models.plain_pickle`); anything that would call code is refused.
+restricted unpickler and a list of safe substitutes
+(:mod:`cgrseg.models.plain_pickle`); everything that would run code is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cgrseg.errors import WeightsError, explain
+from cgrseg.errors import WeightsError
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.models.digest import tensors_digest
 from cgrseg.models.plain_pickle import is_dense, load_plain
@@ -29,41 +29,35 @@ from cgrseg.surroundings import raise_machine_problem
 StateDict = dict[str, Tensor]
 
 DIGEST = "cgrseg_digest"
-"""Name of the tensors' digest in the metadata of our safetensors files: they have no checksums."""
+"""Metadata key of the digest of the tensors: safetensors files have no checksums."""
 
-# Where a state dict sits in the files of known tools, first found first taken.  Where a
-# tool keeps averaged weights beside raw ones, the first is what its authors evaluate:
-# timm marks its averages; mmengine writes averages as `state_dict` and the raw weights as
+# Keys of the state dict in files of known tools; the first that exists is taken.  With both raw and
+# averaged weights in a file, the order takes those that the authors of the tool evaluate: timm
+# marks its averages; mmengine writes averages as `state_dict` and the raw weights as
 # `ema_state_dict`; the EfficientFormerV2 authors evaluate `model`.
-_CONTAINERS = (
-    "state_dict_ema",
-    "state_dict",
-    "model",
-    "module",
-    "model_ema",
-    "ema_state_dict",
-)
-# Counters that wrappers of averaged weights keep among the parameters.
+_CONTAINERS = ("state_dict_ema", "state_dict", "model", "module", "model_ema", "ema_state_dict")
+# Counters among the parameters of weight-averaging wrappers.
 _COUNTERS = ("n_averaged", "steps")
-# Wrappers that put their own name before every parameter: data parallel and averaged
-# models, compiled modules, Lightning modules.
+# Prefixes by wrappers: data parallel and weight averaging, torch.compile, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network_module.")
+# File name suffixes: a missing file with one of them is not taken for a hub id.
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx")
 
 
 @dataclass
 class Checkpoint:
-    """A weight file as read: names and tensors on the CPU, and what it says of itself."""
+    """Content of a weight file: names and tensors on the CPU, and metadata."""
 
     source: str
     """File, folder or hub id, for messages."""
     state_dict: StateDict
-    """Names as in the file, wrappers' prefixes removed."""
+    """Names as in the file, without the prefixes of wrappers."""
     meta: dict[str, Any] = field(default_factory=dict)
     """`meta` of a `.pth`, `config.json` of a folder, metadata of a safetensors file."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Content beside the weights, such as optimizer state."""
     notes: list[str] = field(default_factory=list)
-    """In words: which of several sets of weights was taken."""
+    """Remarks as sentences, for instance which of several sets of weights was taken."""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -74,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             `save_pretrained`; or a hub id such as "name/repository".
 
     Raises:
-        WeightsError: missing, truncated, foreign or unsafe files; each says which.
+        WeightsError: the file is missing, truncated, foreign or unsafe.
     """
     location = locate_pretrained(path)
     if location.is_dir():
@@ -85,24 +79,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
-    """The local file or folder behind a path or a hub id (downloaded when it is one).
+    """Local file or folder of a path, or of a hub id, which is downloaded.
 
     Raises:
-        WeightsError: neither a path that exists nor a hub id that can be fetched.
+        WeightsError: the path does not exist, or the hub id cannot be downloaded.
     """
     location = Path(os.path.expanduser(path))
     if location.exists():
         return location
     text = str(path)
-    looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and location.suffix not in {
-        ".pth",
-        ".pt",
-        ".bin",
-        ".safetensors",
-        ".ckpt",
-        ".onnx",
-    }
-    if not looks_like_hub:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or location.suffix in _SUFFIXES:
         raise WeightsError(
             text,
             found="there is no such file or folder",
@@ -159,15 +145,15 @@ def _read_folder(folder: Path) -> Checkpoint:
             if not isinstance(config_values, dict):
                 raise ValueError(f"it holds {type(config_values).__name__}, not a table")
         except (OSError, ValueError, RecursionError) as error:
-            raise WeightsError(unusable_config(config, str(error))) from error
+            raise unusable_config(config, str(error)) from error
         checkpoint.meta.update(config_values)
     checkpoint.source = str(folder)
     return checkpoint
 
 
-def unusable_config(where: object, found: str) -> str:
-    """The message for a `config.json` beside weights that cannot be used."""
-    return explain(
+def unusable_config(where: object, found: str) -> WeightsError:
+    """The error for an unusable `config.json` beside weights."""
+    return WeightsError(
         where,
         found=f"its config.json cannot be used ({found})",
         expected="what save_pretrained wrote",
@@ -180,26 +166,24 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
     head = _first_bytes(path)
     if head[8:9] != b"{":
-        raise WeightsError(_foreign_file(path, head))
+        raise _foreign_file(path, head)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as stream:
             state_dict = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             metadata = dict(stream.metadata() or {})
     except (SafetensorError, OSError, MemoryError) as error:
         raise_machine_problem(error, path)
-        raise WeightsError(_truncated(path, error)) from error
+        raise _truncated(path, error) from error
     digest = metadata.pop(DIGEST, None)
     if digest is not None and digest != tensors_digest(state_dict):
-        raise WeightsError(
-            _truncated(path, ValueError("its tensors are not those that were saved"))
-        )
+        raise _truncated(path, ValueError("its tensors are not those that were saved"))
     return Checkpoint(str(path), _strip_prefixes(state_dict), metadata)
 
 
-def _truncated(path: Path, error: Exception) -> str:
+def _truncated(path: Path, error: Exception) -> WeightsError:
     size = path.stat().st_size if path.exists() else 0
     reason = re.split(r"\. |\n", str(error))[0] if str(error) else type(error).__name__
-    return explain(
+    return WeightsError(
         path,
         found=f"the file is truncated or damaged ({size:,} bytes; {reason})",
         expected="a complete weight file",
@@ -220,8 +204,8 @@ def _first_bytes(path: Path, count: int = 64) -> bytes:
         ) from error
 
 
-def _foreign_file(path: Path, head: bytes) -> str:
-    return explain(
+def _foreign_file(path: Path, head: bytes) -> WeightsError:
+    return WeightsError(
         path,
         found=_foreign_kind(head),
         expected="a PyTorch .pth file or a .safetensors file",
@@ -232,10 +216,10 @@ def _foreign_file(path: Path, head: bytes) -> str:
 def _read_pickle(path: Path) -> Checkpoint:
     head = _first_bytes(path)
     if not head.startswith(b"PK\x03\x04") and head[:1] != b"\x80":
-        raise WeightsError(_foreign_file(path, head))
+        raise _foreign_file(path, head)
     try:
         content = load_plain(path)
-    except Exception as error:  # a damaged pickle fails in any of a dozen ways
+    except Exception as error:  # damaged pickles raise many types
         raise_machine_problem(error, path)
         text = str(error)
         if "TorchScript" in text:
@@ -247,7 +231,7 @@ def _read_pickle(path: Path) -> Checkpoint:
             ) from error
         culprit = refused_global(text) if isinstance(error, pickle.UnpicklingError) else None
         if culprit is None:
-            raise WeightsError(_truncated(path, error)) from error
+            raise _truncated(path, error) from error
         raise WeightsError(
             path,
             found=f"reading it would run code: it holds `{culprit}`, which is neither a "
@@ -263,7 +247,7 @@ def refused_global(message: str) -> str | None:
     """Name that PyTorch's restricted unpickler refused, read from its message; None: no name."""
     for pattern in (r"GLOBAL ([\w.]+)", r"nsupported (?:global|class|operand)\W+([\w.]+)"):
         found = re.search(pattern, message)
-        # Without a module before it, it is no name: an opcode, or a name cut short.
+        # A name without a module is an opcode or a truncated name.
         if found is not None and "." in found.group(1).strip("."):
             return found.group(1).strip(".")
     return None
@@ -282,7 +266,7 @@ def _foreign_kind(head: bytes) -> str:
 
 
 def _unpack(path: Path, content: Any) -> Checkpoint:
-    """Find the state dict in what a pickle held."""
+    """Find the state dict in the content of a pickle."""
     extra: dict[str, Any] = {}
     meta: dict[str, Any] = {}
     notes: list[str] = []
@@ -328,10 +312,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _strip_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Remove wrappers' prefixes as long as every parameter carries one.
-
-    Counters of averaged-model wrappers carry none and are left out.
-    """
+    """Remove prefixes that all parameters share, and counters of weight averaging."""
     names = {k: v for k, v in state_dict.items() if k not in _COUNTERS}
     while True:
         prefix = next((p for p in _PREFIXES if names and all(k.startswith(p) for k in names)), None)

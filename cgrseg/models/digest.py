@@ -1,4 +1,4 @@
-"""Digests of weights: which weights made a result, and whether a file still holds them."""
+"""SHA-256 digests of weights: the origin of a result, and the check of a file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer of a network with its name."""
+    """SHA-256 of all parameters and buffers of a network, with their names."""
     return tensors_digest(model.state_dict())
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names, shapes and dtypes, whatever their order."""
+    """SHA-256 of tensors with their names, shapes and dtypes; the order does not matter."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         data = value.detach().to("cpu").contiguous()

@@ -1,4 +1,4 @@
-"""Dynamic prototype guided head: the classes found in this image guide its features.
+"""Dynamic prototype guided head: features gated by the classes predicted in the same image.
 
 Paper: CGRSeg, section 3.4 and figure 5; published files
 `mmseg/models/decode_heads/dpg_head.py` and `cgr_head.py`.
@@ -28,7 +28,7 @@ def class_centers(features: Tensor, logits: Tensor) -> Tensor:
 
 
 class DynamicPrototypeGuide(nn.Module):
-    """Turns class centers into one gate per channel."""
+    """Computes one gate per channel from the class centers."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

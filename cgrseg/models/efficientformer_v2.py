@@ -30,7 +30,7 @@ STRIDES = (4, 8, 16, 32)
 """Pixels of input per cell, for each of the four stages."""
 
 BiasForm = Literal["published", "geometric"]
-"""How attention biases follow the input's size; see `EfficientFormerV2`."""
+"""How attention biases are resized to the input; see `EfficientFormerV2`."""
 
 _TABLE_INPUT = 512  # pixels per side of the input that the learned bias tables belong to
 _IMAGENET_CELLS = 7  # cells per side of ImageNet's tables at stride 32 (224-pixel input)
@@ -49,7 +49,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.norm2 = nn.BatchNorm2d(channels)
         self.act = nn.GELU()
-        for layer in (self.fc1, self.fc2):  # the depthwise one keeps PyTorch's own start
+        for layer in (self.fc1, self.fc2):  # the depthwise layer keeps PyTorch's initialization
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ class ConvMlp(nn.Module):
 class Attention(nn.Module):
     """Attention over the cells of a map with talking heads and a local value branch.
 
-    With `stride` 2 (stage 3) it works on a map of half the size and upsamples its result.
+    With `stride` 2 (stage 3), attention runs on a map of half the size and its result is upsampled.
     """
 
     heads, key_channels, value_channels = 8, 32, 128  # A, E, D
@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
 
 class LocalGlobalQuery(nn.Module):
-    """Queries at half the resolution: every second cell plus a depthwise convolution."""
+    """Queries at half the resolution: subsampled cells plus a strided depthwise convolution."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -235,14 +235,14 @@ class EfficientFormerV2(nn.Module):
         variant: name in :data:`cgrseg.variants.BACKBONES`.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at
             the first (0 for S0 and S1, 0.02 for S2, 0.1 for L as published).
-        freeze_norm: keep batch norms at their stored statistics in training mode too.
+        freeze_norm: batch norms use their stored statistics in training mode too.
         attention_bias: "published": a table for 512-pixel inputs, expanded to all pairs and
             resized as an image; "geometric": ImageNet's table, resized by true offsets.
-        frozen: nothing of the backbone trains: no gradients, batch norms at their stored
-            statistics and no stochastic depth in training mode too.
+        frozen: no gradients, and in training mode too batch norms with stored statistics and no
+            stochastic depth.
 
     Raises:
-        KeyError: for a variant that does not exist.
+        KeyError: there is no such variant.
     """
 
     strides = STRIDES
@@ -330,11 +330,10 @@ class EfficientFormerV2(nn.Module):
 def _add_bias_tables(
     module: Any, form: BiasForm, cells: int, imagenet_cells: int, query_stride: int = 1
 ) -> None:
-    """Register the learned table of biases.
+    """Register the learned bias tables.
 
-    Published: that of a 512-pixel input, beside ImageNet's own table and index, which are
-    unused in segmentation and kept because published checkpoints hold them.  Geometric:
-    ImageNet's table, learned on.
+    Published: a table for 512-pixel inputs; ImageNet's table and index are buffers that only keep
+    published checkpoints loadable.  Geometric: ImageNet's table, which keeps training.
     """
     zeros = torch.zeros(module.heads, imagenet_cells**2)
     imagenet_index = (imagenet_cells // query_stride) ** 2, imagenet_cells**2
@@ -358,7 +357,7 @@ def _attention(
     key: Tensor,
     grid: tuple[int, int],
 ) -> Tensor:
-    """Attention of all queries: at once, or part by part where their weights would be large.
+    """Attention of all queries, part by part where the attention weights would be large.
 
     Args:
         module: holds the biases.

@@ -1,4 +1,4 @@
-"""Small building blocks that more than one part of the network uses."""
+"""Building blocks shared by the backbone and the head."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 
 def is_recorded() -> bool:
-    """Whether the operations under way become a graph: compiled, exported or traced.
+    """Whether operations are being recorded into a graph: compiled, exported or traced.
 
-    What such a graph computes should depend on its inputs alone, not on what was kept from an
-    earlier call.
+    A recorded graph must depend on its inputs alone, not on values cached by an earlier call.
     """
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.compiler.is_compiling() or tracing
@@ -43,7 +42,7 @@ class DropPath(nn.Module):
 
 
 def drop_path(rate: float) -> nn.Module:
-    """Stochastic depth of `rate`, or the identity where the rate is 0."""
+    """Stochastic depth, or the identity at rate 0."""
     return DropPath(rate) if rate > 0.0 else nn.Identity()
 
 
@@ -54,7 +53,7 @@ def conv_norm(
     stride: int = 1,
     groups: int = 1,
 ) -> nn.Sequential:
-    """Convolution with "same" padding and bias, then batch norm, as the backbone pairs them."""
+    """Convolution with "same" padding and bias, then batch norm, for the backbone."""
     return nn.Sequential(
         nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups
@@ -64,11 +63,10 @@ def conv_norm(
 
 
 class ConvNormAct(nn.Module):
-    """1x1 convolution without bias, batch norm and, if asked for, ReLU.
+    """1x1 convolution without bias, batch norm and optional ReLU, for the head.
 
-    The head's counterpart of :func:`conv_norm`; its parameters are called `conv`
-    and `bn` in published checkpoints.  Initialized as the published head is:
-    Kaiming normal over the fan out.
+    Published checkpoints name its parameters `conv` and `bn`.  Initialization: Kaiming normal over
+    the fan-out, as published.
     """
 
     def __init__(

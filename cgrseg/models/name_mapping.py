@@ -1,9 +1,8 @@
-"""Names of ImageNet backbones, translated to ours.
+"""Translation of parameter names of ImageNet backbones.
 
 The EfficientFormerV2 authors' files (`eformer_*_450.pth`) use the published names
-directly.  timm's files (`timm/efficientformerv2_*.snap_dist_in1k`) name the same
-tensors differently; this module translates them.  The table was checked against
-timm's own module, whose names are kept in `tests/golden/timm_keys.json`.
+directly.  timm's files (`timm/efficientformerv2_*.snap_dist_in1k`) have other names for the same
+tensors.  The names of timm's module are in `tests/golden/timm_keys.json`.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# ImageNet's classifier, which a feature backbone does not have.
+# ImageNet classifier: absent from a feature backbone.
 _CLASSIFIER = re.compile(r"(norm|head|dist_head|head_dist)\.(weight|bias|running_|num_batches)")
 
-# Attention: timm pairs `<name>.conv` and `<name>.bn`; published sequences count instead.
+# Attention: timm has `<name>.conv` and `<name>.bn`, published sequences have numbers.
 _ATTENTION = (
     (r"q\.local\.", "q.local.0."),
     (r"q\.proj\.conv\.", "q.proj.0."),
@@ -41,20 +40,20 @@ _STEM = (
 
 
 def is_timm(names: Mapping[str, Tensor] | set[str]) -> bool:
-    """Whether these are timm's names of an EfficientFormerV2."""
+    """Whether the names are those of timm's EfficientFormerV2."""
     return "stem.conv1.conv.weight" in names
 
 
 def is_imagenet_classifier(name: str) -> bool:
-    """Whether a name (backbone-relative) belongs to ImageNet's classifier."""
+    """Whether a name relative to the backbone belongs to the ImageNet classifier."""
     return _CLASSIFIER.match(name) is not None
 
 
 def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate timm's names and shapes to the published backbone's.
 
-    The classifier and the index buffer that older files hold are left out; a name that
-    no rule knows is kept as it is, so that the load report shows it.
+    The classifier, and the index buffer of older files, are left out.  Unknown names are kept, so
+    that the load report shows them.
     """
     translated = {}
     for name, value in state_dict.items():
@@ -68,7 +67,7 @@ def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def timm_name(name: str) -> str:
-    """The published name of one of timm's, itself when no rule knows it."""
+    """Published name of a tensor of timm; an unknown name is returned unchanged."""
     if name.startswith("stem."):
         return _first_match(_STEM, name)
     # `features_only` wrappers write `stages_0` for `stages.0`.
@@ -77,7 +76,7 @@ def timm_name(name: str) -> str:
         return name
     stage, part, block, rest = found.groups()
     if part == "downsample":
-        # Published: in the stage list, before the blocks; stages 1 and 2 have plain ones.
+        # The published list holds the downsampling before the blocks of its stage.
         place = f"network.{2 * int(stage) - 1}."
         if rest.startswith("attn."):
             return f"{place}attn.{_first_match(_ATTENTION, rest[len('attn.') :])}"

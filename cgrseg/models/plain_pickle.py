@@ -1,10 +1,9 @@
-"""Reading pickles that hold tensors and plain data, without running code of theirs.
+"""Read pickles with tensors and plain data, without running code in them.
 
-PyTorch's restricted unpickler builds tensors and containers and refuses every other class
-that is not on a list.  Training code leaves a few more beside the weights: numpy scalars and
-arrays, parsed arguments, mmengine's `HistoryBuffer`.  None of the real classes is handed to
-the unpickler: each name on the list stands for a class or function of this module, which
-checks what it gets.  (numpy's own `__setstate__` trusts its arguments.)
+PyTorch's restricted unpickler builds tensors and containers, and refuses every other class unless
+it is on a list.  Checkpoints also contain numpy scalars and arrays, parsed arguments and mmengine's
+`HistoryBuffer`.  For numpy and mmengine, the list substitutes classes and functions of this module,
+which check their arguments (numpy's own `__setstate__` does not).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _MOST_NUMBERS = 1 << 26
 
 
 class _DType:
-    """Stands for `numpy.dtype`: numbers and text of fixed length only."""
+    """Substitute for `numpy.dtype`: numbers and text of fixed length only."""
 
     def __init__(self, code: Any = None, *_rest: Any) -> None:
         if isinstance(code, bytes):
@@ -47,7 +46,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for `numpy.ndarray`; :func:`_settled` puts the array in its place."""
+    """Substitute for `numpy.ndarray`; :func:`_settled` replaces it by the array."""
 
     def __init__(self) -> None:
         self.value: np.ndarray = np.zeros(0)
@@ -75,24 +74,24 @@ def _values(shape: Any, dtype: Any, content: Any, order: Any = "C") -> np.ndarra
 
 
 def _array(*_arguments: Any) -> _Array:
-    """Stands for numpy's `_reconstruct`."""
+    """Substitute for numpy's `_reconstruct`."""
     return _Array()
 
 
 def _scalar(dtype: Any, content: Any = b"") -> Any:
-    """Stands for numpy's `scalar`."""
+    """Substitute for numpy's `scalar`."""
     return _values((), dtype, content)[()]
 
 
 class _History:
-    """Stands for mmengine's `HistoryBuffer` (logged losses); nothing here looks into it."""
+    """Substitute for mmengine's `HistoryBuffer` (logged losses), which is not used."""
 
 
 def _attribute(*_arguments: Any) -> None:
-    """Stands for `getattr`, by which older versions of mmengine store that class's methods."""
+    """Substitute for `getattr`, with which older mmengine stores the methods of that class."""
 
 
-_STAND_INS: list[Any] = [
+_SUBSTITUTES: list[Any] = [
     argparse.Namespace,
     (_DType, "numpy.dtype"),
     (_Array, "numpy.ndarray"),
@@ -100,9 +99,9 @@ _STAND_INS: list[Any] = [
     (_attribute, "builtins.getattr"),
     (_attribute, "__builtin__.getattr"),
     *(
-        (stand_in, f"numpy.{core}.multiarray.{name}")
+        (substitute, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
-        for stand_in, name in ((_scalar, "scalar"), (_array, "_reconstruct"))
+        for substitute, name in ((_scalar, "scalar"), (_array, "_reconstruct"))
     ),
 ]
 
@@ -112,18 +111,18 @@ def load_plain(path: Path) -> Any:
 
     Raises:
         pickle.UnpicklingError: the file holds a class or function that is not on the list.
-        Exception: whatever a damaged file leads PyTorch to.
+        Exception: the file is damaged; PyTorch raises many types.
     """
     if zipfile.is_zipfile(path):
         _check_archive(path)
-    with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+    with torch.serialization.safe_globals(_SUBSTITUTES), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols
         content = torch.load(path, map_location="cpu", weights_only=True)
     return _settled(content)
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse compressed members, which can unpack to any size, and those that were changed."""
+    """Refuse compressed members, which can unpack to any size, and wrong checksums."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -135,7 +134,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _settled(value: Any) -> Any:
-    """The same containers with numpy arrays in place of their stand-ins."""
+    """The same containers with numpy arrays in place of their substitutes."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
@@ -151,7 +150,7 @@ def _settled(value: Any) -> Any:
 
 
 def is_dense(value: Any) -> bool:
-    """Whether a value is a dense tensor of real numbers on the CPU, with memory for each."""
+    """Whether a value is a dense real tensor on the CPU, with memory for each element."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
     if value.is_complex() or value.is_quantized:

@@ -1,4 +1,4 @@
-"""Pyramid context: one small map that has seen every scale, and its way back.
+"""Pyramid context: a small feature map from all scales, and its fusion into each scale.
 
 Paper: CGRSeg, section 3.3 and figure 2 (pyramid context extraction and spatial
 feature reconstruction); published file `mmseg/models/decode_heads/cgr_head.py`.
@@ -20,13 +20,13 @@ from cgrseg.models.rcm import RectangularSelfCalibrationModule
 
 
 def pool_pyramid(features: Sequence[Tensor]) -> Tensor:
-    """Average every scale down to half the size of the smallest, and stack them.
+    """Average-pool every scale to half the size of the smallest, and concatenate the channels.
 
     Args:
         features: (N, C_i, H_i, W_i), largest map first.
 
     Returns:
-        (N, C, ceil(H / 2), ceil(W / 2)) with H x W the last map's size.
+        (N, C, ceil(H / 2), ceil(W / 2)), where H x W is the size of the last map.
     """
     height, width = features[-1].shape[-2:]
     size = ((height + 1) // 2, (width + 1) // 2)
@@ -34,7 +34,7 @@ def pool_pyramid(features: Sequence[Tensor]) -> Tensor:
 
 
 class PyramidContext(nn.Module):
-    """A chain of RCMs on the stacked pyramid."""
+    """Sequence of RCMs on the pooled pyramid."""
 
     def __init__(
         self, channels: int, blocks: int, strip_kernel: int, square_kernel: int, mlp_ratio: int

@@ -3,9 +3,9 @@
 Paper: CGRSeg, section 3.2 and figures 3 and 4; published file
 `mmseg/models/decode_heads/rcm.py`, whose arithmetic and parameter names are kept.
 
-RCA pools a map along each axis and adds the two: a "rectangle" of attention whose
-edges follow the rows and columns that stand out.  Two strip convolutions calibrate
-its shape, and the result gates a depthwise 3x3 of the input.
+RCA averages a map along each axis and adds the two results: rectangular attention that follows
+the rows and columns with large values.  Two strip convolutions calibrate its shape, and the result
+gates a depthwise 3x3 convolution of the input.
 
 Legend: N images, C channels, H x W cells.
 """
@@ -66,9 +66,9 @@ class RectangularSelfCalibrationModule(nn.Module):
 
     Args:
         channels: C.
-        strip_kernel: of the RCA.
-        square_kernel: of the RCA.
-        mlp_ratio: hidden over outer channels.
+        strip_kernel: length of the strip convolutions of the RCA.
+        square_kernel: side of the local convolution of the RCA.
+        mlp_ratio: ratio of hidden to outer channels.
     """
 
     def __init__(

@@ -164,7 +164,7 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
     widths = [tensors.get(f"decode_head.meta.{i}.gamma") for i in range(3)]
     channels = tuple(len(w) for w in widths if w is not None and w.ndim == 1)
     if stem is None or classifier is None or classifier.ndim != 4 or len(channels) != len(widths):
-        raise WeightsError(_foreign(checkpoint))
+        raise _foreign(checkpoint)
     variant = next((n for n, v in VARIANTS.items() if v.feature_channels == channels), None)
     if variant is None:
         known = ", ".join(f"{name} {each.feature_channels}" for name, each in VARIANTS.items())
@@ -177,7 +177,7 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
     block = re.compile(r"decode_head\.trans\.transformer_blocks\.(\d{1,3})\.")
     numbers = {int(found[1]) for name in tensors if (found := block.match(name))}
     if numbers != set(range(len(numbers))):
-        raise WeightsError(_foreign(checkpoint))
+        raise _foreign(checkpoint)
     leaves = {name.rpartition(".")[2] for name in tensors}
     imagenets = "attention_biases" in leaves and "attention_biases_seg" not in leaves
     return {
@@ -286,7 +286,7 @@ def _select(checkpoint: Checkpoint, part: str) -> tuple[StateDict, bool, LoadRep
             tensors = {k: v for k, v in tensors.items() if k.startswith("backbone.")}
         return dict(tensors), False, report
     elif not any(n.removeprefix("backbone.").startswith("patch_embed.") for n in tensors):
-        raise WeightsError(_foreign(checkpoint))
+        raise _foreign(checkpoint)
     if part == "all":
         raise WeightsError(
             checkpoint.source,
@@ -334,11 +334,9 @@ def _build_that(source: str, theirs: dict[str, Any], ours: dict[str, Any]) -> st
     """How to get the network of a checkpoint: settings, or in Python one call."""
     if speaks_python():
         return f"build that network: cgrseg.load_model({source!r})"
-    names = {"variant": "name", "context_blocks": "context_blocks"}
-    names["attention_bias"] = "attention_bias"
     changed = [
-        f"model.{setting}={theirs[option]}"
-        for option, setting in names.items()
+        f"model.{'name' if option == 'variant' else option}={theirs[option]}"
+        for option in ("variant", "context_blocks", "attention_bias")
         if theirs[option] != ours[option]
     ]
     return f"train that network: {' '.join(changed)}"
@@ -350,9 +348,9 @@ def _in_words(options: dict[str, Any]) -> str:
     return f"{options['variant']} with {options['context_blocks']} context blocks{bias}"
 
 
-def _foreign(checkpoint: Checkpoint) -> str:
+def _foreign(checkpoint: Checkpoint) -> WeightsError:
     examples = _shown(list(checkpoint.state_dict), 3)
-    return explain(
+    return WeightsError(
         checkpoint.source,
         found=f"weights of another architecture (for example {examples})",
         expected="CGRSeg (backbone.patch_embed..., decode_head...), or an EfficientFormerV2 by its "
