@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
 from cgrseg.errors import DataError
 from cgrseg.visual.overlay import class_shares, colorize, overlay, with_legend
+
+_LOG = logging.getLogger("cgrseg.inference")
 
 Color = tuple[int, int, int]
 
@@ -123,7 +125,7 @@ class Prediction:
 
     def coloured(self) -> NDArray[np.uint8]:
         """Old name of :meth:`colored`."""
-        warnings.warn("coloured() is now colored()", FutureWarning, stacklevel=2)
+        _LOG.warning("the method 'coloured' is now called 'colored'")
         return self.colored()
 
     def overlay(self, opacity: float = 0.5, *, legend: bool = False) -> NDArray[np.uint8]:

@@ -131,7 +131,9 @@ def test_samples_are_made_at_the_bounds(path: str) -> None:
                 "cgrseg-t_custom", [*size, text, f"augment.crop_first={order}"]
             ).augment
             for seed in range(3):
-                sample = TrainTransform(config)(image, labels, np.random.default_rng(seed))
+                transform, seeded = TrainTransform(config), np.random.default_rng(seed)
+                plan = transform.plan(labels, seeded)
+                sample = transform.finish(*transform.render(image, plan, seeded))
                 assert sample[0].shape == (3, 32, 32)
                 assert np.isfinite(sample[0]).all()
 

@@ -8,7 +8,7 @@ made, and what was skipped and why.  The functions here do both in one call.
 from __future__ import annotations
 
 import functools
-import warnings
+import logging
 from typing import Any
 
 from cgrseg.data.convert.format import ConversionReport, Format
@@ -31,11 +31,14 @@ __all__ = [
 ]
 
 
+_LOG = logging.getLogger("cgrseg.data")
+
+
 def _convert(
     kind: type[Format], *arguments: Any, progress: Progress | None = None, **options: Any
 ) -> ConversionReport:
     if "colours" in options:
-        warnings.warn("the argument colours is now colors", FutureWarning, stacklevel=3)
+        _LOG.warning("the argument 'colours' is now called 'colors'")
         options["colors"] = options.pop("colours")
     return run_conversion(kind(*arguments, **options), progress)
 
