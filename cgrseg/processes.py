@@ -318,3 +318,22 @@ def ignore_signals() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def end_when_parent_terminates() -> None:
+    """End this process at a SIGTERM from its parent; one from elsewhere is ignored (Linux only).
+
+    `multiprocessing` sends it to daemon processes when the interpreter exits, and then waits for
+    them.  Threads and processes that this process starts later inherit the blocked signal.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or sys.platform != "linux":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="wait-for-sigterm", daemon=True).start()

@@ -171,6 +171,36 @@ def test_a_child_ends_with_its_killed_parent(start: str, system: str, tmp_path: 
         time.sleep(0.02)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who sent a signal")
+def test_only_its_parent_terminates_a_loader(tmp_path: Path) -> None:
+    """multiprocessing does so when a program ends after an error, and waits for its children."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+            import multiprocessing, subprocess, sys
+            from cgrseg.data.dataset import initialize_worker
+
+            def work(pipe):
+                initialize_worker(0)
+                while True:
+                    pipe.send("ready")
+                    pipe.recv()
+
+            if __name__ == "__main__":
+                mine, other = multiprocessing.Pipe()
+                child = multiprocessing.Process(target=work, args=(other,), daemon=True)
+                child.start()
+                print(mine.recv(), flush=True)
+                subprocess.run(["kill", "-TERM", str(child.pid)], check=True)
+                mine.send("go on")
+                print(mine.recv(), flush=True)
+                sys.exit(3)  # the interpreter terminates the child, and waits for it
+            """)
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("ready\nready\n", 3)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_a_finalizer_swallows_comes_again(number: signal.Signals) -> None:
     done = finished(FINALIZER.format(signal=number.name))

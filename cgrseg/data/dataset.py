@@ -27,7 +27,7 @@ from cgrseg.data.sampling import Key, sample_generator
 from cgrseg.data.train_transform import Plan, TrainTransform
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
-from cgrseg.processes import end_with_parent, ignore_signals
+from cgrseg.processes import end_when_parent_terminates, end_with_parent, ignore_signals
 
 
 class TrainSample(TypedDict):
@@ -238,9 +238,11 @@ def initialize_worker(worker: int) -> None:
     """Prepare a loader process: one thread, ignores signals, ends with its parent.
 
     There is one worker per core already.  The process that trains answers signals by writing a
-    checkpoint, for which its loaders must go on.
+    checkpoint, for which its loaders must go on.  Only a SIGTERM that it sends itself ends them:
+    it does so when it exits after an error.
     """
     ignore_signals()
+    end_when_parent_terminates()
     end_with_parent()
     cv2.setNumThreads(0)
 
