@@ -230,7 +230,7 @@ def run_script(
         if each.kind is bool:
             options["action"] = "store_true"
         elif each.name_list or list[str] in kinds:
-            options["nargs"] = "+"
+            options |= {"nargs": "+", "action": "extend"}
         elif isinstance(kinds[0], type) and issubclass(kinds[0], Enum):
             options["choices"] = [choice.value for choice in kinds[0]]
         else:
@@ -240,6 +240,9 @@ def run_script(
         short = ["-o"] if each.field == "out" else []
         parser.add_argument(*short, *dict.fromkeys(flags), dest=each.name, **options)
     given = vars(parser.parse_args())
+    for each in own:
+        if each.name_list and len(given[each.name] or ()) == 1:
+            given[each.name] = read_names(given[each.name][0])
     if adapt is not None:
         adapt(given)
     try:

@@ -173,6 +173,26 @@ def test_the_scripts_convert_the_published_datasets(repository, shared_data, tmp
     assert len(list((tmp_path / "VOCdevkit/VOC2010/SegmentationClassContext").glob("*.png"))) == 103
 
 
+def test_a_script_repeats_flags_and_reads_a_class_list(repository, tmp_path):
+    for folder in ("photos", "masks"):
+        write_image(tmp_path / folder / "a.png", np.full((2, 3, 3), 9, np.uint8))
+    (tmp_path / "colors.txt").write_text("road 9 9 9\nblur 1 1 1\nvoid 2 2 2\n")
+    folders = tmp_path / "photos", tmp_path / "masks", tmp_path / "out"
+    flags = "--colors", tmp_path / "colors.txt", "--ignore", "blur", "--ignore", "void"
+    assert script(repository, "rgb_masks.py", *folders, *flags).returncode == 0
+    assert (tmp_path / "out" / "classes.txt").read_text() == "road\n"
+    (tmp_path / "names.txt").write_text("sky\nroad\n")
+    shape = {"label": "road", "points": [[0, 0], [3, 0], [3, 2], [0, 2]]}
+    data = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 2, "imageWidth": 3}
+    (tmp_path / "photos" / "a.json").write_text(json.dumps(data))
+    folders = tmp_path / "photos", tmp_path / "mine"
+    assert (
+        script(repository, "labelme.py", *folders, "--classes", tmp_path / "names.txt").returncode
+        == 0
+    )
+    assert read_label(tmp_path / "mine" / "annotations" / "a.png").tolist() == [[1] * 3] * 2
+
+
 @pytest.mark.parametrize(
     "name",
     ["coco_stuff10k.py", "pascal_context.py", "labelme.py", "coco_instances.py", "rgb_masks.py"],
