@@ -185,11 +185,9 @@ def test_a_script_repeats_flags_and_reads_a_class_list(repository, tmp_path):
     shape = {"label": "road", "points": [[0, 0], [3, 0], [3, 2], [0, 2]]}
     data = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 2, "imageWidth": 3}
     (tmp_path / "photos" / "a.json").write_text(json.dumps(data))
-    folders = tmp_path / "photos", tmp_path / "mine"
-    assert (
-        script(repository, "labelme.py", *folders, "--classes", tmp_path / "names.txt").returncode
-        == 0
-    )
+    names = "--classes", tmp_path / "names.txt"
+    made = script(repository, "labelme.py", tmp_path / "photos", tmp_path / "mine", *names)
+    assert made.returncode == 0
     assert read_label(tmp_path / "mine" / "annotations" / "a.png").tolist() == [[1] * 3] * 2
 
 
