@@ -100,6 +100,8 @@ def set_torchrun_variables() -> None:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     environment = os.environ
+    # Before the others are set: with them, all processes would count as those of one machine.
+    environment["LOCAL_WORLD_SIZE"] = str(this_process().local_world_size)
     for ours, theirs in (
         ("RANK", "SLURM_PROCID"),
         ("WORLD_SIZE", "SLURM_NTASKS"),
@@ -108,7 +110,6 @@ def set_torchrun_variables() -> None:
     ):
         if theirs in environment:
             environment[ours] = environment[theirs]
-    environment["LOCAL_WORLD_SIZE"] = str(this_process().local_world_size)
     job = environment.get("SLURM_JOB_ID", "")[-4:]
     port = environment.get("PORT") or (str(15000 + int(job)) if job.isdecimal() else "29500")
     environment.setdefault("MASTER_PORT", port)

@@ -57,10 +57,17 @@ def this_process() -> Process:
     see the number of tasks as well, but are one process.
 
     Raises:
-        EnvironmentProblem: a variable is no whole number.
+        EnvironmentProblem: a variable is no whole number, or there is a world size without a rank.
     """
     tasks = _number("SLURM_STEP_NUM_TASKS", 1)
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if world > 1 and "RANK" not in os.environ:
+        raise EnvironmentProblem(
+            "environment variable WORLD_SIZE",
+            found=f"{world} processes, but no variable RANK",
+            expected="both variables, as torchrun sets them, or none for a single process",
+            remedy="unset WORLD_SIZE, or start the processes with torchrun or srun",
+        )
     if world > 1:
         # Inside srun the variables may be srun's own (cgrseg.distributed), or torchrun's.
         of_srun = (rank, world) == (_number("SLURM_PROCID", -1), tasks)

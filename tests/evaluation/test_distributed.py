@@ -99,6 +99,13 @@ def test_the_environment_tells_who_does_what(
     assert process.launcher == launcher and (process.rank, process.world_size) == share
 
 
+def test_a_world_size_without_a_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every process would do the share of the first one.
+    set_environment(monkeypatch, WORLD_SIZE="2")
+    with pytest.raises(EnvironmentProblem, match="2 processes, but no variable RANK"):
+        this_process()
+
+
 @pytest.mark.parametrize(
     ("values", "visible", "expected"),
     [
@@ -187,6 +194,9 @@ def test_the_first_machine_is_that_of_the_step_and_not_of_the_job(
     monkeypatch.setattr(os, "environ", environment)
     set_torchrun_variables()
     assert environment["MASTER_ADDR"] == expected and environment["WORLD_SIZE"] == "2"
+    assert environment["LOCAL_WORLD_SIZE"] == ("2" if machines == "1" else "1")
+    assert this_process().launcher == "slurm"
+    assert this_process().local_world_size == int(environment["LOCAL_WORLD_SIZE"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
