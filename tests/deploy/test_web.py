@@ -19,8 +19,7 @@ from cgrseg.cli.web import model_names
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web import Limits, Service
 from cgrseg.deploy.web.api import _unless_disconnected
-from cgrseg.deploy.web.queue import PredictionQueue
-from cgrseg.deploy.web.service import Refused
+from cgrseg.deploy.web.service import PredictionQueue, Refused
 from cgrseg.deploy.web.uploads import Disconnected
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
 from cgrseg.inference import Predictor

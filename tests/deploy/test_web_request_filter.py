@@ -185,12 +185,13 @@ def test_a_slow_body() -> None:
 def test_the_body_that_paused_longest_makes_room() -> None:
     async def scenario() -> None:
         uploads = Uploads(Limits(waiting=1, stall_seconds=60), 100)
+        too_long = Refused(413, "too long")
         paused = []
         for _ in range(2):
-            body = uploads.read(sender([b"x" * 90], ends=False), 100, "too long")
+            body = uploads.read(sender([b"x" * 90], ends=False), 100, too_long)
             paused.append(asyncio.ensure_future(body))
             await asyncio.sleep(0.05)
-        assert await uploads.read(sender([b"x" * 90]), 100, "too long") == b"x" * 90
+        assert await uploads.read(sender([b"x" * 90]), 100, too_long) == b"x" * 90
         with pytest.raises(Refused, match="being uploaded at the moment") as caught:
             await paused[0]
         assert caught.value.status == 503 and not paused[1].done()

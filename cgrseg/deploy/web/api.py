@@ -1,11 +1,11 @@
-"""The HTTP API: `POST /v1/segment` and what describes it; refusals are JSON.
+"""The page and the HTTP API: `POST /v1/segment` and its description; errors are JSON.
 
 Annotations here are evaluated, not postponed: FastAPI reads them, and its own classes are known
 inside the function only, since the package is an extra.
 """
 
 import asyncio
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -13,15 +13,22 @@ import numpy as np
 
 from cgrseg import __version__
 from cgrseg.data.label_files import encode_label_png
-from cgrseg.deploy.web.page_files import PageFile
-from cgrseg.deploy.web.queue import PredictionQueue
-from cgrseg.deploy.web.request_filter import INTERNAL_ERROR, LOG, SEGMENT
-from cgrseg.deploy.web.service import Refused, Service
+from cgrseg.data.synthetic import make_scene
+from cgrseg.deploy.web.request_filter import LOG, SEGMENT, internal_error
+from cgrseg.deploy.web.service import PredictionQueue, Refused, Service
 from cgrseg.deploy.web.uploads import Disconnected
-from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem, explain
+from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem
 from cgrseg.extras import require_extra
 from cgrseg.inference import Prediction
+from cgrseg.inference.views import Image
 
+_PAGE_FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+_EXAMPLE = (11, 0, (480, 640))  # seed, number, height and width of a synthetic scene
 Format = Literal["png", "json", "jpeg"]
 TYPES: dict[str, Format] = {
     "image/png": "png",
@@ -48,18 +55,6 @@ _BODY = {
         },
     }
 }
-_LACK = explain(
-    "server",
-    found="it lacks memory or something else for this image",
-    expected="an answer",
-    remedy="send a smaller image, or see the output of the server",
-)
-_UNFIT = explain(
-    "model",
-    found="the model cannot label this image",
-    expected="an image of a size that the model takes",
-    remedy="send a smaller image, choose another model, or see the output of the server",
-)
 _REFUSALS = {
     400: "Not an image, a damaged one, or an unknown model.",
     401: "The token is missing or wrong.",
@@ -73,13 +68,12 @@ _REFUSALS = {
 }
 
 
-def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageFile]) -> Any:
+def make_api(service: Service, queue: PredictionQueue) -> Any:
     """The application: page and API.
 
     Args:
         service: labels the images.
         queue: runs the predictions.
-        files: files of the page by path.
 
     Raises:
         EnvironmentProblem: packages are missing.
@@ -98,19 +92,12 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
         redirect_slashes=False,
     )
 
-    def refusal(status: int, message: str) -> Any:
-        return responses.JSONResponse({"error": message}, status)
+    def answer(error: Refused) -> Any:
+        return responses.JSONResponse({"error": str(error)}, error.status)
 
     @api.exception_handler(CGRSegError)
     async def _refuse(_request: Request, error: CGRSegError) -> Any:
-        if isinstance(error, Refused):
-            return refusal(error.status, str(error))
-        if isinstance(error, DataError):
-            return refusal(400, str(error))
-        LOG.error("%s", error)  # not for the client: the message may name files of the server
-        if isinstance(error, EnvironmentProblem):
-            return refusal(507, _LACK)
-        return refusal(422, _UNFIT)
+        return answer(_refusal(error))
 
     @api.exception_handler(Disconnected)
     async def _tell_nobody(_request: Request, _error: Disconnected) -> Any:
@@ -118,24 +105,27 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
 
     @api.exception_handler(Exception)
     async def _hide_trace(_request: Request, _error: Exception) -> Any:
-        return refusal(500, INTERNAL_ERROR)  # the request filter logs the trace
+        return answer(internal_error())  # the request filter logs the trace
 
     @api.exception_handler(RequestValidationError)
     async def _refuse_parameter(_request: Request, error: RequestValidationError) -> Any:
         first = error.errors()[0]
         where, found = ".".join(map(str, first["loc"])), str(first["msg"])[:200]
-        text = explain(where, found=found, expected="see /openapi.json", remedy="correct it")
-        return refusal(422, text)
+        return answer(
+            Refused(422, where, found=found, expected="see /openapi.json", remedy="correct it")
+        )
 
     @api.exception_handler(HTTPException)
     async def _refuse_address(_request: Request, error: HTTPException) -> Any:
-        text = explain(
-            "request",
-            found=str(error.detail),
-            expected=f"POST {SEGMENT}, or an address of /openapi.json",
-            remedy="correct the address or the method",
+        return answer(
+            Refused(
+                error.status_code,
+                "request",
+                found=str(error.detail),
+                expected=f"POST {SEGMENT}, or an address of /openapi.json",
+                remedy="correct the address or the method",
+            )
         )
-        return refusal(error.status_code, text)
 
     @api.post(
         SEGMENT,
@@ -206,15 +196,45 @@ def make_api(service: Service, queue: PredictionQueue, files: Mapping[str, PageF
     ) -> dict[str, int | None]:
         return {"length": len(queue), "place": queue.place(ticket) if ticket else None}
 
-    def add_file(path: str, file: PageFile) -> None:
-        async def answer() -> Any:
-            return responses.Response(file.content, media_type=file.media_type)
+    def add_file(path: str, content: bytes, media_type: str) -> None:
+        async def send() -> Any:
+            return responses.Response(content, media_type=media_type)
 
-        api.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
+        api.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
 
-    for path, file in files.items():
-        add_file(path, file)
+    # All files are read here, at the start: no request opens a file.
+    for name, media_type in _PAGE_FILES.items():
+        add_file("/" if name == "index.html" else f"/{name}", _content(name), media_type)
+    add_file("/example.jpg", _jpeg(make_scene(*_EXAMPLE)[0]), "image/jpeg")
     return api
+
+
+def _content(name: str) -> bytes:
+    return (Path(__file__).parent / "page" / name).read_bytes()
+
+
+def _refusal(error: CGRSegError) -> Refused:
+    """The answer to a request whose image cannot be labeled."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, DataError):
+        return Refused(400, error)
+    LOG.error("%s", error)  # not for the client: the message may name files of the server
+    if isinstance(error, EnvironmentProblem):
+        return Refused(
+            507,
+            "server",
+            found="it lacks memory or something else for this image",
+            expected="an answer",
+            remedy="send a smaller image, or see the output of the server",
+        )
+    return Refused(
+        422,
+        "model",
+        found="the model cannot label this image",
+        expected="an image of a size that the model takes",
+        remedy="send a smaller image, choose another model, or see the output of the server",
+    )
 
 
 def _accepted(accept: str) -> Format:
@@ -254,7 +274,7 @@ async def _image_bytes(request: Any, most: int) -> bytes:
 
 
 async def _unless_disconnected(request: Any, work: Any) -> Any:
-    """The result of some work, which is given up when the client leaves."""
+    """The result of some work, which is cancelled when the client leaves."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(request.receive())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -281,8 +301,11 @@ def _encoded(prediction: Prediction, wanted: Format, opacity: float) -> bytes | 
             expected=f"at most {_JPEG_SIDE} in width and height, as JPEG has",
             remedy="request a PNG or JSON, or make the image smaller",
         )
-    overlay = np.ascontiguousarray(prediction.overlay(opacity)[:, :, ::-1])
-    done, content = cv2.imencode(".jpg", overlay)
+    return _jpeg(prediction.overlay(opacity))
+
+
+def _jpeg(image: Image) -> bytes:
+    done, content = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]))
     assert done  # an array of ours always has a form that can be encoded
     return content.tobytes()
 

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from cgrseg.deploy.web.service import Limits, Refused, too_many_bytes
 from cgrseg.deploy.web.uploads import Disconnected, Message, Receive, Uploads, discard
-from cgrseg.errors import explain
 
 Send = Callable[[Message], Awaitable[None]]
 
@@ -105,16 +104,23 @@ class RequestFilter:
             await self._application(scope, _replayed(body, receive), send_with_headers)
         except Refused as error:
             await discard(receive)
-            await _refuse(send_with_headers, error.status, str(error))
+            await _refuse(send_with_headers, error)
         except Disconnected:
             pass
         except asyncio.CancelledError:  # the server ends, and waits no longer
             if not begun:
-                await _refuse(send_with_headers, 503, _ENDING)
+                ending = Refused(
+                    503,
+                    "server",
+                    found="it is shutting down",
+                    expected="requests that take a few seconds at most",
+                    remedy="try again when the server has been started again",
+                )
+                await _refuse(send_with_headers, ending)
         except Exception:
             LOG.exception("a request failed")
             if not begun:
-                await _refuse(send_with_headers, 500, INTERNAL_ERROR)
+                await _refuse(send_with_headers, internal_error())
 
     async def _admit(self, scope: Message, receive: Receive) -> bytes:
         """The body of a request that passes all checks.
@@ -132,12 +138,18 @@ class RequestFilter:
         length = headers.get("content-length", "0" if "transfer-encoding" not in headers else None)
         if (scope["method"], scope["path"]) != ("POST", SEGMENT):
             if length != "0":
-                raise Refused(413, _NO_BODY)
+                raise Refused(
+                    413,
+                    "request",
+                    found="a body",
+                    expected="none for this address",
+                    remedy=f"send images to {SEGMENT}",
+                )
             return b""
         self._check_room()
         if length is not None and not (length.isdecimal() and int(length) <= self._largest):
             found = f"{int(length) / 1e6:.2f} MB" if length.isdecimal() else "an unknown length"
-            raise Refused(413, too_many_bytes(found, self._limits))
+            raise too_many_bytes(found, self._limits)
         too_long = too_many_bytes(f"more than {self._largest / 1e6:.2f} MB", self._limits)
         return await self._uploads.read(receive, self._largest, too_long)
 
@@ -146,14 +158,12 @@ class RequestFilter:
         if host not in self._names and (self._local or not _is_address(host)):
             raise Refused(
                 421,
-                explain(
-                    "request",
-                    found=f"it is for the host {host[:80]!r}",
-                    expected=", ".join(sorted(self._names))
-                    + ("" if self._local else " or an IP address"),
-                    remedy="open the page under this name, or start the server with "
-                    "`--allow-host NAME`",
-                ),
+                "request",
+                found=f"it is for the host {host[:80]!r}",
+                expected=", ".join(sorted(self._names))
+                + ("" if self._local else " or an IP address"),
+                remedy="open the page under this name, or start the server with "
+                "`--allow-host NAME`",
             )
 
     def _check_token(self, path: str, headers: dict[str, str]) -> None:
@@ -164,12 +174,10 @@ class RequestFilter:
         if kind.lower() != "bearer" or not same:
             raise Refused(
                 401,
-                explain(
-                    "token",
-                    found="a wrong one" if given else "none",
-                    expected="the token that the server printed when it started",
-                    remedy="open the printed address, or send `Authorization: Bearer TOKEN`",
-                ),
+                "token",
+                found="a wrong one" if given else "none",
+                expected="the token that the server printed when it started",
+                remedy="open the printed address, or send `Authorization: Bearer TOKEN`",
             )
 
 
@@ -190,12 +198,10 @@ def _check_origin(scope: Message, headers: dict[str, str]) -> None:
     if foreign or (site not in ("same-origin", "none") and not is_link):
         raise Refused(
             403,
-            explain(
-                "request",
-                found=f"a page of another site sent it ({(origin or site)[:80]})",
-                expected="requests of this server's own page, or of programs",
-                remedy="open the page of this server; a proxy must pass the header Host on",
-            ),
+            "request",
+            found=f"a page of another site sent it ({(origin or site)[:80]})",
+            expected="requests of this server's own page, or of programs",
+            remedy="open the page of this server; a proxy must pass the header Host on",
         )
 
 
@@ -209,24 +215,15 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-_ENDING = explain(
-    "server",
-    found="it is shutting down",
-    expected="requests that take a few seconds at most",
-    remedy="try again when the server has been started again",
-)
-INTERNAL_ERROR = explain(
-    "server",
-    found="an internal error",
-    expected="an answer",
-    remedy="see the output of the server, and report the problem",
-)
-_NO_BODY = explain(
-    "request",
-    found="a body",
-    expected="none for this address",
-    remedy=f"send images to {SEGMENT}",
-)
+def internal_error() -> Refused:
+    """The answer to a request that failed by a bug; its trace is in the server's log."""
+    return Refused(
+        500,
+        "server",
+        found="an internal error",
+        expected="an answer",
+        remedy="see the output of the server, and report the problem",
+    )
 
 
 def _host_name(host: str) -> str:
@@ -251,8 +248,8 @@ def _authority(origin: str) -> str | None:
         return None
 
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = json.dumps({"error": reason}).encode()
+async def _refuse(send: Send, error: Refused) -> None:
+    body = json.dumps({"error": str(error)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

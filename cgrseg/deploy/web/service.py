@@ -1,16 +1,23 @@
-"""Label uploaded images, within limits on bytes, pixels and memory."""
+"""Label uploaded images within limits on bytes, pixels, memory and time, one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from cgrseg.data.image_files import decode_image
 from cgrseg.deploy.web.image_header import decoded_size
-from cgrseg.errors import CGRSegError, ConfigError, DataError, explain
+from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor
 from cgrseg.inference.views import Image, network_size
 from cgrseg.surroundings import raise_machine_problem
+
+Result = TypeVar("Result")
+
+_MAX_CLASSES = 256  # of an indexed PNG
 
 
 @dataclass(frozen=True)
@@ -45,25 +52,27 @@ class Refused(CGRSegError):
         status: HTTP status of the answer.
     """
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, where: object, **parts: str) -> None:
+        super().__init__(where, **parts)
         self.status = status
 
 
-_NO_IMAGE = explain(
-    "upload",
-    found="a file that is not an image, or a damaged one",
-    expected="JPEG, PNG, WebP, BMP or TIFF",
-    remedy="choose another file, or save the image again as JPEG",
-)
-_MOST_CLASSES = 256  # of an indexed PNG
+def too_many_bytes(found: str, limits: Limits) -> Refused:
+    """The refusal of a file that is too large."""
+    return Refused(
+        413,
+        "upload",
+        found=found,
+        expected=f"at most {limits.upload_bytes / 1e6:.1f} MB",
+        remedy="make the image smaller, or save it as JPEG",
+    )
 
 
 class Service:
-    """Predictors by name, and the limits under which they work for anybody.
+    """Predictors by name, and the limits of every request.
 
     Args:
-        models: predictors by the name under which they are offered; at least one.
+        models: predictors by the name that the page shows; at least one.
         limits: limits of every request.
 
     Raises:
@@ -74,11 +83,11 @@ class Service:
         self.models = dict(models)
         self.limits = limits
         for name, predictor in self.models.items():
-            if len(predictor.classes) > _MOST_CLASSES:
+            if len(predictor.classes) > _MAX_CLASSES:
                 raise ConfigError(
                     name,
                     found=f"{len(predictor.classes)} classes",
-                    expected=f"at most {_MOST_CLASSES}, which is what an indexed PNG holds",
+                    expected=f"at most {_MAX_CLASSES}, which is what an indexed PNG holds",
                     remedy="use `cgrseg.Predictor` from Python",
                 )
 
@@ -98,41 +107,12 @@ class Service:
             )
         return self.models[name]
 
-    def check(self, data: bytes) -> tuple[int, int]:
-        """Refuse what is not an image, or too large an image, by the header alone.
-
-        Returns:
-            Width and height.
-
-        Raises:
-            Refused: too many bytes or pixels.
-            DataError: not an image.
-        """
-        if len(data) > self.limits.upload_bytes:
-            raise Refused(413, too_many_bytes(f"{len(data) / 1e6:.1f} MB", self.limits))
-        try:
-            width, height, room = decoded_size(data)
-        except Exception as error:  # damaged headers fail in many ways
-            raise_machine_problem(error, "upload")
-            raise DataError(_NO_IMAGE) from error
-        if room > self.limits.pixels:
-            raise Refused(
-                413,
-                explain(
-                    "upload",
-                    found=f"{width}x{height} pixels",
-                    expected=f"at most {self.limits.pixels / 1e6:g} megapixels",
-                    remedy="make the image smaller",
-                ),
-            )
-        return width, height
-
     def segment(self, data: bytes, model: str | None = None) -> Prediction:
         """Label one image.
 
         Args:
             data: content of the image file.
-            model: one of the names; None: the first one.
+            model: name of the model; None: the first one.
 
         Raises:
             Refused: too many bytes or pixels.
@@ -143,13 +123,37 @@ class Service:
         size = self.check(data)
         image = decode_image(data, "upload", bits=predictor.test.image_bits)
         if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
-            raise DataError(_NO_IMAGE)
+            raise _not_an_image()
         try:
             found: Prediction = self._bounded(predictor, image)(image)
         except Exception as error:
             raise_machine_problem(error, "prediction")
             raise
         return found
+
+    def check(self, data: bytes) -> tuple[int, int]:
+        """Width and height of an image by its header, before anything is decoded.
+
+        Raises:
+            Refused: too many bytes or pixels.
+            DataError: not an image.
+        """
+        if len(data) > self.limits.upload_bytes:
+            raise too_many_bytes(f"{len(data) / 1e6:.1f} MB", self.limits)
+        try:
+            width, height, room = decoded_size(data)
+        except Exception as error:  # damaged headers fail in many ways
+            raise_machine_problem(error, "upload")
+            raise _not_an_image() from error
+        if room > self.limits.pixels:
+            raise Refused(
+                413,
+                "upload",
+                found=f"{width}x{height} pixels",
+                expected=f"at most {self.limits.pixels / 1e6:g} megapixels",
+                remedy="make the image smaller",
+            )
+        return width, height
 
     def _bounded(self, predictor: Predictor, image: Image) -> Predictor:
         """The predictor, with sliding windows where the whole image would need too much memory."""
@@ -161,11 +165,84 @@ class Service:
         return Predictor(predictor.backend, windows, predictor.classes, predictor.palette)
 
 
-def too_many_bytes(found: str, limits: Limits) -> str:
-    """The message for a file that is too large."""
-    return explain(
+def _not_an_image() -> DataError:
+    return DataError(
         "upload",
-        found=found,
-        expected=f"at most {limits.upload_bytes / 1e6:.1f} MB",
-        remedy="make the image smaller, or save it as JPEG",
+        found="a file that is not an image, or a damaged one",
+        expected="JPEG, PNG, WebP, BMP or TIFF",
+        remedy="choose another file, or save the image again as JPEG",
     )
+
+
+class PredictionQueue:
+    """Queue of predictions: one at a time in a thread, first come, first served.
+
+    One prediction uses the whole machine; several at once would share it and need more memory.
+
+    Args:
+        limits: `waiting` bounds the length, `seconds` the time of one request.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
+        self._entries: list[tuple[str, Future[Any]]] = []
+
+    def _tickets(self) -> list[str]:
+        self._entries = [(ticket, work) for ticket, work in self._entries if not work.done()]
+        return [ticket for ticket, _ in self._entries]
+
+    def __len__(self) -> int:
+        """Number of requests that wait or are computed."""
+        return len(self._tickets())
+
+    def place(self, ticket: str) -> int | None:
+        """Place of a request: 0 while it is computed, 1 if it is next; None: not in the queue."""
+        tickets = self._tickets()
+        return tickets.index(ticket) if ticket in tickets else None
+
+    def check_room(self) -> None:
+        """Refuse a request when the queue is full.
+
+        Raises:
+            Refused: the queue is full.
+        """
+        if len(self) >= self._limits.waiting:
+            raise Refused(
+                503,
+                "server",
+                found=f"{len(self)} requests are waiting already",
+                expected=f"at most {self._limits.waiting}",
+                remedy="try again in a minute",
+            )
+
+    async def run(self, work: Callable[[], Result], ticket: str = "") -> Result:
+        """Run a function when its turn comes.
+
+        A request that is cancelled leaves the queue. If it is being computed, it keeps its place
+        until the computation ends.
+
+        Args:
+            work: function without arguments.
+            ticket: name of the request for :meth:`place`.
+
+        Raises:
+            Refused: the queue is full, or the time is over.
+        """
+        self.check_room()
+        future = self._worker.submit(work)
+        self._entries.append((ticket, future))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._limits.seconds)
+        except asyncio.TimeoutError as error:
+            raise Refused(
+                503,
+                "server",
+                found=f"no answer within {self._limits.seconds:g} seconds",
+                expected="a prediction in that time, queueing included",
+                remedy="try again later, or with a smaller image",
+            ) from error
+
+    def close(self) -> None:
+        """Cancel all requests that wait."""
+        self._worker.shutdown(wait=False, cancel_futures=True)

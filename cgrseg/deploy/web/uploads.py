@@ -1,4 +1,4 @@
-"""Receive request bodies: within a size, a time and a memory budget for all of them."""
+"""Receive request bodies within a size, a time and a memory budget for all of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cgrseg.deploy.web.service import Limits, Refused
-from cgrseg.errors import explain
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -40,13 +40,13 @@ async def discard(receive: Receive) -> None:
         await asyncio.wait_for(read(), _DISCARDED_SECONDS)
 
 
+@dataclass(eq=False)
 class _Upload:
-    """A body that is arriving."""
+    """A body that is arriving, and the time of its last bytes."""
 
-    def __init__(self) -> None:
-        self.body = bytearray()
-        self.last = time.monotonic()
-        self.given_up = asyncio.Event()
+    body: bytearray = field(default_factory=bytearray)
+    last: float = field(default_factory=time.monotonic)
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Uploads:
@@ -54,8 +54,8 @@ class Uploads:
 
     Args:
         limits: `seconds` and `stall_seconds` bound the time of one body.
-        largest: bytes of the largest body; all bodies together have room for `waiting` of them
-            and one more.  The body that paused longest makes room for others.
+        largest: size of the largest body in bytes. All bodies together have room for `waiting` of
+            them and one more; the body that paused longest makes room for others.
     """
 
     def __init__(self, limits: Limits, largest: int) -> None:
@@ -63,13 +63,13 @@ class Uploads:
         self._room = (limits.waiting + 1) * largest
         self._arriving: set[_Upload] = set()
 
-    async def read(self, receive: Receive, most: int, too_long: str) -> bytes:
+    async def read(self, receive: Receive, most: int, too_long: Refused) -> bytes:
         """Read a whole body.
 
         Args:
-            receive: of ASGI.
+            receive: function of ASGI.
             most: maximum number of bytes.
-            too_long: message for a longer body.
+            too_long: error for a longer body.
 
         Raises:
             Refused: the body is too long, too slow, or there is no room for it.
@@ -86,9 +86,15 @@ class Uploads:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if upload.given_up.is_set():
-                raise Refused(503, _NO_ROOM)
+                raise Refused(
+                    503,
+                    "server",
+                    found="too many images are being uploaded at the moment",
+                    expected="uploads within a common memory budget (--upload-mb times --waiting)",
+                    remedy="try again in a minute",
+                )
             if not collecting.done():
-                raise Refused(408, _SLOW)
+                raise _too_slow()
             collecting.result()
             return bytes(upload.body)
         finally:
@@ -96,18 +102,20 @@ class Uploads:
             giving_up.cancel()
             self._arriving.discard(upload)
 
-    async def _collect(self, receive: Receive, most: int, too_long: str, upload: _Upload) -> None:
+    async def _collect(
+        self, receive: Receive, most: int, too_long: Refused, upload: _Upload
+    ) -> None:
         more = True
         while more:
             try:
                 message = await asyncio.wait_for(receive(), self._limits.stall_seconds)
             except asyncio.TimeoutError as error:
-                raise Refused(408, _SLOW) from error
+                raise _too_slow() from error
             if message["type"] == "http.disconnect":
                 raise Disconnected
             part, more = message.get("body", b""), message.get("more_body", False)
             if len(upload.body) + len(part) > most:
-                raise Refused(413, too_long)
+                raise too_long
             if part:
                 upload.last = time.monotonic()
             upload.body += part
@@ -117,15 +125,11 @@ class Uploads:
                 self._arriving.discard(paused)
 
 
-_SLOW = explain(
-    "request",
-    found="the body arrived too slowly",
-    expected="a body within --seconds, without long pauses",
-    remedy="send a smaller image, or use a faster connection",
-)
-_NO_ROOM = explain(
-    "server",
-    found="too many images are being uploaded at the moment",
-    expected="uploads within a common memory budget (--upload-mb times --waiting)",
-    remedy="try again in a minute",
-)
+def _too_slow() -> Refused:
+    return Refused(
+        408,
+        "request",
+        found="the body arrived too slowly",
+        expected="a body within --seconds, without long pauses",
+        remedy="send a smaller image, or use a faster connection",
+    )
