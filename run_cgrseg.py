@@ -33,7 +33,7 @@ DEFAULT_HPARAMS: dict[str, Any] = {
     "eval_interval": 4000,  # number of iterations between evaluations
     "data_root": "data/ade/ADEChallengeData2016",  # folder of the dataset
     "work_dir": None,  # folder of the run; None: ./work_dirs/<config name>
-    "checkpoint": None,  # eval: the weights; None: latest.pth in the run's folder
+    "checkpoint": None,  # eval: the weights; None: latest.pth in the run folder
     "show_dir": None,  # eval: folder for overlays with a legend; None: none
     "opacity": 0.5,  # eval: opacity of the labels in overlays, 0 to 1
     "precision": "fp32",  # eval: "fp32", "bf16", "fp16" or "auto"; training has train.precision

@@ -38,6 +38,7 @@ RULED_OUT = {
     r"groups of parameters": "parameter groups",
     r"statistical mode|points? of mIoU": "mIoU points",
     r"homely|sure of itself": "a term of the field",
+    r"run's folders?": "run folder",
 }
 """Pattern to the wording that replaces it."""
 
@@ -143,7 +144,13 @@ PLANTED = (
     *("Normalise it.", "The colour.", "A greyscale image.", "Label centres.", "The behaviour."),
     *("Artefacts.", "A licence.", "Neighbours.", "Labelled pixels.", "Cancelled.", "Analysed."),
     *("A photo.", "Pictures.", "A map of labels.", "The loss is no number.", "Told by count."),
-    *("They look alike.", "Two groups of parameters.", "Points of mIoU.", "Sure of itself."),
+    *(
+        "They look alike.",
+        "Two groups of parameters.",
+        "Points of mIoU.",
+        "Sure of itself.",
+        "A run's folder.",
+    ),
     *("Of them, at most 4.", "The images. So many are read.", "Limits: For one image 4 MB."),
 )
 """Texts with one fault each."""

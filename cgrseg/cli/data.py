@@ -50,7 +50,7 @@ Subject = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG|FOLDER",
-        help="A preset's name, a .py or .json config, a run's folder, or the folder of a dataset.",
+        help="A preset's name, a .py or .json config, a run folder, or the folder of a dataset.",
         show_default=False,
         autocompletion=completion.presets,
     ),

@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train a network.
 
-    The run's folder gets latest.pth, best.pth, config.json, tables (CSV),
+    The run folder gets latest.pth, best.pth, config.json, tables (CSV),
     TensorBoard files and a log. Nothing of an earlier run is overwritten: use
     --resume, or another folder.
 

@@ -21,11 +21,13 @@ _SIDE = re.compile(r"\s*(\d+)\s*")
 
 
 def read_size(value: Any) -> Any:
-    """Height and width of a size in any of its forms; another value comes back as it is.
+    """Parse a size; a value that is not a size is returned unchanged.
 
     Args:
-        value: text such as `512x704`, `512,704` or `512`, an integer (the side of a square), or
-            a sequence, which is not changed.
+        value: text such as `512x704`, `512,704` or `512`, or an integer (the side of a square).
+
+    Returns:
+        Height and width.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
@@ -38,14 +40,14 @@ def read_size(value: Any) -> Any:
 
 
 def size_text(height: int, width: int) -> str:
-    """A size as options and settings take it, e.g. `512x704`."""
+    """Text of a size, e.g. `512x704`."""
     return f"{height}x{width}"
 
 
 MAX_SIDE = 32_767
 """Longest side of an image in pixels, also after a resize: OpenCV's limit."""
 
-# Counts of steps and images: what a 32-bit number holds.
+# Largest number of steps or images: a signed 32-bit integer.
 _MOST = 2**31 - 1
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -60,7 +62,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 Factor = Annotated[float, Field(ge=0.0, le=100.0)]
 Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
-# PyTorch's generators take 64 bits with a sign.
+# PyTorch generators take signed 64-bit integers.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
@@ -73,13 +75,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Python counts True as 1, so `batch_size=true` would otherwise pass for one image.
+    def _refuse_booleans_and_nulls(cls, value: Any, info: ValidationInfo) -> Any:
+        # True equals 1 in Python: without this check, `batch_size=true` would mean one image.
         field = cls.model_fields[info.field_name or ""]
-        if _holds_truth(value) and bool not in _plain_types(field.annotation):
+        if _holds_boolean(value) and bool not in _plain_types(field.annotation):
             raise ValueError("true and false are not accepted as numbers")
-        if not subsection(field.annotation) is not None and _holds_null_character(value):
-            raise ValueError("no file and no name holds a null character")
+        if subsection(field.annotation) is None and _holds_null_character(value):
+            raise ValueError("file names and names cannot contain a null character")
         return value
 
 
@@ -91,14 +93,14 @@ def field_annotations(section: type[BaseModel]) -> Mapping[str, Any]:
 
 
 def subsection(annotation: Any) -> type[Section] | None:
-    """The section that an annotation stands for, or None when it is a plain setting."""
+    """Section class of an annotation; None for a plain setting."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return None
 
 
 def describe(annotation: Any) -> str:
-    """Values that an annotation admits, e.g. 'a whole number greater than 0, or null'."""
+    """Accepted values in words, e.g. 'a whole number greater than 0, or null'."""
     if annotation == Size:
         return (
             "a size in pixels, HEIGHTxWIDTH, e.g. 512x704, or 512 for a square; each side at "
@@ -130,7 +132,7 @@ def describe(annotation: Any) -> str:
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
-    """The values of a setting that has few, as an override writes them; else nothing."""
+    """All values of a choice or boolean setting, as text; empty for other settings."""
     base, _ = _split(annotation)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if origin in (typing.Union, types.UnionType):
@@ -142,7 +144,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def admits(annotation: Any, kind: type) -> bool:
-    """Whether a value of exactly this Python type can be meant (str, bool, dict, None, …)."""
+    """Whether a setting accepts values of exactly this Python type."""
     base, _ = _split(annotation)
     origin, arguments = typing.get_origin(base), typing.get_args(base)
     if origin in (typing.Union, types.UnionType):
@@ -202,7 +204,7 @@ def _example(parts: tuple[Any, ...]) -> str:
 
 
 def _plain_types(annotation: Any) -> set[Any]:
-    """The types at the ends of an annotation: int and NoneType for `list[int] | None`."""
+    """Leaf types of an annotation, e.g. int and NoneType of `list[int] | None`."""
     arguments = get_args(annotation)
     if not arguments:
         return {annotation}
@@ -217,7 +219,7 @@ def _holds_null_character(value: Any) -> bool:
     return isinstance(value, str) and "\0" in value
 
 
-def _holds_truth(value: Any) -> bool:
+def _holds_boolean(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return any(_holds_truth(item) for item in value)
+        return any(_holds_boolean(item) for item in value)
     return isinstance(value, bool)

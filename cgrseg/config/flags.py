@@ -1,7 +1,7 @@
 """The flags of `run_cgrseg.py` and of the scripts in `tools/`, read by argparse.
 
-Only the messages differ from argparse's own: they have the four parts that all of ours have, and
-name the flag or the setting that was meant.
+Messages have the four parts of :class:`~cgrseg.errors.CGRSegError` and suggest the flag or setting
+with the same meaning.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _USAGE_STATUS = 2
 
 
 class FlagParser(argparse.ArgumentParser):
-    """A parser whose messages are ours; wrong usage ends the script with status 2.
+    """Argument parser with readable messages; wrong usage ends the script with status 2.
 
     Args:
         settings_flags: setting to the flag that sets it, e.g. `optimizer.lr` to `--lr`.
         takes_settings: whether `KEY=VALUE` may follow, or come after `--cfg-options`.
-        **options: what argparse takes.
+        **options: arguments of :class:`argparse.ArgumentParser`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FlagParser(argparse.ArgumentParser):
         self._takes_settings = takes_settings
 
     def parse_with_settings(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Read flags; `KEY=VALUE` anywhere counts as if it followed `--cfg-options`."""
+        """Parse flags; `KEY=VALUE` anywhere has the effect of `--cfg-options KEY=VALUE`."""
         found, rest = self.parse_known_args(argv)
         settings = [word for word in rest if _SETTING.match(word)]
         unknown = [word for word in rest if word not in settings]

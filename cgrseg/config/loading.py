@@ -1,8 +1,8 @@
-"""Finding a run's settings: a name, a Python file, a JSON file or a run's folder.
+"""Load a config by the name of a preset, from a Python or JSON file, or from a run folder.
 
-A Python file exposes `config` (a :class:`Config`, or a dictionary of its tables) and is
-run as a program, so open only files that you trust.  A JSON file holds the same tables;
-every run leaves one, `config.json`.
+A Python file exposes `config` (a :class:`Config`, or a dictionary of its tables) and is run as a
+program: only open files that you trust.  A JSON file holds the same tables, as `config.json` in a
+run folder.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from cgrseg.input_files import read_input_text, refuse_special
 def load_config(
     path_or_name: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Config:
-    """Load a run's settings and lay overrides over them.
+    """Load a config and apply overrides.
 
     Args:
-        path_or_name: a `.py` file that exposes `config`, a `.json` file, a run's folder
+        path_or_name: a `.py` file that exposes `config`, a `.json` file, a run folder
             (its `config.json`, with that folder as `work_dir` in the place of a stored
             one), or the name of a preset.
         overrides: `key=value` texts with dotted keys, or a table of the same keys (nested
@@ -49,7 +49,7 @@ def load_config(
 
 
 def as_config(config: Config | str | Path) -> Config:
-    """A config as it is, or the one that a name, a file or a run's folder gives.
+    """A config as it is, or the one that a name, a file or a run folder gives.
 
     Raises:
         ConfigError: as :func:`load_config`, and for a value of another type.
@@ -61,7 +61,7 @@ def as_config(config: Config | str | Path) -> Config:
     raise ConfigError(
         "config",
         found=f"a value of type {type(config).__name__}",
-        expected="a Config, or the name of a preset, a file or a run's folder",
+        expected="a Config, or the name of a preset, a file or a run folder",
         remedy="make one with cgrseg.load_config(name, {'data.root': ...}), whose second "
         "argument changes settings",
     )
@@ -71,7 +71,7 @@ def _load(path_or_name: str | Path) -> Config:
     path = Path(path_or_name)
     if path.is_dir() and (path / "config.json").is_file():
         config = _from_json(path / "config.json")
-        # The run lives there now, wherever it was trained from or has been moved to.
+        # The run folder may have been moved since the training.
         config.work_dir = str(path)
         return config
     if path.name == "config.json" and path.is_file() and any(path.parent.glob("*.pth")):
@@ -97,7 +97,7 @@ def _from_python(path: Path) -> Config:
         raise readable(error, str(path)) from None
     except CGRSegError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # whatever a person's own file may raise
+    except Exception as error:  # a user's file can raise anything
         raise ConfigError(
             f"{path}{_line_in(path, error)}",
             found=f"the file stops with {type(error).__name__}: {error}",
@@ -161,6 +161,6 @@ def _nothing_there(path_or_name: str | Path) -> ConfigError:
     return ConfigError(
         path_or_name,
         found=found,
-        expected="a .py or .json file, a run's folder, or a preset (`cgrseg info --presets`)",
+        expected="a .py or .json file, a run folder, or a preset (`cgrseg info --presets`)",
         remedy=remedy,
     )

@@ -1,4 +1,4 @@
-"""The runs that CGRSeg knows by name: a table of networks times a table of datasets.
+"""Presets: configs by name, one per variant and dataset.
 
 `cgrseg-t_ade20k_160k` is row `cgrseg_t` with the recipe of `ade20k` (:mod:`cgrseg.datasets`).
 ADE20K's settings are those of the published config files.  The 80k schedules of COCO-Stuff-10k
@@ -20,7 +20,6 @@ from cgrseg.errors import ConfigError
 from cgrseg.variants import VARIANTS
 
 _PLUS = "_plus"
-
 
 _OWN_FOLDER = {
     "custom": Recipe(
@@ -48,7 +47,7 @@ _OWN_FOLDER = {
 
 
 def _dataset_recipes() -> dict[str, Recipe]:
-    """Recipe of each dataset that has one, with its name and its folder among the settings."""
+    """Recipes of the datasets, with name and root of the dataset among the settings."""
     recipes = {}
     for spec in map(get_spec, list_specs()):
         if spec.recipe is not None:
@@ -64,29 +63,27 @@ DATASETS: dict[str, Recipe] = {**_dataset_recipes(), **_OWN_FOLDER}
 
 
 def list_presets() -> list[str]:
-    """Names that :func:`named_preset` knows, e.g. 'cgrseg-t_ade20k_160k'."""
+    """Names of all presets, e.g. 'cgrseg-t_ade20k_160k'."""
     return [preset_name(model, recipe) for recipe in DATASETS.values() for model in VARIANTS]
 
 
 def preset_name(model: str, recipe: Recipe) -> str:
-    """Name of the preset of one network on one dataset."""
+    """Name of the preset of a variant on a dataset."""
     return f"{model.replace('_', '-')}_{recipe.suffix}"
 
 
 def preset(model: str, dataset: str, recipe: str = "published", **changes: Any) -> Config:
-    """The config of one network on one dataset.
+    """Config of a variant on a dataset.
 
     Args:
         model: 'cgrseg_t', 'cgrseg_b' or 'cgrseg_l'.
         dataset: a row of `DATASETS`, such as 'ade20k', 'custom' or 'finetune'.
-        recipe: 'published', or 'plus': with what was measured to raise accuracy, see
-            :func:`plus`.
-        **changes: settings laid over it: `name="mine"`, or tables such as
+        recipe: 'published', or 'plus' for :func:`plus`.
+        **changes: settings that replace those of the preset: `name="mine"`, or tables such as
             `data={"root": "data/mine"}` and `schedule={"max_iters": 2000}`.
 
     Raises:
-        ConfigError: an unknown network, dataset, recipe or setting, or a value that does not
-            fit.
+        ConfigError: an unknown variant, dataset, recipe or setting, or a wrong value.
     """
     _check_known("model", model, VARIANTS)
     _check_known("dataset", dataset, DATASETS)
@@ -120,10 +117,7 @@ RECIPES: dict[str, Callable[[Config], Config]] = {"published": lambda config: co
 
 
 def named_preset(name: str) -> Config | None:
-    """The config of a name from :func:`list_presets`; None when there is no such name.
-
-    Each takes `_plus` at its end: 'cgrseg-t_camvid_plus'.
-    """
+    """Config of a preset, also with the suffix `_plus`; None: there is no such preset."""
     plain = name.removesuffix(_PLUS)
     for model in VARIANTS:
         for dataset, row in DATASETS.items():

@@ -1,4 +1,4 @@
-"""All settings as a table: for `docs/configuration.md` and for printing a run's settings."""
+"""Table of all settings, for `docs/configuration.md` and for printing a config."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cgrseg.variants import VARIANTS, imagenet_weights
 
 @dataclass(frozen=True)
 class FieldDescription:
-    """One setting.
+    """Documentation of one setting.
 
     Attributes:
         path: dotted name, as in an override.
-        accepts: what it may hold, in words.
+        accepts: accepted values, in words.
         default: its default as JSON.
-        description: what it means, with its unit.
+        description: meaning and unit.
     """
 
     path: str

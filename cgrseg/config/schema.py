@@ -2,8 +2,7 @@
 
 Unknown keys are refused.  The defaults are the published recipe (ADE20K,
 CGRSeg-T); :mod:`cgrseg.config.presets` holds what differs per variant and
-dataset.  Number of classes is no setting: it follows from the class list of the
-dataset (:mod:`cgrseg.datasets`).
+dataset.  The number of classes follows from the class list of the dataset (:mod:`cgrseg.datasets`).
 """
 
 from __future__ import annotations
@@ -241,7 +240,7 @@ class AugmentConfig(Section):
 class TestConfig(Section):
     """From an image to a label map at test time."""
 
-    __test__ = False  # its name is no invitation to test collectors
+    __test__ = False  # pytest would collect the class by its name
 
     image_bits: Annotated[int, Field(ge=8, le=16)] = Field(
         16,
@@ -421,7 +420,7 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    """One run, complete: what `config.json` in a run's folder holds."""
+    """All settings of a run: the content of `config.json` in a run folder."""
 
     name: str = Field("cgrseg-t_ade20k_160k", description="Name of the run and of its folder.")
     work_dir: str | None = Field(None, description="Folder of the run; none: ./work_dirs/<name>.")
@@ -448,7 +447,7 @@ class Config(Section):
         return value
 
     def __repr__(self) -> str:
-        """The run in a line; `model_dump()` has every setting."""
+        """Summary in one line; `model_dump()` has all settings."""
         return (
             f"Config({self.name!r}: {self.model.name} on {self.data.dataset} in {self.data.root}, "
             f"{self.schedule.max_iters} iterations of {self.train.batch_size} images, "

@@ -24,7 +24,7 @@ from cgrseg.errors import ConfigError, explain
 
 
 def parse_value(text: str) -> Any:
-    """Read a value: JSON (`1e-4`, `true`, `null`, `[1, 2]`), Python (`(1, 2)`, `None`), or text.
+    """Parse a value: JSON (`1e-4`, `true`, `null`, `[1, 2]`), Python (`(1, 2)`, `None`), or text.
 
     Text that only looks like a number to Python (NaN, Infinity) stays text.
     """
@@ -59,7 +59,7 @@ def split_override(text: str) -> tuple[str, str]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Read `key=value` texts into dotted names and values; the last of a name wins.
+    """Parse `key=value` texts into a table by dotted names; the last value of a name wins.
 
     Raises:
         ConfigError: a text that is not key=value, or a setting that does not exist.
@@ -73,12 +73,12 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a tree of settings with changes laid over it.
+    """Copy of nested settings with changes applied.
 
     Args:
-        tree: nested settings, as `Config.model_dump()` gives them.
-        changes: dotted names or nested tables; tables merge into sections and replace
-            whole settings (a list, a table of class names).
+        tree: nested settings, as from `Config.model_dump()`.
+        changes: dotted names or nested tables; sections are merged, settings (also lists and
+            tables of class names) are replaced.
 
     Raises:
         ConfigError: a setting that does not exist.
@@ -96,7 +96,7 @@ def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def unknown_setting(path: str, source: str | None = None) -> ConfigError:
-    """The error for a setting that does not exist; it names the one that was meant."""
+    """Error for a setting that does not exist, with the most likely one as remedy."""
     section = path.rpartition(".")[0]
     inner = subsection(find_setting(section) if section else Config)
     if inner is None:
@@ -111,11 +111,11 @@ def unknown_setting(path: str, source: str | None = None) -> ConfigError:
 
 
 def build(settings: Mapping[str, Any], source: str | None = None) -> Config:
-    """Check nested settings and make a config of them.
+    """Check nested settings and build a config.
 
     Args:
-        settings: tables as in `Config.model_dump()`; what is left out takes its default.
-        source: the file or override that they come from, for the message.
+        settings: tables as from `Config.model_dump()`; missing settings take their defaults.
+        source: file or override of the settings, for messages.
 
     Raises:
         ConfigError: an unknown setting, a wrong type, a value outside its limits, or
@@ -130,7 +130,7 @@ def build(settings: Mapping[str, Any], source: str | None = None) -> Config:
 
 
 def readable(error: ValidationError, source: str | None = None) -> ConfigError:
-    """Put a failed check into words: setting, what was given, what is expected, what to do."""
+    """Readable form of a failed check: setting, given value, expected values, remedy."""
     section = _prefix_of(error.title)
     messages = [
         _one(item["type"], (*section, *item["loc"]), item["input"], source)
@@ -170,7 +170,7 @@ def _meant(key: str, raw: str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a Python literal has a counterpart among settings (sets and bytes have none)."""
+    """Whether a Python literal can be a setting (sets and bytes cannot)."""
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
     if isinstance(value, dict):
@@ -186,7 +186,7 @@ def _one(kind: str, location: tuple[int | str, ...], value: Any, source: str | N
     path, annotation, inside = _locate(location)
     if kind == "extra_forbidden":
         return str(unknown_setting(".".join(str(part) for part in location), source))
-    if kind == "missing":  # a pair with one entry: what was given is the whole, not the entry
+    if kind == "missing":  # a pair with one entry: the given value is the whole pair
         inside = inside[:-1]
     where = path + "".join(f"[{part}]" for part in inside)
     return explain(
@@ -204,7 +204,7 @@ def _remedy(path: str, annotation: Any) -> str:
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[str, Any, tuple[int | str, ...]]:
-    """Split a location into the setting's name, its annotation, and what lies inside it."""
+    """Split a location into the name of a setting, its annotation, and the part inside it."""
     for end in range(len(location), 0, -1):
         path = ".".join(str(part) for part in location[:end])
         annotation = find_setting(path)
@@ -214,7 +214,7 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, Any, tuple[int | str,
 
 
 def _prefix_of(title: str) -> tuple[str, ...]:
-    """Where a section lies, by its class name: an assignment is checked without its parents."""
+    """Path of a section by its class name: pydantic checks an assignment without the parents."""
     pending: list[tuple[tuple[str, ...], type]] = [((), Config)]
     while pending:
         prefix, section = pending.pop()

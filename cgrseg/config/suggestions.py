@@ -1,8 +1,8 @@
-"""Which setting or option a person meant by a name that does not exist.
+"""Suggestions for settings and options that do not exist.
 
 Names of other tools are known: mmsegmentation 0.x and 1.x (mmengine), Ultralytics, Lightning, timm
-and transformers.  Such a name is matched by its last parts, so `data.train.data_root` finds
-`data_root`.  It means a setting of ours or, where there is none, a sentence that says what to do.
+and transformers.  A name is matched by its last parts, so `data.train.data_root` finds
+`data_root`.  Its meaning is a setting of this package or a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -162,14 +162,14 @@ MEANINGS: dict[str, str] = {
     for meaning, names in table.items()
     for name in names.split()
 }
-"""Name in another tool to the setting of ours, or to a sentence."""
+"""Name in another tool to a setting of this package, or to a sentence."""
 
 
 def meaning_of(path: str) -> str | None:
     """Meaning of an unknown dotted name: a setting of ours, a sentence, or None.
 
     Args:
-        path: as a person wrote it, e.g. `data.samples_per_gpu` or `--learning-rate`.
+        path: as typed, e.g. `data.samples_per_gpu` or `--learning-rate`.
     """
     parts = [part for part in normalized(path).split(".") if not part.isdecimal()]
     for start in range(len(parts)):
@@ -185,7 +185,7 @@ def normalized(path: str) -> str:
     return words.lower().replace("-", "_")
 
 
-# Last parts that say little without their section: `optimizer.name` is not `model.name`.
+# Ambiguous without their section: `optimizer.name` is not `model.name`.
 _VAGUE = frozenset(
     {"name", "root", "images", "labels", "check", "merge", "rename", "drop", "scale", "flip"}
     | {"resize", "mode", "ratios", "average", "power", "compile", "evaluate", "probability"}
@@ -204,8 +204,8 @@ def remedy_for_setting(path: str) -> str:
 def meant_setting(path: str) -> str | None:
     """The setting that an unknown dotted name means, a sentence about it, or None.
 
-    In this order: our own name for it with another section; its name in another tool; a
-    misspelt name of ours.  Nothing is proposed because letters alone are alike.
+    In this order: a setting of this name in another section, the name in another tool, a
+    misspelling of a setting.
     """
     known = [name for name, _ in walk_settings()]
     sections = sorted({name.rpartition(".")[0] for name in known if "." in name})
@@ -244,14 +244,14 @@ def misspelt(name: str, known: Iterable[str]) -> str | None:
 def unknown_option(
     name: str, known: Iterable[str], help_command: str, spell: Callable[[str], str] | None
 ) -> ConfigError:
-    """The message for an option that a command lacks.
+    """Error for an option that a command does not have.
 
     Args:
-        name: as it was typed, e.g. `--epochs`.
+        name: as typed, e.g. `--epochs`.
         known: options of the command.
-        help_command: what shows them.
-        spell: how the command takes a setting, from its dotted name; the setting with the same
-            meaning is then proposed.  None: it takes no settings.
+        help_command: command that lists the options.
+        spell: form in which the command takes a setting, given its dotted name; None: the command
+            takes no settings.
     """
     known = sorted(known)
     near = misspelt(name.lstrip("-"), [each.lstrip("-") for each in known])

@@ -204,7 +204,7 @@ def _backend(
         places = [checkpoint]
     else:
         named = str(settings.get("checkpoint"))
-        beside = source.parent / Path(named).name  # where the run's folder was moved or copied
+        beside = source.parent / Path(named).name  # where the run folder was moved or copied
         places = [named, beside] if beside.exists() else [named]
     problem: CGRSegError | None = None
     other = False

@@ -150,7 +150,7 @@ class RunCallback(lightning.Callback):
             self.run_dir,
             found=f"the processes start at different iterations ({', '.join(others)})",
             expected="the same checkpoint everywhere",
-            remedy="put the run's folder on a file system that all machines share, or copy "
+            remedy="put the run folder on a file system that all machines share, or copy "
             f"that of the first machine ({LATEST} and its tables) to every one",
         )
 

@@ -102,7 +102,7 @@ def damaged_table(path: Path, found: str) -> DataError:
         path,
         found=f"it cannot be read as a run's table ({found})",
         expected="a CSV file of numbers, as a training writes it",
-        remedy="the file is damaged: copy it again, or move it out of the run's folder",
+        remedy="the file is damaged: copy it again, or move it out of the run folder",
     )
 
 

@@ -55,9 +55,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "eval_interval": {"type": int, "help": "number of iterations between evaluations"},
     "data_root": {"help": "dataset root"},
     "work_dir": {"help": "run folder (default: ./work_dirs/<config name>)"},
-    "checkpoint": {
-        "help": "eval: checkpoint to evaluate (default: latest.pth in the run's folder)"
-    },
+    "checkpoint": {"help": "eval: checkpoint to evaluate (default: latest.pth in the run folder)"},
     "show_dir": {"help": "eval: folder for overlays with a legend"},
     "opacity": {"type": float, "help": "eval: opacity of the labels in overlays, 0 to 1"},
     "precision": {

@@ -63,7 +63,7 @@ def report_input(result: EvaluationResult, sample: Sample) -> ReportInput:
 
 @pytest.fixture
 def run_folder(tmp_path: Path, result: EvaluationResult) -> Path:
-    """A run's folder as an evaluation leaves it."""
+    """A run folder as an evaluation leaves it."""
     folder = tmp_path / "runs" / "first"
     folder.mkdir(parents=True)
     result.write(folder)

@@ -1,4 +1,4 @@
-"""The report of a real run's folder: scenes, a network, its evaluation."""
+"""The report of a real run folder: scenes, a network, its evaluation."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_training_on_a_full_disk(tmp_path: Path) -> None:
 
 
 def train_where_nothing_can_be_written(root: Path, folder: Path) -> int:
-    """The run's folder would be on a file system that is read-only."""
+    """The run folder would be on a file system that is read-only."""
     small_disk(folder, "64k", _READ_ONLY)
     try:
         train(small_config(root, folder / "run"), device="cpu")

@@ -87,7 +87,7 @@ def test_killed_runs_end_like_the_one_left_alone(kills: int, tmp_path: Path) -> 
         file = tmp_path / f"{name}.json"
         file.write_text(json.dumps(config.model_dump(mode="json")))
         arguments[name] = (str(file), "--auto-resume", "--device", "cpu")
-    # Temporary files go to another file system than the run's folder.
+    # Temporary files go to another file system than the run folder.
     elsewhere = {"TMPDIR": str(SHARED_MEMORY)}
     alone = start(train_by_script, *arguments["alone"], log=tmp_path / "alone.log", **elsewhere)
     wait_for(lambda: iterations_of(tmp_path / "alone") >= 1, alone)

@@ -1,4 +1,4 @@
-"""A run's folder that is renamed or removed under its training: a message and an end."""
+"""A run folder that is renamed or removed under its training: a message and an end."""
 
 from __future__ import annotations
 
