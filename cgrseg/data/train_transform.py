@@ -61,7 +61,7 @@ class TrainTransform:
 
     Args:
         config: the settings of the pipeline.
-        ignore_index: training id of pixels that count nowhere; padding has it too.
+        ignore_index: training id of ignored pixels and of padding.
     """
 
     def __init__(self, config: AugmentConfig, ignore_index: int = 255) -> None:

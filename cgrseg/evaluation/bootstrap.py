@@ -76,9 +76,9 @@ def _iou_of_draws(
         for first in range(0, images, _IMAGES_AT_ONCE):
             part = counts[first : first + _IMAGES_AT_ONCE].reshape(-1, 3 * classes)
             totals += weights[:, first : first + _IMAGES_AT_ONCE] @ part.astype(np.float64)
-        hit, predicted, labelled = totals.reshape(block, 3, classes).transpose(1, 0, 2)
+        hit, predicted, labeled = totals.reshape(block, 3, classes).transpose(1, 0, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
-            yield hit / (predicted + labelled - hit)
+            yield hit / (predicted + labeled - hit)
 
 
 def _blocks(draws: int, images: int) -> Iterator[tuple[int, int]]:
@@ -94,9 +94,9 @@ def _mean_iou(per_class: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _total_iou(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    hit, predicted, labelled = counts.astype(np.int64).sum(axis=0).astype(np.float64)
+    hit, predicted, labeled = counts.astype(np.int64).sum(axis=0).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(hit / (predicted + labelled - hit))
+        return np.asarray(hit / (predicted + labeled - hit))
 
 
 def _check(counts: NDArray[np.integer]) -> None:
@@ -116,7 +116,7 @@ def miou_interval(
 
     Args:
         counts: pixels per image, kind and class (N, 3, K); kinds are hit, predicted,
-            labelled.
+            labeled.
         confidence: 0..1.
         draws: number of random sets of weights.
         seed: of the draws.
@@ -182,8 +182,8 @@ def paired_difference(
     p_value = min(1.0, 2 * (min((values <= 0).sum(), (values >= 0).sum()) + 1) / (draws + 1))
     # A few images prove little, however often they are drawn: n of them that all agree are as
     # likely by chance as a coin that falls n times on the same side.
-    labelled = int((counts_a[:, 2].sum(axis=1) > 0).sum())
-    p_value = max(p_value, min(1.0, 2.0 ** (1 - labelled)))
+    labeled = int((counts_a[:, 2].sum(axis=1) > 0).sum())
+    p_value = max(p_value, min(1.0, 2.0 ** (1 - labeled)))
     with np.errstate(divide="ignore", invalid="ignore"):
         per_class_p = np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (defined + 1))
     # One image cannot show more than a coin tossed once: it falls the same way every time.

@@ -56,7 +56,7 @@ def boundary_counts(
     num_classes: int,
     ignore_index: int = 255,
 ) -> Counts:
-    """Pixels along outlines, per class: int64 (3, K) of hit, predicted, labelled.
+    """Pixels along outlines, per class: int64 (3, K) of hit, predicted, labeled.
 
     Args:
         prediction: class ids (H, W).
@@ -82,9 +82,9 @@ def boundary_counts(
 
 def boundary_scores(counts: Tensor) -> Scores:
     """Boundary IoU per class (K,) of summed counts int64 (3, K), see :func:`boundary_counts`."""
-    hit, predicted, labelled = counts.cpu().numpy().astype(np.float64)
+    hit, predicted, labeled = counts.cpu().numpy().astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(hit / (predicted + labelled - hit))
+        return np.asarray(hit / (predicted + labeled - hit))
 
 
 class BoundaryIoU(Metric):

@@ -30,7 +30,7 @@ class Calibration:
     """Reliability of confidences.
 
     Attributes:
-        error: expected calibration error, 0 (honest) to 1; not a number without pixels.
+        error: expected calibration error, 0 (calibrated) to 1; not a number without pixels.
         pixels: pixels per bin.
         confidence: mean confidence per bin, not a number for empty bins.
         accuracy: share of right pixels per bin, not a number for empty bins.

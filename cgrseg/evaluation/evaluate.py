@@ -85,8 +85,8 @@ def evaluate(
     Args:
         config: a config, or a name, file or run folder that gives one.
         checkpoint: a file, folder or hub id; or a network.
-        split: of the dataset; None: `data.eval_split`.
-        device: where to run; None: a GPU where there is one.
+        split: name of the split; None: `data.eval_split`.
+        device: device; None: a GPU if there is one.
         out: a folder for label PNGs (ids as indices, in the dataset's colors), or a
             `.json` or `.npz` file for a copy of the scores or of the counts; with
             `format_only` the folder of the submission.
@@ -105,9 +105,9 @@ def evaluate(
             arithmetic as published is the default.
         threads: number of CPU threads; None: all cores.
         batch_size: number of images of equal size per batch.
-        launcher: who started the processes, see
+        launcher: launcher of the processes, see
             :func:`cgrseg.distributed.joined_processes`.
-        progress: show how far it is.
+        progress: show progress.
 
     Returns:
         The result, the same in each process.  With `format_only` its scores are undefined.
@@ -255,7 +255,7 @@ def _dataset(
 
 
 def _refuse_kind(out: str | Path | None, format_only: bool) -> None:
-    """Refuse kinds of `out` that there are not."""
+    """Refuse an unknown kind of `out`."""
     suffix = Path(out).suffix.lower() if out is not None else ""
     if suffix in (".pkl", ".pickle"):
         raise ConfigError(
@@ -370,7 +370,7 @@ def _write(result: EvaluationResult, folder: Path, name: str, out: str | Path | 
 
 @contextlib.contextmanager
 def _first_writes(place: Place) -> Iterator[None]:
-    """Around what the first process writes: nobody leaves before, and all hear how it went.
+    """Wait in all processes until the first one has written; its failure is raised in all.
 
     Raises:
         EnvironmentProblem: in the other processes, when the first one could not write.

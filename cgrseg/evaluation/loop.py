@@ -57,7 +57,7 @@ class Tally:
     Args:
         num_classes: K.
         ignore_index: label value that is not counted.
-        metrics: names; those of :data:`EXTRA` are added to what is always counted.
+        metrics: names; those of :data:`EXTRA` are computed only when named.
     """
 
     def __init__(self, num_classes: int, ignore_index: int, metrics: Sequence[str]) -> None:
@@ -160,17 +160,17 @@ def evaluate_model(
         classes: names in id order; None: the numbers.
         ignore_index: label value that is not counted.
         metrics: names out of :data:`COUNTED` and :data:`EXTRA`.
-        device: where to run; None: where the network is.
+        device: device; None: that of the network.
         precision: "fp32", which published numbers were made with, "bf16", "fp16" or "auto".
-        rank: this process's number; it takes every `world_size`-th image.
+        rank: rank of this process; it takes every `world_size`-th image.
         world_size: number of processes; above 1 they must have joined a process group.
-        workers: loader processes that read images ahead.
+        workers: number of loader processes.
         batch_size: images of equal size that go through the network together.
-        limit: only the first so many images.
+        limit: maximum number of images.
         sinks: called with every image of this process.
-        progress: called with images done and images in all, of this process.
-        ready: called once this process has done its images, before it waits for the others;
-            what it raises ends the evaluation.
+        progress: called with (done, total) images of this process.
+        ready: called when this process has finished its images, before it waits for the others;
+            an exception of it ends the evaluation.
 
     Returns:
         The same result in every process, whatever their number.
@@ -207,10 +207,10 @@ def evaluate_model(
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Refuse names of metrics that do not exist.
+    """Refuse unknown metrics.
 
     Raises:
-        ConfigError: naming what there is.
+        ConfigError: an unknown metric; the message lists the known ones.
     """
     known = (*COUNTED, *EXTRA)
     unknown = [name for name in metrics if name not in known]

@@ -31,7 +31,7 @@ Scores = NDArray[np.float64]
 
 
 def count_pairs(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Count how often each class was predicted where each class was labelled.
+    """Count how often each class was predicted where each class was labeled.
 
     Args:
         prediction: class ids 0..num_classes-1, any integer type, any shape.
@@ -40,7 +40,7 @@ def count_pairs(prediction: Tensor, label: Tensor, num_classes: int, ignore_inde
         ignore_index: label value that is not counted.
 
     Returns:
-        int64 (K, K): row = labelled class, column = predicted class.
+        int64 (K, K): row = labeled class, column = predicted class.
 
     Raises:
         DataError: shapes differ, or an id lies outside 0..K-1.
@@ -90,7 +90,7 @@ class ConfusionMatrix(Metric):
         ignore_index: label value that is not counted.
 
     `update(prediction, label)` takes integer tensors of equal shape; `compute()`
-    returns int64 (K, K), row = labelled class, column = predicted class; `latest` holds
+    returns int64 (K, K), row = labeled class, column = predicted class; `latest` holds
     the counts of the last update alone (one image's, when updated image by image).
     """
 
@@ -110,7 +110,7 @@ class ConfusionMatrix(Metric):
         self.counts += self.latest.to(self.counts.device)
 
     def compute(self) -> Tensor:
-        """int64 (K, K): row = labelled class, column = predicted class."""
+        """int64 (K, K): row = labeled class, column = predicted class."""
         return self.counts
 
 
@@ -119,16 +119,16 @@ class SegmentationScores:
     """Scores in 0..1, per class and in the mean; not a number where undefined.
 
     Attributes:
-        pixel_accuracy: share of labelled pixels that are right (aAcc).
+        pixel_accuracy: share of labeled pixels that are right (aAcc).
         iou: per class, intersection over union (K,).
-        accuracy: per class, share of its labelled pixels that are right (K,).
-        dice: per class, 2 * intersection / (predicted + labelled) (K,).
+        accuracy: per class, share of its labeled pixels that are right (K,).
+        dice: per class, 2 * intersection / (predicted + labeled) (K,).
         fscore: per class, harmonic mean of precision and recall (K,); equal to dice
-            except that it is undefined where a class is only predicted or only labelled
+            except that it is undefined where a class is only predicted or only labeled
             without a hit.
         precision: per class, share of its predicted pixels that are right (K,).
         recall: per class, as `accuracy` (K,).
-        frequency: per class, share of the labelled pixels (K,).
+        frequency: per class, share of the labeled pixels (K,).
     """
 
     pixel_accuracy: float
@@ -154,12 +154,12 @@ class SegmentationScores:
 
     @classmethod
     def from_counts(
-        cls, intersection: Counts, predicted: Counts, labelled: Counts
+        cls, intersection: Counts, predicted: Counts, labeled: Counts
     ) -> SegmentationScores:
         """Scores of three vectors of pixel counts (K,)."""
         hit = np.asarray(intersection, dtype=np.float64)
         of_prediction = np.asarray(predicted, dtype=np.float64)
-        of_label = np.asarray(labelled, dtype=np.float64)
+        of_label = np.asarray(labeled, dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             precision = hit / of_prediction
             recall = hit / of_label
@@ -195,7 +195,7 @@ class SegmentationScores:
 
     @property
     def frequency_weighted_iou(self) -> float:
-        """IoU averaged with the share of labelled pixels as weight (fwIoU)."""
+        """IoU averaged with the share of labeled pixels as weight (fwIoU)."""
         occurs = self.frequency > 0
         if not occurs.any():
             return float("nan")

@@ -20,7 +20,7 @@ from cgrseg.visual.overlay import overlay, with_legend
 
 
 class LabelWriter:
-    """Writes `<stem>.png` with class ids as indices, shown in the dataset's colours."""
+    """Writes `<stem>.png` with class ids as indices, shown in the dataset's colors."""
 
     def __init__(self, folder: Path | str, spec: DatasetSpec) -> None:
         self.folder = Path(folder)
@@ -33,7 +33,7 @@ class LabelWriter:
 
 
 class OverlayWriter:
-    """Writes `<stem>.jpg`: the photo with its prediction laid over it, and a legend."""
+    """Writes `<stem>.jpg`: the image with its prediction laid over it, and a legend."""
 
     def __init__(self, folder: Path | str, spec: DatasetSpec, opacity: float = 0.5) -> None:
         if not 0 < opacity <= 1:
@@ -64,9 +64,9 @@ class SubmissionWriter:
     the images, without folders.
 
     Args:
-        folder: where the files go.
+        folder: folder of the files.
         spec: the dataset.
-        stems: of all images to come.
+        stems: stems of all images to come.
 
     Raises:
         DataError: two images of the same name in different folders.
@@ -88,9 +88,9 @@ class SubmissionWriter:
                     f"which keep folders: {option('--out')} without {option('--format-only')}",
                 )
         self._ids = submission_ids(spec)
-        colours = np.zeros((256, 3), dtype=np.uint8)
-        colours[self._ids] = np.array(spec.palette, dtype=np.uint8)
-        self._palette = colours
+        colors = np.zeros((256, 3), dtype=np.uint8)
+        colors[self._ids] = np.array(spec.palette, dtype=np.uint8)
+        self._palette = colors
 
     def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
         """Write one image's labels."""
@@ -99,12 +99,12 @@ class SubmissionWriter:
 
 
 def refuse_own_data(folder: Path | str, pairs: Sequence[Pair], root: Path | str) -> None:
-    """Make sure that results do not land among the images and labels of a dataset.
+    """Refuse a folder for results among the images and labels of a dataset.
 
     Args:
-        folder: where results are to go.
-        pairs: of one split; files of the other splits must stay as they are too.
-        root: the dataset's root; its folders that hold images or labels are meant.
+        folder: folder for results.
+        pairs: pairs of one split; their folders hold the files of other splits too.
+        root: dataset root.
 
     Raises:
         ConfigError: the folder is the root, or lies in such a folder.
@@ -133,8 +133,7 @@ def submission_ids(spec: DatasetSpec) -> NDArray[np.uint8]:
     """The id that files of a dataset hold for each training id (K,).
 
     Raises:
-        ConfigError: several stored ids became one class (merged classes), so that there is
-            no way back.
+        ConfigError: several stored ids became one class (merged classes).
     """
     if spec.submission_ids is not None and len(spec.submission_ids) == spec.num_classes:
         return np.array(spec.submission_ids, dtype=np.uint8)

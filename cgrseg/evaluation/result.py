@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is kept.
+"""Result of an evaluation, and its files.
 
 Two files: `evaluation.json` for people and scripts (scores, per class, per image,
 settings), and `evaluation.npz` beside it with the integer counts behind them (confusion
@@ -37,12 +37,12 @@ class EvaluationResult:
         classes: names in id order (K).
         stems: names of the images (N), in the dataset's order.
         confusion: int64 (K, K), row = label, column = prediction.
-        counts: int64 (N, 3, K): per image the pixels hit, predicted and labelled per class.
+        counts: int64 (N, 3, K): per image the pixels hit, predicted and labeled per class.
         boundary: boundary IoU per class (K,); None unless asked for.
         calibration: reliability of confidences; None unless asked for.
-        settings: what was evaluated and how, as plain values.
-        scores: of the whole set.
-        interval: 95 % interval of mIoU over images; None without labelled images.
+        settings: settings of the evaluation, as plain values.
+        scores: scores of the whole split.
+        interval: 95 % interval of mIoU over images; None without labeled images.
     """
 
     classes: tuple[str, ...]
@@ -57,8 +57,8 @@ class EvaluationResult:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", SegmentationScores.from_matrix(self.confusion))
-        labelled = len(self.stems) and bool(self.confusion.any())
-        object.__setattr__(self, "interval", miou_interval(self.counts) if labelled else None)
+        labeled = len(self.stems) and bool(self.confusion.any())
+        object.__setattr__(self, "interval", miou_interval(self.counts) if labeled else None)
 
     def __repr__(self) -> str:
         """Data and mean scores in a line; `metrics` and `per_class()` have the rest."""
@@ -87,16 +87,16 @@ class EvaluationResult:
         return found
 
     def per_image(self) -> list[dict[str, Any]]:
-        """One row per image: stem, aAcc, mIoU over its own classes, labelled pixels."""
+        """One row per image: stem, aAcc, mIoU over its own classes, labeled pixels."""
         rows = []
-        for stem, (hit, predicted, labelled) in zip(self.stems, self.counts, strict=True):
-            own = SegmentationScores.from_counts(hit, predicted, labelled)
+        for stem, (hit, predicted, labeled) in zip(self.stems, self.counts, strict=True):
+            own = SegmentationScores.from_counts(hit, predicted, labeled)
             rows.append(
                 {
                     "image": stem,
                     "aAcc": _number(own.pixel_accuracy),
                     "mIoU": _number(own.mean_iou),
-                    "pixels": int(labelled.sum()),
+                    "pixels": int(labeled.sum()),
                 }
             )
         return rows

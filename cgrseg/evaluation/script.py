@@ -80,7 +80,7 @@ def build_parser() -> FlagParser:
         "--launcher",
         choices=["auto", "none", "pytorch", "slurm"],
         default="auto",
-        help="who started the processes (default: read from the environment)",
+        help="launcher of the processes (default: read from the environment)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpu-id", type=int, help="number of the GPU to use, from 0")

@@ -112,7 +112,7 @@ def nearest(queries: Sequence[Facts], pool: Sequence[Facts]) -> list[tuple[str, 
     Returns:
         Path of the nearest, distance in gray levels (root mean square over the
         thumbnail), and whether it is nearest when mirrored; infinitely far where the
-        image is too flat to be told from others, or the pool is empty.
+        image is too flat to compare, or the pool is empty.
     """
     result = [("", float("inf"), False)] * len(queries)
     if not queries or not pool:

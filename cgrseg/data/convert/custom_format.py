@@ -291,12 +291,12 @@ def written_name(value: object, where: object) -> str:
 def unused_ignored(ignored: Iterable[str], names: Iterable[str]) -> list[str]:
     """For each ignored name that the source does not have, a sentence with the nearest one."""
     known = list(dict.fromkeys(names))
-    told = []
+    found = []
     for name in dict.fromkeys(clean_name(name) for name in ignored):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            told.append(
+            found.append(
                 f"{name!r} is ignored, but occurs nowhere"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
-    return told
+    return found

@@ -35,7 +35,7 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Returns:
         (height, width) bool.  A center exactly on an edge belongs to the object on its
-        right, or below: neighbours that share an edge neither overlap nor leave a gap.
+        right, or below: neighbors that share an edge neither overlap nor leave a gap.
 
     Raises:
         ValueError: fewer than three points, or coordinates that are not finite or farther than
