@@ -60,11 +60,11 @@ OLD_NAMES: dict[str, dict[str, str]] = {
     "data convert coco": {"--images": "--image-mode"},
     "data convert rgb": {"--images": "--image-mode", "--colours": "--colors"},
 }
-"""Command to its options that had another name: old name to the present one."""
+"""Command to its renamed options: old name to new name."""
 
 
 class Command(TyperCommand):
-    """A command: old names of options still work, and wrong usage becomes a message of ours."""
+    """A command that accepts old names of options and explains wrong usage."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments of the command."""
@@ -78,7 +78,7 @@ class Command(TyperCommand):
             rest = list(super(Command, self).parse_args(ctx, list(args)))
             for param in self.params:
                 value = ctx.params.get(param.name)
-                # A range lets nan pass: it is neither smaller nor greater than a bound.
+                # Ranges accept nan: it is neither smaller nor greater than a bound.
                 if isinstance(value, float) and not math.isfinite(value):
                     raise typer.BadParameter(
                         f"{value} is not a finite number.", ctx, cast(Any, param)
@@ -88,7 +88,7 @@ class Command(TyperCommand):
         return _explained(ctx, args, parse)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The line of usage, with each argument as its metavar says."""
+        """Usage line, with the metavar of each argument."""
         arguments = [each for each in self.params if each.param_type_name == "argument"]
         return [self.options_metavar or "", *(str(each.metavar or each.name) for each in arguments)]
 
@@ -105,11 +105,11 @@ class Commands(TyperGroup):
         return _explained(ctx, args, lambda: list(super(Commands, self).parse_args(ctx, args)))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that was asked for."""
+        """Find the command of the arguments."""
         return _explained(ctx, args, lambda: super(Commands, self).resolve_command(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         with plain_warnings(), speaking_as(FrontEnd.CGRSEG):
             try:
                 with readable_machine_problems(), contextlib.ExitStack() as ending:
@@ -127,8 +127,8 @@ def hold_lock(folder: Path, *, below: bool = False) -> None:
     """Hold the lock of an output folder until the command ends.
 
     Args:
-        folder: where the command writes.
-        below: it writes into subfolders as well.
+        folder: output folder.
+        below: whether the command writes into subfolders too.
 
     Raises:
         EnvironmentProblem: another command holds it.
@@ -139,7 +139,7 @@ def hold_lock(folder: Path, *, below: bool = False) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Where results are printed; silent in all processes but the first."""
+    """Console for results; only the first process prints."""
     from rich.console import Console
 
     console = Console(quiet=not is_first_process(), highlight=False, stderr=stderr)
@@ -149,7 +149,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:
-    """A plain table; the first column is text, the others are numbers."""
+    """Plain table of a text column and number columns."""
     from rich import box
     from rich.table import Table
 
@@ -163,8 +163,8 @@ def with_changes(settings: Sequence[str] | None, **options: Any) -> dict[str, An
     """`key=value` texts and options of a command as one table of changes.
 
     Args:
-        settings: the texts; what they say wins over the options.
-        **options: dotted names with `__` for the dot, e.g. `data__root`; None is left out.
+        settings: the texts, which win over the options.
+        **options: dotted names with `__` for the dot, e.g. `data__root`; None: not given.
 
     Raises:
         ConfigError: a text that is not key=value, or a setting that does not exist.
@@ -176,7 +176,7 @@ def with_changes(settings: Sequence[str] | None, **options: Any) -> dict[str, An
 
 
 def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: bool) -> TestConfig:
-    """Test settings with `key=value` changes laid over them, for commands that predict.
+    """Test settings with `key=value` changes, for commands that predict.
 
     Raises:
         ConfigError: a setting of another section, one that does not exist, or a wrong value.
@@ -190,7 +190,7 @@ def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: boo
 
 
 def of_sections(settings: Sequence[str], sections: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as a table of changes, of some sections of the config only.
+    """`key=value` texts as a table of changes, limited to some sections of the config.
 
     Raises:
         ConfigError: a setting of another section, or one that does not exist.
@@ -232,7 +232,7 @@ def model_options(settings: Sequence[str]) -> dict[str, Any]:
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and `key=value` settings among the arguments of a command.
 
-    A word of that form is a setting unless a file of that name exists.
+    A word of the form `key=value` is a setting unless a file of that name exists.
     """
     settings = [text for text in arguments if _SETTING.match(text) and not os.path.lexists(text)]
     return [text for text in arguments if text not in settings], settings
@@ -253,7 +253,7 @@ def _explained(ctx: Any, args: Sequence[str], work: Callable[[], _Result]) -> _R
         return work()
     except _UsageError as error:
         if ctx.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
-            raise  # completion, and a group without a command, whose help is printed
+            raise  # completion, or a group without a command: typer prints the help
         problem: CGRSegError = _usage_problem(error, ctx, _name_below_root(ctx), args)
     except CGRSegError as error:
         problem = error
@@ -262,14 +262,14 @@ def _explained(ctx: Any, args: Sequence[str], work: Callable[[], _Result]) -> _R
 
 
 def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments of a command with old names replaced.
+    """Replace old names of options.
 
     Args:
         command: its name below `cgrseg`, e.g. `data browse`.
         arguments: as typed.
 
     Returns:
-        The arguments with present names, and a note for each one that was replaced.
+        The arguments with new names, and a note for each replaced one.
     """
     names = OLD_NAMES.get(command, {})
     result: list[str] = []
@@ -284,7 +284,7 @@ def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[s
             notes.append(f"{name} is now {names[name]}")
             word = f"{names[name]}{equals}{value}"
         if word == "--size" and len(rest) > 1 and rest[0].isdecimal() and rest[1].isdecimal():
-            # The older form had two values.  A second number is nothing else in any command.
+            # The old form had two values; no command takes a number after --size.
             height, width = rest.pop(0), rest.pop(0)
             notes.append(f"--size {height} {width} is now --size {height}x{width}")
             rest.insert(0, f"{height}x{width}")
@@ -300,13 +300,13 @@ def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[s
 
 
 def _usage_problem(error: Any, ctx: Any, command: str, args: Sequence[str]) -> ConfigError:
-    """The message for wrong usage of a command.
+    """Error for wrong usage of a command.
 
     Args:
-        error: what typer raised.
-        ctx: the context of the command.
+        error: exception of typer.
+        ctx: context of the command.
         command: its name below `cgrseg`; empty for the root.
-        args: what was typed after it.
+        args: arguments as typed.
     """
     from cgrseg.config.suggestions import unknown_option
 
@@ -359,7 +359,7 @@ def _known(name: str, params: Iterable[Any]) -> bool:
 
 
 def _found(message: str, names: Sequence[str], args: Sequence[str]) -> str:
-    """Typer's message about a value, with the value."""
+    """Message of typer about a value, with the value."""
     given = [value for name, value in itertools.pairwise(args) if name in names]
     given += [
         word.partition("=")[2] for word in args if word.startswith(tuple(f"{n}=" for n in names))

@@ -1,6 +1,6 @@
 """Shell completion: presets, settings with their values, devices, precisions.
 
-Nothing here imports PyTorch, so that a press of the tabulator key answers at once.
+This module does not import PyTorch, so that completion is fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def settings(ctx: Any, incomplete: str) -> list[str]:
-    """`KEY=VALUE`: names of settings, then the values of the one that was typed."""
+    """`KEY=VALUE`: names of settings, then values of the typed setting."""
     key, _ = _setting_before_cursor(incomplete)
     return _setting_names(incomplete) if key is None else _values(incomplete)
 
 
 def files_or_settings(ctx: Any, incomplete: str) -> list[str]:
-    """Files and settings; nothing for an empty word, so that the shell lists its files."""
+    """Files and settings; empty for an empty word, so that the shell lists its files."""
     return [*settings(ctx, incomplete), *_files(incomplete)] if incomplete else _values(incomplete)
 
 
@@ -31,7 +31,7 @@ def config_files_or_settings(ctx: Any, incomplete: str) -> list[str]:
 
 
 def presets(incomplete: str) -> list[str]:
-    """Names of runs that are known without a file."""
+    """Names of presets."""
     from cgrseg.config.presets import list_presets
 
     return [name for name in list_presets() if name.startswith(incomplete)]
@@ -61,20 +61,20 @@ def datasets(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Kinds of devices; whether one is there is found out when the command runs."""
+    """Device names; the command checks whether the device exists."""
     return [name for name in ("cpu", "cuda", "cuda:0", "mps") if name.startswith(incomplete)]
 
 
 def precisions(incomplete: str) -> list[str]:
-    """Precisions that networks predict in."""
+    """Names of precisions."""
     return [name for name in PRECISIONS if name.startswith(incomplete)]
 
 
 def _values(incomplete: str) -> list[str]:
-    """Values of the setting that was typed before; none where no setting was."""
+    """Values of the typed setting; empty without one."""
     key, value = _setting_before_cursor(incomplete)
     values = [text for text in _values_of(key or "") if text.startswith(value)]
-    # bash takes the word apart at the equals sign and replaces what comes after it.
+    # bash splits words at the equals sign and replaces only the part after it.
     return values if "COMP_WORDS" in os.environ else [f"{key}={text}" for text in values]
 
 
@@ -91,7 +91,7 @@ def _setting_names(incomplete: str) -> list[str]:
     names = [name for name, _ in walk_settings() if name.startswith(incomplete)]
     if len(names) != 1:
         return [f"{name}=" for name in names]
-    # With values after it, the shell stops at the equals sign instead of adding a blank.
+    # With several candidates, the shell stops at the equals sign and adds no space.
     return [f"{names[0]}={text}" for text in ("", *_values_of(names[0]))]
 
 
@@ -108,7 +108,7 @@ def _values_of(key: str) -> list[str]:
 
 
 def _setting_before_cursor(incomplete: str) -> tuple[str | None, str]:
-    """The setting whose value is being typed, and what is there of the value."""
+    """Setting whose value is being typed, and the typed part of the value."""
     if "=" in incomplete:
         key, _, value = incomplete.partition("=")
         return key, value

@@ -1,6 +1,6 @@
-"""The root of the command `cgrseg`: each module of this package with a function of its own name.
+"""The command `cgrseg`: each module of this package with a function of its own name is a command.
 
-Commands import what they need when they run, so that `cgrseg --help` answers at once.
+Commands import their dependencies when they run, so that `cgrseg --help` is fast.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def main() -> None:
     """Run the command line; ends the process with its exit status."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
-            # A terminal that cannot show a character shows another, instead of failing.
+            # Replace characters that the terminal cannot show, instead of failing.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     stated = os.environ.get("COLUMNS", "")
     if stated.isdecimal() and not LEAST_WIDTH <= int(stated) <= _MOST_WIDTH:
-        # Programs without a terminal set 0, at which rich prints nothing, not even help.
+        # Programs without a terminal set 0, with which rich prints nothing.
         os.environ["COLUMNS"] = str(min(max(int(stated), LEAST_WIDTH), _MOST_WIDTH))
     with ending_by_signals():
         app()

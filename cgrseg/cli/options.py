@@ -1,8 +1,7 @@
-"""The options of all commands: one name, short form, type and help text for one thing.
+"""Options that several commands share: one name, short form, type and help text each.
 
-A command takes its options from here where another command has the same one.  An option that
-means the same but says more in one command is made by a function, which adds a sentence.
-`docs/commands.md` is generated from the result, and a test holds the agreement.
+Functions make the options whose help has a further sentence per command.  `docs/commands.md` is
+generated from all options; a test checks that they agree.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ def settings_argument(example: str = "optimizer.lr=1e-4") -> Any:
 
 
 def out_option(detail: str) -> Any:
-    """`--out`, `-o`: where a command writes; `detail` says what, and the default."""
+    """`--out`, `-o`; `detail`: content and default of the output path."""
     return typer.Option(
         "--out", "-o", metavar="PATH", help=f"Output path. {detail}", show_default=False
     )
 
 
 def overwrite_option(detail: str = "") -> Any:
-    """`--overwrite`; `detail` says what is kept without it."""
+    """`--overwrite`; `detail`: what happens without it."""
     return typer.Option("--overwrite", help=f"Replace existing results. {detail}".strip())
 
 
 def size_option(detail: str = "") -> Any:
-    """`--size`: one size, or several where the parameter is a list."""
+    """`--size`; repeatable where the parameter is a list."""
     return typer.Option(
         "--size",
         metavar="HEIGHTxWIDTH",
@@ -51,19 +50,19 @@ def size_option(detail: str = "") -> Any:
 
 
 def batch_size_option(detail: str = "") -> Any:
-    """`--batch-size`: one number, or several where the parameter is a list."""
+    """`--batch-size`; repeatable where the parameter is a list."""
     return typer.Option(
         "--batch-size", help=f"Number of images per batch. {detail}".strip(), min=1, max=65_536
     )
 
 
 def split_option(detail: str) -> Any:
-    """`--split`: a split by name, or several where the parameter is a list."""
+    """`--split`; repeatable where the parameter is a list."""
     return typer.Option("--split", help=f"Name of the split. {detail}", show_default=False)
 
 
 def size_of_option(text: Any) -> tuple[int, int]:
-    """A size from the text of an option.
+    """Parse the text of `--size`.
 
     Raises:
         ConfigError: the text is not a size.

@@ -1,4 +1,4 @@
-"""All options of all commands as a table: for `docs/commands.md` and for the test of agreement."""
+"""Table of all options of all commands, for `docs/commands.md` and its test."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SENTENCE = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`'])")
 
 @dataclass(frozen=True)
 class OptionUse:
-    """An option as one command has it.
+    """An option of one command.
 
     Attributes:
         command: name below `cgrseg`, e.g. `data check`.
         name: long name, e.g. `--size`.
         short: short names, e.g. `-o`.
-        value: what it takes, e.g. `INTEGER` or `HEIGHTxWIDTH`; empty for a flag.
-        repeats: whether it may be given several times.
-        meaning: first sentence of its help; the same in every command.
-        detail: what the help of this command adds.
+        value: form of the value, e.g. `INTEGER` or `HEIGHTxWIDTH`; empty for a flag.
+        repeats: whether it may be repeated.
+        meaning: first sentence of the help, equal in all commands.
+        detail: further sentences, which differ between commands.
     """
 
     command: str
@@ -53,7 +53,7 @@ def option_uses() -> list[OptionUse]:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command that does something, as (name below `cgrseg`, command of typer)."""
+    """All commands as (name below `cgrseg`, command of typer); groups are left out."""
     from cgrseg.cli.main import app
 
     yield from _below(typer.main.get_command(app), "")
@@ -126,7 +126,7 @@ def _use(command: str, param: Any, annotation: Any) -> OptionUse:
 
 
 def _value(annotation: Any) -> str:
-    """Kind of value that an annotation takes, in a word; empty for a flag."""
+    """Metavar for an annotation; empty for a flag."""
     kinds = [each for each in typing.get_args(annotation) or [annotation] if each is not type(None)]
     kind = typing.get_args(kinds[0])[0] if typing.get_args(kinds[0]) else kinds[0]
     if isinstance(kind, type) and issubclass(kind, Enum):
