@@ -65,7 +65,7 @@ class Journal:
         self.transcript = Transcript() if transcript is None else transcript
         self.active = self.transcript.active
         self._pace = Pace(start, end, eval_interval)
-        self._told_duration = False
+        self._printed_duration = False
         self._progress: Any = None
         self._task: Any = None
         self._shown = 0.0
@@ -109,9 +109,9 @@ class Journal:
             rate: learning rate of the base group.
         """
         self._pace.step()
-        if not self._told_duration and self._pace.is_measured:
-            self._told_duration = True
-            self._tell_duration(iteration)
+        if not self._printed_duration and self._pace.is_measured:
+            self._printed_duration = True
+            self._print_duration(iteration)
         if self._progress is None:
             return
         now = time.monotonic()
@@ -125,7 +125,7 @@ class Journal:
         )
         self._progress.update(self._task, completed=iteration, text=text)
 
-    def _tell_duration(self, iteration: int) -> None:
+    def _print_duration(self, iteration: int) -> None:
         """Print the estimated duration, once a few iterations were measured."""
         rest = self.end - iteration
         if rest <= 0:
