@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,6 @@ def content_digest(data: bytes) -> str:
 def settings_digest(value: Any) -> str:
     """Digest of settings (plain types), independent of the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def path_digest(path: Path | str) -> str:
-    """Digest of the path of a file, 16 hexadecimal digits: results do not contain user folders."""
-    return hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=8).hexdigest()
 
 
 def file_state(path: Path | str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from cgrseg.files import write_json
 from cgrseg.inference.prediction import Prediction
 from cgrseg.inference.predictor import Predictor
 from cgrseg.input_files import open_input, read_input_text
-from cgrseg.provenance import file_state, path_digest, settings_digest
+from cgrseg.provenance import file_state, settings_digest
 
 RECORD = "prediction.json"
 PARTS = ("labels", "overlays")
@@ -103,7 +104,7 @@ class FolderRecord:
 
     def note(self, found: Prediction, image: Path) -> str:
         """Note for the label file of an image."""
-        return f"{self._maps} {self._look} {found.digest} {path_digest(image)}"
+        return f"{self._maps} {self._look} {found.digest} {_path_digest(image)}"
 
     def keeps(self, labels: Path, image: Path) -> bool:
         """Whether a label file is what this network makes of the image as it is now.
@@ -124,7 +125,7 @@ class FolderRecord:
             return False  # its reader reports what is wrong
         if digest == now:
             return maps == self._maps and self._look in ("-", look)
-        if not digest or self.overwriting or place == path_digest(image):
+        if not digest or self.overwriting or place == _path_digest(image):
             return False
         raise DataError(
             labels,
@@ -184,7 +185,7 @@ class VideoRecord:
             raise self._refusal(f"a video painted with other {', '.join(others)}")
         if before.get("source") == self._state:
             return "kept"
-        if before.get("place") != path_digest(self._source):
+        if before.get("place") != _path_digest(self._source):
             raise self._refusal(f"another video than {self._source}, painted under the same name")
         return "missing"
 
@@ -204,7 +205,7 @@ class VideoRecord:
             else:
                 self._path.unlink(missing_ok=True)
             raise
-        sources = {"source": self._state, "place": path_digest(self._source)}
+        sources = {"source": self._state, "place": _path_digest(self._source)}
         write_json(self._path, {**self._made, **sources, "result": file_state(self._target)})
 
     def _refusal(self, found: str) -> DataError:
@@ -253,3 +254,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _path_digest(path: Path | str) -> str:
+    """Digest of the path of a file, 16 hexadecimal digits: results do not contain user folders."""
+    return hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=8).hexdigest()

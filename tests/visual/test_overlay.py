@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgrseg.visual.overlay import _percent, class_shares, overlay, with_legend
-from cgrseg.visual.text import draw_text, shorten, text_mask
+from cgrseg.visual.overlay import (
+    _percent,
+    class_shares,
+    draw_text,
+    overlay,
+    shorten,
+    text_mask,
+    with_legend,
+)
 
 PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 CLASSES = ("wall", "sky", "tree")
