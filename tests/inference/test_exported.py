@@ -169,7 +169,7 @@ def test_label_maps_are_cut_and_resized() -> None:
         (True, 1056, 2),  # large maps decode faster on several
     ],
 )
-def test_pytorch_keeps_to_one_torch_thread_a_runtime_with_its_own(
+def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
     has_threads: bool, side: int, expected: int
 ) -> None:
     seen: list[int] = []
