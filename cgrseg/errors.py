@@ -24,8 +24,8 @@ MALFORMED = (
 EXIT_PROBLEM = 2
 """Exit status after an error of input, settings or machine."""
 
-
 Choice = TypeVar("Choice", bound=str)
+"""Type of the names that :func:`check_choice` chooses from."""
 
 
 class CGRSegError(Exception):

@@ -81,7 +81,7 @@ class TrainResult:
 
     @property
     def exit_status(self) -> int:
-        """Exit status of a command: 0, or 128 plus the number of the signal."""
+        """Exit status of a command, 0 or 128 plus the number of the signal."""
         return 0 if self.stopped_by is None else 128 + int(self.stopped_by)
 
 
