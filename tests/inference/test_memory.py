@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.segmenting import augmented, segment
+from cgrseg.inference.views import EvalTransform
 from cgrseg.models import attention_parts, create_model
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import photo

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from cgrseg.config import schema
-from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.data.geometry import resize_image
 from cgrseg.data.image_files import read_image
-from cgrseg.inference.views import NetworkInput
+from cgrseg.inference.views import EvalTransform, NetworkInput
 
 
 def blank(height: int, width: int) -> np.ndarray:

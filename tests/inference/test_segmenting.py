@@ -18,7 +18,6 @@ from torch import Tensor
 
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.eval_transform import EvalTransform
 from cgrseg.data.image_files import read_image
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import decode
@@ -26,7 +25,7 @@ from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment, segment_batch
-from cgrseg.inference.views import at_ratio
+from cgrseg.inference.views import EvalTransform, at_ratio
 from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import BlockBackend, photo
