@@ -44,10 +44,10 @@ def bench(
     subjects: Annotated[
         str,
         typer.Option(
-            help="Ways of predicting, separated by commas; 'plain' is always among them. Others: "
-            "eager, folded-fp32, folded-bf16, folded-fp16, compiled-fp32, compiled-bf16, "
-            "compiled-fp16, segformer-b0, segformer-b1; or exported files, e.g. best.onnx or "
-            "best.xml@bf16."
+            help="Backends and comparison networks, separated by commas; 'plain' is always "
+            "measured. Others: eager, folded-fp32, folded-bf16, folded-fp16, compiled-fp32, "
+            "compiled-bf16, compiled-fp16, segformer-b0, segformer-b1; or exported "
+            "files, e.g. best.onnx or best.xml@bf16."
         ),
     ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
     size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",
@@ -57,22 +57,24 @@ def bench(
     works: Annotated[
         str,
         typer.Option(
-            help="Measured work, separated by commas: network (tensor to logits), labels "
+            help="Parts to measure, separated by commas: network (tensor to logits), labels "
             "(tensor to label map) and image (decoded image to label map)."
         ),
     ] = "network,labels,image",
     rounds: Annotated[
         int,
         typer.Option(
-            help="Number of rounds; the second of two measurements counts.", min=1, max=1000
+            help="Number of rounds. Each round measures twice and keeps the second time.",
+            min=1,
+            max=1000,
         ),
     ] = 15,
     threads: Threads = None,
     clock: Annotated[
         str,
         typer.Option(
-            help="Clock: wall, or processor: time on the processor, for a machine that others "
-            "use too (with --threads 1)."
+            help="Clock: wall (elapsed time) or processor (CPU time, for a machine with other "
+            "load; use with --threads 1)."
         ),
     ] = "wall",
     num_classes: NumClasses = 150,
@@ -80,13 +82,13 @@ def bench(
         bool,
         typer.Option(
             "--apart",
-            help="Time each subject in a process of its own, with its own threads and memory.",
+            help="Time each subject in a separate process, with separate threads and memory.",
         ),
     ] = False,
-    memory: Annotated[bool, typer.Option(help="Measure memory, in processes of its own.")] = True,
+    memory: Annotated[bool, typer.Option(help="Measure memory in separate processes.")] = True,
     peaks: Annotated[bool, typer.Option(help="Measure the peak throughput of the device.")] = True,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Also list the largest costs left (CPU; minutes).")
+        bool, typer.Option("--profile", help="Also list the slowest operations (CPU; minutes).")
     ] = False,
     out: Annotated[Path | None, out_option("JSON file for all numbers.")] = None,
     as_json: AsJson = False,
@@ -95,8 +97,8 @@ def bench(
 ) -> None:
     """Measure speed and memory of prediction and print tables.
 
-    The first time a network is compiled takes about a minute per precision; it is
-    kept in ~/.cache/cgrseg (or $CGRSEG_CACHE) for this and for prediction.
+    The first compilation of a network takes about a minute per precision. The
+    compiled network is cached in ~/.cache/cgrseg (or $CGRSEG_CACHE), also for `cgrseg predict`.
 
     Examples:
       cgrseg bench

@@ -208,9 +208,7 @@ def browse(
     split: Annotated[str | None, split_option("Default: the training split.")] = None,
     augmented: Annotated[
         bool,
-        typer.Option(
-            "--augmented", help="Show the first training samples, as the network gets them."
-        ),
+        typer.Option("--augmented", help="Show the first training samples after augmentation."),
     ] = False,
     limit: Limit = 24,
     class_name: Annotated[
@@ -221,7 +219,7 @@ def browse(
         int, typer.Option(help="Width of an image on the page in pixels.", min=16, max=4096)
     ] = 360,
     overwrite: Annotated[
-        bool, overwrite_option("Without it only an earlier page is replaced.")
+        bool, overwrite_option("Without --overwrite only an earlier page is replaced.")
     ] = False,
 ) -> None:
     """Write an HTML page of images with their labels over them.
@@ -264,7 +262,7 @@ def synth(
     size: Annotated[Any, size_option("Default: 256x256.")] = "256x256",
     seed: Seed = 0,
     workers: Workers = None,
-    overwrite: Annotated[bool, overwrite_option("An equal earlier result is kept.")] = False,
+    overwrite: Annotated[bool, overwrite_option("An identical earlier result is kept.")] = False,
 ) -> None:
     """Draw a synthetic dataset, which needs no download.
 

@@ -51,8 +51,8 @@ class FormatCommands(Commands):
 app = typer.Typer(
     cls=FormatCommands,
     no_args_is_help=True,
-    help="Make label PNGs. Finished files are kept, so an interrupted conversion can be run again. "
-    "What is damaged is named and skipped, and the exit status is then 1.",
+    help="Convert annotations to label PNGs. Finished files are kept, so the same command resumes "
+    "an interrupted conversion. Damaged input is named and skipped; the exit status is then 1.",
 )
 
 

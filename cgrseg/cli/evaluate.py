@@ -68,7 +68,7 @@ def evaluate(
         bool,
         typer.Option(
             "--format-only",
-            help="Write label files for the benchmark's server, and measure nothing.",
+            help="Write label files for the benchmark's server and compute no metrics.",
         ),
     ] = False,
     report: Annotated[

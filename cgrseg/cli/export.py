@@ -51,8 +51,8 @@ def export(
     size: Annotated[
         list[Any] | None,
         size_option(
-            "Multiples of 32; may be repeated. Default: any size (with --int8 that of the "
-            "calibration images; aoti needs a size)."
+            "Multiples of 32; may be repeated. Default: any size (with --int8 the size of "
+            "the calibration images; aoti needs a size)."
         ),
     ] = None,
     batch_size: Annotated[int | None, batch_size_option("Default: any number (aoti: 1).")] = None,

@@ -109,8 +109,8 @@ Compile = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Run the folded and compiled network: several times faster after about a minute per "
-        "image size. The compiled network is cached.",
+        help="Compile the network for inference: several times faster. Compilation takes about a "
+        "minute per image size. The compiled network is cached.",
     ),
 ]
 Threads = Annotated[
@@ -127,8 +127,8 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-code",
-        help="Run the machine code of compiled packages (.pt2 of --format aoti). It can do "
-        "whatever you can: only for files whose origin you know.",
+        help="Run the machine code of compiled packages (.pt2 of --format aoti). The "
+        "code has all rights of your account: use only files whose origin you know.",
     ),
 ]
 Workers = Annotated[
@@ -150,7 +150,10 @@ Seed = Annotated[
 BatchSize = Annotated[int, batch_size_option()]
 MultiScale = Annotated[
     bool,
-    typer.Option("--multi-scale", help="Average the published scales, each plain and mirrored."),
+    typer.Option(
+        "--multi-scale",
+        help="Average over the published scales, each with and without a horizontal flip.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Limit = Annotated[

@@ -69,7 +69,9 @@ def predict(
         typer.Option(help="Class names and shares beside the images."),
     ] = None,
     opacity: Opacity = 0.5,
-    overwrite: Annotated[bool, overwrite_option("Without it they are kept.")] = False,
+    overwrite: Annotated[
+        bool, overwrite_option("Without --overwrite existing results are kept.")
+    ] = False,
     multi_scale: MultiScale = False,
     setting: Annotated[
         list[str] | None,

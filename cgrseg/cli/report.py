@@ -16,8 +16,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Run folders, or evaluation files (evaluation*.json). One: a page about it. "
-            "Several: a comparison with the first.",
+            help="Run folders or evaluation files (evaluation*.json). One run gives a page about "
+            "that run. Several runs are compared with the first.",
             show_default=False,
         ),
     ],
@@ -31,7 +31,7 @@ def report(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint that predicts the images. Default: the one that was evaluated.",
+            help="Checkpoint that predicts the images. Default: the evaluated checkpoint.",
             show_default=False,
         ),
     ] = None,
@@ -45,9 +45,9 @@ def report(
     """Show an evaluated run on one page, or compare several.
 
     One run: scores, classes, confusion matrix, the worst and the best images,
-    settings and versions. Several: differences per class, and which of them are
-    more than chance. The page is one file that asks nothing of any server; the
-    numbers lie beside it as JSON and CSV.
+    settings and versions. Several runs: differences per class, and which
+    differences are more than chance. The page is one file that loads nothing
+    from a server. The numbers are written next to the page as JSON and CSV.
 
     Examples:
       cgrseg report work_dirs/first

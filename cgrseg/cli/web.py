@@ -35,7 +35,7 @@ def web(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on. 0.0.0.0: the whole network.")
+        str, typer.Option(help="Address to listen on. 0.0.0.0 accepts the whole network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     token: Annotated[
@@ -43,7 +43,7 @@ def web(
         typer.Option(
             envvar="CGRSEG_WEB_TOKEN",
             help=f"Secret of at least {_SHORTEST_TOKEN} characters that every request must carry. "
-            "Default: none on this machine, a generated one beyond it.",
+            "Default: no token if only this machine can connect, else a generated one.",
             show_default=False,
         ),
     ] = None,
@@ -71,10 +71,10 @@ def web(
     trust_code: TrustCode = False,
     device: Device = None,
 ) -> None:
-    """Open a page that labels images and videos: drop one, point at it to read a class.
+    """Serve a web page that segments images and videos and shows the class under the pointer.
 
-    It listens on this machine only, unless told otherwise. Nothing is sent
-    anywhere, and nothing that is uploaded is written to a disk. Ctrl-C ends it.
+    The server listens on this machine only, unless --host names another address. It
+    contacts no other server and writes no upload to disk. Ctrl-C stops it.
 
     Examples:
       cgrseg web best.pth

@@ -44,7 +44,7 @@ def build_parser() -> FlagParser:
         "--multi-scale",
         "--tta",
         action="store_true",
-        help="average the published scales, each plain and mirrored",
+        help="average over the published scales, each with and without a horizontal flip",
     )
     parser.add_argument("--data-root", help="dataset root (default: data.root of the config)")
     parser.add_argument("--split", help="name of the split (default: data.eval_split)")

@@ -98,7 +98,7 @@ def test_faster_and_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(home)
-    for command in commands_in(section(repository, "Faster, and elsewhere")):
+    for command in commands_in(section(repository, "Faster inference, export and reports")):
         if command[0] != "web":  # serves until it is stopped: tests/deploy has it
             result = run(*command)
             assert result.exit_code == 0, (command, result.output)

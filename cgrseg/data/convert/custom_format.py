@@ -46,8 +46,8 @@ Placing = Annotated[
 Classes = Annotated[
     Sequence[str] | None,
     Option(
-        "Class names in id order: a text file with one a line, or names with commas. "
-        "Default: OUT/classes.txt if it is there, else what is found.",
+        "Class names in id order: a text file with one name per line, or names separated by "
+        "commas. Default: OUT/classes.txt if it exists, else the class names in the input.",
         name_list=True,
     ),
 ]

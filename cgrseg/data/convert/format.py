@@ -217,7 +217,7 @@ class Format(abc.ABC):
     name: ClassVar[str]
     _: KW_ONLY
     workers: Annotated[int | None, Option("Default: chosen from the amount of work.")] = None
-    overwrite: Annotated[bool, Option("Without it finished files are kept.")] = False
+    overwrite: Annotated[bool, Option("Without --overwrite finished files are kept.")] = False
 
     def __post_init__(self) -> None:
         for name, (kind, _) in options_of(type(self)).items():

@@ -53,7 +53,9 @@ class LabelMe(CustomFormat):
     _: KW_ONLY
     images: Annotated[
         Path | None,
-        Option("Folder of the images. Default: where each file says.", name="image_folder"),
+        Option(
+            "Folder of the images. Default: the image path in each JSON file.", name="image_folder"
+        ),
     ] = None
     classes: Classes = None
     background: Background = None

@@ -39,7 +39,7 @@ class MatLabels(CustomFormat):
     classes: Classes = None
     field: Annotated[
         str | None,
-        Option("Variable that holds the label map. Default: the only one of each file."),
+        Option("Variable that holds the label map. Default: the only variable of the file."),
     ] = None
 
     def read(self) -> Annotations:
