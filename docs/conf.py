@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import cgrseg
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "CGRSeg"
 author = "The CGRSeg maintainers"
@@ -15,7 +20,13 @@ root_doc = "docs/index"
 include_patterns = ["docs/**", "benchmarks/results/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 exclude_patterns = ["benchmarks/results/accuracy_runs.md"]  # a table for accuracy.md, no page
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "error_page",
+]
 myst_enable_extensions = ["deflist", "fieldlist"]
 myst_heading_anchors = 3
 
