@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cgrseg.evaluation.script import main
+from cgrseg.evaluation.eval_script import main
 
 if __name__ == "__main__":
     sys.exit(main())

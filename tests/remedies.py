@@ -38,7 +38,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("files.py", ("train", "run_cgrseg.py", "tools/train.py")),
     ("inference/records.py", ("predict",)),
     ("training", ("train", "run_cgrseg.py", "tools/train.py")),
-    ("evaluation/script.py", ("tools/test.py",)),
+    ("evaluation/eval_script.py", ("tools/test.py",)),
     ("evaluation/outputs.py", ("evaluate", "tools/test.py")),
     ("evaluation", ("evaluate", "run_cgrseg.py", "tools/test.py")),
     ("data/convert/formats/labelme.py", ("data convert labelme",)),

@@ -14,7 +14,7 @@ import pytest
 
 from cgrseg.cli.reference import commands
 from cgrseg.config import describe_fields
-from cgrseg.evaluation import script as test_script
+from cgrseg.evaluation import eval_script as test_script
 from cgrseg.training import single_gpu, train_script
 from tests.remedies import texts
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cgrseg.datasets import get_spec
-from cgrseg.evaluation.script import main
+from cgrseg.evaluation.eval_script import main
 from cgrseg.models import CGRSeg, load_model
 from tests.golden_weights import set_golden_weights
 

@@ -8,7 +8,7 @@ from pathlib import Path
 # A checkout runs its own code, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cgrseg.evaluation.script import main
+from cgrseg.evaluation.eval_script import main
 
 if __name__ == "__main__":
     sys.exit(main())

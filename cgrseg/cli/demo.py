@@ -51,12 +51,12 @@ def demo(
     Takes a few minutes on two CPU cores and needs no download. Started again,
     it goes on where it stopped, or shows what is there.
     """
-    from cgrseg.cli.evaluate import print_scores
     from cgrseg.config import load_config
     from cgrseg.data.synthetic import colour_baseline, write_dataset
     from cgrseg.devices import use_threads
     from cgrseg.errors import ConfigError, FrontEnd, speaking_as
     from cgrseg.evaluation import evaluate
+    from cgrseg.evaluation.result import print_scores
     from cgrseg.inference import Predictor, predict_folder
     from cgrseg.progress import shown_progress
     from cgrseg.reporting import write_run_report
@@ -93,7 +93,7 @@ def demo(
 
     console.rule("3 of 5: measuring on held-out scenes", align="left")
     result = evaluate(config, checkpoint, device=device)
-    print_scores(console, result)
+    print_scores(result, console=console)
     baseline = colour_baseline(_pairs(data, "training"), _pairs(data, "validation"))
 
     console.rule("4 of 5: painting some of them", align="left")

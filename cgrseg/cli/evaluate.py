@@ -25,10 +25,7 @@ from cgrseg.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cgrseg.config import Config
-    from cgrseg.evaluation import EvaluationResult
 
 
 def evaluate(
@@ -102,7 +99,7 @@ def evaluate(
     from cgrseg.errors import ConfigError
     from cgrseg.evaluation import evaluate as run_evaluation
     from cgrseg.evaluation.evaluate import result_name
-    from cgrseg.evaluation.result import readable_json
+    from cgrseg.evaluation.result import print_scores, readable_json
     from cgrseg.precision import resolve_precision
     from cgrseg.processes import is_first_process
 
@@ -154,7 +151,7 @@ def evaluate(
         if is_first_process():
             typer.echo(readable_json(result.as_json()), nl=False)
     else:
-        print_scores(console, result)
+        print_scores(result, console=console)
     for path in (written, out, show_dir):
         if path is not None:
             console.print(f"written: {path}", markup=False, soft_wrap=True)
@@ -219,11 +216,3 @@ def _beside(checkpoint: str) -> Path:
     if not path.exists():
         return Path("work_dirs") / checkpoint.replace("/", "--")
     return path if path.is_dir() else path.parent
-
-
-def print_scores(console: Console, result: EvaluationResult) -> None:
-    """Print the scores per class as a table, and the summary below it."""
-    from cgrseg.evaluation.table import class_table, summary_line
-
-    console.print(class_table(result))
-    console.print(summary_line(result), soft_wrap=True)

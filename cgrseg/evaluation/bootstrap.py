@@ -1,19 +1,18 @@
-"""How sure is an mIoU?  Resampling images tells.
+"""Confidence intervals and paired tests of mIoU, by bootstrap over images.
 
-A test set is a sample of images.  Weighing its images at random, many times, and computing
-mIoU with each set of weights shows how much the number would move with other images.  The
-weights of a draw are positive and sum to the number of images, evenly over all such weights
-(the Bayesian bootstrap of Rubin, Annals of Statistics 1981); the interval holds the middle
-of the draws.  Only the counts per image and class are needed, so nothing is predicted
-again.  Two runs on the same images are compared on the *same* draws, which removes what
-both find easy or hard.
+A test set is a sample of images.  Weighting its images at random, many times, and computing mIoU
+with each set of weights shows how much mIoU would vary with other images.  The weights of a draw
+are positive and sum to the number of images, uniformly over all such weights (Bayesian bootstrap:
+Rubin, Annals of Statistics 1981); the interval holds the middle of the draws.  Only the counts per
+image and class are needed, so no image is predicted again.  Two runs on the same images are
+compared on the *same* draws, which removes what is easy or hard for both.
 
-Why not whole images drawn with replacement (Efron)?  A class that occurs in one image of
-the set would be missing from a third of the draws, and their means would be over other
-classes: with rare classes that do badly, most draws score higher than the set itself, and
-the interval may not even hold the score.  Positive weights keep every class in every draw.
-What no bootstrap can tell is how a class would do that was seen in one image only: for it
-there is no spread, and a test on n images does not claim less than a coin tossed n times.
+Whole images drawn with replacement (Efron) do not fit: a class that occurs in one image of the set
+is missing from a third of the draws, and their means are over other classes.  With rare classes of
+low IoU, most draws then score higher than the set itself, and the interval may not even hold the
+score.  Positive weights keep every class in every draw.  No bootstrap can tell the spread of a
+class that occurs in one image only: for it there is none, and a test on n images never claims a
+smaller probability than n tosses of a coin.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class PairedDifference:
     """mIoU of B minus mIoU of A on the same images.
 
     Attributes:
-        interval: of the difference.
+        interval: interval of the difference.
         p_value: two-sided share of draws on the other side of zero.
         per_class: difference of IoU per class (K,).
-        per_class_p: the same share per class (K,), at least 2 / 2**n for a class that occurs in
-            n images; not a number where undefined.
+        per_class_p: p-value per class (K,), at least 2 / 2**n for a class that occurs in n images;
+            NaN where undefined.
     """
 
     interval: Interval
@@ -59,7 +58,7 @@ class PairedDifference:
 
 
 def _weights(images: int, draws: int, seed: tuple[int, int]) -> NDArray[np.float64]:
-    """How much each image counts in each draw: (draws, images), rows sum to `images`."""
+    """Weight of each image in each draw: (draws, images), rows sum to `images`."""
     generator = np.random.Generator(np.random.PCG64(list(seed)))
     weights = generator.standard_exponential((draws, images))
     return np.asarray(weights * (images / weights.sum(axis=1, keepdims=True)))
@@ -115,11 +114,11 @@ def miou_interval(
     """Interval of mIoU over images.
 
     Args:
-        counts: pixels per image, kind and class (N, 3, K); kinds are hit, predicted,
+        counts: number of pixels per image, kind and class (N, 3, K); kinds are hit, predicted,
             labeled.
-        confidence: 0..1.
+        confidence: share of the draws in the interval, 0..1.
         draws: number of random sets of weights.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         DataError: no images, or another shape.
@@ -143,11 +142,11 @@ def paired_difference(
     """Compare two runs on the same images in the same order.
 
     Args:
-        counts_a: of run A (N, 3, K), as in :func:`miou_interval`.
-        counts_b: of run B, same shape.
-        confidence: 0..1.
+        counts_a: counts of run A (N, 3, K), as in :func:`miou_interval`.
+        counts_b: counts of run B, same shape.
+        confidence: share of the draws in the interval, 0..1.
         draws: number of random sets of weights.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         DataError: shapes differ or are empty.

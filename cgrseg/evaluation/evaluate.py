@@ -1,14 +1,14 @@
-"""Evaluate a checkpoint as a config says: the one path under every command.
+"""Evaluate a checkpoint on the dataset of a config.
 
-`cgrseg evaluate`, `tools/test.py`, `tools/dist_test.sh` and `run_cgrseg.py --mode eval`
-all end here; the validation during training uses :func:`evaluate_model` below it.
+`cgrseg evaluate`, `tools/test.py`, `tools/dist_test.sh` and `run_cgrseg.py --mode eval` all call
+:func:`evaluate`; the validation during training calls :func:`evaluate_model` below it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,23 +25,13 @@ from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import use_threads
 from cgrseg.distributed import Place, from_first, joined_processes
-from cgrseg.errors import (
-    ConfigError,
-    EnvironmentProblem,
-    option,
-)
+from cgrseg.errors import ConfigError, EnvironmentProblem, option
 from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
-from cgrseg.evaluation.outputs import (
-    LabelWriter,
-    OverlayWriter,
-    SubmissionWriter,
-    refuse_own_data,
-)
+from cgrseg.evaluation.outputs import Outputs, refuse_kind
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.segmenting import augmented
-from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest
 from cgrseg.precision import AnyPrecision, resolve_precision
@@ -76,27 +66,27 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure a checkpoint on a split.
 
-    Writes `evaluation.json` and `evaluation.npz` into the run folder; the name says so
+    Writes `evaluation.json` and `evaluation.npz` into the run's folder; the name says so
     when it is not the plain evaluation of the config's own split (for example
     `evaluation_test_multiscale.json`).  An earlier result of that name that says something
     else is kept, as `evaluation_earlier1.json` and so on.  Started in several processes, each
     image is evaluated once and the first process writes.
 
     Args:
-        config: a config, or a name, file or run folder that gives one.
+        config: a config, or a name, file or run's folder that gives one.
         checkpoint: a file, folder or hub id; or a network.
         split: name of the split; None: `data.eval_split`.
-        device: device; None: a GPU if there is one.
+        device: device to run on; None: a GPU where there is one.
         out: a folder for label PNGs (ids as indices, in the dataset's colors), or a
             `.json` or `.npz` file for a copy of the scores or of the counts; with
             `format_only` the folder of the submission.
         show_dir: folder for overlays with a legend.
         opacity: opacity of the labels in those overlays, 0 to 1.
-        metrics: mIoU, mDice and mFscore are always there; mBoundaryIoU and ECE cost time
+        metrics: mIoU, mDice and mFscore are always computed; mBoundaryIoU and ECE cost time
             and are computed when named.
         aug_test: average over the published ratios, each plain and mirrored.
-        format_only: write label files for the benchmark's server and count nothing; works
-            for splits without labels.
+        format_only: write label files for the server of the benchmark and measure nothing;
+            works for splits without labels.
         limit: maximum number of images.
         work_dir: folder for the results; None: the config's.
         precision: "fp32", "bf16", "fp16" or "auto" (bf16 where the device computes it in
@@ -105,9 +95,8 @@ def evaluate(
             arithmetic as published is the default.
         threads: number of CPU threads; None: all cores.
         batch_size: number of images of equal size per batch.
-        launcher: launcher of the processes, see
-            :func:`cgrseg.distributed.joined_processes`.
-        progress: show progress.
+        launcher: what started the processes, see :func:`cgrseg.distributed.joined_processes`.
+        progress: show the progress.
 
     Returns:
         The result, the same in each process.  With `format_only` its scores are undefined.
@@ -124,22 +113,25 @@ def evaluate(
     config = as_config(config)
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
-    _refuse_kind(out, format_only)
+    refuse_kind(out, format_only)
     pairs = find_pairs(spec, config.data.root, split)
-    stems = [pair.stem for pair in pairs[:limit]]
-    sinks = _sinks(config, spec, stems, out, show_dir, opacity, format_only, work_dir)
-    for sink in sinks:
-        refuse_own_data(sink.folder, pairs, config.data.root)
-    if not format_only:
-        _refuse_unwritable(Path(work_dir or config.run_dir))
-    dataset = _dataset(spec, pairs, format_only, config.test.image_bits)
+    outputs = Outputs.plan(
+        spec,
+        [pair.stem for pair in pairs[:limit]],
+        Path(work_dir or config.run_dir),
+        out=out,
+        show_dir=show_dir,
+        opacity=opacity,
+        format_only=format_only,
+    )
+    outputs.refuse_unusable(pairs, config.data.root)
+    kind = ImagesOnly if format_only else functools.partial(EvalDataset, spec)
+    dataset: EvalItems = kind(pairs, config.test.image_bits)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
-    _check_fit(model, config, spec, checkpoint)
+    _refuse_other_classes(model, config, spec, checkpoint)
     test = augmented(config.test) if aug_test else config.test
     use_threads(threads)
-    results = None if format_only else Path(work_dir or config.run_dir)
-    copy = out if Path(out or "").suffix.lower() in (".json", ".npz") else None
-    with _locked(results, copy, sinks), joined_processes(launcher, device) as place:
+    with outputs.locked(), joined_processes(launcher, device) as place:
         precision = resolve_precision(precision, place.device)
         network: CGRSeg | Backend = model
         if compile:
@@ -159,7 +151,7 @@ def evaluate(
                 workers=config.data.workers,
                 batch_size=batch_size,
                 limit=limit,
-                sinks=sinks,
+                sinks=outputs.writers,
                 progress=report,
             )
         settings: dict[str, Any] = {
@@ -176,9 +168,8 @@ def evaluate(
         }
         result = replace(result, settings=settings)
         with _first_writes(place):
-            if place.rank == 0 and not format_only:
-                name = result_name(config, split, aug_test, limit, precision)
-                _write(result, Path(work_dir or config.run_dir), name, out)
+            if place.rank == 0:
+                outputs.write(result, result_name(config, split, aug_test, limit, precision))
     return result
 
 
@@ -198,18 +189,6 @@ def _refuse_out_of_range(batch_size: int, limit: int | None, opacity: float) -> 
             )
 
 
-def _refuse_unwritable(folder: Path) -> None:
-    """Stop before the work whose result could not be written."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise EnvironmentProblem(
-            folder,
-            found=f"results cannot be written there ({nearest} is read-only for this user)",
-            expected="a folder for evaluation.json",
-            remedy="name another folder: work_dir=FOLDER (in Python work_dir=...)",
-        )
-
-
 def result_name(
     config: Config,
     split: str,
@@ -217,7 +196,7 @@ def result_name(
     limit: int | None,
     precision: str = "fp32",
 ) -> str:
-    """File name, without suffix, of an evaluation in its run folder."""
+    """File name, without suffix, of an evaluation in its run's folder."""
     parts = ["evaluation"]
     if split != config.data.eval_split:
         parts.append(split)
@@ -231,7 +210,7 @@ def result_name(
 
 
 class ImagesOnly:
-    """A split without labels, image by image."""
+    """A split of which only the images are read."""
 
     def __init__(self, pairs: Sequence[Pair], image_bits: int) -> None:
         self.pairs = pairs
@@ -248,58 +227,9 @@ class ImagesOnly:
         return {"image": image, "label": None, "stem": pair.stem}
 
 
-def _dataset(
-    spec: DatasetSpec, pairs: Sequence[Pair], format_only: bool, image_bits: int
-) -> EvalItems:
-    return ImagesOnly(pairs, image_bits) if format_only else EvalDataset(spec, pairs, image_bits)
-
-
-def _refuse_kind(out: str | Path | None, format_only: bool) -> None:
-    """Refuse an unknown kind of `out`."""
-    suffix = Path(out).suffix.lower() if out is not None else ""
-    if suffix in (".pkl", ".pickle"):
-        raise ConfigError(
-            "out",
-            found=f"{out}: pickles are not written, since opening one runs what is in it",
-            expected="a folder for label PNGs, or a .json or .npz file",
-            remedy="name a folder, or end the file in .npz",
-        )
-    if format_only and suffix in (".json", ".npz"):
-        raise ConfigError(
-            "out",
-            found=f"{out} together with format_only",
-            expected="a folder for the files of the submission",
-            remedy="name a folder",
-        )
-
-
-def _sinks(
-    config: Config,
-    spec: DatasetSpec,
-    stems: Sequence[str],
-    out: str | Path | None,
-    show_dir: str | Path | None,
-    opacity: float,
-    format_only: bool,
-    work_dir: str | Path | None,
-) -> list[LabelWriter | OverlayWriter | SubmissionWriter]:
-    """Writers for each predicted image."""
-    sinks: list[LabelWriter | OverlayWriter | SubmissionWriter] = []
-    suffix = Path(out).suffix.lower() if out is not None else ""
-    if format_only:
-        folder = Path(out) if out is not None else Path(work_dir or config.run_dir) / "submission"
-        sinks.append(SubmissionWriter(folder, spec, stems))
-    elif out is not None and suffix not in (".json", ".npz"):
-        sinks.append(LabelWriter(out, spec))
-    if show_dir is not None:
-        sinks.append(OverlayWriter(show_dir, spec, opacity))
-    return sinks
-
-
-def _check_fit(
+def _refuse_other_classes(
     model: CGRSeg, config: Config, spec: DatasetSpec, checkpoint: str | Path | CGRSeg
 ) -> None:
-    """Refuse a checkpoint whose classes are not the dataset's."""
     where = "checkpoint" if isinstance(checkpoint, CGRSeg) else str(checkpoint)
     if model.num_classes != spec.num_classes:
         raise ConfigError(
@@ -343,34 +273,8 @@ def _plain(names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _locked(
-    results: Path | None,
-    copy: str | Path | None,
-    sinks: Sequence[LabelWriter | OverlayWriter | SubmissionWriter],
-) -> Iterator[None]:
-    """Hold the locks of all folders that an evaluation writes to."""
-    with contextlib.ExitStack() as locks:
-        if results is not None:
-            locks.enter_context(output_lock(results))
-        if copy is not None:
-            locks.enter_context(output_lock(Path(copy).parent))
-        for sink in sinks:
-            locks.enter_context(output_lock(sink.folder, below=True))
-        yield
-
-
-def _write(result: EvaluationResult, folder: Path, name: str, out: str | Path | None) -> None:
-    kept = result.write(folder, name).earlier
-    suffix = Path(out).suffix.lower() if out is not None else ""
-    if out is not None and suffix in (".json", ".npz"):
-        kept += result.write_copy(out)
-    for path in kept:
-        _LOG.warning("an earlier result is kept as %s", path)
-
-
-@contextlib.contextmanager
 def _first_writes(place: Place) -> Iterator[None]:
-    """Wait in all processes until the first one has written; its failure is raised in all.
+    """Let all processes wait for what the first one writes in this block.
 
     Raises:
         EnvironmentProblem: in the other processes, when the first one could not write.

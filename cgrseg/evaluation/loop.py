@@ -1,4 +1,4 @@
-"""Predict a set, count, and combine the counts of all processes."""
+"""Evaluation loop: predict a split, count pixels, combine the counts of all processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from cgrseg.data.dataset import initialize_worker
 from cgrseg.data.sampling import ShardSampler
 from cgrseg.distributed import gather_in_order, others_present
 from cgrseg.errors import ConfigError, DataError
-from cgrseg.evaluation.boundary import BoundaryIoU, boundary_scores
-from cgrseg.evaluation.calibration import Calibration, CalibrationError
+from cgrseg.evaluation.extra_metrics import (
+    BoundaryIoU,
+    Calibration,
+    CalibrationError,
+    boundary_scores,
+)
 from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
@@ -27,10 +31,10 @@ from cgrseg.inference.segmenting import segment_batch
 from cgrseg.precision import AnyPrecision
 from cgrseg.progress import Progress
 
-#: Metrics by name; all that follow from the confusion matrix are always computed.
 COUNTED = ("mIoU", "mDice", "mFscore")
-#: Metrics that cost time of their own, computed when asked for.
+"""Metrics that follow from the confusion matrix, always computed."""
 EXTRA = ("mBoundaryIoU", "ECE")
+"""Metrics that cost time of their own, computed when asked for."""
 
 
 class EvalItems(Protocol):
@@ -44,10 +48,10 @@ class EvalItems(Protocol):
 
 
 class Sink(Protocol):
-    """Something that wants every predicted image, such as a writer of label files."""
+    """Receiver of every predicted image, such as a writer of label files."""
 
     def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
-        """Take one item of the split and what was found in it."""
+        """Receive one item of the split and its prediction."""
         ...
 
 
@@ -55,14 +59,13 @@ class Tally:
     """All counts of one process.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
         ignore_index: label value that is not counted.
-        metrics: names; those of :data:`EXTRA` are computed only when named.
+        metrics: names of metrics; those of :data:`EXTRA` are added.
     """
 
     def __init__(self, num_classes: int, ignore_index: int, metrics: Sequence[str]) -> None:
-        # Processes are combined on demand below: a process that evaluates alone must not
-        # wait for others that do something else.
+        # `combined` synchronizes: a process that evaluates alone must not wait for others.
         alone = {"sync_on_compute": False}
         self.confusion = ConfusionMatrix(num_classes, ignore_index, **alone)
         self.boundary = (
@@ -73,7 +76,7 @@ class Tally:
         self.num_classes = num_classes
 
     def add(self, number: int, item: Mapping[str, Any], found: Segmentation) -> None:
-        """Count one image; `number` is its place in the dataset.
+        """Count one image; `number` is its index in the dataset.
 
         Raises:
             DataError: the label has another size, or ids out of range.
@@ -160,17 +163,17 @@ def evaluate_model(
         classes: names in id order; None: the numbers.
         ignore_index: label value that is not counted.
         metrics: names out of :data:`COUNTED` and :data:`EXTRA`.
-        device: device; None: that of the network.
+        device: device to run on; None: that of the network.
         precision: "fp32", which published numbers were made with, "bf16", "fp16" or "auto".
-        rank: rank of this process; it takes every `world_size`-th image.
+        rank: rank of this process, which takes every `world_size`-th image.
         world_size: number of processes; above 1 they must have joined a process group.
-        workers: number of loader processes.
-        batch_size: images of equal size that go through the network together.
+        workers: number of loader processes that read images ahead.
+        batch_size: number of images of equal size per batch.
         limit: maximum number of images.
         sinks: called with every image of this process.
-        progress: called with (done, total) images of this process.
+        progress: called with the number of finished images and of all images of this process.
         ready: called when this process has finished its images, before it waits for the others;
-            an exception of it ends the evaluation.
+            what it raises ends the evaluation.
 
     Returns:
         The same result in every process, whatever their number.
@@ -182,8 +185,16 @@ def evaluate_model(
     check_metrics(metrics)
     was_training = isinstance(model, nn.Module) and model.training
     backend = TorchBackend(model, device, precision) if isinstance(model, nn.Module) else model
-    names = tuple(classes) if classes is not None else _numbered(backend.num_classes)
-    _check_class_count(names, backend.num_classes)
+    outputs = backend.num_classes
+    names = tuple(classes) if classes is not None else tuple(map(str, range(outputs)))
+    if len(names) != outputs:
+        raise ConfigError(
+            "evaluation",
+            found=f"a network with {outputs} classes",
+            expected=f"{len(names)} classes, as the dataset has",
+            remedy="choose the checkpoint that was trained on this dataset, or the config "
+            "that belongs to the checkpoint",
+        )
     images = len(dataset) if limit is None else min(limit, len(dataset))
     shard = ShardSampler(images, rank, world_size)
     tally = Tally(backend.num_classes, ignore_index, metrics)
@@ -210,7 +221,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
     """Refuse unknown metrics.
 
     Raises:
-        ConfigError: an unknown metric; the message lists the known ones.
+        ConfigError: names the known ones.
     """
     known = (*COUNTED, *EXTRA)
     unknown = [name for name in metrics if name not in known]
@@ -223,23 +234,8 @@ def check_metrics(metrics: Sequence[str]) -> None:
         )
 
 
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(count))
-
-
-def _check_class_count(names: Sequence[str], outputs: int) -> None:
-    if len(names) != outputs:
-        raise ConfigError(
-            "evaluation",
-            found=f"a network with {outputs} classes",
-            expected=f"{len(names)} classes, as the dataset has",
-            remedy="choose the checkpoint that was trained on this dataset, or the config "
-            "that belongs to the checkpoint",
-        )
-
-
 class _Numbered:
-    """Items with their place in the dataset."""
+    """Items with their index in the dataset."""
 
     def __init__(self, dataset: EvalItems) -> None:
         self._dataset = dataset
@@ -267,7 +263,7 @@ def _batches(
         worker_init_fn=initialize_worker,
     )
     items = iter(loader)
-    # Several batches are read at a time, so that images of equal size meet.
+    # Several batches are read at a time, so that images of equal size form a batch.
     together = batch_size if batch_size == 1 else 4 * batch_size
     while batch := list(itertools.islice(items, together)):
         yield batch
@@ -280,7 +276,7 @@ def _predict(
     confidence: bool,
     batch_size: int,
 ) -> list[Segmentation]:
-    """Label the images of a batch, as prediction does; a problem names them."""
+    """Predictions of a batch; errors name its images."""
     images = [item["image"] for _, item in batch]
     try:
         return segment_batch(backend, images, test, confidence=confidence, batch_size=batch_size)

@@ -1,8 +1,7 @@
 """Segmentation metrics from exact counts.
 
-Everything is computed from one confusion matrix of integers, summed over the whole
-set (and over processes) before any division: the mean of per-image scores is another
-quantity, and not the one that papers quote.
+All scores come from one confusion matrix of integers, summed over the whole set (and over
+processes) before any division: papers quote this, not the mean of per-image scores.
 
 Conventions are those of the published evaluation (mmsegmentation 0.27,
 ``mmseg/core/evaluation/metrics.py``): a class that occurs neither in labels nor in
@@ -116,7 +115,7 @@ class ConfusionMatrix(Metric):
 
 @dataclass(frozen=True, repr=False)
 class SegmentationScores:
-    """Scores in 0..1, per class and in the mean; not a number where undefined.
+    """Scores in 0..1, per class and in the mean; NaN where undefined.
 
     Attributes:
         pixel_accuracy: share of labeled pixels that are right (aAcc).
@@ -176,7 +175,7 @@ class SegmentationScores:
 
     @property
     def caution(self) -> str:
-        """What makes these scores worthless, in words; empty where nothing does."""
+        """Warning when fewer than two classes are labeled; else empty."""
         labeled = int(np.count_nonzero(self.frequency > 0))
         if labeled >= 2:
             return ""
@@ -228,6 +227,6 @@ class SegmentationScores:
 
 
 def mean_of_defined(values: Scores) -> float:
-    """Mean of the entries that are numbers; not a number when there is none."""
+    """Mean of the entries that are numbers; NaN when there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")

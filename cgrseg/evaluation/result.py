@@ -1,9 +1,9 @@
-"""Result of an evaluation, and its files.
+"""Result of an evaluation: scores, files, and tables for the terminal.
 
-Two files: `evaluation.json` for people and scripts (scores, per class, per image,
-settings), and `evaluation.npz` beside it with the integer counts behind them (confusion
-matrix, counts per image), from which two runs are compared without predicting again.
-Neither holds times or the number of processes: the same evaluation gives the same files.
+Two files: `evaluation.json` for people and scripts (scores, per class, per image, settings), and
+`evaluation.npz` beside it with the integer counts behind them (confusion matrix, counts per image),
+from which two runs are compared without predicting again.  Neither holds times or the number of
+processes: the same evaluation gives the same files.
 """
 
 from __future__ import annotations
@@ -14,19 +14,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.errors import DataError
 from cgrseg.evaluation.bootstrap import Interval, miou_interval
-from cgrseg.evaluation.calibration import Calibration
+from cgrseg.evaluation.extra_metrics import Calibration
 from cgrseg.evaluation.metrics import Counts, Scores, SegmentationScores, mean_of_defined
 from cgrseg.files import atomic_write, writing_problem
 from cgrseg.input_files import open_input, read_input
+from cgrseg.surroundings import LEAST_WIDTH
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 FORMAT = 1
+# Columns per class and entries of the summary of each metric, as the published evaluation prints
+# them.
+_COLUMNS = {
+    "mIoU": ("IoU", "Acc"),
+    "mDice": ("Dice", "Acc"),
+    "mFscore": ("Fscore", "Precision", "Recall"),
+    "mBoundaryIoU": ("BoundaryIoU",),
+    "ECE": (),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,11 +51,11 @@ class EvaluationResult:
         classes: names in id order (K).
         stems: names of the images (N), in the dataset's order.
         confusion: int64 (K, K), row = label, column = prediction.
-        counts: int64 (N, 3, K): per image the pixels hit, predicted and labeled per class.
+        counts: int64 (N, 3, K): pixels hit, predicted and labeled, per image and class.
         boundary: boundary IoU per class (K,); None unless asked for.
-        calibration: reliability of confidences; None unless asked for.
+        calibration: calibration of confidences; None unless asked for.
         settings: settings of the evaluation, as plain values.
-        scores: scores of the whole split.
+        scores: scores of the whole set.
         interval: 95 % interval of mIoU over images; None without labeled images.
     """
 
@@ -61,7 +75,7 @@ class EvaluationResult:
         object.__setattr__(self, "interval", miou_interval(self.counts) if labeled else None)
 
     def __repr__(self) -> str:
-        """Data and mean scores in a line; `metrics` and `per_class()` have the rest."""
+        """Dataset and mean scores in one line; `metrics` and `per_class()` have the rest."""
         where = [str(self.settings[key]) for key in ("dataset", "split") if key in self.settings]
         return (
             f"EvaluationResult({' '.join([*where, str(len(self.stems)), 'images'])}, "
@@ -71,7 +85,7 @@ class EvaluationResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All scalar scores in 0..1 by name, not a number where undefined."""
+        """All scalar scores in 0..1 by name, NaN where undefined."""
         found = self.scores.summary()
         if self.boundary is not None:
             found["mBoundaryIoU"] = mean_of_defined(self.boundary)
@@ -180,11 +194,11 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class Written:
-    """Where a result lies.
+    """Files of a result.
 
     Attributes:
-        json: the readable file; the counts lie beside it as `.npz`.
-        earlier: where files that had these names with another content are now.
+        json: the readable file; the counts are beside it, as `.npz`.
+        earlier: new names of files that had these names with another content.
     """
 
     json: Path
@@ -192,10 +206,9 @@ class Written:
 
 
 def keep_earlier(files: Mapping[Path, bytes]) -> list[Path]:
-    """Give files that are about to be replaced by another content names of their own.
+    """Copy files that are about to be replaced by another content to names of their own.
 
-    Files that belong together get the same number; when all have the content already,
-    nothing happens.
+    Files that belong together get the same number.
 
     Returns:
         The new names, with `_earlier<number>` before the suffix.
@@ -274,3 +287,64 @@ def _compact(value: Any) -> str:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def _class_table(result: EvaluationResult, metrics: Sequence[str] | None) -> Table:
+    """One row per class, in percent; a dash where a score is undefined."""
+    from rich import box
+    from rich.table import Table
+
+    scores = result.per_class()
+    columns = list(scores)
+    if metrics is not None:
+        columns = list(dict.fromkeys(name for metric in metrics for name in _COLUMNS[metric]))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, title in enumerate(result.classes):
+        table.add_row(title, *(_percent(float(scores[name][number])) for name in columns))
+    return table
+
+
+def _summary(result: EvaluationResult, metrics: Sequence[str] | None) -> str:
+    """Number of images and the means, in percent, with the interval of mIoU."""
+    wanted = list(result.metrics)
+    if metrics is not None:
+        wanted = ["aAcc"]
+        for metric in metrics:
+            means = [metric] if metric == "ECE" else [f"m{name}" for name in _COLUMNS[metric]]
+            wanted += [name for name in means if name not in wanted]
+    parts = [f"{name} {_percent(result.metrics[name])}" for name in wanted]
+    if result.interval is not None and "mIoU" in wanted:
+        low, high = _percent(result.interval.low), _percent(result.interval.high)
+        parts.append(f"(mIoU {low} to {high} with {100 * result.interval.confidence:.0f} %)")
+    line = f"{len(result.stems)} images, in percent: {'  '.join(parts)}"
+    caution = result.scores.caution
+    return f"{line}\nwarning: {caution}" if caution else line
+
+
+def print_scores(
+    result: EvaluationResult,
+    metrics: Sequence[str] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print the table per class and the summary, at any width of the terminal.
+
+    Args:
+        result: what to show.
+        metrics: as in `--eval`; None: all that were measured.
+        console: where to print; None: standard output.
+    """
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        # Programs without a terminal set COLUMNS=0, at which rich prints nothing.
+        console.width = max(console.width, LEAST_WIDTH)
+    console.print(_class_table(result, metrics))
+    console.print(_summary(result, metrics), soft_wrap=True)
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"

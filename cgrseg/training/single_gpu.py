@@ -268,7 +268,7 @@ def _evaluate(active: Mapping[str, Any], config: Config, device: str) -> dict[st
 
 def _print_scores(result: EvaluationResult, written: Sequence[Path | str | None]) -> None:
     """Print the scores per class, the summary, and the written files."""
-    from cgrseg.evaluation.table import print_scores
+    from cgrseg.evaluation.result import print_scores
 
     if not is_first_process():
         return

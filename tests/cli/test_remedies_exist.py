@@ -20,7 +20,7 @@ from cgrseg.config.reference import flatten
 from cgrseg.config.schema import Config, find_setting
 from cgrseg.config.suggestions import MEANINGS
 from cgrseg.errors import FrontEnd, option, speaking_as
-from cgrseg.evaluation import script as test_script
+from cgrseg.evaluation import eval_script
 from cgrseg.extras import EXTRAS
 from cgrseg.training import single_gpu, train_script
 from tests.remedies import CONTEXTS, SCRIPTS, Text, spoken_options, texts
@@ -55,7 +55,7 @@ def offered() -> dict[str, set[str]]:
         found[use.command] |= set(use.name.split("/"))
     found["run_cgrseg.py"] = set(single_gpu.build_parser({}).flags())
     found["tools/train.py"] = set(train_script.build_parser().flags())
-    found["tools/test.py"] = set(test_script.build_parser().flags())
+    found["tools/test.py"] = set(eval_script.build_parser().flags())
     return found
 
 

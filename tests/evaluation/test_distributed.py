@@ -32,7 +32,7 @@ PROGRAM = """
 import json, os, socket, sys
 import torch
 torch.set_num_threads(1)
-from cgrseg.evaluation.script import main
+from cgrseg.evaluation.eval_script import main
 
 for count, arguments in json.loads(sys.argv[1]):
     with socket.socket() as free:

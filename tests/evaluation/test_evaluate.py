@@ -16,8 +16,7 @@ from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.evaluation import evaluate
 from cgrseg.evaluation.outputs import SubmissionWriter, submission_ids
-from cgrseg.evaluation.result import EvaluationResult
-from cgrseg.evaluation.table import print_scores
+from cgrseg.evaluation.result import EvaluationResult, print_scores
 from cgrseg.inference import TorchBackend, segment
 from cgrseg.models import CGRSeg
 from tests.golden_weights import set_golden_weights

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from cgrseg.errors import DataError
 from cgrseg.evaluation.bootstrap import miou_interval, paired_difference
-from cgrseg.evaluation.boundary import (
+from cgrseg.evaluation.extra_metrics import (
     BoundaryIoU,
+    Calibration,
+    CalibrationError,
     boundary_counts,
     boundary_distance,
     boundary_mask,
 )
-from cgrseg.evaluation.calibration import Calibration, CalibrationError
+from cgrseg.evaluation.metrics import mean_of_defined
 
 
 def test_distance_is_two_percent_of_the_diagonal() -> None:
@@ -67,7 +69,7 @@ def test_boundary_counts_by_hand() -> None:
     metric = BoundaryIoU(2)
     metric.update(prediction, label)
     np.testing.assert_allclose(metric.compute(), [8 / 18, 10 / 20])
-    assert metric.mean(metric.compute()) == pytest.approx((8 / 18 + 10 / 20) / 2)
+    assert mean_of_defined(metric.compute()) == pytest.approx((8 / 18 + 10 / 20) / 2)
 
 
 def test_ignored_pixels_count_nowhere_and_equal_maps_score_one() -> None:

@@ -18,7 +18,7 @@ from cgrseg.errors import (
 )
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
-from cgrseg.evaluation.table import print_scores
+from cgrseg.evaluation.result import print_scores
 from cgrseg.processes import ending_by_signals, is_first_process
 from cgrseg.surroundings import readable_machine_problems
 
