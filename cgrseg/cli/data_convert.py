@@ -23,11 +23,7 @@ import typer
 from cgrseg.cli.common import EXIT_PARTLY, Command, Commands, make_console
 from cgrseg.cli.options import AsJson, Workers, out_option, overwrite_option, split_option
 from cgrseg.errors import (
-    EXIT_PROBLEM,
-    CGRSegError,
     ConfigError,
-    FrontEnd,
-    speaking_as,
 )
 from cgrseg.progress import shown_progress
 
@@ -188,7 +184,7 @@ _SCRIPT_FLAGS = {
 }
 
 
-def run_script(
+def convert_script(
     name: str,
     first_arguments: Mapping[str, str] | None = None,
     adapt: Callable[[dict[str, Any]], None] | None = None,
@@ -201,16 +197,12 @@ def run_script(
         adapt: changes the values, which are by the names of the command.
 
     Returns:
-        Exit status: 0 all well, 1 something was skipped, 2 nothing could be done.
-
-    Raises:
-        SystemExit: with 128 plus the number of a signal that ended it.
+        Exit status: 0 all well, 1 something was skipped, 2 nothing could be done, 128 plus the
+        number of a signal that ended it.
     """
-    from cgrseg.config.flags import FlagParser
+    from cgrseg.config.flags import FlagParser, run_script
     from cgrseg.data.convert.formats import formats
     from cgrseg.data.convert.runner import run_conversion
-    from cgrseg.processes import ending_by_signals
-    from cgrseg.surroundings import readable_machine_problems
 
     kind = formats()[name]
     own = _parameters(kind)
@@ -245,19 +237,14 @@ def run_script(
             given[each.name] = read_names(given[each.name][0])
     if adapt is not None:
         adapt(given)
-    try:
-        with (
-            ending_by_signals(),
-            speaking_as(FrontEnd.SCRIPT),
-            readable_machine_problems(),
-            shown_progress("converting", sys.stderr.isatty()) as progress,
-        ):
+
+    def work() -> int:
+        with shown_progress("converting", sys.stderr.isatty()) as progress:
             report = run_conversion(_format(kind, given, own), progress)
-    except CGRSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_PROBLEM
-    print(report.text())
-    return report.exit_code
+        print(report.text())
+        return report.exit_code
+
+    return run_script(work)
 
 
 def _target(command: str, argument: Path | None, option: Path | None) -> Path:

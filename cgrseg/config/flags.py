@@ -1,4 +1,4 @@
-"""The flags of `run_cgrseg.py` and of the scripts in `tools/`, read by argparse.
+"""Flags and exit status of `run_cgrseg.py` and of the scripts in `tools/`.
 
 Messages have the four parts of :class:`~cgrseg.errors.CGRSegError` and suggest the flag or setting
 with the same meaning.
@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cgrseg.config.suggestions import unknown_option
-from cgrseg.console import report_problem
-from cgrseg.errors import CGRSegError, ConfigError
+from cgrseg.console import plain_warnings, report_problem
+from cgrseg.errors import EXIT_PROBLEM, CGRSegError, ConfigError, FrontEnd, speaking_as
+from cgrseg.processes import Terminated, ending_by_signals
+from cgrseg.surroundings import readable_machine_problems
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 _USAGE_STATUS = 2
@@ -90,3 +92,16 @@ class FlagParser(argparse.ArgumentParser):
             return f"{flag} VALUE" if flag is not None else f"{setting}=VALUE, without dashes"
 
         return spell
+
+
+def run_script(work: Callable[[], int]) -> int:
+    """Run the work of a script and return its exit status; print problems, raise bugs only."""
+    with plain_warnings(), speaking_as(FrontEnd.SCRIPT):
+        try:
+            with ending_by_signals(), readable_machine_problems():
+                return work()
+        except CGRSegError as error:
+            report_problem(error)
+            return EXIT_PROBLEM
+        except Terminated as end:
+            return int(str(end.code))

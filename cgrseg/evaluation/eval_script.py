@@ -7,20 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgrseg.config import load_config
-from cgrseg.config.flags import FlagParser
+from cgrseg.config.flags import FlagParser, run_script
 from cgrseg.config.settings import parse_overrides
-from cgrseg.console import report_problem
-from cgrseg.errors import (
-    EXIT_PROBLEM,
-    CGRSegError,
-    FrontEnd,
-    speaking_as,
-)
 from cgrseg.evaluation.evaluate import evaluate, result_name
 from cgrseg.evaluation.loop import COUNTED, EXTRA
 from cgrseg.evaluation.result import print_scores
-from cgrseg.processes import ending_by_signals, is_first_process
-from cgrseg.surroundings import readable_machine_problems
+from cgrseg.processes import is_first_process
 
 
 def build_parser() -> FlagParser:
@@ -110,26 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says.
 
     Returns:
-        0, or 2 after a problem whose message was printed.
-
-    Raises:
-        SystemExit: with 128 plus the number of a signal that ended it.
+        0, 2 after a problem whose message was printed, 128 plus the number of a signal that ended
+        it.
     """
     parser = build_parser()
     arguments = parser.parse_with_settings(argv)
     if arguments.eval and arguments.format_only:
         parser.error("argument --eval: not allowed with --format-only, which measures nothing")
-    with speaking_as(FrontEnd.SCRIPT):
-        try:
-            with ending_by_signals(), readable_machine_problems():
-                _run(arguments)
-        except CGRSegError as error:
-            report_problem(error)
-            return EXIT_PROBLEM
-    return 0
+    return run_script(lambda: _run(arguments))
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     given = {"data.root": arguments.data_root}
     flags = {key: value for key, value in given.items() if value is not None}
     config = load_config(arguments.config, {**flags, **parse_overrides(arguments.cfg_options)})
@@ -158,10 +141,10 @@ def _run(arguments: argparse.Namespace) -> None:
         launcher=arguments.launcher,
     )
     if not is_first_process():
-        return
+        return 0
     if arguments.format_only:
         print(f"{len(result.stems)} label files: {arguments.out or work_dir / 'submission'}")
-        return
+        return 0
     print_scores(result, metrics)
     name = result_name(
         config,
@@ -173,3 +156,4 @@ def _run(arguments: argparse.Namespace) -> None:
     for target in (work_dir / f"{name}.json", arguments.out, arguments.show_dir):
         if target is not None:
             print(f"written: {target}")
+    return 0

@@ -66,14 +66,14 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure a checkpoint on a split.
 
-    Writes `evaluation.json` and `evaluation.npz` into the run's folder; the name says so
+    Writes `evaluation.json` and `evaluation.npz` into the run folder; the name says so
     when it is not the plain evaluation of the config's own split (for example
     `evaluation_test_multiscale.json`).  An earlier result of that name that says something
     else is kept, as `evaluation_earlier1.json` and so on.  Started in several processes, each
     image is evaluated once and the first process writes.
 
     Args:
-        config: a config, or a name, file or run's folder that gives one.
+        config: a config, or a name, file or run folder that gives one.
         checkpoint: a file, folder or hub id; or a network.
         split: name of the split; None: `data.eval_split`.
         device: device to run on; None: a GPU where there is one.
@@ -196,7 +196,7 @@ def result_name(
     limit: int | None,
     precision: str = "fp32",
 ) -> str:
-    """File name, without suffix, of an evaluation in its run's folder."""
+    """File name, without suffix, of an evaluation in its run folder."""
     parts = ["evaluation"]
     if split != config.data.eval_split:
         parts.append(split)

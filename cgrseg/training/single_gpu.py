@@ -119,7 +119,7 @@ def build_parser(defaults: Mapping[str, Any]) -> FlagParser:
 
 def main(defaults: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
     """Run with the settings of the command line; return the exit status as `tools/train.py`."""
-    from cgrseg.training.train_script import run_script
+    from cgrseg.config.flags import run_script
 
     given = vars(build_parser(defaults).parse_intermixed_args(argv))
 

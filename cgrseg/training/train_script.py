@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from cgrseg.config.flags import FlagParser
+from cgrseg.config.flags import FlagParser, run_script
 from cgrseg.config.loading import load_config
 from cgrseg.config.settings import parse_overrides
-from cgrseg.console import plain_warnings, report_problem
 from cgrseg.devices import use_threads
-from cgrseg.errors import (
-    EXIT_PROBLEM,
-    CGRSegError,
-    FrontEnd,
-    speaking_as,
-)
-from cgrseg.processes import Terminated, ending_by_signals
-from cgrseg.surroundings import readable_machine_problems
 from cgrseg.training.runner import train
 
 
@@ -110,16 +101,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         ).exit_status
 
     return run_script(work)
-
-
-def run_script(work: Callable[[], int]) -> int:
-    """Run the work of a script and return its exit status; print problems, raise bugs only."""
-    with plain_warnings(), speaking_as(FrontEnd.SCRIPT):
-        try:
-            with ending_by_signals(), readable_machine_problems():
-                return work()
-        except CGRSegError as error:
-            report_problem(error)
-            return EXIT_PROBLEM
-        except Terminated as end:
-            return int(str(end.code))

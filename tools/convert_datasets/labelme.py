@@ -11,7 +11,7 @@ from pathlib import Path
 # A checkout runs its own code, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cgrseg.cli.data_convert import run_script
+from cgrseg.cli.data_convert import convert_script
 
 if __name__ == "__main__":
-    sys.exit(run_script("labelme"))
+    sys.exit(convert_script("labelme"))

@@ -13,7 +13,7 @@ from typing import Any
 # A checkout runs its own code, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cgrseg.cli.data_convert import run_script
+from cgrseg.cli.data_convert import convert_script
 
 
 def choose_out(given: dict[str, Any]) -> None:
@@ -25,4 +25,4 @@ def choose_out(given: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     first = {"devkit_path": "VOCdevkit, or the VOC2010 folder in it"}
-    sys.exit(run_script("pascal-context", first, choose_out))
+    sys.exit(convert_script("pascal-context", first, choose_out))
