@@ -45,6 +45,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|concurrent|contextlib|enum|pathlib|signal|typing)\..*"),
     (r"py:.*", r"cgrseg\.config\.schema\..*"),
     (r"py:.*", r"(huggingface_hub|lightning|numpy|pydantic|torch|torchmetrics)\..*"),
+    (r"py:.*", r"(rich\..*|Console)"),
 ]
 
 html_theme = "furo"
