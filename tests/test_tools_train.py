@@ -253,7 +253,7 @@ def run_until_stopped(command: list[str], folder: Path, workers: bool = False) -
         said = ""
         for line in process.stdout:
             said += line
-            if line.startswith("training "):
+            if line.startswith("settings: "):  # from here on the training answers signals
                 break
         # The launcher gives its processes 30 seconds to end, so one of those is asked instead.
         asked = processes_of(process.pid)[0] if workers else process.pid
@@ -322,7 +322,7 @@ run_single_gpu('eval', checkpoint='./{RUN}/latest.pth')
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("training "):
+            if line.startswith("settings: "):  # from here on the training answers signals
                 break
         process.send_signal(signal.SIGTERM)
         process.stdout.read()
