@@ -52,7 +52,7 @@ def demo(
     it goes on where it stopped, or shows what is there.
     """
     from cgrseg.config import load_config
-    from cgrseg.data.synthetic import colour_baseline, write_dataset
+    from cgrseg.data.synthetic import color_baseline, write_dataset
     from cgrseg.devices import use_threads
     from cgrseg.errors import ConfigError, FrontEnd, speaking_as
     from cgrseg.evaluation import evaluate
@@ -94,7 +94,7 @@ def demo(
     console.rule("3 of 5: measuring on held-out scenes", align="left")
     result = evaluate(config, checkpoint, device=device)
     print_scores(result, console=console)
-    baseline = colour_baseline(_pairs(data, "training"), _pairs(data, "validation"))
+    baseline = color_baseline(_pairs(data, "training"), _pairs(data, "validation"))
 
     console.rule("4 of 5: painting some of them", align="left")
     images = sorted((data / "images" / "validation").iterdir())[:SHOWN]

@@ -1,6 +1,6 @@
 """From low-resolution logits to labels at any size, without the full-size logits.
 
-The published code resizes 150 logit maps to the photo's size, takes a softmax and then an
+The published code resizes 150 logit maps to the image's size, takes a softmax and then an
 argmax: most of a CPU prediction.  The answer can be had exactly for much less:
 
 * Bilinear resizing gives every output pixel a convex combination of a small window of

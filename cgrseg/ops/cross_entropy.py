@@ -7,7 +7,7 @@ the gradient, carried back to the low-resolution logits.  Only that gradient, as
 logits, is kept; the backward pass multiplies it by what arrives from above.  Nothing is
 approximated.
 
-For one labelled pixel with logits z (interpolated), label t, K classes, class weights c and
+For one labeled pixel with logits z (interpolated), label t, K classes, class weights c and
 label smoothing e, as in ``torch.nn.functional.cross_entropy``::
 
     loss = - sum_k q_k log softmax(z)_k      q_k = (1 - e) c_t [k = t] + e c_k / K
@@ -81,7 +81,7 @@ def upsample_cross_entropy(
         label_smoothing: share of the target spread evenly over the classes, in [0, 1].
         average: what the sum of the pixels' losses is divided by.  ``"all"``: the number of
             pixels N * H * W, ignored ones included, weights or not (as published).  ``"valid"``:
-            the sum of the labels' class weights over the labelled pixels, as PyTorch's
+            the sum of the labels' class weights over the labeled pixels, as PyTorch's
             ``"mean"``; where that is 0, loss and gradient are 0 (PyTorch: NaN or infinite).
             ``"sum"``: 1.
 
@@ -209,7 +209,7 @@ _fused.register_autograd(_backward, setup_context=_remember)
 
 
 def upsample_accuracy(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """Percent of the labelled pixels whose best class, after resizing, is the label.
+    """Percent of the labeled pixels whose best class, after resizing, is the label.
 
     A second pass beside the loss, and a small one: see
     :func:`cgrseg.ops.upsample_argmax`.
@@ -220,11 +220,11 @@ def upsample_accuracy(logits: Tensor, target: Tensor, *, ignore_index: int = 255
         ignore_index: label value that does not count.
 
     Returns:
-        float32 scalar in 0..100; 0 where nothing is labelled.
+        float32 scalar in 0..100; 0 where nothing is labeled.
     """
-    labelled = target != ignore_index
-    right = (upsample_argmax(logits, (target.shape[1], target.shape[2])) == target) & labelled
-    return 100.0 * right.sum() / labelled.sum().clamp(min=1)
+    labeled = target != ignore_index
+    right = (upsample_argmax(logits, (target.shape[1], target.shape[2])) == target) & labeled
+    return 100.0 * right.sum() / labeled.sum().clamp(min=1)
 
 
 def _promote(logits: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -245,11 +245,11 @@ def _divisor(
         return target.numel()
     if average == "sum":
         return 1
-    labelled = target != ignore_index
+    labeled = target != ignore_index
     if weight is None:
-        divisor = labelled.sum()
+        divisor = labeled.sum()
     else:
-        chosen = weight[torch.where(labelled, target, 0)] * labelled
+        chosen = weight[torch.where(labeled, target, 0)] * labeled
         divisor = chosen.sum(dtype=_widest(chosen))
     return torch.where(divisor > 0, divisor.to(dtype), torch.inf)
 

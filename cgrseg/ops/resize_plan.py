@@ -3,7 +3,7 @@
 Bilinear resizing (``align_corners=False``) is linear and separable: along one axis every
 output position is a weighted sum of a few input positions, its *taps*.  Two resizes after one
 another, with a crop between them, are again such a sum, so the test path of the published code
-(logits -> network input size -> padding cropped away -> size of the photo) needs one
+(logits -> network input size -> padding cropped away -> size of the image) needs one
 :class:`AxisPlan` per axis and never the tensors in between.
 
 Coordinates follow ``torch.nn.functional.interpolate``: output ``i`` looks at
@@ -108,13 +108,13 @@ def bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
         Input positions, int64 (target, 2), and their weights, float64 (target, 2), at least 0
         and summing to 1 per output.
     """
-    centre = (np.arange(target, dtype=np.float64) + 0.5) * (source / target) - 0.5
-    centre = np.maximum(centre, 0.0)
+    center = (np.arange(target, dtype=np.float64) + 0.5) * (source / target) - 0.5
+    center = np.maximum(center, 0.0)
     if source == target:
-        centre = np.arange(target, dtype=np.float64)
-    low = np.minimum(np.floor(centre).astype(np.int64), source - 1)
+        center = np.arange(target, dtype=np.float64)
+    low = np.minimum(np.floor(center).astype(np.int64), source - 1)
     high = np.minimum(low + 1, source - 1)
-    share = np.where(high > low, centre - low, 0.0)
+    share = np.where(high > low, center - low, 0.0)
     return np.stack([low, high], 1), np.stack([1.0 - share, share], 1)
 
 

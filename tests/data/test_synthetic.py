@@ -14,8 +14,8 @@ from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import (
     SYNTHETIC_CLASSES,
     SYNTHETIC_PALETTE,
-    ColourClassifier,
-    colour_baseline,
+    ColorClassifier,
+    color_baseline,
     make_scene,
     write_dataset,
 )
@@ -160,10 +160,10 @@ def test_colour_classifier_answers_by_hand() -> None:
     image[0, :4] = (255, 0, 0)
     image[0, 4:] = (0, 0, 255)
     label = np.array([[1, 1, 1, 2, 2, 2, 2, 0]], np.uint8)
-    fitted = ColourClassifier(2, smoothing=1e-6).fit([(image, label)])
+    fitted = ColorClassifier(2, smoothing=1e-6).fit([(image, label)])
     np.testing.assert_array_equal(fitted.predict(image), [[1, 1, 1, 1, 2, 2, 2, 2]])
     # IoU of class 0: 3 / (3 + 1) and of class 1: 3 / 4 (the ignored pixel does not count).
-    assert colour_baseline([(image, label)], [(image, label)], num_classes=2) == pytest.approx(0.75)
+    assert color_baseline([(image, label)], [(image, label)], num_classes=2) == pytest.approx(0.75)
 
 
 def test_colour_classifier_weighs_classes_by_the_prior() -> None:
@@ -171,7 +171,7 @@ def test_colour_classifier_weighs_classes_by_the_prior() -> None:
     image = np.zeros((1, 12, 3), np.uint8)
     image[0, [0, 2, 3, 4]] = (255, 0, 0)
     label = np.array([[1, 1, *[2] * 10]], np.uint8)
-    fitted = ColourClassifier(2, prior=0.0, smoothing=1e-6).fit([(image, label)])
+    fitted = ColorClassifier(2, prior=0.0, smoothing=1e-6).fit([(image, label)])
     assert fitted.predict(image)[0, 0] == 1
     fitted.prior = 1.0
     assert fitted.predict(image)[0, 0] == 2
@@ -181,7 +181,7 @@ def test_colour_classifier_solves_what_colour_can_solve() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, (64, 64)).astype(np.uint8)
     image = np.array([(9, 9, 9), (250, 10, 10), (10, 250, 10), (10, 10, 250)], np.uint8)[label]
-    assert colour_baseline([(image, label)], [(image, label)], num_classes=3) == 1.0
+    assert color_baseline([(image, label)], [(image, label)], num_classes=3) == 1.0
 
 
 @pytest.mark.parametrize("empty", ["train", "val", "beyond"])
@@ -191,11 +191,11 @@ def test_colour_classifier_refuses_useless_labels(empty: str) -> None:
     train = [(image, {"train": nothing, "val": label, "beyond": label + 2}[empty])]
     val = [(image, nothing if empty == "val" else label)]
     with pytest.raises(DataError, match=r"pixel|label 3"):
-        colour_baseline(train, val, num_classes=2)
+        color_baseline(train, val, num_classes=2)
 
 
 def test_colour_says_little_about_the_scenes(scenes: list[ImageLabel]) -> None:
-    assert colour_baseline(scenes[:40], scenes[40:]) < 0.20
+    assert color_baseline(scenes[:40], scenes[40:]) < 0.20
 
 
 # --- writing

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from cgrseg.data.synthetic.texture import (
-    Colour,
+    Color,
     Light,
     Mask,
     Picture,
@@ -22,7 +22,7 @@ from cgrseg.data.synthetic.texture import (
 
 
 def sky(
-    rng: np.random.Generator, size: tuple[int, int], horizon: float, colour: Colour, light: Light
+    rng: np.random.Generator, size: tuple[int, int], horizon: float, color: Color, light: Light
 ) -> Picture:
     """Smooth vertical gradient, paler at the horizon, with soft clouds and a glow of the sun."""
     # Nothing in it is fine: drawn at half the size and enlarged.
@@ -30,11 +30,11 @@ def sky(
     small, horizon = (height, width), horizon / 2.0
     down = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None] * (height / max(horizon, 1.0))
     haze = np.clip(down, 0.0, 1.0) ** 1.5
-    base = tint(colour, np.broadcast_to(0.92 + 0.12 * haze, small))
-    base += (0.30 * haze)[..., None] * (towards(colour, 1.0, 0.6) - base)
+    base = tint(color, np.broadcast_to(0.92 + 0.12 * haze, small))
+    base += (0.30 * haze)[..., None] * (towards(color, 1.0, 0.6) - base)
     relief = fractal(rng, small, (height * 0.13, width * 0.45), octaves=4, persistence=0.55)
     cover = np.clip((relief - rng.uniform(0.1, 1.2)) * 0.5, 0.0, 1.0) * (1.0 - 0.5 * haze)
-    base += (0.75 * cover)[..., None] * (towards(colour, 1.0, 0.55) * 1.02 - base)
+    base += (0.75 * cover)[..., None] * (towards(color, 1.0, 0.55) * 1.02 - base)
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
     glow = np.exp(-(((x - 0.9 * np.sign(light.direction[0])) / 0.7) ** 2) - (down / 0.9) ** 2)
     base *= (1.0 + 0.12 * glow)[..., None]
@@ -46,7 +46,7 @@ def mountain(
     size: tuple[int, int],
     horizon: float,
     rise: float,
-    colour: Colour,
+    color: Color,
     light: Light,
     haze: float,
 ) -> tuple[Picture, Mask]:
@@ -57,7 +57,7 @@ def mountain(
         size: height and width in pixels.
         horizon: row where the ground begins.
         rise: height in pixels of a typical summit over the horizon.
-        colour: RGB 0..1 of the rock.
+        color: RGB 0..1 of the rock.
         light: the sun.
         haze: how much of the rock's contrast the air takes away, 0..1.
     """
@@ -73,8 +73,8 @@ def mountain(
     length = np.sqrt(slope_x**2 + slope_y**2 + 1.0)
     shade = light.over(-slope_x / length, (-slope_y - 0.25) / length, 1.0 / length)
     depth = np.clip((rows - crest[None, :]) / max(rise, 1.0), 0.0, 1.5)
-    picture = tint(colour, shade * (0.78 + 0.10 * depth))
-    picture += haze * (towards(colour, 0.85, 0.35) - picture)
+    picture = tint(color, shade * (0.78 + 0.10 * depth))
+    picture += haze * (towards(color, 0.85, 0.35) - picture)
     return picture, mask
 
 
@@ -82,7 +82,7 @@ def ground_coordinates(size: tuple[int, int], horizon: float) -> tuple[Picture, 
     """Perspective of a flat ground: (sideways, distance) of every pixel below the horizon.
 
     Both (H, W); distance is 1 at the bottom row and grows towards the horizon,
-    sideways is in widths of the bottom row from the centre.
+    sideways is in widths of the bottom row from the center.
     """
     height, width = size
     rows = np.arange(height, dtype=np.float32)[:, None]
@@ -93,7 +93,7 @@ def ground_coordinates(size: tuple[int, int], horizon: float) -> tuple[Picture, 
 
 
 def field(
-    rng: np.random.Generator, size: tuple[int, int], horizon: float, colour: Colour
+    rng: np.random.Generator, size: tuple[int, int], horizon: float, color: Color
 ) -> tuple[Picture, Mask]:
     """Ploughed, tufted ground: rows that meet at the horizon, tufts that grow nearer."""
     height, width = size
@@ -107,14 +107,14 @@ def field(
     visible = np.clip(nearness * 4.0, 0.0, 1.0)
     brightness = 0.86 + visible * (0.12 * furrows + 0.06 * coarse)
     brightness += (0.05 + 0.06 * nearness) * fine
-    picture = tint(colour, np.clip(brightness, 0.35, 1.25))
+    picture = tint(color, np.clip(brightness, 0.35, 1.25))
     haze = 0.35 * np.exp(-nearness / 0.10)
-    picture += haze[..., None] * (towards(colour, 0.9, 0.5) - picture)
+    picture += haze[..., None] * (towards(color, 0.9, 0.5) - picture)
     return picture, mask
 
 
 def water(
-    rng: np.random.Generator, size: tuple[int, int], horizon: float, colour: Colour, side: float
+    rng: np.random.Generator, size: tuple[int, int], horizon: float, color: Color, side: float
 ) -> tuple[Picture, Mask]:
     """A lake at one side of the ground, with level ripples that shorten with distance.
 
@@ -122,7 +122,7 @@ def water(
         rng: source of randomness.
         size: height and width in pixels.
         horizon: row where the ground begins.
-        colour: RGB 0..1 of the water.
+        color: RGB 0..1 of the water.
         side: -1 for the left, 1 for the right.
     """
     height, width = size
@@ -142,12 +142,12 @@ def water(
     ripple = np.sin(distance * rng.uniform(26.0, 34.0) + warp * 1.6)
     ripple = ripple * np.clip(3.0 / distance, 0.2, 1.0)
     glint = np.clip(ripple - 0.72, 0.0, 1.0) * np.clip(warp, 0.0, 1.0)
-    picture = tint(colour, 0.82 + 0.17 * ripple) + glint[..., None] * 1.1
+    picture = tint(color, 0.82 + 0.17 * ripple) + glint[..., None] * 1.1
     return np.asarray(picture, np.float32), mask
 
 
 def road(
-    rng: np.random.Generator, size: tuple[int, int], horizon: float, colour: Colour
+    rng: np.random.Generator, size: tuple[int, int], horizon: float, color: Color
 ) -> tuple[Picture, Mask]:
     """A smooth road that bends towards the horizon, with edge lines and a dashed middle."""
     height, width = size
@@ -157,17 +157,17 @@ def road(
     vanishing = width * rng.uniform(0.38, 0.62)
     foot = width * rng.uniform(0.25, 0.75)
     bend = width * rng.uniform(-0.22, 0.22)
-    centre = vanishing + (foot - vanishing) * near + bend * near * (1.0 - near) * 2.0
+    center = vanishing + (foot - vanishing) * near + bend * near * (1.0 - near) * 2.0
     half = width * rng.uniform(0.17, 0.25) * near + 0.6
-    offset = (columns - centre) / half
+    offset = (columns - center) / half
     mask = (np.abs(offset) < 1.0) & (rows >= horizon)
     grain = fractal(rng, size, (2.5, 2.5), octaves=1)
     wheel = np.exp(-(((np.abs(offset) - 0.5) / 0.16) ** 2))
     brightness = np.clip(0.80 + 0.018 * grain - 0.07 * wheel, 0.3, 1.1)
-    picture = tint(colour, brightness)
+    picture = tint(color, brightness)
     distance = 1.0 / np.maximum(near, 1e-3)
     dashed = np.mod(distance * 1.6 + rng.random(), 1.0) < 0.55
     paint = (np.abs(np.abs(offset) - 0.90) < 0.045) | ((np.abs(offset) < 0.05) & dashed)
-    marking = towards(colour, 1.0, 0.75) if colour.mean() < 0.62 else towards(colour, 0.15, 0.75)
+    marking = towards(color, 1.0, 0.75) if color.mean() < 0.62 else towards(color, 0.15, 0.75)
     picture[paint & mask] = marking
     return picture, mask

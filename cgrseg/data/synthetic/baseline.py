@@ -1,7 +1,7 @@
-"""How far colour alone goes: a per-pixel classifier that sees nothing else.
+"""How far color alone goes: a per-pixel classifier that sees nothing else.
 
 It is the yardstick beside a network trained on the procedural scenes: these are made
-so that colour says little, and a score far above this one is owed to shape, texture
+so that color says little, and a score far above this one is owed to shape, texture
 and place.
 """
 
@@ -18,19 +18,19 @@ from cgrseg.errors import DataError
 ImageLabel = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 
-class ColourClassifier:
+class ColorClassifier:
     """Bayes' rule on a three-dimensional histogram of RGB.
 
-    Every bin of colours gets the class with the best score
-    `P(colour | class) * P(class) ** prior`, estimated from the training pixels with
+    Every bin of colors gets the class with the best score
+    `P(color | class) * P(class) ** prior`, estimated from the training pixels with
     additive smoothing.
 
     Args:
         num_classes: number of classes, without the ignored one.
         bins: bins per channel.
         prior: 1 for the most accurate pixels (frequent classes win), 0 for all classes
-            alike, which serves mIoU better when colour says little.
-        smoothing: pixels added to each bin, so that unseen colours follow the prior.
+            alike, which serves mIoU better when color says little.
+        smoothing: pixels added to each bin, so that unseen colors follow the prior.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class ColourClassifier:
         cell = image.astype(np.int64) * self.bins // 256
         return (cell[..., 0] * self.bins + cell[..., 1]) * self.bins + cell[..., 2]
 
-    def fit(self, pairs: Iterable[ImageLabel]) -> ColourClassifier:
-        """Count the colours of every class.
+    def fit(self, pairs: Iterable[ImageLabel]) -> ColorClassifier:
+        """Count the colors of every class.
 
         Args:
             pairs: image RGB uint8 (H, W, 3) with raw label uint8 (H, W): 0 for ignored
                 pixels, k for class k - 1.
 
         Raises:
-            DataError: when no pixel is labelled, or a label exceeds the class count.
+            DataError: when no pixel is labeled, or a label exceeds the class count.
         """
         for image, label in pairs:
             if int(label.max(initial=0)) > self.num_classes:
@@ -88,14 +88,14 @@ class ColourClassifier:
         return np.asarray(best[self._bin(image)], np.uint8)
 
 
-def colour_baseline(
+def color_baseline(
     train_pairs: Iterable[ImageLabel],
     val_pairs: Iterable[ImageLabel],
     *,
     num_classes: int = len(SYNTHETIC_CLASSES),
     bins: int = 16,
 ) -> float:
-    """Score on `val_pairs` (mIoU, 0..1) the best colour classifier fitted on `train_pairs`.
+    """Score on `val_pairs` (mIoU, 0..1) the best color classifier fitted on `train_pairs`.
 
     Three weights of the class prior (0, 0.5 and 1) are tried and the best result is
     given, so that the yardstick is not a weak one by choice.
@@ -105,17 +105,17 @@ def colour_baseline(
             encoding.
         val_pairs: the same, held out.
         num_classes: number of classes, without the ignored one.
-        bins: bins per colour channel.
+        bins: bins per color channel.
 
     Raises:
         DataError: when either set has no labeled pixel.
     """
-    classifier = ColourClassifier(num_classes, bins=bins).fit(train_pairs)
+    classifier = ColorClassifier(num_classes, bins=bins).fit(train_pairs)
     held_out = list(val_pairs)
     return max(_mean_iou(classifier, held_out, prior) for prior in (0.0, 0.5, 1.0))
 
 
-def _mean_iou(classifier: ColourClassifier, pairs: list[ImageLabel], prior: float) -> float:
+def _mean_iou(classifier: ColorClassifier, pairs: list[ImageLabel], prior: float) -> float:
     """Mean over the classes that occur in label or prediction of their IoU (0..1)."""
     classifier.prior = prior
     n = classifier.num_classes

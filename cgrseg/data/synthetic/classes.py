@@ -1,7 +1,7 @@
-"""The classes of the procedural scenes, and their colours in label pictures.
+"""The classes of the procedural scenes, and their colors in label pictures.
 
 Every class is told from the others by its shape, its texture and its place in the
-picture.  Its colour in a photo says nothing: all materials of a scene draw theirs
+picture.  Its color in an image says nothing: all materials of a scene draw theirs
 from one distribution.  The palette below is for label maps only.
 """
 

@@ -1,7 +1,7 @@
 """The things that stand, lie and float in the scenes, each drawn as a sprite.
 
 A sprite is a picture with its mask; its bottom row is where it touches the ground
-(or, for the balloon, its lowest point).  Shape and texture name the class; colours
+(or, for the balloon, its lowest point).  Shape and texture name the class; colors
 come from the scene's common pot.
 """
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from cgrseg.data.synthetic.texture import (
-    Colour,
+    Color,
     Light,
     Mask,
     Paints,
@@ -34,10 +34,10 @@ class Sprite:
     mask: Mask
 
 
-def _accent(rng: np.random.Generator, colour: Colour) -> Colour:
-    """A second tone that stands out from `colour`: much lighter or much darker."""
-    lighter = colour.mean() < 0.55 + 0.1 * rng.standard_normal()
-    return towards(colour, 1.0, 0.72) if lighter else towards(colour, 0.06, 0.62)
+def _accent(rng: np.random.Generator, color: Color) -> Color:
+    """A second tone that stands out from `color`: much lighter or much darker."""
+    lighter = color.mean() < 0.55 + 0.1 * rng.standard_normal()
+    return towards(color, 1.0, 0.72) if lighter else towards(color, 0.06, 0.62)
 
 
 def ball(rng: np.random.Generator, diameter: float, paints: Paints, light: Light) -> Sprite:
@@ -110,7 +110,7 @@ def tree(rng: np.random.Generator, height: float, paints: Paints, light: Light) 
     rows = max(16, round(height))
     columns = max(12, round(height * rng.uniform(0.72, 0.92)))
     size = (rows, columns)
-    colour = paints.take()
+    color = paints.take()
     unit = float(rows)
     crown_y, crown_x = 0.38 * unit, columns / 2.0
     crown = np.zeros(size, np.uint8)
@@ -137,7 +137,7 @@ def tree(rng: np.random.Generator, height: float, paints: Paints, light: Light) 
     length = np.sqrt(slope_x**2 + slope_y**2 + 1.0)
     shade = light.over(-slope_x / length, -slope_y / length, 1.0 / length)
     shade *= np.where(leaves < -1.0, 0.66, 1.0) * (1.04 - 0.30 * y / (0.76 * unit))
-    picture = tint(colour, np.clip(shade, 0.12, 1.4))
+    picture = tint(color, np.clip(shade, 0.12, 1.4))
     foot, neck = 0.075 * unit, 0.045 * unit
     trunk = polygon(
         size,
@@ -152,7 +152,7 @@ def tree(rng: np.random.Generator, height: float, paints: Paints, light: Light) 
     bark = fractal(rng, size, (unit * 0.12, unit * 0.018), octaves=2)
     round_x = np.clip((x - crown_x) / foot, -1.0, 1.0)
     bark_shade = light.over(round_x, np.zeros_like(x), np.sqrt(1.0 - round_x**2))
-    stem = tint(towards(colour, 0.22, 0.65), bark_shade * (0.85 + 0.14 * bark))
+    stem = tint(towards(color, 0.22, 0.65), bark_shade * (0.85 + 0.14 * bark))
     picture[trunk] = stem[trunk]
     return Sprite(picture, trunk | (crown > 0))
 
@@ -163,7 +163,7 @@ def fence(
     """Upright boards side by side with pointed tops, held by two rails."""
     rows, columns = max(10, round(height)), max(16, round(width))
     size = (rows, columns)
-    colour = paints.take()
+    color = paints.take()
     board = height * rng.uniform(0.20, 0.27)
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     within = np.mod(x, board) / board
@@ -173,7 +173,7 @@ def fence(
     tones = rng.uniform(0.86, 1.08, int(columns / board) + 2).astype(np.float32)
     shade = light.on(0.0, 0.0, 1.0) * 0.80 * tones[number]
     grain = fractal(rng, size, (height * 0.5, board * 0.12), octaves=2)
-    picture = tint(colour, shade * (1.0 + 0.05 * grain))
+    picture = tint(color, shade * (1.0 + 0.05 * grain))
     groove = (within < 0.10) | (within > 0.93)
     picture[groove] *= 0.38
     lit_edge = (within > 0.10) & (within < 0.20)
@@ -188,7 +188,7 @@ def fence(
 
 def crate(rng: np.random.Generator, side: float, paints: Paints, light: Light) -> Sprite:
     """A planked wooden box seen a little from above, with a frame and a diagonal brace."""
-    colour = paints.take()
+    color = paints.take()
     front = side
     depth = side * rng.uniform(0.28, 0.42)
     lift = side * rng.uniform(0.16, 0.26)
@@ -203,10 +203,10 @@ def crate(rng: np.random.Generator, side: float, paints: Paints, light: Light) -
     lid = polygon(size, [(x0, y0), (x1, y0), (x1 + shift, 0), (x0 + shift, 0)])
     flank = polygon(size, [(edge, y0), (edge + shift, 0), (edge + shift, y1 - lift), (edge, y1)])
     grain = 1.0 + 0.05 * fractal(rng, size, (side * 0.04, side * 0.4), octaves=2)
-    picture = tint(colour, light.on(0.0, 0.0, 1.0) * 0.92 * grain)
-    picture[lid] = tint(colour, light.on(0.0, -1.0, 0.0) * grain)[lid]
+    picture = tint(color, light.on(0.0, 0.0, 1.0) * 0.92 * grain)
+    picture[lid] = tint(color, light.on(0.0, -1.0, 0.0) * grain)[lid]
     sideways = 1.0 if to_right else -1.0
-    picture[flank] = tint(colour, light.on(sideways, 0.0, 0.0) * 0.86 * grain)[flank]
+    picture[flank] = tint(color, light.on(sideways, 0.0, 0.0) * 0.86 * grain)[flank]
 
     thick = max(1.0, side * 0.022)
     planks = int(rng.integers(4, 6))
@@ -223,7 +223,7 @@ def crate(rng: np.random.Generator, side: float, paints: Paints, light: Light) -
     outer = strokes(size, [brace], frame * 1.35) & face
     inner = strokes(size, [brace], frame) & face
     picture[outer] *= 0.55
-    picture[inner] = tint(towards(colour, 1.0, 0.16), light.on(0.0, 0.0, 1.0) * grain)[inner]
+    picture[inner] = tint(towards(color, 1.0, 0.16), light.on(0.0, 0.0, 1.0) * grain)[inner]
     inset = frame * 0.5
     corners = [
         (x0 + inset, y0 + inset, x1 - inset, y0 + inset),
@@ -234,7 +234,7 @@ def crate(rng: np.random.Generator, side: float, paints: Paints, light: Light) -
     border = strokes(size, corners, frame) & face
     rim = cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & face
     picture[rim] *= 0.6
-    picture[border] = tint(towards(colour, 1.0, 0.10), light.on(0.0, 0.0, 1.0) * grain)[border]
+    picture[border] = tint(towards(color, 1.0, 0.10), light.on(0.0, 0.0, 1.0) * grain)[border]
     return Sprite(picture, face | lid | flank)
 
 
@@ -242,7 +242,7 @@ def building(
     rng: np.random.Generator, width: float, height: float, paints: Paints, light: Light
 ) -> Sprite:
     """A block with a regular grid of windows, a side in another light, and a cornice."""
-    colour = paints.take()
+    color = paints.take()
     rows, columns = round(height), round(width)
     size = (rows, columns)
     flank_width = width * rng.uniform(0.18, 0.32)
@@ -257,12 +257,12 @@ def building(
     rough = 1.0 + 0.035 * fractal(rng, size, (height * 0.1, height * 0.1), octaves=4)
     front_light = light.on(0.0, 0.0, 1.0)
     side_light = light.on(1.0 if to_right else -1.0, 0.0, 0.0)
-    picture = tint(colour, front_light * rough)
-    picture[flank] = tint(colour, side_light * 0.86 * rough)[flank]
+    picture = tint(color, front_light * rough)
+    picture[flank] = tint(color, side_light * 0.86 * rough)[flank]
 
     floor = height / float(rng.integers(4, 7))
-    glass = towards(colour, 0.10, 0.72)
-    trim = towards(colour, 1.0, 0.45)
+    glass = towards(color, 0.10, 0.72)
+    trim = towards(color, 1.0, 0.45)
     bays = max(2, round((x1 - x0) / (floor * rng.uniform(0.7, 0.95))))
     pitch = (x1 - x0) / bays
     top = floor * 0.42

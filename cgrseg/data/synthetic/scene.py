@@ -94,7 +94,7 @@ def make_scene(
         size: height and width in pixels, each at least 64.
 
     Returns:
-        The photo, RGB uint8 (H, W, 3), and its label, uint8 (H, W) in ADE20K's
+        The image, RGB uint8 (H, W, 3), and its label, uint8 (H, W) in ADE20K's
         encoding: 0 for ignored pixels, k for class k - 1 of `SYNTHETIC_CLASSES`.
 
     Raises:
@@ -120,8 +120,8 @@ def make_scene(
     paints = Paints(rng)
     canvas = _backdrop(rng, drawn, paints, light)
     _add_objects(rng, canvas, paints, light)
-    photo = _camera(rng, canvas.picture, size)
-    return photo, _labels(canvas, size)
+    image = _camera(rng, canvas.picture, size)
+    return image, _labels(canvas, size)
 
 
 def _backdrop(
@@ -140,9 +140,9 @@ def _backdrop(
     canvas.cover(backdrop.sky(rng, size, horizon, paints.take(), light), everywhere, "sky")
     if rng.random() < 0.8:
         rise = horizon * rng.uniform(0.28, 0.50)
-        colour = paints.take()
+        color = paints.take()
         picture, mask = backdrop.mountain(
-            rng, size, horizon, rise, colour, light, rng.uniform(0.0, 0.25)
+            rng, size, horizon, rise, color, light, rng.uniform(0.0, 0.25)
         )
         canvas.cover(picture, mask, "mountain")
     canvas.cover(*backdrop.field(rng, size, horizon, paints.take()), "field")
@@ -206,28 +206,28 @@ def _make(
 def _camera(
     rng: np.random.Generator, picture: Picture, size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Exposure, white balance, a colour cast, vignetting, sensor noise, 8 bits."""
-    photo = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    """Exposure, white balance, a color cast, vignetting, sensor noise, 8 bits."""
+    image = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     balance = np.exp(rng.normal(0.0, 0.07, 3)).astype(np.float32)
     exposure = float(np.exp(rng.normal(0.06, 0.16)))
     cast = rng.uniform(0.0, 1.0, 3).astype(np.float32)
     share = rng.uniform(0.0, 0.10)
-    photo = photo * (balance * exposure)
-    photo = photo * (1.0 - share) + cast * share * photo.mean()
+    image = image * (balance * exposure)
+    image = image * (1.0 - share) + cast * share * image.mean()
     y = np.linspace(-1.0, 1.0, size[0], dtype=np.float32)[:, None]
     x = np.linspace(-1.0, 1.0, size[1], dtype=np.float32)[None, :]
-    photo *= (1.0 - rng.uniform(0.0, 0.16) * (x**2 + y**2) / 2.0)[..., None]
-    photo = np.clip(photo, 0.0, None) ** rng.uniform(0.85, 1.2)
+    image *= (1.0 - rng.uniform(0.0, 0.16) * (x**2 + y**2) / 2.0)[..., None]
+    image = np.clip(image, 0.0, None) ** rng.uniform(0.85, 1.2)
     # A soft shoulder keeps highlights from clipping to flat white.
-    photo = np.where(photo > 0.8, 0.8 + 0.2 * np.tanh((photo - 0.8) / 0.2), photo)
-    photo += rng.uniform(0.003, 0.018) * rng.standard_normal(photo.shape, dtype=np.float32)
-    return np.asarray(np.clip(photo * 255.0 + 0.5, 0.0, 255.0), np.uint8)
+    image = np.where(image > 0.8, 0.8 + 0.2 * np.tanh((image - 0.8) / 0.2), image)
+    image += rng.uniform(0.003, 0.018) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.asarray(np.clip(image * 255.0 + 0.5, 0.0, 255.0), np.uint8)
 
 
 def _labels(canvas: _Canvas, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Labels at the photo's size; pixels that touch two regions are ignored."""
+    """Labels at the image's size; pixels that touch two regions are ignored."""
     rows, columns = size
-    # Every photo pixel covers a block of drawn pixels: clear only when all are of one region.
+    # Every image pixel covers a block of drawn pixels: clear only when all are of one region.
     blocks = canvas.regions.reshape(rows, OVERSAMPLING, columns, OVERSAMPLING)
     lowest = blocks.min(axis=(1, 3)).astype(np.float32)
     highest = blocks.max(axis=(1, 3)).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 Picture = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
-Colour = npt.NDArray[np.float32]
+Color = npt.NDArray[np.float32]
 
 AMBIENT = 0.50
 DIFFUSE = 0.72
@@ -69,9 +69,9 @@ class Light:
 
 
 class Paints:
-    """Colours of one scene: well apart from each other, handed out in random order.
+    """Colors of one scene: well apart from each other, handed out in random order.
 
-    Because every class draws from the same pot, a colour says nothing about the class.
+    Because every class draws from the same pot, a color says nothing about the class.
     """
 
     def __init__(self, rng: np.random.Generator, count: int = 20) -> None:
@@ -87,14 +87,14 @@ class Paints:
             farthest = int(distance.argmax())
             chosen.append(farthest)
             distance = np.minimum(distance, np.linalg.norm(lab - lab[farthest], axis=1))
-        self._colours = rgb[rng.permutation(chosen)]
+        self._colors = rgb[rng.permutation(chosen)]
         self._next = 0
 
-    def take(self) -> Colour:
-        """The next colour, RGB 0..1 as float32 (3,)."""
-        colour = self._colours[self._next % len(self._colours)]
+    def take(self) -> Color:
+        """The next color, RGB 0..1 as float32 (3,)."""
+        color = self._colors[self._next % len(self._colors)]
         self._next += 1
-        return np.asarray(colour, np.float32)
+        return np.asarray(color, np.float32)
 
 
 def fractal(
@@ -151,11 +151,11 @@ def strokes(
     return canvas.astype(bool)
 
 
-def tint(colour: Colour, brightness: Picture | float) -> Picture:
-    """Colour (3,) times brightness (H, W), as an RGB picture (H, W, 3)."""
-    return (np.asarray(brightness, np.float32)[..., None] * colour).astype(np.float32)
+def tint(color: Color, brightness: Picture | float) -> Picture:
+    """Color (3,) times brightness (H, W), as an RGB picture (H, W, 3)."""
+    return (np.asarray(brightness, np.float32)[..., None] * color).astype(np.float32)
 
 
-def towards(colour: Colour, target: float, share: float) -> Colour:
-    """Colour mixed with the grey level `target` by `share` (0: unchanged, 1: the grey)."""
-    return (colour * (1.0 - share) + target * share).astype(np.float32)
+def towards(color: Color, target: float, share: float) -> Color:
+    """Color mixed with the gray level `target` by `share` (0: unchanged, 1: the gray)."""
+    return (color * (1.0 - share) + target * share).astype(np.float32)

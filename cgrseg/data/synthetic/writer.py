@@ -2,7 +2,7 @@
 
 Below the root, as in the challenge's download::
 
-    images/{training,validation}/*.jpg        photos, JPEG quality 92
+    images/{training,validation}/*.jpg        images, JPEG quality 92
     annotations/{training,validation}/*.png   8-bit indexed labels: 0 ignored, k is class k - 1
     objectInfo.txt                            class list with shares, tab-separated
     classes.txt                               class names, one a line
@@ -221,7 +221,7 @@ def _write_scene(
     """Draw and write one scene; returns its pixels per raw label."""
     image, label = make_scene(seed, job.index, size)
     write_image(folder / "images" / job.split / f"{job.stem}.jpg", image, quality=JPEG_QUALITY)
-    # As the converters write labels: shown in colours by any viewer, and rows without PNG
+    # As the converters write labels: shown in colors by any viewer, and rows without PNG
     # filters, which are read several times faster than OpenCV's default.
     write_label_png(
         folder / "annotations" / job.split / f"{job.stem}.png",
