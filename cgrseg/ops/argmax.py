@@ -52,10 +52,18 @@ _Result = TypeVar("_Result")
 def _by_value(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Run ``function`` eagerly and without gradients: which work it does depends on the values."""
     without_gradients = torch.no_grad()(function)
-    eager: Callable[_Parameters, _Result] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-        without_gradients
-    )
-    return eager
+    uncompiled: list[Callable[_Parameters, _Result]] = []
+
+    @functools.wraps(function)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        if not torch.compiler.is_compiling():
+            return without_gradients(*args, **kwargs)
+        if not uncompiled:
+            # Only now: `disable` imports the compiler, which takes as long as torch itself.
+            uncompiled.append(torch.compiler.disable(without_gradients))  # type: ignore[no-untyped-call]
+        return uncompiled[0](*args, **kwargs)
+
+    return run
 
 
 def upsample_argmax_reference(
