@@ -53,7 +53,7 @@ def small_config(root: Path, work_dir: Path, **changes: Any) -> Config:
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        settings[section][name] = value
+        settings.setdefault(section, {})[name] = value
     return Config.model_validate(settings)
 
 
