@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+import sys
 from dataclasses import dataclass
 
 import cv2
@@ -44,6 +45,14 @@ def use_threads(threads: int | None) -> None:
         )
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+
+
+def cpu_threads() -> int:
+    """Number of CPU threads of this process: PyTorch's where it is loaded, else OpenCV's."""
+    torch_module = sys.modules.get("torch")
+    if torch_module is not None:
+        return int(torch_module.get_num_threads())
+    return int(cv2.getNumThreads())
 
 
 def keep_freed_memory() -> bool:

@@ -23,27 +23,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cgrseg.errors import DataError
-from cgrseg.ops.resize_plan import axis_plan
-from cgrseg.ops.windows import Cells, Windows, best_class, where_true
-
-Size = tuple[int, int]
-Method = Literal["auto", "boundary", "dense"]
-
-# Candidate counts up to which a cell is interpolated class by class; above, all classes are.
-_BUCKETS = (2, 4, 8, 16)
-# Shares of the dense path's work above which looking for candidates, and interpolating those
-# found, no longer pay; and how many cells are looked at to foresee it.
-_SCAN_SHARE = 0.25
-_CANDIDATE_SHARE = 0.3
-_SAMPLE = 64
-
+from cgrseg.ops.array_argmax import (
+    BUCKETS,
+    CANDIDATE_SHARE,
+    SAMPLE,
+    SCAN_SHARE,
+    Method,
+    Size,
+    array_argmax,
+    array_topk,
+    check_sizes,
+    require_finite,
+)
+from cgrseg.ops.windows import Cells, Windows, best_class, tensor_plan, where_true
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -114,6 +115,23 @@ def upsample_argmax(
     Raises:
         DataError: a shape that does not fit, or a logit that is NaN or infinite.
     """
+    _check(logits, size, input_size, crop)
+    if logits.device.type == "cpu":
+        steps = {"input_size": input_size, "crop": crop}
+        found = [array_argmax(one, size, method=method, **steps) for one in _arrays(logits)]
+        return torch.from_numpy(np.stack(found)).long()
+    return argmax_on_device(logits, size, input_size=input_size, crop=crop, method=method)
+
+
+def argmax_on_device(
+    logits: Tensor,
+    size: Size,
+    *,
+    input_size: Size | None = None,
+    crop: Size | None = None,
+    method: Method = "auto",
+) -> Tensor:
+    """The form of :func:`upsample_argmax` for GPUs, which runs on any device."""
     windows = _open(logits, size, input_size, crop)
     dense = method == "dense"
     labels = _dense(windows) if dense else _boundary(windows, always=method == "boundary")
@@ -142,8 +160,7 @@ def upsample_confidence(
         labels int64 (N, H, W), and probability in [1 / K, 1], (N, H, W), float32 (float64 for
         float64 logits).
     """
-    windows = _open(logits, size, input_size, crop)
-    labels, probabilities = _top(windows, 1)
+    labels, probabilities = _topk(logits, size, 1, input_size, crop)
     return labels[:, 0], probabilities[:, 0]
 
 
@@ -166,15 +183,31 @@ def upsample_topk(
     Raises:
         DataError: as for :func:`upsample_argmax`, or ``k`` outside 1..K.
     """
-    windows = _open(logits, size, input_size, crop)
-    if not 1 <= k <= windows.classes:
+    return _topk(logits, size, k, input_size, crop)
+
+
+def _topk(
+    logits: Tensor, size: Size, k: int, input_size: Size | None, crop: Size | None
+) -> tuple[Tensor, Tensor]:
+    _check(logits, size, input_size, crop)
+    if not 1 <= k <= logits.shape[1]:
         raise DataError(
             "upsample_topk",
-            found=f"k = {k} with {windows.classes} classes",
-            expected=f"k between 1 and {windows.classes}",
+            found=f"k = {k} with {logits.shape[1]} classes",
+            expected=f"k between 1 and {logits.shape[1]}",
             remedy="ask for at most as many classes as there are",
         )
-    return _top(windows, k)
+    if logits.device.type != "cpu":
+        return topk_on_device(logits, size, k, input_size=input_size, crop=crop)
+    found = [array_topk(one, size, k, input_size=input_size, crop=crop) for one in _arrays(logits)]
+    labels, probabilities = (torch.from_numpy(np.stack(each)) for each in zip(*found, strict=True))
+    return labels.long(), probabilities
+
+
+def _arrays(logits: Tensor) -> NDArray[Any]:
+    """Logits on the CPU as an array, float64 or float32, without a copy where they are so."""
+    found: NDArray[Any] = _promote(logits.detach()).numpy()
+    return found
 
 
 def _boundary(windows: Windows, *, always: bool) -> Tensor:
@@ -202,7 +235,7 @@ def _boundary(windows: Windows, *, always: bool) -> Tensor:
     del parts
     places = windows.places[0] * windows.places[1]
     lower = 1
-    for upper in _BUCKETS:
+    for upper in BUCKETS:
         bucket = ((counts > lower) & (counts <= upper)).nonzero().squeeze(1)
         lower = upper
         for part in windows.chunks(len(bucket), places * upper):
@@ -220,15 +253,15 @@ def _few_candidates(windows: Windows, nodes: Tensor, seen: Tensor, mixed: Tensor
     """Whether looking for candidates pays, judged by a sample of the mixed cells."""
     height, width = windows.size
     dense_work = windows.batch * height * width * windows.classes
-    if len(mixed) * windows.taps * windows.classes > _SCAN_SHARE * dense_work:
+    if len(mixed) * windows.taps * windows.classes > SCAN_SHARE * dense_work:
         return False
-    if len(mixed) <= _SAMPLE:
+    if len(mixed) <= SAMPLE:
         return True
-    sample = mixed[:: len(mixed) // _SAMPLE]
+    sample = mixed[:: len(mixed) // SAMPLE]
     counts = _candidates(windows, nodes[sample], seen[sample])[1]
     places = windows.places[0] * windows.places[1]
     mean = int(counts.sum()) / len(sample)
-    return mean * places * len(mixed) <= _CANDIDATE_SHARE * dense_work
+    return mean * places * len(mixed) <= CANDIDATE_SHARE * dense_work
 
 
 def _candidates(windows: Windows, nodes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,7 +293,7 @@ def _table(candidates: Tensor, counts: Tensor) -> Tensor:
     c is the largest count, or the largest bucket if that is smaller.
     """
     first = counts.cumsum(0) - counts
-    rank = torch.arange(min(int(counts.max()), _BUCKETS[-1]), device=counts.device)[:, None]
+    rank = torch.arange(min(int(counts.max()), BUCKETS[-1]), device=counts.device)[:, None]
     return candidates[first + torch.where(rank < counts, rank, 0)]
 
 
@@ -304,8 +337,11 @@ def _dense(windows: Windows) -> Tensor:
     return windows.assemble(blocks)
 
 
-def _top(windows: Windows, k: int) -> tuple[Tensor, Tensor]:
-    """The k best classes and their probabilities: (N, k, H, W) each."""
+def topk_on_device(
+    logits: Tensor, size: Size, k: int, *, input_size: Size | None = None, crop: Size | None = None
+) -> tuple[Tensor, Tensor]:
+    """The form of :func:`upsample_topk` for GPUs, which runs on any device."""
+    windows = _open(logits, size, input_size, crop)
     height, width = windows.size
     cells = windows.all_cells()
     labels: Tensor | None = None
@@ -340,10 +376,9 @@ def _promote(logits: Tensor) -> Tensor:
 
 
 def _open(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None) -> Windows:
-    """Check the arguments and lay the resize out."""
-    _check(logits, size, input_size, crop)
+    """Lay the resize out."""
     rows, columns = (
-        axis_plan(
+        tensor_plan(
             logits.shape[2 + axis],
             size[axis],
             between=None if input_size is None else input_size[axis],
@@ -353,53 +388,16 @@ def _open(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None
         for axis in range(2)
     )
     windows = Windows(_promote(logits.detach()), rows, columns)
-    _require_finite(windows.positions)
+    require_finite(windows.positions)
     return windows
 
 
 def _check(logits: Tensor, size: Size, input_size: Size | None, crop: Size | None) -> None:
-    def refuse(found: str, expected: str, remedy: str) -> DataError:
-        return DataError("upsample", found=found, expected=expected, remedy=remedy)
-
     if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape:
-        raise refuse(
-            f"{logits.dtype} logits of shape {tuple(logits.shape)}",
-            "floating (batch, classes, height, width), none of them 0",
-            "add a leading dimension for a single image",
+        raise DataError(
+            "upsample",
+            found=f"{logits.dtype} logits of shape {tuple(logits.shape)}",
+            expected="floating (batch, classes, height, width), none of them 0",
+            remedy="add a leading dimension for a single image",
         )
-    for name, pair in (("size", size), ("input_size", input_size), ("crop", crop)):
-        if pair is not None and (len(pair) != 2 or min(pair) < 1):
-            raise refuse(
-                f"{name} = {tuple(pair)}", "(height, width), each at least 1", f"correct {name}"
-            )
-    if crop is None:
-        return
-    if input_size is None:
-        raise refuse(
-            f"crop = {tuple(crop)} without input_size",
-            "crop counts pixels of the resize to input_size",
-            "pass input_size, the size of the network's input, as well",
-        )
-    if crop[0] > input_size[0] or crop[1] > input_size[1]:
-        raise refuse(
-            f"crop = {tuple(crop)} out of input_size = {tuple(input_size)}",
-            "a crop no larger than what it is cut from",
-            "pass the size before padding as crop, the padded one as input_size",
-        )
-
-
-def _require_finite(logits: Tensor) -> None:
-    """Raise unless all logits are finite."""
-    # NaN and infinities survive a sum, so one fast pass clears all but overflowing sums.
-    if bool(torch.isfinite(logits.sum())):
-        return
-    share = int((~torch.isfinite(logits)).sum()) / logits.numel()
-    if share == 0.0:
-        return
-    raise DataError(
-        "upsample",
-        found=f"{100 * share:.3g} % of the logits are NaN or infinite",
-        expected="finite logits",
-        remedy="check the weights and the precision that produced them; to rule a class "
-        "out, give it a low finite value such as -10000 instead of -inf",
-    )
+    check_sizes(size, input_size, crop)

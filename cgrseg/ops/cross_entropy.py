@@ -24,8 +24,7 @@ from torch import Tensor
 
 from cgrseg.errors import DataError
 from cgrseg.ops.argmax import upsample_argmax
-from cgrseg.ops.resize_plan import axis_plan
-from cgrseg.ops.windows import Windows
+from cgrseg.ops.windows import Windows, tensor_plan
 
 Average = Literal["all", "valid", "sum"]
 
@@ -124,7 +123,7 @@ def _sum_and_gradient(
     """Summed loss, and its gradient by the logits (empty unless wanted)."""
     classes = logits.shape[1]
     rows, columns = (
-        axis_plan(logits.shape[axis], target.shape[axis - 1], device=logits.device)
+        tensor_plan(logits.shape[axis], target.shape[axis - 1], device=logits.device)
         for axis in (2, 3)
     )
     windows = Windows(logits, rows, columns)

@@ -16,18 +16,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
+
+Array = TypeVar("Array")
 
 # Places in a group at most.  Beyond this, cells outgrow the cache and sums over them lose digits.
 _MOST_PLACES = 16
 
 
 @dataclass(frozen=True)
-class AxisPlan:
+class AxisPlan(Generic[Array]):
     """Taps of every output position of one axis, and the positions grouped by their taps.
+
+    Arrays are NumPy's, or tensors on a device (:func:`cgrseg.ops.windows.tensor_plan`).
 
     Consecutive outputs that look at the same inputs form a group; a pair of groups (one per
     axis) is a rectangle of outputs that depends on one small window of inputs.
@@ -38,7 +42,7 @@ class AxisPlan:
         length: number of outputs, P.
         taps: int64 (P, T) input position of each tap; unused taps repeat a used one.
         weights: float64 (P, T) weight of each tap, >= 0, summing to 1; unused taps have 0
-            (float32 on Apple GPUs, here and below).
+            (tensors on Apple GPUs: float32, here and below).
         group_taps: int64 (G, T) inputs that the group's outputs look at, padded likewise.
         group_outputs: int64 (G, R) outputs of each group; short groups repeat their last one.
         group_weights: float64 (G, R, T) weights of those outputs, in the order of
@@ -47,30 +51,20 @@ class AxisPlan:
     """
 
     length: int
-    taps: Tensor
-    weights: Tensor
-    group_taps: Tensor
-    group_outputs: Tensor
-    group_weights: Tensor
-    place_of: Tensor
-
-    def matrix(self, inputs: int) -> Tensor:
-        """The same map as a dense matrix (P, inputs)."""
-        dense = self.weights.new_zeros(self.length, inputs)
-        return dense.scatter_add_(1, self.taps, self.weights)
+    taps: Array
+    weights: Array
+    group_taps: Array
+    group_outputs: Array
+    group_weights: Array
+    place_of: Array
 
 
 def axis_plan(
-    source: int,
-    target: int,
-    *,
-    between: int | None = None,
-    kept: int | None = None,
-    device: torch.device | str = "cpu",
-) -> AxisPlan:
+    source: int, target: int, *, between: int | None = None, kept: int | None = None
+) -> AxisPlan[NDArray[Any]]:
     """Plan of ``source -> target``, or of ``source -> between``, crop to ``kept``, ``-> target``.
 
-    Plans are cached; treat their tensors as read-only.
+    Plans are cached; treat their arrays as read-only.
 
     Args:
         source: number of inputs, at least 1.
@@ -78,15 +72,14 @@ def axis_plan(
         between: size after the first of two resizes; ``None`` means a single resize.
         kept: how many of the ``between`` positions, counted from the first, survive the crop;
             ``None`` keeps all.
-        device: where the plan's tensors live.
     """
     if between is None:
         between, kept = target, target
-    return _cached_plan(source, between, between if kept is None else kept, target, str(device))
+    return _cached_plan(source, between, between if kept is None else kept, target)
 
 
 @lru_cache(maxsize=256)
-def _cached_plan(source: int, between: int, kept: int, target: int, device: str) -> AxisPlan:
+def _cached_plan(source: int, between: int, kept: int, target: int) -> AxisPlan[NDArray[Any]]:
     indices, weights = bilinear_taps(source, between)
     if kept != between or target != between:
         outer_indices, outer_weights = bilinear_taps(kept, target)
@@ -94,7 +87,7 @@ def _cached_plan(source: int, between: int, kept: int, target: int, device: str)
         indices = indices[outer_indices].reshape(target, -1)
     indices, weights = _tidy(indices, weights)
     starts = _group_starts(indices, weights)
-    return _assemble(indices, weights, starts, device)
+    return _assemble(indices, weights, starts)
 
 
 def bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,9 +156,9 @@ def _group_starts(indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _assemble(
-    indices: np.ndarray, weights: np.ndarray, starts: np.ndarray, device: str
-) -> AxisPlan:
-    """Tensors of the plan from taps (P, T) and group boundaries (G + 1,)."""
+    indices: np.ndarray, weights: np.ndarray, starts: np.ndarray
+) -> AxisPlan[NDArray[Any]]:
+    """The plan of taps (P, T) and group boundaries (G + 1,)."""
     sizes = np.diff(starts)
     groups, places = len(sizes), int(sizes.max())
     outputs = np.minimum(starts[:-1, None] + np.arange(places), starts[1:, None] - 1)
@@ -182,20 +175,12 @@ def _assemble(
     group_of = np.repeat(np.arange(groups), sizes)
     place_of = group_of * places + np.arange(len(indices)) - starts[:-1][group_of]
 
-    def to_tensor(array: np.ndarray) -> Tensor:
-        # The cache outlives an inference-mode block, so its tensors must not be bound to one.
-        with torch.inference_mode(mode=False):
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            if tensor.is_floating_point() and torch.device(device).type == "mps":
-                tensor = tensor.float()  # Apple's GPUs have no float64
-            return tensor.to(device)
-
     return AxisPlan(
         length=len(indices),
-        taps=to_tensor(indices),
-        weights=to_tensor(weights),
-        group_taps=to_tensor(group_taps),
-        group_outputs=to_tensor(outputs),
-        group_weights=to_tensor(group_weights),
-        place_of=to_tensor(place_of),
+        taps=indices,
+        weights=weights,
+        group_taps=group_taps,
+        group_outputs=outputs,
+        group_weights=group_weights,
+        place_of=place_of,
     )

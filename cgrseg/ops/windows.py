@@ -13,18 +13,49 @@ R x S places of a cell, Y x X taps of its window.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cgrseg.ops.resize_plan import AxisPlan
+from cgrseg.ops.resize_plan import AxisPlan, axis_plan
 
 # 2 MB of float32: a chunk and its result stay within the second-level caches of current
 # processors.  A GPU wants long launches instead.
 _CHUNK_ELEMENTS_CPU = 1 << 19
 _CHUNK_ELEMENTS_CUDA = 1 << 24
+
+
+def tensor_plan(
+    source: int,
+    target: int,
+    *,
+    between: int | None = None,
+    kept: int | None = None,
+    device: torch.device | str = "cpu",
+) -> AxisPlan[Tensor]:
+    """:func:`~cgrseg.ops.resize_plan.axis_plan` as tensors on a device, cached as well."""
+    return _cached_tensor_plan(source, target, between, kept, str(device))
+
+
+@lru_cache(maxsize=256)
+def _cached_tensor_plan(
+    source: int, target: int, between: int | None, kept: int | None, device: str
+) -> AxisPlan[Tensor]:
+    plan = axis_plan(source, target, between=between, kept=kept)
+
+    def to_tensor(array: np.ndarray) -> Tensor:
+        # The cache outlives an inference-mode block, so its tensors must not be bound to one.
+        with torch.inference_mode(mode=False):
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            if tensor.is_floating_point() and torch.device(device).type == "mps":
+                tensor = tensor.float()  # Apple's GPUs have no float64
+            return tensor.to(device)
+
+    names = [field.name for field in fields(plan) if field.name != "length"]
+    return AxisPlan(plan.length, **{name: to_tensor(getattr(plan, name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,7 @@ class Windows:
         positions: (N * h * w, K) the logits, position by position.
     """
 
-    def __init__(self, logits: Tensor, rows: AxisPlan, columns: AxisPlan) -> None:
+    def __init__(self, logits: Tensor, rows: AxisPlan[Tensor], columns: AxisPlan[Tensor]) -> None:
         batch, classes, height, width = logits.shape
         self.rows, self.columns = rows, columns
         self.batch, self.classes = batch, classes

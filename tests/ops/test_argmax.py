@@ -10,18 +10,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgrseg import ops
 from cgrseg.errors import DataError
-from cgrseg.ops import (
-    upsample_argmax,
-    upsample_argmax_reference,
-    upsample_confidence,
-    upsample_topk,
-)
-from cgrseg.ops.argmax import Method
+from cgrseg.ops import upsample_argmax_reference, upsample_confidence, upsample_topk
+from cgrseg.ops.argmax import argmax_on_device, topk_on_device
 
 GAP = 1e-5
-METHODS: tuple[Method, ...] = ("auto", "boundary", "dense")
+ON_DEVICE = " on device"
+METHODS = tuple(f"{m}{form}" for m in ("auto", "boundary", "dense") for form in ("", ON_DEVICE))
 half_precisions = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+
+def upsample_argmax(logits, size, *, method="auto", **steps):
+    """Labels by NumPy, or by the form for GPUs, which runs on the CPU as well."""
+    form = argmax_on_device if method.endswith(ON_DEVICE) else ops.upsample_argmax
+    return form(logits, size, method=method.removesuffix(ON_DEVICE), **steps)
 
 
 def resized(logits, size, *, input_size=None, crop=None):
@@ -270,6 +273,9 @@ def test_probabilities(seed, classes, size, magnitude, data):
     at_labels = expected.gather(1, top_labels)
     assert torch.allclose(top.double(), at_labels, rtol=5e-5, atol=1e-12)
     assert torch.equal(top[:, 0], confidence)
+    device_labels, on_device = topk_on_device(logits, size, k)
+    assert_exact(device_labels[:, 0], logits, size)
+    assert torch.allclose(on_device, top, rtol=5e-5, atol=1e-12)
     assert all(len(set(column)) == k for column in top_labels[0].flatten(1).T.tolist())
 
 

@@ -17,7 +17,7 @@ from cgrseg.ops import (
     upsample_cross_entropy_reference,
 )
 from cgrseg.ops.cross_entropy import Average
-from cgrseg.ops.resize_plan import axis_plan
+from cgrseg.ops.windows import tensor_plan
 
 
 def make(seed, batch, classes, low, high, ignored, *, magnitude=3.0):
@@ -190,7 +190,7 @@ def test_training_after_inference_of_the_same_size():
     value, gradient = value_and_gradient(upsample_cross_entropy, logits, target)
     assert value == expected
     assert gradient.any()
-    assert not axis_plan(3, 19).weights.is_inference()
+    assert not tensor_plan(3, 19).weights.is_inference()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
