@@ -12,6 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+TOOLS = tuple(
+    f"data convert {name}"
+    for name in (
+        *(
+            "ade20k-full",
+            "camvid",
+            "cityscapes",
+            "coco-panoptic",
+            "cvat",
+            "datumaro-masks",
+            "kitti",
+        ),
+        *("label-studio", "mapillary", "roboflow", "supervisely", "via", "voc", "yolo"),
+    )
+)
 CONVERTERS = (
     *("data convert coco", "data convert coco-stuff10k", "data convert labelme"),
     *("data convert mat", "data convert pascal-context", "data convert rgb"),
@@ -44,6 +59,12 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data/convert/formats/labelme.py", ("data convert labelme",)),
     ("data/convert/formats/pascal_context.py", ("data convert pascal-context",)),
     ("data/convert/formats/rgb.py", ("data convert rgb",)),
+    ("data/convert/formats/coco_panoptic.py", ("data convert coco-panoptic",)),
+    ("data/convert/formats/mapillary.py", ("data convert mapillary",)),
+    ("data/convert/formats/via.py", ("data convert via",)),
+    ("data/convert/formats/yolo.py", ("data convert yolo",)),
+    ("data/convert/tool_format.py", TOOLS),
+    ("data/convert/regions.py", TOOLS),
     ("data/convert/custom_format.py", ("data convert labelme",)),
     ("data/convert/matlab.py", ("data convert mat",)),
     ("data/convert/formats/mat.py", ("data convert mat",)),
@@ -66,7 +87,7 @@ _SETTING = re.compile(
 )
 # Of `docker run` and of every command.
 _OTHERS = ("--shm-size", "--help")
-_FILE_ENDINGS = ("txt", "py", "json", "pt", "safetensors", "edu", "log", "csail")
+_FILE_ENDINGS = ("txt", "py", "json", "pt", "safetensors", "edu", "log", "csail", "yaml", "yml")
 
 
 @dataclass(frozen=True)

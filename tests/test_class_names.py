@@ -26,7 +26,7 @@ from cgrseg.class_names import (
 from cgrseg.config import Config, load_config
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
-from cgrseg.data.convert.formats.rgb import read_color_table
+from cgrseg.data.convert.color_masks import read_color_table
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.resolve import resolve_spec

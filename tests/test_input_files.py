@@ -15,8 +15,8 @@ import pytest
 from cgrseg.class_names import read_lines
 from cgrseg.config import load_config
 from cgrseg.data.convert import convert_coco_instances
+from cgrseg.data.convert.color_masks import read_color_table
 from cgrseg.data.convert.formats.labelme import read_labelme
-from cgrseg.data.convert.formats.rgb import read_color_table
 from cgrseg.data.image_files import is_jpeg, read_image, write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import CGRSegError, DataError

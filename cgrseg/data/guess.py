@@ -13,10 +13,8 @@ from cgrseg.datasets import get_spec, list_specs
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
 
-COLOR_TABLE = "labelmap.txt"
-"""Name of the color table that CVAT writes beside its masks."""
-
 _LOG = logging.getLogger("cgrseg.data")
+_FILES_TRIED = 20
 
 
 def guess_by_class_count(count: int) -> DatasetSpec | None:
@@ -72,6 +70,8 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     ]
     if len(guessed) == 1:
         return DataConfig(dataset=guessed[0], root=str(root))
+    if not guessed:
+        _refuse_known_formats(root)
     refuse_misplaced_root(DataConfig(dataset="custom"), root)
     if folders is not None and not guessed:
         found = f"images in {folders[0]} and labels in {folders[1]}, but no class list"
@@ -96,6 +96,8 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
         DataError: color masks of CVAT, a dataset as it is downloaded, or LabelMe files beside
             their images.
     """
+    from cgrseg.data.convert.color_masks import COLOR_TABLE
+
     table = root / COLOR_TABLE
     raw = [each for name in list_specs() if (each := get_spec(name).raw_download) is not None]
     found, command = "", ""
@@ -113,6 +115,27 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
             command = f"cgrseg data convert labelme {beside} OUT"
     if command:
         raise DataError(root, found=found, expected="label maps of class ids", remedy=command)
+
+
+def _refuse_known_formats(root: Path) -> None:
+    """Name the format of a folder, or of a file in it, that can be converted.
+
+    Raises:
+        DataError: a format that :mod:`cgrseg.data.convert.formats` recognizes.
+    """
+    from cgrseg.data.convert.formats import formats  # many modules, which few commands need
+
+    endings = (".json", ".xml", ".yaml", ".yml")
+    files = [path for path in sorted(root.iterdir()) if path.suffix.lower() in endings]
+    for source in [root, *files[:_FILES_TRIED]]:
+        for name, kind in formats().items():
+            if reason := kind.recognize(source):
+                raise DataError(
+                    source,
+                    found=f"the format {name} (by {reason})",
+                    expected="label maps of class ids",
+                    remedy=f"cgrseg data convert {name} {source} OUT",
+                )
 
 
 def _holds_labelme(folder: Path) -> bool:

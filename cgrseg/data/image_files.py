@@ -157,12 +157,13 @@ def used_bits(path: Path | str) -> int:
     return int(pixels.max()).bit_length() if pixels.dtype == np.uint16 else 8
 
 
-def decode_gray(data: bytes, within: tuple[int, int]) -> Bytes8:
+def decode_gray(data: bytes, within: tuple[int, int], *, alpha: bool = False) -> Bytes8:
     """A small image inside another file, as gray.
 
     Args:
         data: an encoded image, such as a PNG.
         within: largest height and width; compared before anything is decoded.
+        alpha: give the alpha channel instead, where there is one.
 
     Returns:
         (H, W), 0..255.
@@ -178,10 +179,13 @@ def decode_gray(data: bytes, within: tuple[int, int]) -> Bytes8:
     if height > within[0] or width > within[1]:
         raise ValueError(f"the embedded image of {width}x{height} pixels reaches outside the image")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_GRAYSCALE
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
-    if pixels is None or pixels.shape != (height, width):
+    if pixels is not None and pixels.ndim == 3:
+        pixels = pixels[..., 3] if pixels.shape[2] == 4 else pixels.max(axis=2)
+    if pixels is None or pixels.shape != (height, width) or pixels.dtype != np.uint8:
         raise ValueError("the embedded image is damaged")
     return np.asarray(pixels, np.uint8)
 

@@ -53,6 +53,24 @@ def read_label(path: Path | str) -> Bytes8:
         DataError: missing or damaged file, a color image, several pages, JPEG compression under
             another name, or ids beyond 8 bits.
     """
+    raw = read_label_values(path)
+    whole = raw.dtype.kind != "f" or bool(np.array_equal(raw, np.floor(raw)))
+    if raw.dtype != np.uint8 and not (whole and raw.min() >= 0 and raw.max() <= 255):
+        raise DataError(
+            path,
+            found=f"ids from {raw.min()} to {raw.max()}" + ("" if whole else ", with fractions"),
+            expected="class ids from 0 to 255",
+            remedy="store class ids, not instance ids or depths; convert the file again",
+        )
+    return raw.astype(np.uint8, copy=False)
+
+
+def read_label_values(path: Path | str) -> NDArray[Any]:
+    """As :func:`read_label`, but of any range.
+
+    Returns:
+        (H, W), of the type that the file has.
+    """
     path = Path(path)
     data = read_content(path, "a label map")
     refuse_truncated(path, data)
@@ -78,16 +96,7 @@ def read_label(path: Path | str) -> Bytes8:
             "`cgrseg data convert rgb IMAGES MASKS OUT`, which lists their colors; check that "
             "images and labels are not swapped",
         )
-    whole = raw.dtype.kind != "f" or bool(np.array_equal(raw, np.floor(raw)))
-    if raw.dtype != np.uint8 and not (whole and raw.min() >= 0 and raw.max() <= 255):
-        raise DataError(
-            path,
-            found=f"ids from {raw.min()} to {raw.max()}" + ("" if whole else ", with fractions"),
-            expected="class ids from 0 to 255",
-            remedy="store class ids, not instance ids or depths; convert the file again",
-        )
-    ids = raw.astype(np.uint8, copy=False)
-    return ids if step == 1 else ids // np.uint8(step)
+    return raw if step == 1 else (raw // step).astype(raw.dtype)
 
 
 def _stored_values(data: bytes, path: Path) -> NDArray[Any] | None:

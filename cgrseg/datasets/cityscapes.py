@@ -18,7 +18,7 @@ CLASSES, PALETTE = class_table("""
 """)
 """Class k is stored as k in the prepared labels."""
 
-_RAW_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+RAW_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 _RULE_PREPARED = LabelRule.identity(
     len(CLASSES),
@@ -32,8 +32,8 @@ _RULE_PREPARED = LabelRule.identity(
 )
 
 _RULE_RAW = LabelRule.from_mapping(
-    {raw: training for training, raw in enumerate(_RAW_IDS)},
-    ignored={*range(34), 255} - {*_RAW_IDS},
+    {raw: training for training, raw in enumerate(RAW_IDS)},
+    ignored={*range(34), 255} - {*RAW_IDS},
     meaning="raw ids 0..33, of which 19 are learned and the rest ignored",
 )
 
@@ -61,5 +61,5 @@ SPEC = DatasetSpec(
     notes="Where both forms of a label are present, the training ids are used. The test split "
     "has no public labels.",
     order=60,
-    submission_ids=_RAW_IDS,
+    submission_ids=RAW_IDS,
 )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cgrseg.data.convert import convert_rgb_masks
-from cgrseg.data.convert.formats.rgb import list_colors, read_color_table
+from cgrseg.data.convert.color_masks import read_color_table
+from cgrseg.data.convert.formats.rgb import list_colors
 from cgrseg.data.image_files import read_image, write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import DataError

@@ -16,7 +16,7 @@ from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data import image_files
 from cgrseg.data.check import check_dataset
 from cgrseg.data.convert import convert_mat_labels, convert_rgb_masks
-from cgrseg.data.convert.formats.rgb import read_color_table
+from cgrseg.data.convert.color_masks import read_color_table
 from cgrseg.data.convert.image_names import find_file
 from cgrseg.data.dataset import EvalDataset, TrainDataset
 from cgrseg.data.image_files import read_image

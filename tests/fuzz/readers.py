@@ -29,8 +29,8 @@ from cgrseg.class_names import read_class_list
 from cgrseg.config.loading import load_config
 from cgrseg.config.schema import Config
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
+from cgrseg.data.convert.color_masks import read_color_table
 from cgrseg.data.convert.formats.coco_stuff10k import HIGHEST_ID
-from cgrseg.data.convert.formats.rgb import read_color_table
 from cgrseg.data.convert.image_names import read_stems
 from cgrseg.data.convert.matlab import read_label_field
 from cgrseg.data.image_files import read_image

@@ -195,13 +195,21 @@ class CustomFormat(Format):
         ignored = {clean_name(name) for name in self.ignored}
         return [name for name in known if name not in ignored]
 
-    def task(self, source: Path, image: Path, **more: Any) -> Task:
-        """The task of an image, at its places in the custom layout."""
+    def task(self, source: Path, image: Path, split: str | None = None, **more: Any) -> Task:
+        """The task of an image, at its places in the custom layout.
+
+        Args:
+            source: annotation file.
+            image: image file.
+            split: split of the image according to the source; the option `split` replaces it.
+            more: other fields of the task.
+        """
+        folder = self.split or split or ""
         return Task(
             source=source,
-            label=self.label_folder / f"{image.stem}.png",
+            label=self.root / "annotations" / folder / f"{image.stem}.png",
             image=image,
-            image_target=self.root / "images" / (self.split or "") / image.name,
+            image_target=self.root / "images" / folder / image.name,
             **more,
         )
 

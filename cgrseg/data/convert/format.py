@@ -212,9 +212,11 @@ class Format(abc.ABC):
         name: command below `cgrseg data convert`.
         workers: number of worker processes; None: chosen from the amount of work.
         overwrite: make finished files anew too, and replace files of other programs.
+        recognized_by: what showed that the source is of this format; empty: the caller said so.
     """
 
     name: ClassVar[str]
+    recognized_by: ClassVar[str] = ""
     _: KW_ONLY
     workers: Annotated[int | None, Option("Default: chosen from the amount of work.")] = None
     overwrite: Annotated[bool, Option("Without --overwrite finished files are kept.")] = False
@@ -223,6 +225,15 @@ class Format(abc.ABC):
         for name, (kind, _) in options_of(type(self)).items():
             if isinstance(getattr(self, name), str) and Path in (kind, *typing.get_args(kind)):
                 setattr(self, name, Path(getattr(self, name)))
+
+    @classmethod
+    def recognize(cls, source: Path) -> str:
+        """By what a file or folder shows that it is of this format; empty: it does not."""
+        return ""
+
+    def resolved(self) -> Format:
+        """The format that does the work: this one."""
+        return self
 
     @property
     def root(self) -> Path:

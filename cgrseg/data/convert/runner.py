@@ -42,6 +42,7 @@ def run_conversion(format: Format, progress: Progress | None = None) -> Conversi
     """
     started = time.perf_counter()
     with output_lock(format.root, below=True):
+        format = format.resolved()
         source = format.read()
         report = ConversionReport(
             format.name.replace("-", "_"),
@@ -52,6 +53,8 @@ def run_conversion(format: Format, progress: Progress | None = None) -> Conversi
             lists=source.lists,
             notes=source.notes,
         )
+        if format.recognized_by:
+            report.notes.insert(0, f"recognized as {format.name} by {format.recognized_by}")
         tasks = [each for each in source.images if isinstance(each, Task)]
         record = Record(
             format.label_folder, report.converter, source.settings, tasks, format.overwrite

@@ -90,6 +90,42 @@ def fill_circle(
     return np.hypot(columns + 0.5 - center[0], rows + 0.5 - center[1]) <= radius
 
 
+def fill_ellipse(
+    center: tuple[float, float],
+    radii: tuple[float, float],
+    angle: float,
+    height: int,
+    width: int,
+) -> np.ndarray:
+    """The pixels whose center is within an ellipse.
+
+    Args:
+        center: x, y in pixels.
+        radii: half axes along x and y before the rotation, in pixels, at least 0.
+        angle: clockwise rotation in degrees.
+        height: rows of the image.
+        width: columns of the image.
+
+    Returns:
+        (height, width) bool.
+
+    Raises:
+        ValueError: coordinates as :func:`fill_polygon` refuses them, or a negative radius.
+    """
+    if not (np.abs([*center, *radii, angle]) <= _FARTHEST).all() or min(radii) < 0:
+        raise ValueError(
+            f"an ellipse's numbers must be finite, at most {_FARTHEST:.0f} from 0, its radii "
+            "not negative"
+        )
+    rows, columns = np.ogrid[:height, :width]
+    x, y = columns + 0.5 - center[0], rows + 0.5 - center[1]
+    turn = np.deg2rad(angle)
+    along = x * np.cos(turn) + y * np.sin(turn)
+    across = y * np.cos(turn) - x * np.sin(turn)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.hypot(along / radii[0], across / radii[1]) <= 1)
+
+
 def decode_counts(text: str) -> list[int]:
     """The runs that a compressed string stands for.
 

@@ -25,6 +25,7 @@ from cgrseg.data.convert.custom_format import (
 from cgrseg.data.convert.format import Annotations, Argument, Failure, Task, skipped
 from cgrseg.data.convert.image_names import find_file, named_inside
 from cgrseg.data.convert.shapes import decode_mask, fill_polygon
+from cgrseg.data.convert.tool_format import peek_json
 from cgrseg.errors import MALFORMED, DataError
 from cgrseg.input_files import read_input_text
 from cgrseg.provenance import joint_state
@@ -44,6 +45,16 @@ class CocoInstances(CustomFormat):
     out: OutFolder
     _: KW_ONLY
     background: Background = None
+
+    @classmethod
+    def recognize(cls, source: Path) -> str:
+        """Images, annotations and categories."""
+        data = peek_json(source)
+        if not isinstance(data, dict) or not {"images", "annotations", "categories"} <= data.keys():
+            return ""
+        listed = data["annotations"]
+        panoptic = isinstance(listed, list) and any("segments_info" in each for each in listed[:1])
+        return "" if panoptic else "images, annotations and categories"
 
     def read(self) -> Annotations:
         """Classes are the categories in the order of their ids, after the background."""

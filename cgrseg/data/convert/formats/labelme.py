@@ -28,6 +28,7 @@ from cgrseg.data.convert.custom_format import (
 from cgrseg.data.convert.format import Annotations, Argument, Failure, Option, Task, skipped
 from cgrseg.data.convert.image_names import find_file, named_inside
 from cgrseg.data.convert.shapes import fill_circle, fill_polygon
+from cgrseg.data.convert.tool_format import peek_json
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.data.image_files import decode_gray
 from cgrseg.data.parallel import run_parallel
@@ -67,6 +68,15 @@ class LabelMe(CustomFormat):
             self.ignored = [*self.ignored, IGNORE_NAME]
         if self.background is None and BACKGROUND_NAME in (self.classes or ()):
             self.background = BACKGROUND_NAME
+
+    @classmethod
+    def recognize(cls, source: Path) -> str:
+        """A JSON file with shapes and imagePath."""
+        for path in sorted(source.glob("*.json"))[:1] if source.is_dir() else []:
+            data = peek_json(path)
+            if isinstance(data, dict) and {"shapes", "imagePath"} <= data.keys():
+                return f"shapes and imagePath in {path.name}"
+        return ""
 
     def read(self) -> Annotations:
         """Scan all files for their class names, images and sizes."""

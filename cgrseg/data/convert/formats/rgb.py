@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -11,25 +9,15 @@ from typing import Annotated
 
 import numpy as np
 
-from cgrseg.class_names import check_class_names, clean_name, is_comment, unescaped
+from cgrseg.class_names import clean_name
+from cgrseg.data.convert.color_masks import Color, color_codes, read_color_table
 from cgrseg.data.convert.custom_format import CustomFormat, ImageFolder, OutFolder
 from cgrseg.data.convert.format import Annotations, Argument, Option, Task
 from cgrseg.data.convert.image_names import index_images
-from cgrseg.data.image_files import read_image
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, option
-from cgrseg.input_files import read_input_text
 
-Color = tuple[int, int, int]
-
-_LOSSY = (".jpg", ".jpeg", ".webp")
 _SHOWN_COLORS = 40
-# Commas and runs of blanks inside a name are kept; those around it separate.
-_GAP, _RGB = r"[\s,]+", r"(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)"
-_NAME_FIRST = re.compile(rf"[\s,]*(?P<name>[^\s,].*?){_GAP}{_RGB}[\s,]*")
-_NAME_LAST = re.compile(rf"[\s,]*{_RGB}{_GAP}(?P<name>[^\s,].*?)[\s,]*")
-# CVAT's labelmap.txt: name:R,G,B:parts:actions
-_CVAT = re.compile(rf"\s*(?P<name>\S.*?)\s*:\s*{_RGB}\s*(:.*)?")
 
 
 @dataclass
@@ -90,71 +78,13 @@ class RgbMasks(CustomFormat):
     @staticmethod
     def draw(task: Task) -> np.ndarray:
         """The class ids of one mask."""
-        codes = _color_codes(task.source)
+        codes = color_codes(task.source)
         known = np.asarray(task.content[0], dtype=np.int32)
         position = np.minimum(np.searchsorted(known, codes), len(known) - 1)
         strange = known[position] != codes
         if strange.any():
             raise _unknown_colors(task.source, codes[strange], codes.size, known)
         return np.asarray(task.content[1], dtype=np.uint8)[position]
-
-
-def read_color_table(path: Path) -> dict[Color, str]:
-    """Class name of each color, in the order of the file.
-
-    Text files have one class per line, `name R G B` or `R G B name`, separated by spaces, tabs or
-    commas; a header line `name,r,g,b` is skipped.  CVAT's `labelmap.txt` has lines
-    `name:R,G,B:parts:actions`.  JSON files hold {"name": [R, G, B]}.  A class may have several
-    colors, a color one class.
-
-    Raises:
-        DataError: unreadable, a line that is neither, or a color of two classes.
-    """
-    try:
-        text = read_input_text(path, "utf-8-sig")
-        pairs = _from_json(text) if path.suffix.lower() == ".json" else _from_lines(text)
-        table: dict[Color, str] = {}
-        for name, color in pairs:
-            if any(not 0 <= channel <= 255 for channel in color):
-                raise ValueError(f"the color of {name!r} is {color}, outside 0..255")
-            if table.setdefault(color, name) != name:
-                raise ValueError(f"{table[color]!r} and {name!r} share the color {color}")
-        if not table:
-            raise ValueError("it names no class")
-        check_class_names(dict.fromkeys(table.values()), path, remedy="correct the file")
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be used ({getattr(error, 'strerror', None) or error})",
-            expected="one class a line, as in 'road 128 64 128', or JSON "
-            '{"road": [128, 64, 128]}',
-            remedy="correct the file",
-        ) from error
-    return table
-
-
-def _from_json(text: str) -> list[tuple[str, Color]]:
-    pairs = []
-    # Pairs: a name with several colors stands there several times, and a dictionary keeps one.
-    for name, color in json.loads(text, object_pairs_hook=list):
-        red, green, blue = (int(channel) for channel in color)
-        pairs.append((clean_name(name), (red, green, blue)))
-    return pairs
-
-
-def _from_lines(text: str) -> list[tuple[str, Color]]:
-    pairs: list[tuple[str, Color]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.replace(",", " ").split()
-        header = [word.lower() for word in words[-3:]] == ["r", "g", "b"]
-        if not words or is_comment(line) or header:
-            continue
-        found = _CVAT.fullmatch(line) or _NAME_FIRST.fullmatch(line) or _NAME_LAST.fullmatch(line)
-        if found is None:
-            raise ValueError(f"line {number} reads {line.strip()!r}")
-        red, green, blue = (int(found[channel]) for channel in "rgb")
-        pairs.append((clean_name(unescaped(clean_name(found["name"]))), (red, green, blue)))
-    return pairs
 
 
 def list_colors(masks: Path, *, workers: int | None = None) -> dict[Color, float]:
@@ -173,21 +103,8 @@ def list_colors(masks: Path, *, workers: int | None = None) -> dict[Color, float
 
 
 def _count_colors(path: Path) -> dict[int, int]:
-    values, counts = np.unique(_color_codes(path), return_counts=True)
+    values, counts = np.unique(color_codes(path), return_counts=True)
     return {int(v): int(c) for v, c in zip(values, counts, strict=True)}
-
-
-def _color_codes(path: Path) -> np.ndarray:
-    """Colors of a mask (H, W) int32, as R * 65536 + G * 256 + B."""
-    if path.suffix.lower() in _LOSSY:
-        raise DataError(
-            path,
-            found=f"a mask in the lossy format {path.suffix}",
-            expected="a lossless file (PNG): lossy ones change the colors along every border",
-            remedy="export the masks again as PNG",
-        )
-    wide = read_image(path).astype(np.int32)
-    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
 def _rgb(code: int) -> Color:

@@ -1,0 +1,319 @@
+"""Formats of annotation tools and datasets, converted to the custom layout.
+
+A format of this kind only reads: it gives the class names that its source declares and, for each
+image, the image's name with its regions or with its mask.  Finding images, class ids, painting,
+messages, and everything in :mod:`cgrseg.data.convert.runner` is common.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, cast
+from urllib.parse import unquote
+
+import numpy as np
+
+from cgrseg.class_names import clean_name, listed
+from cgrseg.data.convert.color_masks import Color, code_name
+from cgrseg.data.convert.custom_format import (
+    IGNORE,
+    Background,
+    Classes,
+    ClassTable,
+    CustomFormat,
+    OutFolder,
+    unused_ignored,
+)
+from cgrseg.data.convert.format import Annotations, Argument, Failure, Option, Task, skipped
+from cgrseg.data.convert.image_names import find_file, named_inside
+from cgrseg.data.convert.regions import Region, Shape, paint
+from cgrseg.data.folder_layout import IMAGE_SUFFIXES, SPLIT_FOLDERS
+from cgrseg.data.image_files import read_image
+from cgrseg.errors import MALFORMED, DataError, option
+from cgrseg.input_files import read_input_text
+from cgrseg.provenance import content_digest, joint_state
+
+UNCOVERED = ""
+"""In place of a class name: pixels that no annotation covers."""
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image of a source.
+
+    Attributes:
+        source: annotation file, named by messages.
+        image: path or name of the image, as the source has it.
+        regions: the lowest first; or a function that reads them, in a worker process.  Not for
+            masks.
+        size: height and width according to the source; None: those of the image.
+        split: name of the split according to the source.
+        folders: where the image may lie, unless the option names a folder.
+        names: class names of the regions, where these are read later.
+        mask: file of the mask.
+        codes: class name of each code of the mask, or `UNCOVERED`; None: ignored.
+    """
+
+    source: Path
+    image: str
+    regions: Sequence[Region] | Callable[[], Sequence[Region]] = ()
+    size: tuple[int, int] | None = None
+    split: str | None = None
+    folders: Sequence[Path] = ()
+    names: Iterable[str] = ()
+    mask: Path | None = None
+    codes: Mapping[int, str | None] = field(default_factory=dict)
+
+    @property
+    def used_names(self) -> set[str]:
+        """Class names of the image, where they are known before its labels are drawn."""
+        own = () if callable(self.regions) else (region.name for region in self.regions)
+        coded = (name for name in self.codes.values() if name)
+        return {*self.names, *own, *coded}
+
+
+@dataclass
+class Source:
+    """What a reader found.
+
+    Attributes:
+        images: one per image of the source, or why it cannot be used.
+        declared: class names in id order; None: the source has no list of them.
+        left_out: what has no area or no class, and how often it occurs.
+        colors: colors of classes, for the palette of the label maps.
+    """
+
+    images: Sequence[LabeledImage | Failure]
+    declared: Sequence[str] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    colors: Mapping[str, Color] = field(default_factory=dict)
+
+
+@dataclass
+class ToolFormat(CustomFormat):
+    """A format of an annotation tool or a dataset."""
+
+    source: Annotated[Path, Argument("File or folder to convert.")]
+    out: OutFolder
+    _: KW_ONLY
+    images: Annotated[
+        Path | None,
+        Option("Folder of the images. Default: where the source says.", name="image_folder"),
+    ] = None
+    classes: Classes = None
+    background: Background = None
+
+    @abc.abstractmethod
+    def find(self) -> Source:
+        """Classes and images of the source.
+
+        Raises:
+            DataError: the source as a whole cannot be used.
+        """
+
+    @abc.abstractmethod
+    def drawing(self, each: LabeledImage, table: ClassTable) -> Callable[..., np.ndarray]:
+        """Function of height and width that draws the label map, for worker processes."""
+
+    def references(self, image: str) -> list[str]:
+        """Paths by which an image may be found, below each of its folders."""
+        return [image]
+
+    def read(self) -> Annotations:
+        """Class ids follow the source's own list of classes, else the alphabet."""
+        state = joint_state([self.source]) if self.source.is_file() else None  # before it is read
+        source = self.find()
+        labeled = [each for each in source.images if isinstance(each, LabeledImage)]
+        used = sorted(set().union(*(each.used_names for each in labeled)))
+        names = used
+        if source.declared is not None:
+            names = self.kept_names(self.source, [*source.declared, *used])
+            if self.background is not None:
+                first = clean_name(self.background)
+                names = [first, *(name for name in names if name != first)]
+        table = self.settle_classes(self.classes, found=names, background=self.background)
+        notes = [f"left out: {count} x {what}" for what, count in source.left_out.items()]
+        if source.declared is None:
+            notes += unused_ignored(self.ignored, used)
+        left = [name for name in used if name not in (*table.classes, *table.ignored)]
+        if left and isinstance(self, MaskFormat):
+            notes.append(f"ignored, because the class names do not hold them: {listed(left)}")
+        tasks = [
+            each if isinstance(each, Failure) else self._task(each, table, state)
+            for each in source.images
+        ]
+        annotations = self.shape_annotations(table, tasks, notes)
+        palette = zip(table.classes, annotations.palette, strict=True)
+        if isinstance(self, MaskFormat) and not any(
+            UNCOVERED in each.codes.values() for each in labeled
+        ):
+            annotations.finish = None  # its note is about pixels that nothing covers
+        annotations.palette = [source.colors.get(name, color) for name, color in palette]
+        return annotations
+
+    @staticmethod
+    def draw(task: Task) -> np.ndarray:
+        """The labels of one image."""
+        size = task.size or read_image(cast(Path, task.image)).shape[:2]
+        return np.asarray(task.content(*size))
+
+    def _task(self, each: LabeledImage, table: ClassTable, state: str | None) -> Task | Failure:
+        found = self._find_image(each)
+        if isinstance(found, Failure):
+            return found
+        inputs = [] if each.mask is None else [each.mask]
+        if state is None or each.source != self.source:
+            state = joint_state([each.source, *inputs]) if inputs else None
+        elif inputs:
+            state = content_digest(f"{state} {joint_state(inputs)}".encode())
+        return self.task(
+            each.source,
+            found,
+            split=each.split,
+            size=each.size,
+            source_state=state,
+            content=self.drawing(each, table),
+        )
+
+    def _find_image(self, each: LabeledImage) -> Path | Failure:
+        folders = [self.images] if self.images is not None else list(each.folders)
+        candidates: list[Path] = []
+        problem = "it is not there"
+        for reference in self.references(each.image):
+            plain = reference.replace("\\", "/")
+            for folder in folders:
+                try:
+                    candidates.append(named_inside(folder, plain))
+                except ValueError as error:
+                    problem = str(error)
+                with contextlib.suppress(ValueError):
+                    beside = named_inside(folder, plain.rpartition("/")[2])
+                    candidates.append(beside)
+                    candidates += [beside.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
+        for candidate in candidates:
+            found = find_file(candidate)
+            if found.is_file():
+                return found
+        return skipped(
+            each.source,
+            found=f"no image {each.image!r} in {', '.join(map(str, folders))} ({problem})",
+            expected="the image of these labels",
+            remedy=f"put it there, or name the folder of the images ({option('--image-folder')})",
+            file=each.image,
+        )
+
+
+@dataclass
+class ShapeFormat(ToolFormat):
+    """A format with regions.
+
+    Attributes:
+        tool: name of the tool, for messages.
+        smaller_on_top: where regions overlap, the smaller one is on top; otherwise the later one.
+    """
+
+    tool: ClassVar[str]
+    smaller_on_top: ClassVar[bool] = False
+
+    @staticmethod
+    @abc.abstractmethod
+    def shape(values: Any, height: int, width: int) -> Shape:
+        """Shape of a region in an image of this size; runs in worker processes.
+
+        Raises:
+            ValueError and others of :data:`cgrseg.errors.MALFORMED`: the values have none.
+        """
+
+    def drawing(self, each: LabeledImage, table: ClassTable) -> Callable[..., np.ndarray]:
+        """Paints the regions."""
+        return functools.partial(_paint, type(self), each.regions, table)
+
+
+@dataclass
+class MaskFormat(ToolFormat):
+    """A format with one mask per image."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def read_codes(mask: Path) -> np.ndarray:
+        """Codes of a mask (H, W), whole numbers; runs in worker processes.
+
+        Raises:
+            DataError: unreadable.
+        """
+
+    def drawing(self, each: LabeledImage, table: ClassTable) -> Callable[..., np.ndarray]:
+        """Replaces each code of the mask by the label value of its class."""
+        values = {code: _value(name, table) for code, name in sorted(each.codes.items())}
+        return functools.partial(_replace_codes, type(self), cast(Path, each.mask), values)
+
+
+@functools.lru_cache(maxsize=1)
+def peek_json(path: Path) -> Any:
+    """Content of a JSON file, to recognize it by; None: it is not JSON."""
+    try:
+        is_json = path.suffix.lower() == ".json" and path.is_file()
+        return json.loads(read_input_text(path, "utf-8-sig")) if is_json else None
+    except (OSError, *MALFORMED):
+        return None
+
+
+def plain_split(name: str) -> str | None:
+    """The usual name of a split folder; None: the name is no split's."""
+    lower = name.strip().lower()
+    return next((split for split, names in SPLIT_FOLDERS.items() if lower in names), None)
+
+
+def name_in_address(address: str) -> str:
+    """File name at the end of a path or of a web address."""
+    return unquote(address.split("?")[0]).replace("\\", "/").rpartition("/")[2]
+
+
+def _value(name: str | None, table: ClassTable) -> int:
+    """Label value of a code; a class that is not among the names is ignored."""
+    if name == UNCOVERED:
+        return table.unlabeled
+    with contextlib.suppress(KeyError):
+        return IGNORE if name is None else table.value(name)
+    return IGNORE
+
+
+def _paint(
+    kind: type[ShapeFormat],
+    regions: Sequence[Region] | Callable[[], Sequence[Region]],
+    table: ClassTable,
+    height: int,
+    width: int,
+) -> np.ndarray:
+    return paint(
+        regions() if callable(regions) else regions,
+        kind.shape,
+        table,
+        (height, width),
+        smaller_on_top=kind.smaller_on_top,
+        tool=kind.tool,
+    )
+
+
+def _replace_codes(
+    kind: type[MaskFormat], mask: Path, values: Mapping[int, int], height: int, width: int
+) -> np.ndarray:
+    codes = kind.read_codes(mask)
+    known = np.array(list(values), dtype=np.int64)
+    position = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+    strange = np.unique(codes[known[position] != codes])
+    if strange.size:
+        shown = ", ".join(code_name(int(code)) for code in strange[:5])
+        raise DataError(
+            mask,
+            found=f"pixels of no class: {shown}" + (" and others" if strange.size > 5 else ""),
+            expected=f"one of the {len(known)} values that the source names",
+            remedy="add the class to the source's own list of classes, or export it again",
+        )
+    return np.array(list(values.values()), dtype=np.uint8)[position]
