@@ -38,7 +38,7 @@ DEFAULT_HPARAMS: dict[str, Any] = {
     "opacity": 0.5,  # eval: opacity of the labels in overlays, 0 to 1
     "precision": "fp32",  # eval: "fp32", "bf16", "fp16" or "auto"; training has train.precision
     "compile": False,  # eval: fold and compile the network: several times faster
-    "threads": None,  # number of CPU threads; None: all cores
+    "threads": None,  # number of CPU threads; None: all usable cores
     "seed": 0,  # seed of all random numbers
     "deterministic": False,  # only deterministic kernels (slower)
     "no_validate": False,  # train: do not evaluate during training

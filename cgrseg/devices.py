@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import torch
 
+from cgrseg.cpus import usable_threads
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.processes import this_process
 
@@ -29,19 +30,25 @@ def use_threads(threads: int | None) -> None:
     """Set the number of CPU threads of PyTorch and OpenCV, for the whole process.
 
     Args:
-        threads: 1 to `MOST_THREADS`; None leaves both unchanged (all cores).
+        threads: 1 to `MOST_THREADS`; None: no more than the process may use
+            (:func:`~cgrseg.cpus.usable_threads`), fewer stay as they are.
 
     Raises:
         ConfigError: another number.
     """
     if threads is None:
+        usable = usable_threads()
+        if torch.get_num_threads() > usable:
+            torch.set_num_threads(usable)
+        if cv2.getNumThreads() > usable:
+            cv2.setNumThreads(usable)
         return
     if not 1 <= threads <= MOST_THREADS:
         raise ConfigError(
             "threads",
             found=str(threads),
             expected=f"1 to {MOST_THREADS}",
-            remedy="leave it out to use all cores",
+            remedy="leave it out to use all cores of this process",
         )
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

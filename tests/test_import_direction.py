@@ -16,6 +16,7 @@ import pytest
 LEVELS: list[set[str]] = [
     {"errors", "loss_terms", "html", "input_files", "matplotlib_import"},
     {"processes"},
+    {"cpus"},
     {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
     | {"provenance", "variants"},
     {"locks", "surroundings", "distributed"},

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from cgrseg.bench.timing import wait_for
+from cgrseg.cpus import usable_cpus
 
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "transformers", "onnxruntime", "openvino")
 _BUSY = 0.5  # load per core, beside this process, above which durations are doubtful
@@ -70,9 +71,6 @@ def describe_machine(device: torch.device) -> Machine:
     load: float | None = None
     with contextlib.suppress(OSError, AttributeError):
         load = os.getloadavg()[0]
-    cores = os.cpu_count() or 1
-    with contextlib.suppress(AttributeError):
-        cores = len(os.sched_getaffinity(0))
     if device.type == "cuda":
         named = torch.cuda.get_device_name(device)
         versions["cuda"] = str(torch.version.cuda)
@@ -80,7 +78,7 @@ def describe_machine(device: torch.device) -> Machine:
         named = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
     return Machine(
         named,
-        cores,
+        usable_cpus(),
         torch.get_num_threads(),
         _memory_gib(),
         f"{platform.platform()}, Python {platform.python_version()}",

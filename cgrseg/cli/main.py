@@ -19,6 +19,7 @@ import cgrseg
 from cgrseg import cli
 from cgrseg.cli import data
 from cgrseg.cli.common import Command, Commands
+from cgrseg.cpus import prepare_openmp
 from cgrseg.processes import ending_by_signals
 from cgrseg.surroundings import LEAST_WIDTH
 
@@ -78,5 +79,6 @@ def main() -> None:
     if stated.isdecimal() and not LEAST_WIDTH <= int(stated) <= _MOST_WIDTH:
         # Programs without a terminal set 0, with which rich prints nothing.
         os.environ["COLUMNS"] = str(min(max(int(stated), LEAST_WIDTH), _MOST_WIDTH))
+    prepare_openmp(os.environ)
     with ending_by_signals():
         app()

@@ -117,7 +117,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
-        help="Number of CPU threads. Default: all cores.",
+        help="Number of CPU threads. Default: the cores that the process may use.",
         min=1,
         max=1024,
         show_default=False,

@@ -30,9 +30,12 @@ from cgrseg.config.fields import (
     field_annotations,
     subsection,
 )
+from cgrseg.cpus import usable_cpus
 from cgrseg.errors import ConfigError
 from cgrseg.loss_terms import TERMS
 from cgrseg.variants import NETWORK_STRIDE, VariantName
+
+_LOADERS = 4  # data loader processes per training process, unless `data.workers` is set
 
 
 class ModelConfig(Section):
@@ -140,12 +143,19 @@ class DataConfig(Section):
     drop: list[str] = Field(
         default_factory=list, description="Class names whose pixels become ignored."
     )
-    workers: Annotated[int, Field(ge=0, le=512)] = Field(
-        4, description="Number of data loader processes per training process."
+    workers: Annotated[int, Field(ge=0, le=512)] | None = Field(
+        None,
+        description="Number of data loader processes per training process; none: one per CPU that "
+        "the process may use, at most 4.",
     )
     check: bool = Field(
         True, description="Look for unusable files and labels before the first iteration."
     )
+
+    @property
+    def loader_processes(self) -> int:
+        """Number of data loader processes: `workers`, or the number that it stands for here."""
+        return min(_LOADERS, usable_cpus()) if self.workers is None else self.workers
 
     @field_validator("label_name")
     @classmethod

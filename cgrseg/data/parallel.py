@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from cgrseg.cpus import usable_cpus
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.processes import end_with_parent, ignore_signals
 from cgrseg.progress import Progress
@@ -38,8 +38,8 @@ def run_parallel(
     Args:
         function: importable by a new process (no lambda, no closure) unless `threads`.
         items: picklable unless `threads`.
-        workers: number of workers; 0 or 1: this thread; None: one per core, and this process
-            alone when there are fewer than 512 items.
+        workers: number of workers; 0 or 1: this thread; None: one per CPU that this process may
+            use, and this process alone when there are fewer than 512 items.
         threads: threads of this process instead of processes.
         progress: called with (done, total) after each item.
 
@@ -48,7 +48,7 @@ def run_parallel(
     """
     total = len(items)
     if workers is None:
-        workers = (os.cpu_count() or 1) if threads or total >= _WORTH_A_PROCESS else 1
+        workers = usable_cpus() if threads or total >= _WORTH_A_PROCESS else 1
     workers = min(workers, (total + _CHUNK - 1) // _CHUNK)
     pool: concurrent.futures.Executor | None = None
     if workers > 1 and threads:

@@ -91,7 +91,7 @@ def build_parser() -> FlagParser:
         "per image size",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="number of CPU threads (default: all cores)"
+        "--threads", type=int, metavar="N", help="number of CPU threads (default: all usable cores)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="maximum number of images")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)

@@ -93,7 +93,7 @@ def evaluate(
             hardware, else fp32).
         compile: run the folded and compiled form of the network (docs/speed.md); the
             arithmetic as published is the default.
-        threads: number of CPU threads; None: all cores.
+        threads: number of CPU threads; None: all that the process may use.
         batch_size: number of images of equal size per batch.
         launcher: what started the processes, see :func:`cgrseg.distributed.joined_processes`.
         progress: show the progress.
@@ -148,7 +148,7 @@ def evaluate(
                 precision=precision,
                 rank=place.rank,
                 world_size=place.world_size,
-                workers=config.data.workers,
+                workers=config.data.loader_processes,
                 batch_size=batch_size,
                 limit=limit,
                 sinks=outputs.writers,

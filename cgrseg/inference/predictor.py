@@ -139,7 +139,8 @@ class Predictor:
             compile: predict several times faster after a compilation of about a minute per
                 image size, which is cached on disk (see docs/speed.md).  It begins with the fourth
                 image of a size; `predictor.backend.prepare(height, width)` does it beforehand.
-            threads: number of CPU threads of the whole process; None: all cores.
+            threads: number of CPU threads of the whole process; None: all cores that it
+                may use.
             trust_code: run the machine code of a compiled package (`cgrseg export --format
                 aoti`).  It can do whatever you can, so it runs only when asked for; no other
                 file holds code.

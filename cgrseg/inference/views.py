@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -161,8 +160,16 @@ class NetworkInput:
 
 
 def network_input(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad (3, h, w) with zeros at the right and the bottom to (1, 3, *size)."""
-    return F.pad(image, (0, size[1] - image.shape[2], 0, size[0] - image.shape[1]))[None]
+    """Pad (3, h, w) with zeros at the right and the bottom to (1, 3, *size).
+
+    NumPy does it: PyTorch in a reading thread would start OpenMP threads for this thread too, and
+    with more threads than cores OpenMP puts all of them to sleep between two layers.
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image[None]
+    padded = np.zeros((1, 3, *size), dtype=np.float32)
+    padded[0, :, : image.shape[1], : image.shape[2]] = image.numpy()
+    return torch.from_numpy(padded)
 
 
 def whole_views(

@@ -128,7 +128,7 @@ class DatasetSource:
             start_step=start,
             accumulate=settings.accumulate,
         )
-        workers = self.config.data.workers
+        workers = self.config.data.loader_processes
         return DataLoader(
             self.train,
             batch_size=settings.batch_size,
@@ -175,7 +175,7 @@ class DatasetSource:
             device=device,
             rank=rank,
             world_size=world_size,
-            workers=self.config.data.workers,
+            workers=self.config.data.loader_processes,
             sinks=sinks,
             ready=ready,
         ).scores

@@ -107,7 +107,7 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
     smallest = next(iter(VARIANTS))
     if config.model.name != smallest:
         ideas.append(f"model.name={smallest}, the smallest variant")
-    if device == "cpu" or config.data.workers > 4:
+    if device == "cpu" or config.data.loader_processes > 4:
         ideas.append("data.workers=0, and closing other programs")
     ideas.append("nothing else running on this device")
     return EnvironmentProblem(
@@ -133,7 +133,7 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
     """
     height, width = config.augment.crop_size
     pixels = config.train.batch_size * height * width
-    workers = config.data.workers
+    workers = config.data.loader_processes
     needed = pixels * _BATCH_BYTES * (workers + 1) + workers * _WORKER_BYTES
     if placement_kind == "cpu":
         needed += pixels * _FEATURE_BYTES
@@ -175,8 +175,8 @@ def lost_loader(config: Config, error: BaseException) -> EnvironmentProblem:
     return EnvironmentProblem(
         "loader processes",
         found=(str(error).strip().splitlines() or [type(error).__name__])[-1][:300],
-        expected=f"room for the batches of data.workers={config.data.workers} processes in "
-        "shared memory (/dev/shm), and in the memory of the machine",
+        expected=f"room for the batches of data.workers={config.data.loader_processes} processes "
+        "in shared memory (/dev/shm), and in the memory of the machine",
         remedy="data.workers=0 needs no shared memory; in a container give more of it "
         "(docker run --shm-size=8g); fewer data.workers need less of both",
     )

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
-from cgrseg.devices import Placement, find_placement
+from cgrseg.devices import Placement, find_placement, use_threads
 from cgrseg.errors import CGRSegError, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
@@ -117,6 +117,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(transcript.recording())
         transcript.say(_headline(config))
+        use_threads(None)
         placement = find_placement(device)
         run_dir = Path(config.run_dir)
         if placement.rank == 0:  # the other processes write nothing

@@ -67,7 +67,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "eval: run the folded and compiled network, several times faster after about a "
         "minute per image size",
     },
-    "threads": {"type": int, "help": "number of CPU threads (default: all cores)"},
+    "threads": {"type": int, "help": "number of CPU threads (default: all usable cores)"},
     "seed": {"type": int, "help": "seed of all random numbers"},
     "deterministic": {"action": "store_true", "help": "only deterministic kernels (slower)"},
     "no_validate": {"action": "store_true", "help": "train: do not evaluate during training"},
