@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from cgrseg.processes import ending_by_signals
+from cgrseg.processes import ending_by_signals, quick_imports
 
 
 def main() -> None:
     """Run the command line; signals are answered while it is imported, too."""
     with ending_by_signals():
-        from cgrseg.cli.main import main as run
+        with quick_imports():
+            from cgrseg.cli.main import main as run
 
         run()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -106,6 +107,23 @@ def job_name() -> str:
     host = socket.gethostname() if environment.get("LOCAL_WORLD_SIZE") == str(world) else ""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
     return " ".join(["torchrun", host, str(world), *(environment.get(n, "") for n in names)])
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import without garbage collection, which takes a tenth of the time and finds nothing.
+
+    In a new process, later collections skip what was there and what was imported.
+    """
+    new, collecting = "torch" not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if new:
+            gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 def _number(name: str, default: int) -> int:

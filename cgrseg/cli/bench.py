@@ -21,6 +21,7 @@ from cgrseg.cli.options import (
     out_option,
     size_option,
 )
+from cgrseg.processes import quick_imports
 from cgrseg.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -107,12 +108,13 @@ def bench(
 
       cgrseg bench work_dirs/demo/best.pth --subjects compiled-bf16
     """
-    from cgrseg.bench.run import run_bench
-    from cgrseg.bench.tables import as_markdown
-    from cgrseg.config.fields import size_text
-    from cgrseg.devices import resolve_device, use_threads
-    from cgrseg.errors import ConfigError
-    from cgrseg.files import write_json
+    with quick_imports():
+        from cgrseg.bench.run import run_bench
+        from cgrseg.bench.tables import as_markdown
+        from cgrseg.config.fields import size_text
+        from cgrseg.devices import resolve_device, use_threads
+        from cgrseg.errors import ConfigError
+        from cgrseg.files import write_json
 
     if out is not None:
         hold_lock(out.parent)

@@ -23,6 +23,7 @@ from cgrseg.cli.options import (
     ValScenes,
     out_option,
 )
+from cgrseg.processes import quick_imports
 
 if TYPE_CHECKING:
     from cgrseg.data.synthetic.baseline import ImageLabel
@@ -51,16 +52,17 @@ def demo(
     Takes a few minutes on two CPU cores and needs no download. Started again,
     it goes on where it stopped, or shows what is there.
     """
-    from cgrseg.config import load_config
-    from cgrseg.data.synthetic import color_baseline, write_dataset
-    from cgrseg.devices import use_threads
-    from cgrseg.errors import ConfigError, FrontEnd, speaking_as
-    from cgrseg.evaluation import evaluate
-    from cgrseg.evaluation.result import print_scores
-    from cgrseg.inference import Predictor, predict_folder
-    from cgrseg.progress import shown_progress
-    from cgrseg.reporting import write_run_report
-    from cgrseg.training import train
+    with quick_imports():
+        from cgrseg.config import load_config
+        from cgrseg.data.synthetic import color_baseline, write_dataset
+        from cgrseg.devices import use_threads
+        from cgrseg.errors import ConfigError, FrontEnd, speaking_as
+        from cgrseg.evaluation import evaluate
+        from cgrseg.evaluation.result import print_scores
+        from cgrseg.inference import Predictor, predict_folder
+        from cgrseg.progress import shown_progress
+        from cgrseg.reporting import write_run_report
+        from cgrseg.training import train
 
     if train_scenes < 8 or val_scenes < 2:
         raise ConfigError(

@@ -23,6 +23,7 @@ from cgrseg.cli.options import (
     out_option,
     split_option,
 )
+from cgrseg.processes import quick_imports
 
 if TYPE_CHECKING:
     from cgrseg.config import Config
@@ -95,13 +96,14 @@ def evaluate(
 
       cgrseg evaluate cgrseg-t_ade20k_160k cgrseg_t_ade.pth --multi-scale
     """
-    from cgrseg.devices import device_of_process
-    from cgrseg.errors import ConfigError
-    from cgrseg.evaluation import evaluate as run_evaluation
-    from cgrseg.evaluation.evaluate import result_name
-    from cgrseg.evaluation.result import print_scores, readable_json
-    from cgrseg.precision import resolve_precision
-    from cgrseg.processes import is_first_process
+    with quick_imports():
+        from cgrseg.devices import device_of_process
+        from cgrseg.errors import ConfigError
+        from cgrseg.evaluation import evaluate as run_evaluation
+        from cgrseg.evaluation.evaluate import result_name
+        from cgrseg.evaluation.result import print_scores, readable_json
+        from cgrseg.precision import resolve_precision
+        from cgrseg.processes import is_first_process
 
     console = make_console()
     if format_only and (report or metric):

@@ -20,6 +20,7 @@ from cgrseg.cli.options import (
     split_option,
 )
 from cgrseg.formats import format_summaries
+from cgrseg.processes import quick_imports
 
 if TYPE_CHECKING:
     from cgrseg.deploy.int8 import Int8Report
@@ -129,9 +130,10 @@ def export(
 
       cgrseg export best.pth --format openvino --int8 --calibrate images/
     """
-    from cgrseg.deploy import export as run_export
-    from cgrseg.deploy.int8 import Int8Options
-    from cgrseg.errors import ConfigError
+    with quick_imports():
+        from cgrseg.deploy import export as run_export
+        from cgrseg.deploy.int8 import Int8Options
+        from cgrseg.errors import ConfigError
 
     only_int8 = {
         "--calibrate": calibrate or None,

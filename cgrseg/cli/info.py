@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,10 +70,8 @@ def info(
     elif subject is None:
         _print_installation(console, as_json)
     elif subject in VARIANTS:
-        from cgrseg.models import create_model
-
-        model = create_model(subject, num_classes, **model_options(settings or ()))
-        _print_cost(console, _cost_of(model, size), as_json)
+        options = {"num_classes": num_classes, **model_options(settings or ())}
+        _print_cost(console, _cost_of(subject, size, options), as_json)
     elif _is_config(subject):
         from cgrseg.cli.train import print_settings
         from cgrseg.config import load_config
@@ -149,9 +150,13 @@ def _print_installation(console: Console, as_json: bool) -> None:
 
 
 def _devices() -> list[str]:
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(stated) if stated.isdecimal() and int(stated) else _usable_cpus()
+    lines = [f"cpu, {threads} threads"]
+    if not _may_have_gpu():
+        return lines
     import torch
 
-    lines = [f"cpu, {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
         lines.append(f"cuda:{number}, {device.name}, {device.total_memory / 2**30:.0f} GiB")
@@ -160,13 +165,28 @@ def _devices() -> list[str]:
     return lines
 
 
-def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _may_have_gpu() -> bool:
+    """Whether a driver for a GPU is there; without one, PyTorch, slow to import, is not asked."""
+    if platform.system() == "Darwin" or Path("/dev/kfd").exists():  # Metal, or an AMD GPU
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _cost_of(variant: str, size: tuple[int, int], options: Mapping[str, Any]) -> ModelCost:
     from cgrseg.config.fields import size_text
     from cgrseg.errors import ConfigError
-    from cgrseg.models import CGRSeg
-    from cgrseg.reporting.cost import model_cost
+    from cgrseg.reporting.cost import network_cost
 
-    assert isinstance(model, CGRSeg)
     if any(side < NETWORK_STRIDE or side % NETWORK_STRIDE for side in size):
         multiples = [max(1, -(-side // NETWORK_STRIDE)) * NETWORK_STRIDE for side in size]
         raise ConfigError(
@@ -176,7 +196,7 @@ def _cost_of(model: object, size: tuple[int, int]) -> ModelCost:
             "stride",
             remedy=f"round up: --size {size_text(*multiples)}",
         )
-    return model_cost(model, size)
+    return network_cost(variant, size=size, **options)
 
 
 def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
@@ -218,7 +238,9 @@ def _print_checkpoint(console: Console, path: str, size: tuple[int, int], as_jso
     from cgrseg.models import load_model, read_checkpoint
 
     model = load_model(path)
-    cost = _cost_of(model, size)
+    options = model.options()
+    shaping = ("num_classes", "context_blocks", "channels", "attention_bias")
+    cost = _cost_of(model.variant, size, {name: options[name] for name in shaping})
     if not as_json:
         meta = read_checkpoint(path).meta
         console.print(f"{path}: {model.variant}, {model.num_classes} classes", markup=False)

@@ -30,7 +30,7 @@ from cgrseg.cli.options import (
     out_option,
     overwrite_option,
 )
-from cgrseg.processes import this_process
+from cgrseg.processes import quick_imports, this_process
 
 if TYPE_CHECKING:
     from cgrseg.errors import DataError
@@ -113,12 +113,13 @@ def predict(
 
       cgrseg predict best.onnx street.jpg
     """
-    from cgrseg.devices import device_of_process
-    from cgrseg.errors import ConfigError
-    from cgrseg.formats import is_exported
-    from cgrseg.inference import Predictor, predict_folder
-    from cgrseg.precision import check_precision
-    from cgrseg.progress import shown_progress
+    with quick_imports():
+        from cgrseg.devices import device_of_process
+        from cgrseg.errors import ConfigError
+        from cgrseg.formats import is_exported
+        from cgrseg.inference import Predictor, predict_folder
+        from cgrseg.precision import check_precision
+        from cgrseg.progress import shown_progress
 
     process = this_process()
     rank, world_size = process.rank, process.world_size

@@ -9,6 +9,7 @@ import typer
 
 from cgrseg.cli.common import hold_lock, make_console
 from cgrseg.cli.options import DataRoot, Device, out_option, overwrite_option
+from cgrseg.processes import quick_imports
 
 
 def report(
@@ -54,8 +55,9 @@ def report(
 
       cgrseg report work_dirs/first work_dirs/second --out comparison.html
     """
-    from cgrseg.reporting import compare_runs, report_on, write_comparison
-    from cgrseg.reporting.report_files import COMPARISON_TABLES, check_targets
+    with quick_imports():
+        from cgrseg.reporting import compare_runs, report_on, write_comparison
+        from cgrseg.reporting.report_files import COMPARISON_TABLES, check_targets
 
     if len(runs) == 1:
         files = report_on(

@@ -9,6 +9,7 @@ import typer
 from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, with_changes
 from cgrseg.cli.options import DataRoot, Device, Seed, Settings, Threads
+from cgrseg.processes import quick_imports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,8 +81,9 @@ def train(
         print_settings(console, resolved)
         return
 
-    from cgrseg.devices import use_threads
-    from cgrseg.training import train as run_training
+    with quick_imports():
+        from cgrseg.devices import use_threads
+        from cgrseg.training import train as run_training
 
     use_threads(threads)
     result = run_training(

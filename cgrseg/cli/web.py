@@ -17,6 +17,7 @@ import typer
 from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, split_settings, test_settings
 from cgrseg.cli.options import Device, Precision, TrustCode
+from cgrseg.processes import quick_imports
 
 _SHORTEST_TOKEN = 16
 # What an address and a header carry unchanged.
@@ -81,13 +82,14 @@ def web(
 
       cgrseg web small.pth large.onnx --port 8000
     """
-    from cgrseg.deploy.web import Limits, Service, serve
-    from cgrseg.deploy.web.request_filter import LOOPBACK
-    from cgrseg.errors import ConfigError
-    from cgrseg.extras import require_extra
-    from cgrseg.inference import Predictor
-    from cgrseg.precision import check_precision
-    from cgrseg.processes import Terminated
+    with quick_imports():
+        from cgrseg.deploy.web import Limits, Service, serve
+        from cgrseg.deploy.web.request_filter import LOOPBACK
+        from cgrseg.errors import ConfigError
+        from cgrseg.extras import require_extra
+        from cgrseg.inference import Predictor
+        from cgrseg.precision import check_precision
+        from cgrseg.processes import Terminated
 
     require_extra("web", "cgrseg web")  # before a long loading
     if token is not None and not _TOKEN.fullmatch(token):
