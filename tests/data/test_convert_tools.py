@@ -561,5 +561,5 @@ def test_the_check_of_a_folder_names_the_conversion_that_it_needs(tmp_path):
         guess_dataset(tmp_path / "project")
     assert "the format supervisely (by meta.json and */ann)" in str(told.value)
     cvat_file(tmp_path / "other", "")
-    with pytest.raises(DataError, match="cgrseg data convert cvat .*other OUT"):
+    with pytest.raises(DataError, match=r"cgrseg data convert cvat .*other OUT"):
         guess_dataset(tmp_path / "other")

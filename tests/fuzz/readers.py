@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import random
@@ -30,9 +31,11 @@ from cgrseg.config.loading import load_config
 from cgrseg.config.schema import Config
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
 from cgrseg.data.convert.color_masks import read_color_table
+from cgrseg.data.convert.formats import formats
 from cgrseg.data.convert.formats.coco_stuff10k import HIGHEST_ID
 from cgrseg.data.convert.image_names import read_stems
 from cgrseg.data.convert.matlab import read_label_field
+from cgrseg.data.convert.runner import run_conversion
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.errors import DataError
@@ -221,6 +224,67 @@ def _labelme() -> bytes:
     ]
     size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
     return json.dumps({"shapes": shapes, "imagePath": "a.png", **size}).encode()
+
+
+def _tools() -> dict[str, tuple[str, bytes, bool]]:
+    """Format, file name, content, and whether it is JSON, of each annotation tool."""
+    size = {"original_height": HEIGHT, "original_width": WIDTH}
+    corners = [[5, 5], [60, 5], [60, 70]]
+    brush = encode_brush(np.arange(HEIGHT * WIDTH) % 7 < 3)
+    task = {
+        "data": {"image": "a.png"},
+        "annotations": [
+            {
+                "result": [
+                    {"type": kind, "value": {**value, kind: [name]}, **size}
+                    for kind, name, value in (
+                        ("polygonlabels", "road", {"points": corners}),
+                        ("brushlabels", "sky", {"rle": list(brush), "format": "rle"}),
+                        ("rectanglelabels", "sky", {"x": 5, "y": 6, "width": 20, "height": 9}),
+                    )
+                ]
+            }
+        ],
+    }
+    via = {
+        "a.png": {
+            "filename": "a.png",
+            "regions": [
+                {
+                    "shape_attributes": {"name": "rect", "x": 2, "y": 3, "width": 9, "height": 5},
+                    "region_attributes": {"class": "road"},
+                },
+                {
+                    "shape_attributes": {"name": "circle", "cx": 20, "cy": 9, "r": 4},
+                    "region_attributes": {"class": "sky"},
+                },
+            ],
+        }
+    }
+    cvat = (
+        "<annotations><meta><task><labels><label><name>road</name></label></labels></task></meta>"
+        f'<image name="a.png" width="{WIDTH}" height="{HEIGHT}">'
+        '<polygon label="road" points="1,1;20,1;20,15" z_order="1"/>'
+        '<mask label="road" rle="2,3,7" left="3" top="4" width="4" height="3"/>'
+        "</image></annotations>"
+    )
+    return {
+        "Label Studio": ("label-studio", "export.json", json.dumps([task]).encode(), True),
+        "VIA": ("via", "via.json", json.dumps(via).encode(), True),
+        "CVAT": ("cvat", "annotations.xml", cvat.encode(), False),
+        "YOLO": ("yolo", "a.txt", b"0 0.1 0.1 0.8 0.1 0.8 0.9\n1 0.2 0.2 0.4 0.2 0.4 0.4\n", False),
+    }
+
+
+def encode_brush(mask: np.ndarray) -> bytes:
+    """Label Studio's run lengths of a flat bool mask, all four channels alike, runs of 16 bits."""
+    changes = np.flatnonzero(np.diff(mask)) + 1
+    edges = [0, *changes.tolist(), mask.size]
+    bits = f"{mask.size * 4:032b}" + f"{7:05b}" + f"{15:04b}" * 4
+    for start, end in itertools.pairwise(edges):
+        bits += "1" + "00" + f"{(end - start) * 4 - 1:016b}" + f"{255 * mask[start]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
 def _converted(convert: Callable[[Path], Any]) -> Callable[[Path], Any]:
@@ -426,6 +490,16 @@ def make_readers() -> dict[str, Reader]:
     def labelme(folder: Path) -> Any:
         return convert_labelme(folder, folder / "out")
 
+    def tool(kind: str, name: str) -> Callable[[Path], Any]:
+        def run(folder: Path) -> Any:
+            source = folder / name
+            if kind == "yolo":
+                source = folder / "data.yaml"
+                source.write_text("train: .\nnames: [road, sky]\n")
+            return run_conversion(formats()[kind](source, folder / "out", workers=0))
+
+        return run
+
     def image(name: str) -> Callable[[Path], Any]:
         return lambda folder: _plain(read_image(folder / name))
 
@@ -466,6 +540,16 @@ def make_readers() -> dict[str, Reader]:
         ),
         "COCO": Reader("coco.json", _coco(), _converted(coco), jsons, valid=_possible_labels),
         "LabelMe": Reader("a.json", _labelme(), _converted(labelme), jsons, valid=_possible_labels),
+        **{
+            title: Reader(
+                name,
+                content,
+                _converted(tool(kind, name)),
+                jsons if is_json else (damaged_bytes,),
+                valid=_possible_labels,
+            )
+            for title, (kind, name, content, is_json) in _tools().items()
+        },
         "label PNG": Reader(
             "a.png", _label_png(), lambda f: _plain(read_label(f / "a.png")), checked=True
         ),

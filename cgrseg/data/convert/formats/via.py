@@ -101,7 +101,7 @@ class Via(ShapeFormat):
         names: Counter[str] = Counter()
         for entry in entries.values():
             for each in _regions_of(entry):
-                names.update(each.get("region_attributes", {}).keys())
+                names.update(each["region_attributes"].keys())
         if len(names) != 1:
             raise DataError(
                 self.source,
@@ -142,14 +142,17 @@ def read_via(path: Path) -> dict[str, Any]:
 def _regions_of(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     regions = entry.get("regions") or []
     listed = list(regions.values() if isinstance(regions, Mapping) else regions)
-    if not all(isinstance(each["shape_attributes"], Mapping) for each in listed):
-        raise ValueError("a region has no shape_attributes")
+    for each in listed:
+        if not isinstance(each["shape_attributes"], Mapping):
+            raise ValueError("a region has no shape_attributes")
+        if not isinstance(each["region_attributes"], Mapping):
+            raise ValueError("a region has no region_attributes")
     return listed
 
 
 def _class(region: Mapping[str, Any], attribute: str) -> str | None:
     """Value of the attribute; of checkboxes the only one that is set."""
-    value = region.get("region_attributes", {}).get(attribute)
+    value = region["region_attributes"].get(attribute)
     if isinstance(value, Mapping):
         chosen = [name for name, is_set in value.items() if is_set]
         value = chosen[0] if len(chosen) == 1 else None

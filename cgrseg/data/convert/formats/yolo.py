@@ -187,6 +187,8 @@ def _folder(entry: str, base: Path) -> Path | None:
     Roboflow writes `../train/images` for the folder `train/images` beside data.yaml.
     """
     parts = [part for part in PurePosixPath(entry.replace("\\", "/")).parts if part != ".."]
+    if not parts:
+        return base
     tried = [parts]
     for names in SPLIT_FOLDERS.values():
         for place, part in enumerate(parts):
