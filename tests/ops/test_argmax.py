@@ -355,7 +355,7 @@ def test_inside_a_compiled_function():
     assert torch.equal(compiled(logits), decode(logits))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["noise", "regions", "near ties", "third class"])
 def test_on_a_gpu(kind):
     logits = random_logits(kind, 7, 2, 150, 16, 20)

@@ -324,7 +324,7 @@ def test_arguments_that_do_not_fit_are_refused(changes, message):
             function(**arguments)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_on_a_gpu(label_smoothing):
     logits, target, weight = make(13, 2, 150, (16, 16), (128, 128), 0.2)
