@@ -17,7 +17,11 @@ PYTEST_ARGS ?=
 WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
-.PHONY: help install test test-slow test-all lint format demo docs build clean
+# Folders of wheels and more options for scripts/gpu_check.py, e.g. GPU_ARGS="--minutes 9"
+WHEELS ?=
+GPU_ARGS ?=
+
+.PHONY: help install test test-slow test-all lint format demo gpu-check gpu-wheels docs build clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +61,13 @@ format: $(TOOLS) ## Format the code and mend what ruff can mend
 
 demo: $(CORE) ## Train, evaluate and predict on embedded data, and write a report
 	$(BIN)/cgrseg demo
+
+# PyTorch of the machine, not that of .venv: CUDA builds often come installed.
+gpu-check: ## Check everything on an NVIDIA GPU, piece by piece (WHEELS=folder: missing packages)
+	$(PYTHON) scripts/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS)) $(GPU_ARGS)
+
+gpu-wheels: $(TOOLS) ## Download what gpu-check needs on a machine without a network
+	$(BIN)/python scripts/gpu_wheels.py build/gpu-wheels
 
 docs: $(SPHINX) ## Build the documentation site into build/site; a broken reference fails
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site

@@ -149,8 +149,11 @@ def _plain(model: CGRSeg, setting: Setting) -> Subject:
     return Subject(model, decode)
 
 
-def _eager(model: CGRSeg, setting: Setting) -> Subject:
-    return subject_of(TorchBackend(copy.deepcopy(model), setting.device), setting)
+def _eager(
+    model: CGRSeg, setting: Setting, precision: Precision = "fp32", channels_last: bool = False
+) -> Subject:
+    network = copy.deepcopy(model)
+    return subject_of(TorchBackend(network, setting.device, precision, channels_last), setting)
 
 
 def _folded(precision: Precision, model: CGRSeg, setting: Setting) -> Subject:
@@ -207,7 +210,13 @@ def _segformer(name: str, model: CGRSeg, setting: Setting) -> Subject:
     return Subject(logits, decode)
 
 
-FACTORIES: dict[str, Factory] = {"plain": _plain, "eager": _eager}
+FACTORIES: dict[str, Factory] = {
+    "plain": _plain,
+    "eager": _eager,
+    "eager-channels-last": functools.partial(_eager, channels_last=True),
+    "eager-bf16": functools.partial(_eager, precision="bf16"),
+    "eager-fp16": functools.partial(_eager, precision="fp16"),
+}
 """Subject name to the function that builds the subject; others can be added."""
 
 for _precision in DTYPES:

@@ -46,9 +46,9 @@ def bench(
         str,
         typer.Option(
             help="Backends and comparison networks, separated by commas; 'plain' is always "
-            "measured. Others: eager, folded-fp32, folded-bf16, folded-fp16, compiled-fp32, "
-            "compiled-bf16, compiled-fp16, segformer-b0, segformer-b1; or exported "
-            "files, e.g. best.onnx or best.xml@bf16."
+            "measured. Others: eager, eager-channels-last, eager-bf16, eager-fp16, folded-fp32, "
+            "folded-bf16, folded-fp16, compiled-fp32, compiled-bf16, compiled-fp16, segformer-b0, "
+            "segformer-b1; or exported files, e.g. best.onnx or best.xml@bf16."
         ),
     ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
     size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",
