@@ -210,8 +210,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @_plant("inside the fused loss", lambda patch: device_runs.losses("cuda", "published"))
 def _(patch: pytest.MonkeyPatch) -> None:
-    real = resize_plan.axis_plan
-    patch.setattr(cross_entropy, "axis_plan", lambda *sizes, device: real(*sizes))
+    real = windows.tensor_plan
+    patch.setattr(cross_entropy, "tensor_plan", lambda *sizes, device: real(*sizes, device="cpu"))
 
 
 @_plant("gradient of the fused loss", lambda patch: device_runs.losses("cuda", "published"))

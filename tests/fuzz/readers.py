@@ -31,6 +31,7 @@ from cgrseg.config.loading import load_config
 from cgrseg.config.schema import Config
 from cgrseg.data.convert import convert_coco_instances, convert_labelme
 from cgrseg.data.convert.color_masks import read_color_table
+from cgrseg.data.convert.format import Format
 from cgrseg.data.convert.formats import formats
 from cgrseg.data.convert.formats.coco_stuff10k import HIGHEST_ID
 from cgrseg.data.convert.image_names import read_stems
@@ -226,8 +227,8 @@ def _labelme() -> bytes:
     return json.dumps({"shapes": shapes, "imagePath": "a.png", **size}).encode()
 
 
-def _tools() -> dict[str, tuple[str, bytes, bool]]:
-    """Format, file name, content, and whether it is JSON, of each annotation tool."""
+def _tools() -> dict[str, tuple[str, str, bytes, bool]]:
+    """Format, file name, content and whether it is JSON, by the name of the annotation tool."""
     size = {"original_height": HEIGHT, "original_width": WIDTH}
     corners = [[5, 5], [60, 5], [60, 70]]
     brush = encode_brush(np.arange(HEIGHT * WIDTH) % 7 < 3)
@@ -496,7 +497,8 @@ def make_readers() -> dict[str, Reader]:
             if kind == "yolo":
                 source = folder / "data.yaml"
                 source.write_text("train: .\nnames: [road, sky]\n")
-            return run_conversion(formats()[kind](source, folder / "out", workers=0))
+            make: Callable[..., Format] = formats()[kind]
+            return run_conversion(make(source, folder / "out", workers=0))
 
         return run
 
