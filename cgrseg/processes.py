@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -157,6 +157,22 @@ class Terminated(SystemExit):
     """
 
 
+class SignalRaised(BaseException):
+    """Base class of exceptions that other signal handlers raise (training's, for instance).
+
+    Args:
+        number: the signal; None: raised by no handler.
+        ignored: called where Python ignored this exception, before the signal is sent again.
+    """
+
+    def __init__(
+        self, number: signal.Signals | None = None, ignored: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__()
+        self.number = number
+        self.ignored = ignored
+
+
 class _Signals:
     """Signal state of this process: received signal, deferral, and whether it was printed."""
 
@@ -188,11 +204,17 @@ def _raise(number: signal.Signals) -> None:
 
 def _raise_again(unraisable: Any) -> None:
     """Send a signal again whose exception Python ignored: in a finalizer or a callback."""
-    if not isinstance(unraisable.exc_value, (Terminated, KeyboardInterrupt)):
+    error = unraisable.exc_value
+    if isinstance(error, SignalRaised) and error.number is not None:
+        number = error.number
+        if error.ignored is not None:
+            error.ignored()
+    elif isinstance(error, (Terminated, KeyboardInterrupt)):
+        number = _Signals.received or signal.SIGINT
+        _Signals.received = None
+    else:
         sys.__unraisablehook__(unraisable)
         return
-    number = _Signals.received or signal.SIGINT
-    _Signals.received = None
 
     def send() -> None:
         if sys.platform == "win32":

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from cgrseg.distributed import Exchange
+from cgrseg.processes import SignalRaised
 
 #: Batch systems are often configured to send SIGUSR1 some time before the end.
 _SIGNALS = tuple(
@@ -25,11 +26,11 @@ _SIGNALS = tuple(
 _SECOND_CTRL_C = 1.0  # seconds; an earlier one is the first Ctrl-C, forwarded
 
 
-class StopNow(BaseException):
+class StopNow(SignalRaised):
     """Ends an evaluation from a signal handler; no `except Exception` catches it."""
 
 
-class Abort(BaseException):
+class Abort(SignalRaised):
     """A second Ctrl-C. Not KeyboardInterrupt, on which Lightning ends the process itself."""
 
 
@@ -96,10 +97,14 @@ class StopRequest:
         if self.received is None:
             self.received, self._when = signal.Signals(number), now
         elif number == signal.SIGINT and now - self._when > _SECOND_CTRL_C:
-            raise Abort
+            raise Abort(signal.Signals(number))
         if self._interruptible:
             self._interruptible = False  # once: a second one would end the first one's clean-up
-            raise StopNow
+            raise StopNow(signal.Signals(number), self._raise_once_more)
+
+    def _raise_once_more(self) -> None:
+        """Let the next signal raise again, since Python ignored what this one raised."""
+        self._interruptible = not self._settled
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,62 @@ def test_ctrl_c_twice_is_one_when_handed_on_and_two_when_meant(
     signal.raise_signal(signal.SIGTERM)  # asks politely, however often
     with pytest.raises(Abort):
         signal.raise_signal(signal.SIGINT)
+
+
+# A signal comes in a callback of a fork, where Python ignores exceptions.
+FORK = """
+import os, signal, sys, time
+from cgrseg.distributed import Exchange
+from cgrseg.processes import ending_by_signals
+from cgrseg.training.stopping import Abort, StopNow, StopRequest
+wanted = int(sys.argv[1])
+sent = []
+def send():
+    if not sent:
+        sent.append(wanted)
+        os.kill(os.getpid(), wanted)
+        for _ in range(3):
+            pass
+def forked():
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    for _ in range(200):
+        time.sleep(0.05)
+with ending_by_signals():
+    request = StopRequest(Exchange())
+    with request.listening():
+        os.register_at_fork(after_in_parent=send)
+        if sys.argv[2:]:
+            request.received, request._when = signal.SIGINT, -10.0  # the first Ctrl-C
+            try:
+                forked()
+            except Abort:
+                print("aborted")
+        else:
+            try:
+                with request.interruptible():
+                    forked()
+            except StopNow:
+                print(request.received.name)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(
+    ("number", "more", "said"),
+    [
+        (signal.SIGTERM, [], "SIGTERM\n"),
+        (signal.SIGUSR1, [], "SIGUSR1\n"),
+        (signal.SIGINT, ["again"], "aborted\n"),
+    ],
+)
+def test_a_signal_in_a_callback_of_a_fork_comes_again(
+    number: signal.Signals, more: list[str], said: str
+) -> None:
+    command = [sys.executable, "-c", FORK, str(int(number)), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
 
 
 def test_an_evaluation_ends_at_once_until_it_is_settled(stop: StopRequest) -> None:
