@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ _UNFINISHED = ".compiling-"
 _DIGEST = 32  # hexadecimal digits
 _TEMPORARY_ROOM = 2.0  # free space that PyTorch needs to unpack a compiled network, per its size
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# Options of PyTorch's compiler; those that its version lacks are left out.
+_COMPILER_OPTIONS: dict[str, Any] = {
+    "freezing": True,
+    # The code around the kernels is the longest to compile, and takes no time when it runs.
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+    "aot_inductor.enable_line_tables": False,
+    # 300 MB of headers would stay in the system's temporary folder.  Compiling them costs more
+    # than they save in the first two compilations.
+    "aot_inductor.precompile_headers": False,
+}
 # One compilation at a time: where PyTorch builds is a setting of the whole process.
 _COMPILING = threading.Lock()
 
@@ -140,8 +151,11 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
     Raises:
         EnvironmentProblem: the folder cannot be written, or others may write into it.
     """
-    from torch._inductor.utils import fresh_inductor_cache  # slow to import
+    from torch._inductor import config, cpu_vec_isa  # slow to import
+    from torch._inductor.utils import fresh_inductor_cache
 
+    known = config.get_config_copy()  # type: ignore[no-untyped-call]
+    options = {name: value for name, value in _COMPILER_OPTIONS.items() if name in known}
     prepare_folder(target.parent)
     try:
         with (
@@ -153,10 +167,16 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
             partial = Path(folder) / target.name
             # Intermediate files would stay in the system's temporary folder forever, hundreds
             # of MB per size.
-            with fresh_inductor_cache(dir=folder, delete=False), torch.no_grad():
+            with (
+                fresh_inductor_cache(dir=folder, delete=False),
+                torch.no_grad(),
+                ThreadPoolExecutor(1) as beside,
+            ):
+                # Small test programs, compiled while the network is traced.
+                beside.submit(cpu_vec_isa.valid_vec_isa_list)
                 exported = torch.export.export(network, (example,), strict=False)
                 torch._inductor.aoti_compile_and_package(
-                    exported, package_path=str(partial), inductor_configs={"freezing": True}
+                    exported, package_path=str(partial), inductor_configs=options
                 )
             os.chmod(partial, 0o600)
             with partial.open("rb+") as stream:
