@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -38,6 +38,9 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 _Result = TypeVar("_Result")
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+COMPILE_CHOICES = ("auto", "on", "off")
+"""Values of `--compile`."""
 
 EXIT_PARTLY = 1
 """Exit status when the work is done but for some files, which were named."""
@@ -70,6 +73,8 @@ class Command(TyperCommand):
         """Read the arguments of the command."""
         name = _name_below_root(ctx)
         args, notes = present_names(name, args)
+        if any("--compile" in param.opts for param in self.params):
+            args = with_compile_value(args)
         if not ctx.resilient_parsing:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr, flush=True)
@@ -189,6 +194,22 @@ def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: boo
     return augmented(test) if multi_scale else test
 
 
+def compile_choice(text: str) -> bool | Literal["auto"]:
+    """Value of `--compile` as Python takes it.
+
+    Raises:
+        ConfigError: no such choice.
+    """
+    if text not in COMPILE_CHOICES:
+        raise ConfigError(
+            "--compile",
+            found=repr(text),
+            expected=", ".join(COMPILE_CHOICES),
+            remedy="correct it, or leave it out for its default",
+        )
+    return "auto" if text == "auto" else text == "on"
+
+
 def of_sections(settings: Sequence[str], sections: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as a table of changes, limited to some sections of the config.
 
@@ -297,6 +318,24 @@ def present_names(command: str, arguments: list[str]) -> tuple[list[str], list[s
             continue
         result.append(word)
     return result, notes
+
+
+def with_compile_value(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `--compile` has a value: alone it means on, `--no-compile` means off.
+
+    A word after it is its value if it is one of the choices and no file has that name.
+    """
+    result: list[str] = []
+    rest = list(arguments)
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        if word == "--compile":
+            given = rest and rest[0] in COMPILE_CHOICES and not os.path.lexists(rest[0])
+            word = f"--compile={rest.pop(0) if given else 'on'}"
+        elif word == "--no-compile":
+            word = "--compile=off"
+        result.append(word)
+    return [*result, *rest]
 
 
 def _usage_problem(error: Any, ctx: Any, command: str, args: Sequence[str]) -> ConfigError:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cgrseg.cli import completion
-from cgrseg.cli.common import hold_lock, make_console, split_settings, with_changes
+from cgrseg.cli.common import (
+    compile_choice,
+    hold_lock,
+    make_console,
+    split_settings,
+    with_changes,
+)
 from cgrseg.cli.options import (
     AsJson,
     BatchSize,
@@ -81,7 +87,7 @@ def evaluate(
     limit: Limit = None,
     batch_size: BatchSize = 1,
     precision: Precision = "fp32",
-    compile: Compile = False,
+    compile: Compile = "off",
     threads: Threads = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -139,7 +145,7 @@ def evaluate(
         format_only=format_only,
         limit=limit,
         precision=chosen,
-        compile=compile,
+        compile=compile_choice(compile),
         threads=threads,
         batch_size=batch_size,
     )

@@ -13,6 +13,7 @@ import typer
 from cgrseg.cli import completion
 from cgrseg.cli.common import (
     EXIT_PARTLY,
+    compile_choice,
     hold_lock,
     make_console,
     split_settings,
@@ -35,6 +36,7 @@ from cgrseg.processes import quick_imports, this_process
 if TYPE_CHECKING:
     from cgrseg.errors import DataError
     from cgrseg.inference import Predictor
+    from cgrseg.inference.prediction import Speed
 
 _FILE_SUFFIX = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
 
@@ -85,7 +87,7 @@ def predict(
     ] = None,
     batch_size: BatchSize = 1,
     precision: Precision = "fp32",
-    compile: Compile = False,
+    compile: Compile = "auto",
     threads: Threads = None,
     trust_code: TrustCode = False,
     device: Device = None,
@@ -140,7 +142,7 @@ def predict(
         checkpoint,
         where,
         check_precision(precision, "--precision"),
-        compile=compile,
+        compile=compile_choice(compile),
         threads=threads,
         trust_code=trust_code,
     )
@@ -181,9 +183,16 @@ def predict(
         parts.append(f"{len(report.failed)} could not be used")
     _say(f"{', '.join(parts)}: {out}")
     if report.done:
-        _say(f"network: {report.speed}")
+        _say_speed(predictor, report.speed)
     if report.failed:
         _end_partly(others)
+
+
+def _say_speed(predictor: Predictor, speed: Speed) -> None:
+    _say(f"network: {speed}")
+    backend = predictor.backend
+    if backend.choice:
+        _say(f"form: {backend.choice}{'; ' if backend.advice else ''}{backend.advice}")
 
 
 def _say(text: str) -> None:
@@ -313,7 +322,7 @@ def _paint(
             problems.append(error)
             continue
         _say(f"{report.frames} frames painted: {target}")
-        _say(f"network: {report.speed}")
+        _say_speed(predictor, report.speed)
         if report.note:
             print(f"warning: {video}: {report.note}, as the file counts them", file=sys.stderr)
         if report.problem is not None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
@@ -58,7 +58,7 @@ def evaluate(
     limit: int | None = None,
     work_dir: str | Path | None = None,
     precision: AnyPrecision = "fp32",
-    compile: bool = False,
+    compile: bool | Literal["auto"] = False,
     threads: int | None = None,
     batch_size: int = 1,
     launcher: Launcher = "auto",
@@ -91,8 +91,8 @@ def evaluate(
         work_dir: folder for the results; None: the config's.
         precision: "fp32", "bf16", "fp16" or "auto" (bf16 where the device computes it in
             hardware, else fp32).
-        compile: run the folded and compiled form of the network (docs/speed.md); the
-            arithmetic as published is the default.
+        compile: run the folded and compiled form of the network (docs/speed.md); "auto": on a
+            CPU, the fastest form that is ready; False: the arithmetic as published.
         threads: number of CPU threads; None: all that the process may use.
         batch_size: number of images of equal size per batch.
         launcher: what started the processes, see :func:`cgrseg.distributed.joined_processes`.
@@ -135,7 +135,7 @@ def evaluate(
         precision = resolve_precision(precision, place.device)
         network: CGRSeg | Backend = model
         if compile:
-            network = make_backend(model, place.device, precision, compile=True)
+            network = make_backend(model, place.device, precision, compile=compile)
         with shown_progress("evaluating", progress and place.rank == 0) as report:
             result = evaluate_model(
                 network,

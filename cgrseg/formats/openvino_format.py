@@ -5,11 +5,13 @@ A model is an `.xml` file with a `.bin` file of the same name beside it, run on 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -143,6 +145,61 @@ def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Des
         return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
     return description, run
+
+
+def run_in_memory(program: Any, threads: int) -> Run:
+    """A network converted to OpenVINO without a file, in float32.
+
+    Args:
+        program: a `torch.export.ExportedProgram` with one input of a fixed size.
+        threads: number of threads of the runtime.
+
+    Returns:
+        Function from an input to logits (N, K, h, w).
+
+    Raises:
+        Exception: whatever the runtime raises about a program that it cannot convert.
+    """
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    shape = list(program.example_inputs[0][0].shape)
+    with _quiet_decoder():
+        decoder = TorchFXPythonDecoder.from_exported_program(program)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape(shape)
+    model = _with_classes_last(model, openvino)
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _HINTS["fp32"],
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        request.infer([array], share_inputs=True)
+        found = np.array(request.get_output_tensor(0).data)
+        return found.transpose(0, 3, 1, 2)
+
+    return run
+
+
+@contextlib.contextmanager
+def _quiet_decoder() -> Iterator[None]:
+    """Hide the decoder's messages about operations that PyTorch no longer has."""
+    root, silent = logging.getLogger(), logging.NullHandler()
+    level = root.level
+    root.addHandler(silent)  # without any handler `logging.warning` would install one
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(silent)
 
 
 def _description_in(content: bytes, path: Path) -> str | None:

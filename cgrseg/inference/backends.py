@@ -39,6 +39,9 @@ class Backend:
         compiled: whether input shapes are compiled, so that :meth:`prepare` pays.
         seconds_preparing: time spent so far on compiling, loading and warming up.
         has_threads: whether a runtime keeps threads of its own beside PyTorch's.
+        chooses: whether the backend chooses the form of the network.
+        choice: the forms that ran, and why; empty where nothing was chosen.
+        advice: what would be faster, and how to get it; empty if nothing.
     """
 
     device: torch.device
@@ -49,6 +52,17 @@ class Backend:
     compiled: bool = False
     seconds_preparing: float = 0.0
     has_threads: bool = False
+    chooses: bool = False
+
+    @property
+    def choice(self) -> str:
+        """See the attributes of the class."""
+        return ""
+
+    @property
+    def advice(self) -> str:
+        """See the attributes of the class."""
+        return ""
 
     def logits(self, batch: Tensor) -> Tensor:
         """Logits of a batch.
@@ -72,6 +86,9 @@ class Backend:
     def prepare(self, height: int, width: int, batch: int = 1) -> object:
         """Get ready for an input shape, so that no later image waits."""
         return None
+
+    def expect(self, images: int) -> None:
+        """Learn how many images are to come: a form that takes seconds to build may pay."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {

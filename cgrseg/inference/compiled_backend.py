@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cgrseg.devices import keep_freed_memory, resolve_device
-from cgrseg.errors import CGRSegError, EnvironmentProblem
+from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem
 from cgrseg.inference import compiled_cache
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_cache import missing_compiler
@@ -222,7 +222,7 @@ class CompiledBackend(Backend):
         """Load or compile; raises whatever goes wrong."""
         path = self._path(shape)
         on_cpu = self.device.type == "cpu"
-        runner = _cached(path) if on_cpu else None
+        runner = cached_network(path) if on_cpu else None
         if runner is not None:
             return runner, "loaded"
         lacking = missing_compiler(self.device)
@@ -239,7 +239,7 @@ class CompiledBackend(Backend):
             return _compile_for_gpu(self._network), "compiled"
         waiting = "another process compiles the network for %d images of %dx%d: waiting"
         with compiled_cache.compile_lock(path, lambda: log(waiting)):
-            runner = _cached(path)  # of the process that was waited for
+            runner = cached_network(path)  # of the process that was waited for
             if runner is not None:
                 return runner, "loaded"
             log(about_to_compile)
@@ -259,7 +259,7 @@ class CompiledBackend(Backend):
         )
 
 
-def _cached(path: Path) -> Callable[[Tensor], Tensor] | None:
+def cached_network(path: Path) -> Callable[[Tensor], Tensor] | None:
     """The cached network if it is there and runs; one that does not is removed."""
     kept = compiled_cache.find(path)
     if kept is None:
@@ -267,7 +267,7 @@ def _cached(path: Path) -> Callable[[Tensor], Tensor] | None:
     try:
         return compiled_cache.load(kept)
     except RuntimeError as error:
-        _LOG.warning("%s; compiling it again", error)
+        _LOG.warning("%s", error)
         return None
 
 
@@ -289,7 +289,7 @@ def make_backend(
     device: str | torch.device | None = None,
     precision: AnyPrecision = "fp32",
     *,
-    compile: bool = False,
+    compile: bool | Literal["auto"] = False,
     channels_last: bool = False,
 ) -> Backend:
     """The backend of a network: its module as published, or its folded and compiled form.
@@ -301,14 +301,26 @@ def make_backend(
         device: where to run; None or "auto": a GPU where there is one.
         precision: "fp32", "bf16", "fp16" or "auto".
         compile: several times faster after a compilation of about a minute per image size,
-            which is cached on disk; see docs/speed.md.
-        channels_last: memory layout of features; the compiled form always has it.
+            which is cached on disk; "auto": the fastest form that is ready, on a CPU, see
+            :mod:`cgrseg.inference.ready_backend`; see docs/speed.md.
+        channels_last: memory layout of features; the other forms always have it.
 
     Raises:
-        ConfigError: unknown precision.
+        ConfigError: unknown precision, or another value of `compile`.
         EnvironmentProblem: no such device.
     """
+    if compile not in (True, False, "auto"):
+        raise ConfigError(
+            "compile",
+            found=repr(compile),
+            expected='True, False or "auto"',
+            remedy="correct it, or leave it out for its default",
+        )
     where = resolve_device(device)
-    if compile:
+    if compile == "auto" and where.type == "cpu":
+        from cgrseg.inference.ready_backend import ReadyBackend
+
+        return ReadyBackend(model, where, precision)
+    if compile and compile != "auto":
         return CompiledBackend(model, where, precision)
     return TorchBackend(model, where, precision, channels_last)

@@ -58,8 +58,11 @@ class FolderRecord:
         overwrite: bool,
     ) -> None:
         made = _made_by(predictor, checkpoint)
-        # Without the field where it is false: its digest must equal those from before the field.
-        self._maps = settings_digest({k: v for k, v in made.items() if k != "compile" or v})
+        self._maps = _maps_digest(made)
+        self._accepted = {self._maps}
+        if made.get("auto"):  # goes on with any form of the network
+            named = {k: v for k, v in made.items() if k != "auto"}
+            self._accepted |= {_maps_digest({**named, "compile": each}) for each in (False, True)}
         self._look = "-" if overlays is None else settings_digest(overlays)
         self._path = folder / RECORD
         # Listed before the record is read: every process writes the record before its first label.
@@ -94,13 +97,24 @@ class FolderRecord:
                 )
             if overlays is None or drawn == overlays:
                 self._content["overlays"] = drawn
-                return
+                if before.get("auto") == made.get("auto"):
+                    return
         marked = {"overwriting": True} if self.overwriting else {}
         write_json(self._path, self._content | marked)
 
-    def finish(self) -> None:
-        """Record that the overwriting is complete."""
-        write_json(self._path, self._content)
+    def finish(self, form: str = "", *, overwritten: bool) -> None:
+        """Record how this process ended.
+
+        Args:
+            form: forms of the network that ran, from the backend's `choice`.
+            overwritten: whether an overwriting is complete.
+        """
+        if form:
+            self._content["form"] = form
+        complete = self.overwriting and overwritten
+        if form or complete:
+            marked = {"overwriting": True} if self.overwriting and not complete else {}
+            write_json(self._path, self._content | marked)
 
     def note(self, found: Prediction, image: Path) -> str:
         """Note for the label file of an image."""
@@ -124,7 +138,7 @@ class FolderRecord:
         if now is None:
             return False  # its reader reports what is wrong
         if digest == now:
-            return maps == self._maps and self._look in ("-", look)
+            return maps in self._accepted and self._look in ("-", look)
         if not digest or self.overwriting or place == _path_digest(image):
             return False
         raise DataError(
@@ -162,6 +176,7 @@ class VideoRecord:
             **_made_by(predictor, checkpoint),
             "opacity": opacity,
         }
+        self._backend = predictor.backend
         self._source = source
         self._state = file_state(source)
 
@@ -206,7 +221,8 @@ class VideoRecord:
                 self._path.unlink(missing_ok=True)
             raise
         sources = {"source": self._state, "place": _path_digest(self._source)}
-        write_json(self._path, {**self._made, **sources, "result": file_state(self._target)})
+        made = {**self._made, "form": self._backend.choice} if self._backend.choice else self._made
+        write_json(self._path, {**made, **sources, "result": file_state(self._target)})
 
     def _refusal(self, found: str) -> DataError:
         return DataError(
@@ -220,6 +236,7 @@ class VideoRecord:
 def _made_by(predictor: Predictor, checkpoint: str | Path | None) -> dict[str, Any]:
     """What decides a predictor's label maps, in plain types."""
     return {
+        **({"auto": True} if predictor.backend.chooses else {}),
         "weights": _weights(predictor, checkpoint),
         "precision": predictor.backend.precision,
         "compile": predictor.backend.compiled,
@@ -244,7 +261,17 @@ def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:
     return digest.hexdigest()
 
 
+def _maps_digest(made: dict[str, Any]) -> str:
+    # Without `compile` where it is false: the digest must equal those from before the field.
+    return settings_digest({key: v for key, v in made.items() if key != "compile" or v})
+
+
 def _differences(made: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Names of what differs; with `auto` any form of the network may go on."""
+    if made.get("auto"):
+        made = {key: value for key, value in made.items() if key not in ("auto", "compile")}
+    elif before.get("auto"):
+        before = {**before, "compile": "auto"}
     return [key for key, value in made.items() if before.get(key) != value]
 
 

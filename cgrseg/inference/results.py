@@ -124,6 +124,7 @@ def predict_folder(
         except UnusableNameError as error:
             unwritten.append((image.path, error))
 
+    predictor.backend.expect(len(todo))
     predictions = predictor.stream(
         (image.path for image in todo), batch_size=batch_size, on_error="yield"
     )
@@ -141,8 +142,8 @@ def predict_folder(
         report.done.remove(path)
         report.failed.append((path, error))
     # With several processes, none knows when the others are done.
-    if record.overwriting and world_size == 1 and not report.failed:
-        record.finish()
+    done = world_size == 1 and not report.failed
+    record.finish(predictor.backend.choice, overwritten=done)
     return report
 
 
@@ -216,6 +217,7 @@ def predict_video(
         VideoWriter(out, video.rate) as writer,
         BackgroundWriter(threads=1, waiting=4 * batch_size) as encoding,
     ):
+        predictor.backend.expect(video.length)
         for _, found in predictor.stream(frames, batch_size=batch_size):
             if not isinstance(found, Prediction):
                 raise found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cgrseg.cli.common import OLD_NAMES, present_names
+from cgrseg.cli.common import OLD_NAMES, present_names, with_compile_value
 from cgrseg.cli.reference import OptionUse, commands, markdown_commands, option_uses
 
 from .conftest import Run
@@ -109,6 +109,28 @@ def test_present_names_and_words_after_two_dashes_stay(uses: list[OptionUse]) ->
     for use in uses:
         typed = ["x", use.name.partition("/")[0], "1", "--", "--batch", "--count"]
         assert present_names(use.command, typed) == (typed, [])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("best.pth --compile photos", "best.pth --compile=on photos"),
+        ("best.pth photos --compile", "best.pth photos --compile=on"),
+        ("best.pth --compile auto photos", "best.pth --compile=auto photos"),
+        ("best.pth photos --compile off", "best.pth photos --compile=off"),
+        ("best.pth photos --compile=auto", "best.pth photos --compile=auto"),
+        ("best.pth photos --no-compile", "best.pth photos --compile=off"),
+        ("best.pth -- --compile off", "best.pth -- --compile off"),
+    ],
+)
+def test_compile_has_a_value_or_means_on(typed: str, meant: str) -> None:
+    assert with_compile_value(typed.split()) == meant.split()
+
+
+def test_a_folder_called_auto_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "auto").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert with_compile_value(["--compile", "auto"]) == ["--compile=on", "auto"]
 
 
 def test_old_name_on_the_command_line(run: Run) -> None:

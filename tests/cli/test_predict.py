@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import Result
 
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label
@@ -298,3 +299,52 @@ def test_compiled_option_and_speed_of_photos(
         assert "s for the first image of each size" in result.stdout
         results[name] = read_label(out / "labels" / "odd.png")
     assert (results["plain"] == results["fast"]).mean() > 0.999
+
+
+def test_forms_of_the_network_and_their_record(
+    run: Run, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGRSEG_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+
+    def predict(*words: str) -> Result:
+        return run("predict", trained / "best.pth", *words, "--out", out, "--device", "cpu")
+
+    def record() -> dict[str, object]:
+        found: dict[str, object] = json.loads((out / "prediction.json").read_text())
+        return found
+
+    odd, gray = str(photos / "odd.jpg"), str(photos / "grey.png")
+    plain = predict(odd, "--no-compile")
+    assert plain.exit_code == 0 and "form:" not in plain.stdout
+    assert record()["compile"] is False and not {"auto", "form"} & set(record())
+    # auto goes on with what another form began.
+    both = predict(odd, gray)
+    assert both.exit_code == 0, both.output
+    assert "1 labeled, 1 were there already" in both.stdout
+    text = "folded network (1 images): no compiled network was ready"
+    assert f"form: {text}" in both.stdout and "; --compile makes it" in both.stdout
+    assert record()["compile"] is False and record()["auto"] is True
+    assert str(record()["form"]).startswith(text)
+    again = predict(odd, gray, "--compile", "auto")
+    assert again.exit_code == 0 and "2 were there already" in again.stdout
+    assert str(record()["form"]).startswith(text)
+    # A form by name does not go on with what auto began.
+    for words in (("--compile", "off"), ("--compile=off",), ("--no-compile",), ("--compile",)):
+        other = predict(*words, odd, gray)
+        assert other.exit_code == 2 and "results of other compile" in other.stderr, other.output
+    wrong = predict(odd, "--compile=sometimes")
+    assert wrong.exit_code == 2 and "auto, on, off" in wrong.stderr
+
+
+def test_forms_of_the_network_for_videos(run: Run, trained: Path, tmp_path: Path) -> None:
+    video, out = clip(tmp_path / "drive.avi"), tmp_path / "out"
+    out.mkdir()
+    command = ("predict", trained / "best.pth", video, "--out", out, "--device", "cpu")
+    result = run(*command)
+    assert result.exit_code == 0 and "form: folded network (6 images)" in result.stdout
+    record = json.loads((out / "drive.mp4.json").read_text())
+    assert record["auto"] is True and record["form"].startswith("folded network (6 images)")
+    assert "was there already" in run(*command).stdout
+    other = run(*command, "--no-compile")
+    assert other.exit_code == 2 and "painted with other compile" in other.stderr
