@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.bench.subjects import Setting, Subject, predict
-from cgrseg.deploy.verify import as_input, sample_images
+from cgrseg.deploy.verify import sample_images
 from cgrseg.inference.segmenting import one_torch_thread
 
 Clock = Literal["wall", "processor"]
@@ -103,7 +103,7 @@ def work_of(
 ) -> Callable[[], object]:
     """The work as a function, done as :class:`cgrseg.Predictor` does it."""
     pixels = len(images) * images.shape[1] * images.shape[2]
-    tensors = as_input(images).to(device)
+    tensors = subject.prepared(images, device)
 
     def run() -> object:
         with contextlib.ExitStack() as ends:
@@ -112,8 +112,7 @@ def work_of(
             if work == "image":
                 return predict(subject, images, device)
             with torch.inference_mode():
-                logits = subject.logits(tensors)
-                return logits if work == "network" else subject.decode(logits)
+                return subject.logits(tensors) if work == "network" else subject.label(tensors)
 
     return run
 

@@ -48,7 +48,8 @@ def bench(
             help="Backends and comparison networks, separated by commas; 'plain' is always "
             "measured. Others: eager, eager-channels-last, eager-bf16, eager-fp16, folded-fp32, "
             "folded-bf16, folded-fp16, compiled-fp32, compiled-bf16, compiled-fp16, segformer-b0, "
-            "segformer-b1; or exported files, e.g. best.onnx or best.xml@bf16."
+            "segformer-b1, yolo26n-sem (n, s, m, l, x; @640: of 640x640; -openvino: as their "
+            "OpenVINO export); or exported files, e.g. best.onnx or best.xml@bf16."
         ),
     ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
     size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",

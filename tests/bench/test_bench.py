@@ -138,12 +138,51 @@ def test_unknown_subject_is_explained(model: CGRSeg) -> None:
     assert "'magic'" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "package"), [("segformer-b0", "transformers"), ("yolo26n-sem@64", "ultralytics")]
+)
 def test_peer_that_is_not_installed_is_explained(
-    model: CGRSeg, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, model: CGRSeg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(EnvironmentProblem, match="pip install transformers"):
-        make_subject("segformer-b0", model, Setting((64, 64), CPU))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EnvironmentProblem, match=f"pip install {package}"):
+        make_subject(name, model, Setting((64, 64), CPU))
+
+
+def test_side_of_a_peer_is_a_multiple_of_32(model: CGRSeg) -> None:
+    for side in ("0", "100", "large"):
+        with pytest.raises(ConfigError, match="a multiple of 32 after the @"):
+            make_subject(f"yolo26s-sem@{side}", model, Setting((64, 64), CPU))
+
+
+@pytest.mark.parametrize("name", ["yolo26n-sem@96", "yolo26n-sem-openvino@96"])
+def test_peer_at_another_size_gives_labels_of_the_image(name: str, model: CGRSeg) -> None:
+    pytest.importorskip("ultralytics")
+    subject = make_subject(name, model, Setting((64, 128), CPU))
+    batch = subject.prepared(sample_images(1, (64, 128)), CPU)
+    with torch.inference_mode():
+        assert subject.logits(batch).shape == (1, 6, 12, 12)
+        labels = subject.label(batch)
+    assert labels.shape == (1, 64, 128) and labels.dtype == np.uint8 and labels.max() < 6
+
+
+def test_a_subject_with_its_own_size_sees_resized_images() -> None:
+    images = sample_images(2, (64, 96))
+    small = Subject(lambda batch: batch, lambda logits: images[..., 0], size=(32, 64))
+    expected = np.stack([cv2.resize(image, (64, 32)) for image in images])
+    assert torch.equal(small.prepared(images, CPU), as_input(expected))
+    same = Subject(lambda batch: batch, lambda logits: images[..., 0])
+    assert torch.equal(same.prepared(images, CPU), as_input(images))
+
+
+def test_a_file_that_gives_label_maps_is_a_subject(model: CGRSeg) -> None:
+    def run(pixels: Any) -> Any:
+        return np.full(pixels.shape[:3], 5)
+
+    about = description(gives="labels", takes="pixels", num_classes=6)
+    subject = subject_of(ExportedBackend(about, run, "file"), Setting((64, 96), CPU))
+    labels = predict(subject, sample_images(2, (64, 96)), CPU)
+    assert labels.shape == (2, 64, 96) and labels.dtype == np.uint8 and (labels == 5).all()
 
 
 def test_peer_answers_at_the_size_of_the_image(model: CGRSeg) -> None:
