@@ -45,13 +45,22 @@ _MEASURED = (
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """A precision and its reason, e.g. "bf16 (this CPU computes bf16 in hardware)"."""
+    """A precision and its reason, e.g. "bf16 (this CPU computes bf16 in hardware)".
+
+    Attributes:
+        precision: what the network computes in.
+        reason: why "auto" means it on this device; empty: it was given by name.
+    """
 
     precision: Precision
-    reason: str
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.precision} ({self.reason})"
+        return f"{self.precision} ({self.reason})" if self.reason else self.precision
+
+    def record(self) -> dict[str, str]:
+        """Reason of the choice, for the record of a result; empty if there was no choice."""
+        return {"precision_reason": self.reason} if self.reason else {}
 
 
 def check_precision(name: str, setting: str = "precision") -> AnyPrecision:
@@ -75,13 +84,27 @@ def check_precision(name: str, setting: str = "precision") -> AnyPrecision:
 
 
 def resolve_precision(name: str, device: torch.device, setting: str = "precision") -> Precision:
-    """The precision that a setting means on a device; see :func:`check_precision`."""
+    """The precision that a setting means on a device; see :func:`choose_precision`."""
+    return choose_precision(device, name, setting).precision
+
+
+def choose_precision(
+    device: torch.device, name: str = "auto", setting: str = "precision"
+) -> PrecisionChoice:
+    """The precision that a setting means on a device, and why.
+
+    Args:
+        device: where the network runs.
+        name: "auto" means bf16 where the device computes it in hardware, else fp32; the names of
+            precisions mean themselves.
+        setting: name of the setting, for the message.
+
+    Raises:
+        ConfigError: another name.
+    """
     chosen = check_precision(name, setting)
-    return choose_precision(device).precision if chosen == "auto" else chosen
-
-
-def choose_precision(device: torch.device) -> PrecisionChoice:
-    """Resolve "auto": bf16 where the device computes it in hardware, else fp32."""
+    if chosen != "auto":
+        return PrecisionChoice(chosen)
     native, reason = bf16_in_hardware(device)
     return PrecisionChoice("bf16" if native else "fp32", reason)
 

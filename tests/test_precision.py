@@ -93,8 +93,14 @@ def test_a_backend_keeps_what_auto_stood_for_and_warns_of_emulation(
     bf16_cpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = create_model("cgrseg_t", num_classes=2)
-    assert TorchBackend(model, torch.device("cpu"), "auto").precision == "bf16"
+    with caplog.at_level(logging.INFO, "cgrseg.inference"):
+        chosen = TorchBackend(model, torch.device("cpu"), "auto")
+    assert chosen.precision == "bf16" and "in hardware: avx512_bf16" in chosen.precision_reason
+    assert f"precision: bf16 ({chosen.precision_reason})" in caplog.text
+    caplog.clear()
     bf16_cpu.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    given = TorchBackend(model, torch.device("cpu"), "fp32")
+    assert (given.precision, given.precision_reason) == ("fp32", "")
     assert TorchBackend(model, torch.device("cpu"), "auto").precision == "fp32"
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING, "cgrseg.inference"):

@@ -81,7 +81,7 @@ def profile_network(
     Args:
         model: read, never changed.
         size: height and width in pixels, multiples of 32.
-        precision: "fp32" or "bf16".
+        precision: "fp32" or "bf16", one of those in `peaks`.
         peaks: peaks of the CPU.
     """
     # The profiler reports its own starts and stops on standard error below this level.

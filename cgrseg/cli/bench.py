@@ -43,15 +43,17 @@ def bench(
         ),
     ] = None,
     subjects: Annotated[
-        str,
+        str | None,
         typer.Option(
+            show_default=False,
             help="Backends and comparison networks, separated by commas; 'plain' is always "
-            "measured. Others: eager, eager-channels-last, eager-bf16, eager-fp16, folded-fp32, "
-            "folded-bf16, folded-fp16, compiled-fp32, compiled-bf16, compiled-fp16, segformer-b0, "
-            "segformer-b1, yolo26n-sem (n, s, m, l, x; @640: of 640x640; -openvino: as their "
-            "OpenVINO export); or exported files, e.g. best.onnx or best.xml@bf16."
+            "measured. Default: eager, folded-fp32, compiled-fp32, and compiled-bf16 where the "
+            "device computes bf16 in hardware. Others: eager-channels-last, eager-bf16, "
+            "eager-fp16, folded-bf16, folded-fp16, compiled-fp16, segformer-b0, segformer-b1, "
+            "yolo26n-sem (n, s, m, l, x; @640: of 640x640; -openvino: as their OpenVINO export); "
+            "or exported files, e.g. best.onnx or best.xml@bf16.",
         ),
-    ] = "eager,folded-fp32,compiled-fp32,compiled-bf16",
+    ] = None,
     size: Annotated[Any, size_option("Multiples of 32. Default: 512x512.")] = "512x512",
     batch_size: Annotated[
         list[int] | None, batch_size_option("May be repeated. Default: 1.")
@@ -116,6 +118,7 @@ def bench(
         from cgrseg.devices import resolve_device, use_threads
         from cgrseg.errors import ConfigError
         from cgrseg.files import write_json
+        from cgrseg.precision import bf16_in_hardware
 
     if out is not None:
         hold_lock(out.parent)
@@ -132,6 +135,9 @@ def bench(
     where = resolve_device(device)
     if where.type == "cuda":
         networks = [network.to(where) for network in networks]
+    if subjects is None:
+        subjects = "eager,folded-fp32,compiled-fp32"
+        subjects += ",compiled-bf16" * bf16_in_hardware(where)[0]
     result = run_bench(
         networks,
         [name.strip() for name in subjects.split(",") if name.strip()],
@@ -195,10 +201,11 @@ def _profiles(
 
     from cgrseg.bench.profile import profile_network
     from cgrseg.bench.tables import profile_markdown
+    from cgrseg.precision import DTYPES
 
     found: dict[str, object] = {}
     for network in networks:
-        for precision in ("fp32", "bf16"):
+        for precision in (name for name in DTYPES if name in peaks.flops):
             profile = profile_network(network, size, precision, peaks)
             title = f"{network.variant}, {precision}: the largest costs left"
             console.print(profile_markdown(profile, title), markup=False, soft_wrap=True)

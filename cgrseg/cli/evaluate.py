@@ -108,7 +108,7 @@ def evaluate(
         from cgrseg.evaluation import evaluate as run_evaluation
         from cgrseg.evaluation.evaluate import result_name
         from cgrseg.evaluation.result import print_scores, readable_json
-        from cgrseg.precision import resolve_precision
+        from cgrseg.precision import check_precision, resolve_precision
         from cgrseg.processes import is_first_process
 
     console = make_console()
@@ -120,7 +120,8 @@ def evaluate(
             remedy="leave out --format-only, or the other two",
         )
     config, checkpoint, settings = split_arguments(arguments)
-    chosen = resolve_precision(precision, device_of_process(device), "--precision")
+    asked = check_precision(precision, "--precision")
+    chosen = resolve_precision(asked, device_of_process(device))
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
     folder = Path(resolved.run_dir)
     name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
@@ -144,7 +145,7 @@ def evaluate(
         aug_test=multi_scale,
         format_only=format_only,
         limit=limit,
-        precision=chosen,
+        precision=asked,
         compile=compile_choice(compile),
         threads=threads,
         batch_size=batch_size,

@@ -34,7 +34,7 @@ from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.segmenting import augmented
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest
-from cgrseg.precision import AnyPrecision, resolve_precision
+from cgrseg.precision import AnyPrecision, choose_precision
 from cgrseg.processes import Launcher, is_first_process
 from cgrseg.progress import shown_progress
 
@@ -132,10 +132,12 @@ def evaluate(
     test = augmented(config.test) if aug_test else config.test
     use_threads(threads)
     with outputs.locked(), joined_processes(launcher, device) as place:
-        precision = resolve_precision(precision, place.device)
+        choice = choose_precision(place.device, precision)
+        if choice.reason and place.rank == 0:
+            _LOG.info("precision: %s", choice)
         network: CGRSeg | Backend = model
         if compile:
-            network = make_backend(model, place.device, precision, compile=compile)
+            network = make_backend(model, place.device, choice.precision, compile=compile)
         with shown_progress("evaluating", progress and place.rank == 0) as report:
             result = evaluate_model(
                 network,
@@ -145,7 +147,7 @@ def evaluate(
                 ignore_index=spec.ignore_index,
                 metrics=metrics,
                 device=place.device,
-                precision=precision,
+                precision=choice.precision,
                 rank=place.rank,
                 world_size=place.world_size,
                 workers=config.data.loader_processes,
@@ -162,14 +164,15 @@ def evaluate(
             "dataset": spec.name,
             "split": split,
             "limit": limit,
-            "precision": precision,
+            "precision": choice.precision,
+            **choice.record(),
             "compile": compile,
             "test": test.model_dump(mode="json"),
         }
         result = replace(result, settings=settings)
         with _first_writes(place):
             if place.rank == 0:
-                outputs.write(result, result_name(config, split, aug_test, limit, precision))
+                outputs.write(result, result_name(config, split, aug_test, limit, choice.precision))
     return result
 
 

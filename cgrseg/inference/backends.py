@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cgrseg.devices import resolve_device
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.models.digest import weights_digest
-from cgrseg.precision import DTYPES, AnyPrecision, Precision, resolve_precision, slow_precision
+from cgrseg.precision import DTYPES, AnyPrecision, Precision, choose_precision, slow_precision
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -36,6 +36,7 @@ class Backend:
         sizes: accepted input heights and widths; None: multiples of 32.
         output: "logits", or "labels" where only :meth:`labels` works.
         precision: of the arithmetic.
+        precision_reason: why "auto" means this precision; empty: it was given by name.
         compiled: whether input shapes are compiled, so that :meth:`prepare` pays.
         seconds_preparing: time spent so far on compiling, loading and warming up.
         has_threads: whether a runtime keeps threads of its own beside PyTorch's.
@@ -49,6 +50,7 @@ class Backend:
     sizes: Sequence[tuple[int, int]] | None = None
     output: Literal["logits", "labels"] = "logits"
     precision: Precision = "fp32"
+    precision_reason: str = ""
     compiled: bool = False
     seconds_preparing: float = 0.0
     has_threads: bool = False
@@ -89,6 +91,19 @@ class Backend:
 
     def expect(self, images: int) -> None:
         """Learn how many images are to come: a form that takes seconds to build may pay."""
+
+    def use_precision(self, name: AnyPrecision) -> None:
+        """Set the precision; log why "auto" means it, and a warning if it is slow here.
+
+        Raises:
+            ConfigError: an unknown precision.
+        """
+        choice = choose_precision(self.device, name)
+        self.precision, self.precision_reason = choice.precision, choice.reason
+        if choice.reason:
+            _LOG.info("precision: %s", choice)
+        if warning := slow_precision(self.device, self.precision):
+            _LOG.warning(warning)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -154,9 +169,7 @@ class TorchBackend(Backend):
     ) -> None:
         home = next(model.parameters()).device
         self.device = home if device is None else resolve_device(device)
-        self.precision = resolve_precision(precision, self.device)
-        if warning := slow_precision(self.device, self.precision):
-            _LOG.warning(warning)
+        self.use_precision(precision)
         self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
         self.channels_last = channels_last
         self.model = model.to(self.device).eval()

@@ -32,7 +32,7 @@ from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.models.digest import weights_digest
-from cgrseg.precision import AnyPrecision, resolve_precision, slow_precision
+from cgrseg.precision import AnyPrecision
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -95,7 +95,7 @@ class CompiledBackend(Backend):
         home = next(model.parameters()).device
         self.device = home if device is None else resolve_device(device)
         self.num_classes = model.num_classes
-        self.precision = resolve_precision(precision, self.device)
+        self.use_precision(precision)
         self.compile_after = compile_after
         self.most_sizes = most_sizes
         self.folder = Path(folder) if folder is not None else compiled_cache.default_folder()
@@ -105,8 +105,6 @@ class CompiledBackend(Backend):
         self._seen: Counter[Shape] = Counter()
         self._refused: dict[Shape, str] = {}
         self._warned_of_many_sizes = False
-        if warning := slow_precision(self.device, self.precision):
-            _LOG.warning(warning)
         self._keep_memory = keep_memory
         if keep_memory and self.device.type == "cpu":
             keep_freed_memory()

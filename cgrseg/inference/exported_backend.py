@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from cgrseg.formats import format_of, open_file
 from cgrseg.formats.base import Run
 from cgrseg.formats.description import Description, Size
 from cgrseg.inference.backends import Backend
-from cgrseg.precision import AnyPrecision, Precision, resolve_precision
+from cgrseg.precision import AnyPrecision, Precision, PrecisionChoice, choose_precision
 from cgrseg.surroundings import raise_machine_problem
+
+_LOG = logging.getLogger("cgrseg.inference")
 
 
 class ExportedBackend(Backend):
@@ -36,6 +39,7 @@ class ExportedBackend(Backend):
         source: name of the file, for messages.
         has_threads: whether the runtime has threads of its own beside PyTorch's.
         reopen: opens the file again when a pickle is loaded; None: it cannot be pickled.
+        precision: what the runtime computes in, and why.
     """
 
     def __init__(
@@ -46,8 +50,11 @@ class ExportedBackend(Backend):
         *,
         has_threads: bool = False,
         reopen: Callable[[Description], ExportedBackend] | None = None,
+        precision: PrecisionChoice | None = None,
     ) -> None:
         self.description = description
+        if precision is not None:
+            self.precision, self.precision_reason = precision.precision, precision.reason
         self.device = torch.device("cpu")
         self.num_classes = description.num_classes
         self.sizes = description.sizes
@@ -224,10 +231,12 @@ def open_exported(
             expected="cpu",
             remedy="leave the device out, or predict with the checkpoint itself",
         )
-    if precision == "auto":
-        several = len(format_of(file).precisions) > 1
-        precision = resolve_precision("auto", torch.device("cpu")) if several else "fp32"
-    export_format, description, run = open_file(file, precision, trust_code=trust_code)
+    choice = choose_precision(torch.device("cpu"), precision)
+    if choice.reason and len(format_of(file).precisions) == 1:
+        choice = PrecisionChoice("fp32", "files of this format compute as they were exported")
+    export_format, description, run = open_file(file, choice.precision, trust_code=trust_code)
+    if choice.reason:
+        _LOG.info("precision: %s", choice)
     if keep_memory:
         keep_freed_memory()
     return ExportedBackend(
@@ -235,7 +244,10 @@ def open_exported(
         run,
         file.name,
         has_threads=export_format.has_threads,
-        reopen=functools.partial(_reopen, str(file.absolute()), precision, trust_code, keep_memory),
+        reopen=functools.partial(
+            _reopen, str(file.absolute()), choice.precision, trust_code, keep_memory
+        ),
+        precision=choice,
     )
 
 

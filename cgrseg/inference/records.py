@@ -28,6 +28,7 @@ from cgrseg.files import write_json
 from cgrseg.inference.prediction import Prediction
 from cgrseg.inference.predictor import Predictor
 from cgrseg.input_files import open_input, read_input_text
+from cgrseg.precision import PrecisionChoice
 from cgrseg.provenance import file_state, settings_digest
 
 RECORD = "prediction.json"
@@ -78,7 +79,12 @@ class FolderRecord:
             )
         self.overwriting = overwrite and bool(files)
         name = None if checkpoint is None else str(checkpoint)
-        self._content = {"checkpoint": name, **made, "overlays": overlays}
+        self._content = {
+            "checkpoint": name,
+            **made,
+            **_reasons(predictor),
+            "overlays": overlays,
+        }
         if known and not overwrite:
             before = {"compile": False, **_read(self._path)}
             self.overwriting = bool(before.get("overwriting"))
@@ -177,6 +183,7 @@ class VideoRecord:
             "opacity": opacity,
         }
         self._backend = predictor.backend
+        self._reasons = _reasons(predictor)
         self._source = source
         self._state = file_state(source)
 
@@ -221,8 +228,9 @@ class VideoRecord:
                 self._path.unlink(missing_ok=True)
             raise
         sources = {"source": self._state, "place": _path_digest(self._source)}
-        made = {**self._made, "form": self._backend.choice} if self._backend.choice else self._made
-        write_json(self._path, {**made, **sources, "result": file_state(self._target)})
+        form = {"form": self._backend.choice} if self._backend.choice else {}
+        made = {**self._made, **self._reasons, **form, **sources}
+        write_json(self._path, {**made, "result": file_state(self._target)})
 
     def _refusal(self, found: str) -> DataError:
         return DataError(
@@ -243,6 +251,12 @@ def _made_by(predictor: Predictor, checkpoint: str | Path | None) -> dict[str, A
         "classes": list(predictor.classes),
         "test": predictor.test.model_dump(mode="json"),
     }
+
+
+def _reasons(predictor: Predictor) -> dict[str, Any]:
+    """Reasons of what was chosen, which do not decide whether results are of one kind."""
+    backend = predictor.backend
+    return PrecisionChoice(backend.precision, backend.precision_reason).record()
 
 
 def _weights(predictor: Predictor, checkpoint: str | Path | None) -> str | None:

@@ -15,6 +15,7 @@ from cgrseg.config import load_config
 from cgrseg.evaluation import evaluate
 from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.models import load_model
+from cgrseg.precision import choose_precision
 
 from .conftest import Run
 
@@ -44,6 +45,22 @@ def test_settings_and_options_reach_the_evaluation(run: Run, trained: Path, tmp_
     assert written["images"] == 1
     assert "mBoundaryIoU" in written["scores"]
     assert len([path for path in (tmp_path / "shown").rglob("*") if path.is_file()]) == 1
+
+
+def test_a_chosen_precision_is_printed_and_stored_with_its_reason(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    command = ("evaluate", trained / "best.pth", "--limit", 1, "--device", "cpu", "--precision")
+    result = run(*command, "auto", "--out", tmp_path / "auto.json")
+    assert result.exit_code == 0, result.output
+    stored = json.loads((tmp_path / "auto.json").read_text())["settings"]
+    reason = choose_precision(torch.device("cpu")).reason
+    assert (stored["precision"], stored["precision_reason"]) == ("fp32", reason)
+    assert f"precision: fp32 ({reason})" in result.stderr
+    given = run(*command, "fp32", "--out", tmp_path / "fp32.json")
+    assert "precision:" not in given.stderr
+    assert "precision_reason" not in json.loads((tmp_path / "fp32.json").read_text())["settings"]
 
 
 def test_compiled_evaluation_counts_alike(

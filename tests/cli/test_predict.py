@@ -9,12 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import Result
 
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import SYNTHETIC_PALETTE
+from cgrseg.precision import choose_precision
 
 from .conftest import Run
 
@@ -162,6 +164,22 @@ def test_what_is_there_is_kept_unless_asked_for(
     assert written.read_bytes() == b"mine"
     assert run(*command, "--overwrite", "--device", "cpu").exit_code == 0
     assert written.read_bytes() == correct
+
+
+def test_a_chosen_precision_is_printed_and_stored_with_its_reason(
+    run: Run, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    command = ("predict", trained / "best.pth", photos / "odd.jpg", "--out", tmp_path / "out")
+    result = run(*command, "--device", "cpu", "--precision", "auto")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    reason = choose_precision(torch.device("cpu")).reason
+    assert (record["precision"], record["precision_reason"]) == ("fp32", reason)
+    assert f"precision: fp32 ({reason})" in result.stderr
+    # The reason does not decide what is kept: the same precision makes the same maps.
+    given = run(*command, "--device", "cpu", "--precision", "fp32")
+    assert "1 were there already" in given.stdout and "precision:" not in given.stderr
 
 
 def test_test_settings_can_be_changed(

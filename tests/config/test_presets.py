@@ -107,3 +107,4 @@ def test_unknown_row_lists_the_known_ones(model: str, dataset: str, wrong: str) 
 def test_published_runs_are_fp32_and_all_others_choose(name: str) -> None:
     expected = "fp32" if name in PUBLISHED else "auto"
     assert load_config(name).train.precision == expected
+    assert load_config(f"{name}_plus").train.precision == "auto"
