@@ -37,6 +37,7 @@ READING_DATA = ("train", "evaluate", "report", "export", "data check", "data bro
 # Source file or folder to the commands and scripts in which its messages can appear.  The first
 # entry that fits counts.  Texts that name a whole command (`cgrseg export ... --size`) need none.
 CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("cli/autolabel.py", ("autolabel",)),
     ("cli/bench.py", ("bench",)),
     ("cli/data_convert.py", CONVERTERS),
     ("cli/data.py", ("data check", "data browse")),
@@ -75,6 +76,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", READING_DATA),
     ("deploy/web", ("web",)),
     ("deploy", ("export",)),
+    ("inference/autolabel.py", ("autolabel",)),
     ("inference/results.py", ("predict",)),
     ("formats", ("predict", "bench", "web")),
     ("bench", ("bench",)),

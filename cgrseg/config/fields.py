@@ -39,6 +39,28 @@ def read_size(value: Any) -> Any:
     return (int(side[1]), int(side[1])) if side is not None else value
 
 
+def read_sources(value: Any) -> Any:
+    """Parse folders with weights; a value that is not text is returned unchanged.
+
+    Args:
+        value: text such as `data/auto` or `data/auto:0.5,data/more`; the weight is 1 where none is
+            given.
+
+    Returns:
+        Folder to weight.
+    """
+    if not isinstance(value, str):
+        return value
+    found: dict[str, float] = {}
+    for part in value.split(","):
+        folder, _, weight = part.strip().rpartition(":")
+        try:
+            found[folder or weight] = float(weight) if folder else 1.0
+        except ValueError:  # the colon belongs to the folder
+            found[part.strip()] = 1.0
+    return found
+
+
 def size_text(height: int, width: int) -> str:
     """Text of a size, e.g. `512x704`."""
     return f"{height}x{width}"
@@ -62,6 +84,9 @@ Level = Annotated[int, Field(ge=0, le=255)]
 Factor = Annotated[float, Field(ge=0.0, le=100.0)]
 Ratio = Annotated[float, Field(ge=0.01, le=100.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+Sources = Annotated[
+    dict[str, Annotated[float, Field(gt=0.0, le=1e6)]], BeforeValidator(read_sources)
+]
 # PyTorch generators take signed 64-bit integers.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
@@ -105,6 +130,11 @@ def describe(annotation: Any) -> str:
         return (
             "a size in pixels, HEIGHTxWIDTH, e.g. 512x704, or 512 for a square; each side at "
             f"most {MAX_SIDE}"
+        )
+    if annotation == Sources:
+        return (
+            "folders, each with a weight greater than 0: FOLDER, FOLDER:WEIGHT, several with "
+            "commas, or a table of folder to weight"
         )
     base, limits = _split(annotation)
     origin, arguments = typing.get_origin(base), typing.get_args(base)

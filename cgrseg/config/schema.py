@@ -26,6 +26,7 @@ from cgrseg.config.fields import (
     Section,
     Seed,
     Size,
+    Sources,
     Weight,
     field_annotations,
     subsection,
@@ -142,6 +143,13 @@ class DataConfig(Section):
     rename: dict[str, str] = Field(default_factory=dict, description="Old class name to new one.")
     drop: list[str] = Field(
         default_factory=list, description="Class names whose pixels become ignored."
+    )
+    extra: Sources = Field(
+        default_factory=dict,
+        description="Further training sets, such as the folder of `cgrseg autolabel`, with the "
+        "number of samples of each per sample of `root`: 1 draws as many from both, whatever "
+        "their numbers of images. Their classes must be those of the run, in the same order; all "
+        "their training images are used. Validation is on `root` alone.",
     )
     workers: Annotated[int, Field(ge=0, le=512)] | None = Field(
         None,

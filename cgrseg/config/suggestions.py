@@ -64,6 +64,7 @@ _SETTINGS = {
     "data.images": "img_dir image_dir images_dir data_prefix.img_path img_path img_prefix",
     "data.labels": "ann_dir mask_dir masks_dir label_dir labels_dir data_prefix.seg_map_path "
     "seg_map_path seg_dir masks",
+    "data.extra": "extra_root extra_data unlabeled pseudo_labels additional_data datasets",
     "data.split_lists": "ann_file split_file image_list",
     "data.zero_is_ignore": "reduce_zero_label do_reduce_labels reduce_labels",
     "data.ignore_index": "ignore_index ignore_label seg_pad_val seg_ignore_label ignore_value "

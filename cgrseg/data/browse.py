@@ -191,7 +191,7 @@ def _plain_cards(
 def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[Card]:
     """The first samples of the training stream of one process."""
     dataset = TrainDataset.from_config(config)
-    stream = StreamSampler(len(dataset), config.train.seed, config.train.batch_size)
+    stream = StreamSampler(dataset.sources, config.train.seed, config.train.batch_size)
     for position, index in itertools.islice(stream, count):
         stem = dataset.pairs[index].stem
         try:

@@ -24,7 +24,9 @@ from cgrseg.data.label_files import read_label
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import Key, sample_generator
+from cgrseg.data.sources import Source, training_sources
 from cgrseg.data.train_transform import Plan, TrainTransform
+from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
 from cgrseg.processes import end_when_parent_terminates, end_with_parent, ignore_signals
@@ -88,6 +90,10 @@ class TrainDataset(_PairDataset[TrainSample]):
         augment: settings of the train pipeline.
         seed: seed of the augmentation.
         image_bits: bits that 16-bit images use (`test.image_bits`).
+        extra: further training sets; indices of their images follow those of `pairs`.
+
+    Attributes:
+        sources: number of images and weight of each training set.
     """
 
     def __init__(
@@ -97,18 +103,25 @@ class TrainDataset(_PairDataset[TrainSample]):
         augment: AugmentConfig,
         seed: int = 0,
         image_bits: int = FULL_BITS,
+        extra: Sequence[Source] = (),
     ) -> None:
         super().__init__(spec, pairs, image_bits)
+        self.sources = [(len(self.pairs), 1.0)]
+        self._specs = [spec] * len(self.pairs)
+        for source in extra:
+            self.sources.append((len(source.pairs), source.weight))
+            self.pairs += source.pairs
+            self._specs += [source.spec] * len(source.pairs)
         self.augment = augment
         self.seed = seed
         self.transform = TrainTransform(augment, spec.ignore_index)
 
     @classmethod
     def from_config(cls, config: Config) -> TrainDataset:
-        """The training split of a run."""
-        spec = resolve_spec(config.data)
-        pairs = find_pairs(spec, config.data.root, config.data.train_split)
-        return cls(spec, pairs, config.augment, config.train.seed, config.test.image_bits)
+        """The training sets of a run."""
+        first, *extra = training_sources(config.data)
+        augment, seed, bits = config.augment, config.train.seed, config.test.image_bits
+        return cls(first.spec, first.pairs, augment, seed, bits, extra)
 
     def __getitem__(self, key: Key) -> TrainSample:
         """The sample at one position of the stream.
@@ -118,9 +131,9 @@ class TrainDataset(_PairDataset[TrainSample]):
         """
         position, index = key
         rng = sample_generator(self.seed, position)
-        pair = self.pairs[index]
-        label = _label_path(self.spec, pair)
-        labels, lookup = self._checked(read_label(label), label)
+        pair, spec = self.pairs[index], self._specs[index]
+        label = _label_path(spec, pair)
+        labels, lookup = self._checked(read_label(label), label, spec.rule_for(label))
         plan = self.transform.plan(labels, rng, lookup)
         image = load_image(pair, labels, self.reduction(pair, labels, plan), self.image_bits)
         pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
@@ -132,14 +145,13 @@ class TrainDataset(_PairDataset[TrainSample]):
         }
 
     def _checked(
-        self, raw: NDArray[np.uint8], label: Path
+        self, raw: NDArray[np.uint8], label: Path, rule: LabelRule
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """The label map that a crop is planned on, and the lookup (256,) of its ids, if any.
 
         The whole map is checked in any case.  Where the crop comes first, ids stay as stored,
         and the lookup is applied to the crop alone.
         """
-        rule = self.spec.rule_for(label)
         if self.augment.crop_first and self.augment.rare_class_crops == 0:
             rule.check(raw, source=label)
             return raw, rule.table

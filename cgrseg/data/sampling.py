@@ -7,7 +7,8 @@ number of processes, nor resuming changes the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from torch.utils.data import Sampler
 
 Key = tuple[int, int]
 """Position in the stream of the whole job, index of the image."""
+
+Sources = Sequence[tuple[int, float]]
+"""Number of images and weight of each source; indices count through all of them in order."""
 
 # Distinguishes the stream of permutations from that of samples, which is (seed, position).
 _ORDER = 0x6F72646572
@@ -25,10 +29,37 @@ def sample_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, position]))
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of one pass over the images: a permutation of 0 .. length - 1."""
-    generator = np.random.Generator(np.random.PCG64([seed, epoch, _ORDER]))
+def epoch_order(length: int, seed: int, epoch: int, source: int = 0) -> NDArray[np.int64]:
+    """The order of one pass over the images of a source: a permutation of 0 .. length - 1."""
+    own = [source] if source else []
+    generator = np.random.Generator(np.random.PCG64([seed, epoch, _ORDER, *own]))
     return generator.permutation(length)
+
+
+def shares_of_rest(weights: Sequence[float]) -> list[Fraction]:
+    """Share of each source among itself and the sources after it; the last share is 1."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    return [weight / sum(exact[number:]) for number, weight in enumerate(exact)]
+
+
+def source_of(position: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+    """Source of a position of the stream, and the number of earlier positions that it has.
+
+    Sources take turns as evenly as their weights allow: any stretch of the stream has their
+    proportions, but for less than one sample per source.
+
+    Args:
+        position: 0 or more.
+        shares: from :func:`shares_of_rest`.
+    """
+    for source, share in enumerate(shares):
+        before, after = (
+            -(-count * share.numerator // share.denominator) for count in (position, position + 1)
+        )
+        if after > before:
+            return source, before
+        position -= before
+    raise ValueError("the last share must be 1")
 
 
 class StreamSampler(Sampler[Key]):
@@ -36,11 +67,11 @@ class StreamSampler(Sampler[Key]):
 
     Step s of the job uses positions s * G .. (s + 1) * G - 1 with
     G = batch_size * accumulate * world_size; process r takes a contiguous slice of them.
-    Epoch e covers positions e * length .. (e + 1) * length - 1, each in its own order;
+    The samples of a source run through its images in epochs, each in an order of its own;
     batches run across the border between two epochs, so no image is left out.
 
     Args:
-        length: number of images.
+        sources: number of images, or number of images and weight of each source.
         seed: seed of the order.
         batch_size: samples per process and forward pass.
         rank: rank of this process.
@@ -54,7 +85,7 @@ class StreamSampler(Sampler[Key]):
 
     def __init__(
         self,
-        length: int,
+        sources: int | Sources,
         seed: int,
         batch_size: int,
         rank: int = 0,
@@ -62,6 +93,8 @@ class StreamSampler(Sampler[Key]):
         start_step: int = 0,
         accumulate: int = 1,
     ) -> None:
+        sources = [(sources, 1.0)] if isinstance(sources, int) else sources
+        length = min(length for length, _ in sources)
         if min(length, batch_size, world_size, accumulate) < 1 or start_step < 0:
             raise ValueError(
                 "length, batch_size, world_size and accumulate must be positive and start_step at "
@@ -69,7 +102,8 @@ class StreamSampler(Sampler[Key]):
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside a world of {world_size}")
-        self.length = length
+        self.lengths = [length for length, _ in sources]
+        self.shares = shares_of_rest([weight for _, weight in sources])
         self.seed = seed
         self.share = batch_size * accumulate
         self.rank = rank
@@ -78,15 +112,18 @@ class StreamSampler(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         """Keys from `start_step` on, without end."""
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        orders = [(-1, np.empty(0, dtype=np.int64))] * len(self.lengths)
+        offsets = [sum(self.lengths[:number]) for number in range(len(self.lengths))]
         step = self.start_step
         while True:
             first = (step * self.world_size + self.rank) * self.share
             for position in range(first, first + self.share):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = epoch_order(self.length, self.seed, epoch)
-                yield position, int(order[position % self.length])
+                source, number = source_of(position, self.shares)
+                epoch, place = divmod(number, self.lengths[source])
+                if epoch != orders[source][0]:
+                    order = epoch_order(self.lengths[source], self.seed, epoch, source)
+                    orders[source] = epoch, order
+                yield position, offsets[source] + int(orders[source][1][place])
             step += 1
 
 

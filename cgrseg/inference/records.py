@@ -32,7 +32,7 @@ from cgrseg.precision import PrecisionChoice
 from cgrseg.provenance import file_state, settings_digest
 
 RECORD = "prediction.json"
-PARTS = ("labels", "overlays")
+PARTS = ("labels", "overlays", "confidence")
 """Subfolders of a folder of results."""
 
 
@@ -153,6 +153,14 @@ class FolderRecord:
             expected="results of the same images to go on with",
             remedy=f"choose another folder, or replace these results with {option('--overwrite')}",
         )
+
+
+def is_made_by(predictor: Predictor, checkpoint: str | Path | None, folder: Path) -> bool:
+    """Whether a folder of label maps is what this predictor makes, with nothing else in it."""
+    before = _read(folder / RECORD)
+    return not before.get("overwriting") and not _differences(
+        _made_by(predictor, checkpoint), {"compile": False, **before}
+    )
 
 
 class VideoRecord:

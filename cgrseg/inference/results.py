@@ -16,6 +16,7 @@ from pathlib import Path
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError
 from cgrseg.inference.background import BackgroundWriter, read_ahead
+from cgrseg.inference.confidence import save_confidence
 from cgrseg.inference.image_sources import FoundImage, find_images
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
@@ -68,6 +69,8 @@ def predict_folder(
     world_size: int = 1,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
+    confidence: bool = False,
+    leave_out: Iterable[Path] = (),
 ) -> FolderReport:
     """Write label maps (and overlays) of many images.
 
@@ -87,6 +90,8 @@ def predict_folder(
         world_size: number of processes; they need not know of each other.
         checkpoint: source of the network, recorded in `prediction.json`.
         progress: called with the finished images and all images of this process.
+        confidence: also write `out/confidence/<name>.png` (:mod:`cgrseg.inference.confidence`).
+        leave_out: folders whose files are no inputs; those of the results never are.
 
     Raises:
         DataError: no images, or a video among them; or `out` holds results of other
@@ -95,19 +100,22 @@ def predict_folder(
         EnvironmentProblem: results cannot be written.
     """
     folder = Path(out)
-    mine = find_images(inputs, leave_out=[folder / part for part in PARTS])[rank::world_size]
+    own = [folder / part for part in PARTS]
+    mine = find_images(inputs, leave_out=[*own, *leave_out])[rank::world_size]
     look = {"opacity": opacity, "legend": legend} if overlays else None
     record = FolderRecord(predictor, checkpoint, folder, look, overwrite)
     report = FolderReport()
 
-    def targets(image: FoundImage) -> tuple[Path, Path]:
-        return folder / "labels" / f"{image.name}.png", folder / "overlays" / f"{image.name}.jpg"
+    def targets(image: FoundImage) -> tuple[Path, Path, Path]:
+        labels, sure = (folder / part / f"{image.name}.png" for part in ("labels", "confidence"))
+        return labels, folder / "overlays" / f"{image.name}.jpg", sure
 
     todo: list[FoundImage] = []
     for image in mine:
-        labels, picture = targets(image)
+        labels, picture, sure = targets(image)
         # os.path, since Path.is_file raises for names that are too long.
         finished = os.path.isfile(labels) and (os.path.isfile(picture) or not overlays)
+        finished = finished and (os.path.isfile(sure) or not confidence)
         if finished and not overwrite and record.keeps(labels, image.path):
             report.kept.append(image.path)
         else:
@@ -115,18 +123,23 @@ def predict_folder(
     unwritten: list[tuple[Path, CGRSegError]] = []
 
     def write(image: FoundImage, found: Prediction) -> None:
-        labels, picture = targets(image)
+        labels, picture, sure = targets(image)
         try:
             # The labels come last: their presence means that this image is finished.
             if overlays:
                 found.save_overlay(picture, opacity, legend=legend)
+            if found.confidence is not None:
+                save_confidence(sure, found.confidence)
             found.save_labels(labels, note=record.note(found, image.path))
         except UnusableNameError as error:
             unwritten.append((image.path, error))
 
     predictor.backend.expect(len(todo))
     predictions = predictor.stream(
-        (image.path for image in todo), batch_size=batch_size, on_error="yield"
+        (image.path for image in todo),
+        confidence=confidence,
+        batch_size=batch_size,
+        on_error="yield",
     )
     with BackgroundWriter(min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
         for image, (_, found) in zip(todo, predictions, strict=True):

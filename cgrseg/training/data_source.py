@@ -16,8 +16,8 @@ from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
 from cgrseg.data.dataset import EvalDataset, TrainDataset, initialize_worker
 from cgrseg.data.pairs import find_pairs
-from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
+from cgrseg.data.sources import extra_settings, trained_splits
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import Sink, evaluate_model
@@ -90,20 +90,13 @@ class DatasetSource:
     def __init__(self, config: Config, placement: Placement) -> None:
         self.config = config
         self.placement = placement
-        self.spec = resolve_spec(config.data)
         if config.data.check and placement.rank == 0:
             check_before_training(config)
-        self.train = TrainDataset(
-            self.spec,
-            find_pairs(self.spec, config.data.root, config.data.train_split),
-            config.augment,
-            config.train.seed,
-            config.test.image_bits,
-        )
+        self.train = TrainDataset.from_config(config)
+        self.spec = self.train.spec
         if placement.rank == 0:
-            refuse_nothing_to_learn(
-                self.spec, config.data.root, config.data.train_split, self.train.pairs
-            )
+            labeled = self.train.pairs[: self.train.sources[0][0]]
+            refuse_nothing_to_learn(self.spec, config.data.root, config.data.train_split, labeled)
         self.validation: EvalDataset | None = None
         if config.train.evaluate:
             self.validation = EvalDataset(
@@ -120,7 +113,7 @@ class DatasetSource:
         """See :class:`DataSource`."""
         settings = self.config.train
         sampler = StreamSampler(
-            self.size,
+            self.train.sources,
             settings.seed,
             settings.batch_size,
             rank=self.placement.rank,
@@ -182,15 +175,20 @@ class DatasetSource:
 
 
 def check_before_training(config: Config) -> None:
-    """Run the quick form of `cgrseg data check`, and print its warnings.
+    """Run the quick form of `cgrseg data check` on each training set, and print its warnings.
 
     Raises:
         DataError: an error of the check.
     """
-    report = check_dataset(
-        config.data, evaluate=config.train.evaluate, image_bits=config.test.image_bits, quick=True
-    )
-    report.raise_for_errors()
-    for finding in report.findings:
-        if finding.severity == "warning":
-            _LOG.warning("%s: %s\n  what to do: %s", finding.file, finding.message, finding.remedy)
+    bits, evaluate = config.test.image_bits, config.train.evaluate
+    reports = [check_dataset(config.data, evaluate=evaluate, image_bits=bits, quick=True)]
+    for extra in extra_settings(config.data):
+        splits = trained_splits(extra)
+        reports.append(check_dataset(extra, splits=splits, image_bits=bits, quick=True))
+    for report in reports:
+        report.raise_for_errors()
+        for finding in report.findings:
+            if finding.severity == "warning":
+                _LOG.warning(
+                    "%s: %s\n  what to do: %s", finding.file, finding.message, finding.remedy
+                )

@@ -307,6 +307,9 @@ def _print_settings(
     if config.model.freeze_backbone:
         say("frozen: the backbone keeps its weights and statistics; the head alone trains")
     say(f"data: {counts} images of {source.spec.title}")
+    if config.data.extra:
+        listed = ", ".join(f"{folder} {weight:g}" for folder, weight in config.data.extra.items())
+        say(f"further training sets, each with its samples per sample of data.root: {listed}")
     say(
         f"settings: {schedule.max_iters} iterations, {source.images_per_iteration} images per "
         f"iteration, crops of {height}x{width}, learning rate {config.optimizer.lr:g}{warmup}, "

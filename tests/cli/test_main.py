@@ -19,7 +19,7 @@ from .conftest import Run
 
 COMMANDS = [
     *("train", "evaluate", "predict", "export", "web"),
-    *("info", "bench", "report", "data", "demo"),
+    *("info", "bench", "report", "data", "demo", "autolabel"),
 ]
 
 

@@ -49,7 +49,16 @@ def test_what_writes_takes_out_and_what_takes_json_prints(uses: list[OptionUse])
     for use in uses:
         having[use.name].add(use.command)
     converters = {name for name, _ in commands() if name.startswith("data convert")}
-    writing = {"predict", "evaluate", "export", "report", "demo", "bench", "data browse"}
+    writing = {
+        "predict",
+        "autolabel",
+        "evaluate",
+        "export",
+        "report",
+        "demo",
+        "bench",
+        "data browse",
+    }
     assert having["--out"] == writing | converters
     assert having["--json"] >= {"evaluate", "info", "bench", "data check", "data list"} | converters
     assert having["--threads"] >= {"train", "evaluate", "predict", "bench", "demo"}
@@ -62,7 +71,17 @@ def test_settings_are_taken_wherever_a_config_is_read() -> None:
         for name, command in commands()
         if any("KEY=VALUE" in str(p.metavar) for p in command.params)
     }
-    reading = {"train", "evaluate", "predict", "export", "bench", "info", "web", "demo"}
+    reading = {
+        "train",
+        "evaluate",
+        "predict",
+        "autolabel",
+        "export",
+        "bench",
+        "info",
+        "web",
+        "demo",
+    }
     assert taking == reading | {"data check", "data browse"}
 
 

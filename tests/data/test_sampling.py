@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgrseg.data.sampling import ShardSampler, StreamSampler, epoch_order, sample_generator
+from cgrseg.data.sampling import (
+    ShardSampler,
+    StreamSampler,
+    epoch_order,
+    sample_generator,
+    shares_of_rest,
+    source_of,
+)
 
 
 def take(sampler: StreamSampler, count: int) -> list[tuple[int, int]]:
@@ -59,6 +67,66 @@ def test_each_epoch_shows_each_image_once(length: int, seed: int, epochs: int) -
         shown = [index for _, index in keys[epoch * length : (epoch + 1) * length]]
         assert sorted(shown) == list(range(length))
         assert shown == epoch_order(length, seed, epoch).tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "turns"),
+    [
+        ([1], "0000"),
+        ([1, 1], "010101"),
+        ([1, 2], "011011"),
+        ([1, 0.5], "001001"),
+        ([1, 0.1], "00000000001" * 2),
+        ([1, 0.5, 0.5], "01020102"),
+    ],
+)
+def test_sources_take_turns_by_weight(weights: list[float], turns: str) -> None:
+    shares = shares_of_rest(weights)
+    found = [source_of(position, shares) for position in range(len(turns))]
+    assert "".join(str(source) for source, _ in found) == turns
+    for source in range(len(weights)):
+        assert [n for one, n in found if one == source] == list(range(turns.count(str(source))))
+
+
+SOURCES = st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 20)), min_size=1, max_size=4)
+
+
+@given(sources=SOURCES, seed=st.integers(0, 2**32), start=st.integers(0, 10**9))
+def test_any_stretch_of_the_stream_has_the_proportions(
+    sources: list[tuple[int, float]], seed: int, start: int
+) -> None:
+    shares = shares_of_rest([weight for _, weight in sources])
+    counts = Counter(source_of(start + step, shares)[0] for step in range(200))
+    total = sum(weight for _, weight in sources)
+    for number, (_, weight) in enumerate(sources):
+        assert abs(counts[number] - 200 * weight / total) < len(sources) + 1
+
+
+@given(sources=SOURCES, seed=st.integers(0, 2**32))
+def test_each_epoch_of_a_source_shows_each_of_its_images_once(
+    sources: list[tuple[int, float]], seed: int
+) -> None:
+    shown = [index for _, index in take(StreamSampler(sources, seed, 4), 300)]
+    first = 0
+    for number, (length, _) in enumerate(sources):
+        own = [index - first for index in shown if first <= index < first + length]
+        for epoch in range(len(own) // length):
+            order = epoch_order(length, seed, epoch, number).tolist()
+            assert own[epoch * length : (epoch + 1) * length] == order
+            assert sorted(order) == list(range(length))
+        first += length
+    assert max(shown) < first
+
+
+@given(sources=SOURCES, world=st.integers(1, 3), done=st.integers(0, 20))
+def test_several_sources_resume_and_do_not_depend_on_the_number_of_processes(
+    sources: list[tuple[int, float]], world: int, done: int
+) -> None:
+    alone = take(StreamSampler(sources, 7, 2 * world), 2 * world * (done + 2))
+    for rank in range(world):
+        resumed = take(StreamSampler(sources, 7, 2, rank, world, start_step=done), 4)
+        steps = [(done + step) * 2 * world + rank * 2 for step in range(2)]
+        assert resumed == [key for first in steps for key in alone[first : first + 2]]
 
 
 def test_orders_differ_between_epochs_and_seeds() -> None:

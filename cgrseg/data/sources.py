@@ -1,0 +1,81 @@
+"""Training sets of a run: that of `data.root`, and the further ones of `data.extra`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from cgrseg.class_names import differences, listed
+from cgrseg.config.schema import DataConfig
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.pairs import Pair, find_pairs
+from cgrseg.data.resolve import resolve_spec
+from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.errors import DataError
+
+_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A training set.
+
+    Attributes:
+        spec: the dataset, with the classes and the ignore index of the run.
+        pairs: images with labels.
+        weight: number of samples per sample of `data.root`.
+    """
+
+    spec: DatasetSpec
+    pairs: list[Pair]
+    weight: float = 1.0
+
+
+def training_sources(config: DataConfig) -> list[Source]:
+    """The training split of `data.root`, and all training images of each `data.extra` folder.
+
+    Raises:
+        ConfigError: settings that contradict the dataset.
+        DataError: a dataset that cannot be used, or a further one with other classes.
+    """
+    spec = resolve_spec(config)
+    found = [Source(spec, find_pairs(spec, config.root, config.train_split))]
+    for (folder, weight), own in zip(config.extra.items(), extra_settings(config), strict=True):
+        other = _like(resolve_spec(own), spec, folder)
+        found.append(Source(other, find_pairs(other, folder, _SPLIT), weight))
+    return found
+
+
+def extra_settings(config: DataConfig) -> Iterator[DataConfig]:
+    """Settings of each further training set, recognized as `cgrseg data check` does."""
+    for folder in config.extra:
+        yield guess_dataset(folder)
+
+
+def trained_splits(config: DataConfig) -> list[str]:
+    """Splits of a further training set that are trained on: also what a run would hold out."""
+    layout = resolve_spec(config).splits.get(_SPLIT)
+    held_out = layout is not None and layout.held_out is not None
+    return [_SPLIT, "val"] if held_out else [_SPLIT]
+
+
+def _like(other: DatasetSpec, spec: DatasetSpec, folder: str) -> DatasetSpec:
+    """A further dataset with the ignore index of the run, and nothing held out."""
+    changed = differences(spec.classes, other.classes)
+    if changed is not None:
+        raise DataError(
+            folder,
+            found=f"a training set of data.extra with other classes than the run: {changed}",
+            expected=f"the classes of the run, in this order: {listed(spec.classes)}",
+            remedy="label it with a network of these classes, or correct its class list and labels",
+        )
+    ignored = spec.ignore_index
+    return replace(
+        other,
+        splits={name: replace(layout, held_out=None) for name, layout in other.splits.items()},
+        ignore_index=ignored,
+        label_rule=other.label_rule.with_ignore_index(ignored),
+        other_encodings=tuple(
+            (suffix, rule.with_ignore_index(ignored)) for suffix, rule in other.other_encodings
+        ),
+    )
