@@ -158,7 +158,8 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         path,
         what="the class list",
         expected="class names in id order, one a line",
-        remedy="write that file, or set data.classes",
+        remedy="write that file, or set data.classes; "
+        f"`cgrseg data check {path.parent}` proposes the settings",
     )
     return parse_class_list(lines, path)
 

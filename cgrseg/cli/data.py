@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,9 +160,10 @@ def check(
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         console.print(report.text(), markup=False, soft_wrap=True)
-        if report.ok and Path(subject).is_dir():
-            command = _train_command(subject, config, settings)
-            console.print(f"to train: {command}", markup=False, soft_wrap=True)
+        if Path(subject).is_dir():
+            next_step = _next_step(subject, config, settings, report)
+            if next_step:
+                console.print(next_step, markup=False, soft_wrap=True)
     if plot is not None:
         _plot_classes(report, plot)
         if not as_json:
@@ -170,10 +172,27 @@ def check(
         raise typer.Exit(EXIT_PARTLY)
 
 
+def _next_step(
+    subject: str, config: Config, settings: list[str] | None, report: CheckReport
+) -> str:
+    """What to type after the check of a folder; empty: the report alone says what to do."""
+    if report.ok:
+        return f"to train: {_train_command(subject, config, settings)}"
+    if report.dataset != "custom" or (Path(subject) / "config.json").is_file():
+        return ""
+    from cgrseg.data.check import proposed_settings
+    from cgrseg.data.folder_survey import READING
+
+    survey, found = proposed_settings(config.data, report.classes)
+    if survey is not None and survey.command:
+        return f"to convert the labels: {survey.command}"
+    kept = [each for each in settings or () if each.partition("=")[0] not in READING]
+    command = shlex.join(["cgrseg", "data", "check", subject, *kept, *found])
+    return f"to read it as it is: {command}" if found else ""
+
+
 def _train_command(subject: str, config: Config, settings: list[str] | None) -> str:
     """The command that trains on a folder as it was checked."""
-    import shlex
-
     from cgrseg.config import list_presets, load_config
 
     words = [config.name, f"data.root={subject}"]

@@ -115,10 +115,15 @@ class DataConfig(Section):
         description="Custom datasets of two classes only: stored label values from this one on "
         "are class 1, lower ones class 0. 128 reads masks of 0 and 255, also from JPEG files.",
     )
+    image_name: str = Field(
+        "{stem}",
+        description="Custom datasets only: name of an image file without its ending, as in "
+        "{stem}_sat; {stem} is what the names of image and label have in common.",
+    )
     label_name: str = Field(
         "{stem}",
         description="Custom datasets only: name of a label file without its ending, as in "
-        "{stem}_mask; {stem} is the name of its image.",
+        "{stem}_mask; {stem} is the name of its image, or its part in data.image_name.",
     )
     images: str = Field(
         "images", description="Custom datasets: folder of images below root; may hold {split}."
@@ -165,7 +170,7 @@ class DataConfig(Section):
         """Number of data loader processes: `workers`, or the number that it stands for here."""
         return min(_LOADERS, usable_cpus()) if self.workers is None else self.workers
 
-    @field_validator("label_name")
+    @field_validator("image_name", "label_name")
     @classmethod
     def _holds_the_stem(cls, value: str) -> str:
         if value.count("{stem}") != 1 or "/" in value:

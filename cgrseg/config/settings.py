@@ -3,7 +3,7 @@
 Texts look like `optimizer.lr=1e-4 test.ratios=[0.5,1] model.pretrained=null`.  A value is read as
 JSON, else as a Python literal, else it is text.  Where the setting accepts text but not the value
 that was read, the text is meant: `name=2024` names a run '2024'.  Quotes make it explicit:
-`name="null"`.
+`name="null"`.  Lists of texts need no quotes: `data.classes=[sky,road]`, or `sky,road`.
 """
 
 from __future__ import annotations
@@ -165,6 +165,9 @@ def _meant(key: str, raw: str) -> Any:
         if annotation is None or not admits(annotation, dict):
             raise unknown_setting(key)
         return value
+    if isinstance(value, str) and annotation in (list[str], list[str] | None):
+        inside = value.removeprefix("[").removesuffix("]")
+        return [str(parse_value(each.strip())) for each in inside.split(",")]
     wants_text = admits(annotation, str)
     return raw if wants_text and not admits(annotation, type(value)) else value
 

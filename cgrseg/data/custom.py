@@ -61,9 +61,10 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
     splits, findings = find_layout(config, root)
     rule = _label_rule(config, classes)
     before, _, after = config.label_name.partition("{stem}")
+    image_before, _, image_after = config.image_name.partition("{stem}")
     # JPEG changes values, which a threshold undoes and ids do not survive.
     endings: tuple[str, ...] = LABEL_SUFFIXES
-    images_of_same_name = config.images == config.labels and config.label_name == "{stem}"
+    images_of_same_name = (config.images, config.image_name) == (config.labels, config.label_name)
     if config.label_threshold and not images_of_same_name:
         endings = (*endings, ".jpg", ".jpeg")
     return DatasetSpec(
@@ -75,7 +76,8 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         splits=splits,
         default_root=config.root,
         how_to_get=HOW_TO_GET,
-        image_suffixes=IMAGE_SUFFIXES,
+        image_suffixes=tuple(image_after + ending for ending in IMAGE_SUFFIXES),
+        image_prefix=image_before,
         label_suffix=after + endings[0],
         label_prefix=before,
         other_encodings=tuple((after + ending, rule) for ending in endings[1:]),

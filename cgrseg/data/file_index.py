@@ -94,7 +94,7 @@ def index_images(folder: Path, spec: DatasetSpec, *, beside_labels: bool = False
     index = FileIndex()
     for name, path in visible_files(folder, index.links):
         name = plain_form(name)
-        cut = cut_suffix(name, spec.image_suffixes)
+        cut = cut_name(name, spec.image_prefix, spec.image_suffixes)
         if cut is None or (beside_labels and _label_stem(name, spec) is not None):
             index.others[name] = path
         elif cut[0] in index.by_stem:
@@ -132,10 +132,21 @@ def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:
 
 def _label_stem(name: str, spec: DatasetSpec) -> tuple[str, str] | None:
     """Stem and suffix of a label's relative name; None: not the name of a label."""
-    cut = cut_suffix(name, [suffix for suffix, _ in spec.encodings])
+    return cut_name(name, spec.label_prefix, [suffix for suffix, _ in spec.encodings])
+
+
+def cut_name(name: str, prefix: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
+    """Stem and suffix of a relative name, without the prefix of its last part; None: another name.
+
+    Args:
+        name: with `/` between folders.
+        prefix: start of the last part.
+        suffixes: ends of the name, compared without case.
+    """
+    cut = cut_suffix(name, suffixes)
     if cut is None:
         return None
     folder, slash, last = cut[0].rpartition("/")
-    if not last.startswith(spec.label_prefix):
+    if not last.startswith(prefix):
         return None
-    return folder + slash + last.removeprefix(spec.label_prefix), cut[1]
+    return folder + slash + last.removeprefix(prefix), cut[1]

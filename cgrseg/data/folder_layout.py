@@ -21,7 +21,7 @@ from cgrseg.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Endings of image files that are looked for."""
 
-LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 """Endings of label files: formats that keep every value."""
 
 IMAGE_FOLDERS = ("images", "JPEGImages", "img_dir", "imgs", "image", "img")

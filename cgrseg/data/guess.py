@@ -9,6 +9,7 @@ from cgrseg.class_names import CLASS_LIST, read_class_list
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.file_index import cut_suffix, visible_files
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES, find_folders, refuse_misplaced_root
+from cgrseg.data.folder_survey import survey_folder
 from cgrseg.datasets import get_spec, list_specs
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError
@@ -53,8 +54,8 @@ def guess_dataset(folder: Path | str) -> DataConfig:
         )
     fitting = [spec for spec in map(get_spec, list_specs()) if _fits(spec, root)]
     class_file, folders = root / CLASS_LIST, find_folders(root)
-    if class_file.is_file():
-        names = read_class_list(class_file)
+    names = read_class_list(class_file) if class_file.is_file() else None
+    if names is not None:
         same = [spec.name for spec in fitting if spec.classes == names]
         if len(same) == 1:
             return DataConfig(dataset=same[0], root=str(root))
@@ -73,9 +74,10 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     if not guessed:
         _refuse_known_formats(root)
     refuse_misplaced_root(DataConfig(dataset="custom"), root)
-    if folders is not None and not guessed:
-        found = f"images in {folders[0]} and labels in {folders[1]}, but no class list"
-    elif guessed:
+    survey = None if guessed else survey_folder(root, names)
+    if survey is not None:
+        raise survey.error(root)
+    if guessed:
         found = f"the layouts of {', '.join(guessed)}"
     else:
         inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
@@ -84,8 +86,8 @@ def guess_dataset(folder: Path | str) -> DataConfig:
         root,
         found=found,
         expected=f"the layout of one dataset of the catalogue, or a custom one with {CLASS_LIST}",
-        remedy="name the dataset (--dataset), or write the class names into "
-        f"{class_file}, one a line in id order",
+        remedy="name the dataset (--dataset); or put label maps beside the images, named like "
+        f"them, and write the class names into {class_file}, one a line in id order",
     )
 
 

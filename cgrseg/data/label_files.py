@@ -34,24 +34,30 @@ from cgrseg.surroundings import raise_machine_problem
 _GRAY, _PALETTE = 0, 3  # color types of PNG
 _NOTE = "cgrseg"  # keyword of the text chunk with a note
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags: bits of a value, and whether 0 is white
-_INDEXED_MAGICS = (b"BM", b"II*\0", b"MM\0*")  # BMP, TIFF
+_INDEXED_MAGICS = (b"BM", b"II*\0", b"MM\0*", b"GIF8")  # BMP, TIFF, GIF
+
+
+class ColorLabel(DataError):
+    """A label file that is a color image."""
 
 
 def read_label(path: Path | str) -> Bytes8:
     """Read a label map as it is stored.
 
-    Palette files give their indices, gray files their values, 1-bit masks 0 and 1.  JPEG files
-    give gray values, which only a threshold can read.
+    Palette files give their indices, gray files their values, 1-bit masks 0 and 1.  A color file
+    (and a GIF file) whose channels are equal everywhere is a gray one; its transparent pixels are
+    0.  JPEG files give gray values, which only a threshold can read.
 
     Args:
-        path: a PNG, BMP or TIFF file; or a JPEG file whose name says so.
+        path: a PNG, BMP, TIFF or GIF file; or a JPEG file whose name says so.
 
     Returns:
         (H, W), C-contiguous, raw ids 0..255.
 
     Raises:
-        DataError: missing or damaged file, a color image, several pages, JPEG compression under
-            another name, or ids beyond 8 bits.
+        ColorLabel: a color image.
+        DataError: missing or damaged file, several pages, JPEG compression under another name, or
+            ids beyond 8 bits.
     """
     raw = read_label_values(path)
     whole = raw.dtype.kind != "f" or bool(np.array_equal(raw, np.floor(raw)))
@@ -84,13 +90,16 @@ def read_label_values(path: Path | str) -> NDArray[Any]:
         raise DataError(
             path,
             found="the label cannot be decoded: the file is damaged, or no image",
-            expected="a complete PNG, BMP or TIFF file with one class id per pixel",
+            expected="a complete PNG, BMP, TIFF or GIF file with one class id per pixel",
             remedy="fetch or convert this file again; `cgrseg data check` lists all such files",
         )
+    channels = 1 if raw.ndim == 2 else raw.shape[2]
     if raw.ndim != 2:
-        raise DataError(
+        raw = _gray(raw)
+    if raw.ndim != 2:
+        raise ColorLabel(
             path,
-            found=f"a color image ({raw.shape[2]} channels)",
+            found=f"a color image ({channels} channels)",
             expected="one channel that holds class ids (gray or palette PNG)",
             remedy="turn color masks into ids with "
             "`cgrseg data convert rgb IMAGES MASKS OUT`, which lists their colors; check that "
@@ -116,12 +125,21 @@ def _stored_values(data: bytes, path: Path) -> NDArray[Any] | None:
         return None
 
 
+def _gray(raw: NDArray[Any]) -> NDArray[Any]:
+    """A color image (H, W, channels) as gray (H, W), if its channels are equal; else itself."""
+    color = raw[..., : 3 if raw.shape[2] > 2 else 1]
+    if raw.shape[2] in (2, 4):  # alpha
+        color = np.where(raw[..., -1:] == 0, 0, color)
+    return color[..., 0] if bool((color == color[..., :1]).all()) else raw
+
+
 def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
     try:
-        with open_with_pillow(io.BytesIO(data), ("BMP", "TIFF")) as picture:
+        with open_with_pillow(io.BytesIO(data), ("BMP", "GIF", "TIFF")) as picture:
             pages = getattr(picture, "n_frames", 1)
             lossy = picture.info.get("compression") == "jpeg"
-            values = np.array(picture)
+            # Programs reorder the palette of a GIF file, so only its colors are stable.
+            values = np.array(picture.convert("RGB") if picture.format == "GIF" else picture)
             if picture.format == "TIFF" and picture.mode == "L":
                 # Pillow spreads gray of 2 and 4 bits over 0..255, and inverts where 0 is white;
                 # undo that.

@@ -43,7 +43,7 @@ def _from_catalogue(config: DataConfig) -> DatasetSpec:
             expected="this setting for data.dataset=custom only",
             remedy="remove the setting; nothing has to be subtracted by hand",
         )
-    for name in ("label_values", "label_threshold", "split_lists", "label_name"):
+    for name in ("label_values", "label_threshold", "split_lists", "image_name", "label_name"):
         if getattr(config, name) != DataConfig.model_fields[name].default:
             raise ConfigError(
                 f"data.{name}",

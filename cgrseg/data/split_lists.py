@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cgrseg.class_names import read_lines
-from cgrseg.data.file_index import cut_suffix, plain_form
+from cgrseg.data.file_index import cut_name, plain_form
 from cgrseg.data.unpaired import JPEG_REMEDY
 from cgrseg.datasets.findings import Finding, finding_from_error
 from cgrseg.datasets.spec import DatasetSpec, SplitLayout
@@ -124,7 +124,7 @@ class _LineReader:
     ) -> None:
         self._root = root
         self._images = images
-        self._image_suffixes = spec.image_suffixes
+        self._image_name = spec.image_prefix, spec.image_suffixes
         self._image_folder = (layout.images, (root / layout.images).resolve().as_posix())
         folder = layout.labels or ""
         self._label_folder = (folder, (root / folder).resolve().as_posix())
@@ -154,10 +154,12 @@ class _LineReader:
 
     def _image(self, text: str) -> str | None:
         for name in _names_below(text, *self._image_folder):
-            cut = cut_suffix(name, self._image_suffixes)
-            for stem in (name, cut[0] if cut else name):
-                if stem in self._images:
-                    return stem
+            # A line may leave the ending of the image out.
+            for written in (name, name + Path(f"_{self._image_name[1][0]}").suffix):
+                cut = cut_name(written, *self._image_name)
+                for stem in (name, cut[0] if cut else name):
+                    if stem in self._images:
+                        return stem
         return None
 
     def _label(self, text: str) -> Path | None:

@@ -33,7 +33,6 @@ _OTHER_FORMATS = {
     "--image-folder {images}",
     ".npy": "save the arrays as 8-bit PNG files, for example with PIL.Image.fromarray(ids)",
     ".webp": "save the label maps as PNG",
-    ".gif": "save the label maps as PNG",
 }
 _NOT_A_LABEL = "convert the labels to the form expected, or rename them if only the name differs"
 _TRIED = 5  # images whose names are compared with those of all labels
@@ -98,7 +97,7 @@ class Unpaired:
                 if self.spec.is_custom
                 else "data.dataset=custom and this setting; or rename them"
             )
-        near = [name for name in self.orphans if _is_addition(stem, name)]
+        near = [name for name in self.orphans if is_addition(stem, name)]
         if near:
             return (
                 f"rename {self.orphans[min(near)].name}, if that is its label: it must be called "
@@ -107,7 +106,7 @@ class Unpaired:
         other = self._other_file(stem)
         if other is not None:
             remedy = _OTHER_FORMATS.get(other.suffix.lower(), _NOT_A_LABEL)
-            if remedy is JPEG_REMEDY and not self.spec.is_custom:
+            if remedy is JPEG_REMEDY and not (self.spec.is_custom and self.spec.num_classes == 2):
                 remedy = remedy.partition(";")[0]
             return remedy.format(images=self.root / self.layout.images, labels=other.parent)
         remedy = "add the label, or move the image away"
@@ -142,7 +141,7 @@ class Unpaired:
         candidates = set()
         for folder, last in map(_parted, self.missing[:_TRIED]):
             for name in by_folder.get(folder, []):
-                if _is_addition(last, name):
+                if is_addition(last, name):
                     before, _, after = name.partition(last)
                     candidates.add((before, after))
         paired: Counter[tuple[str, str]] = Counter()
@@ -213,7 +212,7 @@ def _parted(stem: str) -> tuple[str, str]:
     return folder + slash, last
 
 
-def _is_addition(stem: str, name: str) -> bool:
+def is_addition(stem: str, name: str) -> bool:
     """Whether a label's name is the image's with something before or after it.
 
     Digits after a digit, and letters after a letter, are no addition: `10` is not `1` with one,

@@ -117,6 +117,7 @@ class DatasetSpec:
         how_to_get: what to download, from where, and where to put it.
         image_suffixes: endings of image files, compared without case.
         label_suffix: ending of label files, compared without case; the rest is the stem.
+        image_prefix: start of image file names, before the stem.
         label_prefix: start of label file names, before the stem.
         other_encodings: further accepted endings, each with its rule.
         ignore_index: training id of ignored pixels.
@@ -143,6 +144,7 @@ class DatasetSpec:
     how_to_get: str
     image_suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
     label_suffix: str = ".png"
+    image_prefix: str = ""
     label_prefix: str = ""
     other_encodings: tuple[tuple[str, LabelRule], ...] = ()
     ignore_index: int = 255

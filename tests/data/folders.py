@@ -25,9 +25,9 @@ def save_image(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def save_label(path: Path, values: np.ndarray) -> None:
+def save_label(path: Path, values: np.ndarray | Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    (Image.fromarray(values) if isinstance(values, np.ndarray) else values).save(path)
 
 
 def write_folder(
@@ -37,15 +37,16 @@ def write_folder(
     annotations: str = "annotations",
     stems: Sequence[str] = ("0", "1", "2", "3"),
     classes: Sequence[str] | None = ("sky", "road"),
-    make: Callable[[int], np.ndarray] = labels,
+    make: Callable[[int], np.ndarray | Image.Image] = labels,
     label_name: str = "{stem}.png",
     image_form: str = "NFC",
+    image_ending: str = ".jpg",
 ) -> Path:
     """Write images and labels below a root, and `classes.txt`."""
     for number, stem in enumerate(stems):
         seed = sum(map(ord, f"{images}/{stem}"))
         name = unicodedata.normalize(image_form, stem)  # type: ignore[arg-type]
-        save_image(root / images / f"{name}.jpg", seed)
+        save_image(root / images / f"{name}{image_ending}", seed)
         save_label(root / annotations / label_name.format(stem=stem), make(number))
     if classes is not None:
         (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
@@ -143,3 +144,62 @@ def link_back(root: Path) -> Path:
     write_folder(root)
     (root / "images" / "again").symlink_to(".")
     return root
+
+
+COLORS = np.array([[0, 0, 0], [128, 64, 128], [220, 20, 60]], np.uint8)
+
+
+def three(number: int, first: int = 0) -> np.ndarray:
+    """Ids of three classes that count from `first`."""
+    values = labels(number)
+    values[30:40, 4 * number : 4 * number + 20] = 2
+    return values + np.uint8(first)
+
+
+def palette(number: int) -> Image.Image:
+    """Three classes as indices of a palette."""
+    picture = Image.fromarray(three(number)).convert("P")
+    picture.putpalette(COLORS.ravel().tolist())
+    return picture
+
+
+def rgba(number: int) -> np.ndarray:
+    """Three classes in colors; the first one is transparent."""
+    ids = three(number)
+    return np.dstack([COLORS[ids], np.where(ids > 0, 255, 0).astype(np.uint8)])
+
+
+def _as_it_lies(**given: object) -> Callable[[Path], Path]:
+    usual = {"annotations": "masks", "classes": None, "make": three}
+    return lambda root: write_folder(root, **(usual | given))  # type: ignore[arg-type]
+
+
+def _black_and_white(number: int) -> np.ndarray:
+    return labels(number, 0, 255)
+
+
+TWELVE: dict[str, Callable[[Path], Path]] = {
+    "Black and white: 0 and 255": _as_it_lies(make=_black_and_white),
+    "1-bit PNG": _as_it_lies(make=lambda k: labels(k) == 1),
+    "A suffix, in one folder": _as_it_lies(
+        images=".", annotations=".", label_name="{stem}_mask.png", make=_black_and_white
+    ),
+    "JPEG": _as_it_lies(label_name="{stem}.jpg", make=_black_and_white),
+    "A palette": _as_it_lies(make=palette),
+    "RGBA": _as_it_lies(make=rgba),
+    "Nested folders": _as_it_lies(stems=("berlin/day 1/0", "berlin/day 2/1", "rome/2", "rome/3")),
+    "Spaces and other alphabets": _as_it_lies(
+        images="meine Fotos",
+        annotations="meine Masken",
+        stems=("Stra\u00dfe 1", "Stra\u00dfe 2 (Kopie)", "\uac15\ub0a8", "Malm\u00f6 #3"),
+    ),
+    "Endings in upper case": _as_it_lies(
+        stems=("IMG_0001", "IMG_0002", "IMG_0003", "IMG_0004"),
+        image_ending=".JPG",
+        label_name="{stem}.PNG",
+    ),
+    "Ids from 0": _as_it_lies(),
+    "Ids from 1": _as_it_lies(make=lambda k: three(k, 1)),
+    "One class": _as_it_lies(make=labels, classes=("crack",)),
+}
+"""Twelve kinds of folders that need no conversion by hand, without a class list but the last."""

@@ -202,7 +202,7 @@ def test_label_formats_that_keep_every_value(tmp_path, ending, save):
 
 
 def test_labels_that_hold_no_ids(tmp_path):
-    Image.fromarray(folders.labels(0)).convert("RGB").save(tmp_path / "color.bmp")
+    Image.fromarray(folders.COLORS[folders.labels(0)]).save(tmp_path / "color.bmp")
     with pytest.raises(DataError, match=r"3 channels"):
         read_label(tmp_path / "color.bmp")
     Image.fromarray(folders.labels(0) + np.float32(0.5)).save(tmp_path / "float.tif")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cgrseg.config.schema import DataConfig
+from cgrseg.config.settings import parse_overrides
 from cgrseg.data.check.classes import (
     judge_class_list,
     judge_split,
@@ -21,6 +23,7 @@ from cgrseg.data.check.leakage import find_leaks, overlapping_stems
 from cgrseg.data.check.pair import Facts, Job, inspect_pair, judge_image_bits
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert.record import mixed_record
+from cgrseg.data.folder_survey import READING, Survey, survey_folder
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.image_files import FULL_BITS
 from cgrseg.data.pairs import Pair, list_pairs
@@ -29,6 +32,7 @@ from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets.findings import Finding
 from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.errors import CGRSegError
 from cgrseg.progress import Progress
 
 QUICK_LABELS = 500
@@ -114,6 +118,31 @@ def check_dataset(
             report.add(never_occurring(spec, list(report.splits.values()), str(root)))
     report.seconds = time.perf_counter() - started
     return report
+
+
+def proposed_settings(data: DataConfig, classes: Sequence[str]) -> tuple[Survey | None, list[str]]:
+    """Settings with which a custom folder as it lies has no errors.
+
+    Args:
+        data: settings with which it has errors.
+        classes: class names.
+
+    Returns:
+        What the folder holds; settings as KEY=VALUE that pass the quick check, empty: none do.
+    """
+    survey = survey_folder(Path(data.root), classes)
+    if survey is None:
+        return None, []
+    other = [] if survey.alternative is None else [survey.alternative[1]]
+    names = [name.removeprefix("data.") for name in READING if name != "data.classes"]
+    usual = {name: DataConfig.model_fields[name].default for name in names}
+    for settings in (survey.settings, *other):
+        found = {key.removeprefix("data."): v for key, v in parse_overrides(settings).items()}
+        with contextlib.suppress(CGRSegError):
+            changed = DataConfig.model_validate(data.model_dump() | usual | found)
+            if changed != data and check_dataset(changed, quick=True).ok:
+                return survey, settings
+    return survey, []
 
 
 def _chosen_splits(config: DataConfig, spec: DatasetSpec, quick: bool, evaluate: bool) -> list[str]:

@@ -67,7 +67,7 @@ def read_color_table(path: Path) -> dict[Color, str]:
 
 
 def color_codes(path: Path) -> np.ndarray:
-    """Colors of a mask (H, W) int32, as R * 65536 + G * 256 + B.
+    """Colors of a mask (H, W) int32, as R * 65536 + G * 256 + B; transparent pixels are black.
 
     Raises:
         DataError: unreadable, or in a lossy format.
@@ -80,7 +80,11 @@ def color_codes(path: Path) -> np.ndarray:
             remedy="export the masks again as PNG",
         )
     wide = read_image(path).astype(np.int32)
-    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    codes = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    with open_with_pillow(path) as picture:
+        if picture.mode in ("RGBA", "LA"):
+            codes[np.asarray(picture.getchannel("A")) == 0] = 0
+    return codes
 
 
 def read_colored_codes(mask: Path) -> np.ndarray:

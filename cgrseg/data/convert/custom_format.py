@@ -31,7 +31,6 @@ from cgrseg.data.convert.format import (
     skipped,
 )
 from cgrseg.data.convert.image_names import ImageMode, index_images
-from cgrseg.data.file_index import plain_form
 from cgrseg.datasets.spec import distinct_colors
 from cgrseg.errors import DataError
 
@@ -195,16 +194,19 @@ class CustomFormat(Format):
         ignored = {clean_name(name) for name in self.ignored}
         return [name for name in known if name not in ignored]
 
-    def task(self, source: Path, image: Path, split: str | None = None, **more: Any) -> Task:
+    def task(
+        self, source: Path, image: Path, split: str | None = None, below: str = "", **more: Any
+    ) -> Task:
         """The task of an image, at its places in the custom layout.
 
         Args:
             source: annotation file.
             image: image file.
             split: split of the image according to the source; the option `split` replaces it.
+            below: folder of the image below the one for images.
             more: other fields of the task.
         """
-        folder = self.split or split or ""
+        folder = Path(self.split or split or "", below)
         return Task(
             source=source,
             label=self.root / "annotations" / folder / f"{image.stem}.png",
@@ -252,8 +254,9 @@ class CustomFormat(Format):
             if image is None:
                 found.append(unpaired(path, images, "image"))
             else:
-                paired.add(plain_form(image.stem))
-                found.append(self.task(path, image, content=content))
+                paired.add(stem.removesuffix(suffix))
+                below = str(image.parent.relative_to(images))
+                found.append(self.task(path, image, below=below, content=content))
         return found + [unpaired(known[k], folder, what) for k in sorted(set(known) - paired)]
 
     def shape_annotations(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import inspect
+import shlex
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -171,7 +172,8 @@ class ConversionReport:
             )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"skipped: {failure.message}" for failure in self.failures]
-        return "\n".join(lines)
+        check = shlex.join(["cgrseg", "data", "check", str(self.out)])
+        return "\n".join([*lines, f"next: {check}"])
 
 
 @dataclass

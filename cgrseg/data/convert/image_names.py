@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cgrseg.class_names import read_lines
-from cgrseg.data.file_index import plain_form
+from cgrseg.data.file_index import plain_form, visible_files
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write, make_folder, partial_folder
@@ -111,7 +111,10 @@ def _hard_link(source: Path, target: Path) -> bool:
 
 
 def index_images(folder: Path) -> dict[str, Path]:
-    """Images directly in `folder`, stem in NFC to path.
+    """Images directly in `folder`; where there are none, those in its subfolders.
+
+    Returns:
+        Path below `folder` without the suffix, in NFC and with `/`, to the file.
 
     Raises:
         DataError: no such folder, no images, or one stem with two suffixes.
@@ -123,11 +126,11 @@ def index_images(folder: Path) -> dict[str, Path]:
             expected="a folder of images",
             remedy="check the path",
         )
+    below = [each for each in visible_files(folder) if each[1].suffix.lower() in IMAGE_SUFFIXES]
+    inside = [each for each in below if "/" not in each[0]]
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        stem = plain_form(path.stem)
+    for name, path in inside or below:
+        stem = plain_form(name.removesuffix(path.suffix))
         if stem in found:
             raise DataError(
                 path,
