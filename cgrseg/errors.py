@@ -126,6 +126,9 @@ _OWN_OPTIONS: dict[FrontEnd, dict[str, str]] = {
         "--trust-code": "trust_code=True",
         "--work-dir": "work_dir",
         "--data-root": "data.root",
+        "--save": "formats",
+        "--save-shape": "shape",
+        "--save-tolerance": "tolerance",
     },
 }
 _VARIABLE = "CGRSEG_FRONT_END"

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -34,8 +34,10 @@ from cgrseg.cli.options import (
 from cgrseg.processes import quick_imports, this_process
 
 if TYPE_CHECKING:
+    from cgrseg.data.convert.annotation_writer import RegionShape
     from cgrseg.errors import DataError
     from cgrseg.inference import Predictor
+    from cgrseg.inference.annotation_files import SavedAnnotations
     from cgrseg.inference.prediction import Speed
 
 _FILE_SUFFIX = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
@@ -71,6 +73,25 @@ def predict(
         typer.Option(help="Class names and shares beside the images."),
     ] = None,
     opacity: Opacity = 0.5,
+    save: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Also write the regions for a labeling tool: label-studio, cvat, coco, labelme or "
+            "geojson; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    save_shape: Annotated[
+        str, typer.Option(help="Regions of --save as polygon or mask (run lengths).")
+    ] = "polygon",
+    save_tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Largest distance in pixels of a dropped polygon point. Up to 0.35, the polygons "
+            "give the label map back exactly."
+        ),
+    ] = 0.35,
     overwrite: Annotated[
         bool, overwrite_option("Without --overwrite existing results are kept.")
     ] = False,
@@ -114,12 +135,15 @@ def predict(
       cgrseg predict best.pth drive.mp4 --out painted.mp4 --compile
 
       cgrseg predict best.onnx street.jpg
+
+      cgrseg predict best.pth unlabeled/ --save cvat --save coco
     """
     with quick_imports():
         from cgrseg.devices import device_of_process
         from cgrseg.errors import ConfigError
         from cgrseg.formats import is_exported
         from cgrseg.inference import Predictor, predict_folder
+        from cgrseg.inference.annotation_files import AnnotationSettings
         from cgrseg.precision import check_precision
         from cgrseg.progress import shown_progress
 
@@ -136,7 +160,10 @@ def predict(
             expected="image files, folders, patterns or videos",
             remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
-    videos = _video_targets(names, out, overlays, legend)
+    annotations = (
+        AnnotationSettings(save, cast("RegionShape", save_shape), save_tolerance) if save else None
+    )
+    videos = _video_targets(names, out, overlays, legend, bool(save))
     hold_lock(videos[0][1].parent if videos else out, below=not videos)
     predictor = Predictor.from_pretrained(
         checkpoint,
@@ -171,6 +198,7 @@ def predict(
             rank=rank,
             world_size=world_size,
             checkpoint=checkpoint,
+            annotations=annotations,
             progress=progress,
         )
     for path, error in report.failed:
@@ -184,6 +212,10 @@ def predict(
     _say(f"{', '.join(parts)}: {out}")
     if report.done:
         _say_speed(predictor, report.speed)
+    if report.saved is not None:
+        _say_saved(report.saved)
+    elif annotations is not None:
+        _say("annotation files: run the command again in one process, which keeps the label maps")
     if report.failed:
         _end_partly(others)
 
@@ -193,6 +225,18 @@ def _say_speed(predictor: Predictor, speed: Speed) -> None:
     backend = predictor.backend
     if backend.choice:
         _say(f"form: {backend.choice}{'; ' if backend.advice else ''}{backend.advice}")
+
+
+def _say_saved(saved: SavedAnnotations) -> None:
+    _say(f"{saved.regions} regions of {saved.images} images:")
+    for name, place in saved.places.items():
+        _say(f"  {place}: {saved.advice[name]}")
+    for path in saved.kept:
+        print(
+            f"warning: {path}: it was changed since it was written, and is kept (--overwrite "
+            "replaces it, and predicts again)",
+            file=sys.stderr,
+        )
 
 
 def _say(text: str) -> None:
@@ -211,7 +255,7 @@ def _end_partly(others: bool) -> None:
 
 
 def _video_targets(
-    inputs: list[str], out: Path, overlays: bool, legend: bool | None
+    inputs: list[str], out: Path, overlays: bool, legend: bool | None, save: bool
 ) -> list[tuple[Path, Path]]:
     """Videos of the inputs, each with its painted file; empty if there are none.
 
@@ -233,11 +277,11 @@ def _video_targets(
             expected="either videos or images",
             remedy="run the command once for each",
         )
-    if legend or not overlays:
+    if legend or not overlays or save:
         raise ConfigError(
-            "--legend" if legend else "--no-overlays",
+            "--save" if save else "--legend" if legend else "--no-overlays",
             found="an option for images, with videos",
-            expected="videos, which are always painted and have no legend",
+            expected="videos, which are painted, without a legend and without annotation files",
             remedy="leave it out, or give images",
         )
     # The suffix of a file has letters; a folder may be called "v2" or "run.7".

@@ -86,7 +86,7 @@ class FolderRecord:
             "overlays": overlays,
         }
         if known and not overwrite:
-            before = {"compile": False, **_read(self._path)}
+            before = {"compile": False, **read_record(self._path)}
             self.overwriting = bool(before.get("overwriting"))
             drawn = before.get("overlays")
             others = _differences(made, before)
@@ -122,15 +122,16 @@ class FolderRecord:
             marked = {"overwriting": True} if self.overwriting and not complete else {}
             write_json(self._path, self._content | marked)
 
-    def note(self, found: Prediction, image: Path) -> str:
-        """Note for the label file of an image."""
-        return f"{self._maps} {self._look} {found.digest} {_path_digest(image)}"
+    def note(self, found: Prediction, image: Path, scores: str = "") -> str:
+        """Note for the label file of an image; `scores`: see :func:`scores_in`."""
+        return f"{self._maps} {self._look} {found.digest} {_path_digest(image)} {scores}".rstrip()
 
-    def keeps(self, labels: Path, image: Path) -> bool:
+    def keeps(self, labels: Path, image: Path, *, scored: bool = False) -> bool:
         """Whether a label file is what this network makes of the image as it is now.
 
         A file without a note is kept, since somebody may have retouched it, unless an overwriting
-        is under way.  An image that was replaced is predicted again.
+        is under way.  An image that was replaced is predicted again, and with `scored` one whose
+        file has no scores.
 
         Raises:
             DataError: the map of an image in another place with other content.
@@ -143,6 +144,8 @@ class FolderRecord:
         now = image_digest(image)
         if now is None:
             return False  # its reader reports what is wrong
+        if digest == now and scored and scores_in(note) is None:
+            return False
         if digest == now:
             return maps in self._accepted and self._look in ("-", look)
         if not digest or self.overwriting or place == _path_digest(image):
@@ -157,10 +160,16 @@ class FolderRecord:
 
 def is_made_by(predictor: Predictor, checkpoint: str | Path | None, folder: Path) -> bool:
     """Whether a folder of label maps is what this predictor makes, with nothing else in it."""
-    before = _read(folder / RECORD)
+    before = read_record(folder / RECORD)
     return not before.get("overwriting") and not _differences(
         _made_by(predictor, checkpoint), {"compile": False, **before}
     )
+
+
+def scores_in(note: str | None) -> str | None:
+    """Scores of regions in a note of :meth:`FolderRecord.note`; None: there are none."""
+    words = [] if note is None else note.split(" ")
+    return words[4] if len(words) > 4 else None
 
 
 class VideoRecord:
@@ -206,7 +215,7 @@ class VideoRecord:
         Raises:
             DataError: painted by another network or with other settings, or another video.
         """
-        before = _read(self._path)
+        before = read_record(self._path)
         if not self._target.is_file() or before.get("painting"):
             return "missing"
         if before.get("result") != file_state(self._target):
@@ -225,7 +234,7 @@ class VideoRecord:
 
         On an error, target and record are what they were before.
         """
-        before = _read(self._path)
+        before = read_record(self._path)
         write_json(self._path, {**before, "painting": True})
         try:
             yield
@@ -297,7 +306,8 @@ def _differences(made: dict[str, Any], before: dict[str, Any]) -> list[str]:
     return [key for key, value in made.items() if before.get(key) != value]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
     try:
         found = json.loads(read_input_text(path))
     except (OSError, ValueError):

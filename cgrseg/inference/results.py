@@ -13,14 +13,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cgrseg.data.label_files import label_note
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError
+from cgrseg.inference.annotation_files import (
+    AnnotationSettings,
+    SavedAnnotations,
+    save_annotations,
+    scores_of,
+)
 from cgrseg.inference.background import BackgroundWriter, read_ahead
 from cgrseg.inference.confidence import save_confidence
 from cgrseg.inference.image_sources import FoundImage, find_images
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
-from cgrseg.inference.records import PARTS, FolderRecord
+from cgrseg.inference.records import PARTS, FolderRecord, scores_in
 from cgrseg.inference.video import VideoReader, VideoWriter
 from cgrseg.locks import locking
 from cgrseg.progress import Progress
@@ -37,12 +44,15 @@ class FolderReport:
         kept: images whose results were there already.
         failed: files that could not be used, each with its error.
         speed: speed of the network; reading and writing run at the same time.
+        saved: outcome of the annotation files; None: none were asked for, or there are several
+            processes.
     """
 
     done: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
     speed: Speed = field(default_factory=Speed)
+    saved: SavedAnnotations | None = None
 
     def __repr__(self) -> str:
         return (
@@ -68,6 +78,7 @@ def predict_folder(
     rank: int = 0,
     world_size: int = 1,
     checkpoint: str | Path | None = None,
+    annotations: AnnotationSettings | None = None,
     progress: Progress | None = None,
     confidence: bool = False,
     leave_out: Iterable[Path] = (),
@@ -89,6 +100,8 @@ def predict_folder(
         rank: this process takes every `world_size`-th image, from the rank-th on.
         world_size: number of processes; they need not know of each other.
         checkpoint: source of the network, recorded in `prediction.json`.
+        annotations: also write annotation files to `out/<format>/`.  Of several processes, none
+            writes them; the same call in one process does, and keeps the label maps.
         progress: called with the finished images and all images of this process.
         confidence: also write `out/confidence/<name>.png` (:mod:`cgrseg.inference.confidence`).
         leave_out: folders whose files are no inputs; those of the results never are.
@@ -116,7 +129,8 @@ def predict_folder(
         # os.path, since Path.is_file raises for names that are too long.
         finished = os.path.isfile(labels) and (os.path.isfile(picture) or not overlays)
         finished = finished and (os.path.isfile(sure) or not confidence)
-        if finished and not overwrite and record.keeps(labels, image.path):
+        keeps = finished and not overwrite
+        if keeps and record.keeps(labels, image.path, scored=annotations is not None):
             report.kept.append(image.path)
         else:
             todo.append(image)
@@ -128,16 +142,18 @@ def predict_folder(
             # The labels come last: their presence means that this image is finished.
             if overlays:
                 found.save_overlay(picture, opacity, legend=legend)
-            if found.confidence is not None:
+            if confidence and found.confidence is not None:
                 save_confidence(sure, found.confidence)
-            found.save_labels(labels, note=record.note(found, image.path))
+            scores = "" if annotations is None else scores_of(found)
+            found.save_labels(labels, note=record.note(found, image.path, scores))
         except UnusableNameError as error:
             unwritten.append((image.path, error))
 
     predictor.backend.expect(len(todo))
     predictions = predictor.stream(
         (image.path for image in todo),
-        confidence=confidence,
+        # Exports that give label maps have no confidence, so regions have no scores.
+        confidence=confidence or (annotations is not None and predictor.backend.output == "logits"),
         batch_size=batch_size,
         on_error="yield",
     )
@@ -154,6 +170,18 @@ def predict_folder(
     for path, error in unwritten:
         report.done.remove(path)
         report.failed.append((path, error))
+    if annotations is not None and world_size == 1:
+        usable = {*report.done, *report.kept}
+        labeled = [(image, targets(image)[0]) for image in mine if image.path in usable]
+        report.saved = save_annotations(
+            folder,
+            ((image, labels, scores_in(label_note(labels))) for image, labels in labeled),
+            predictor.classes,
+            predictor.palette,
+            annotations,
+            overwrite=overwrite,
+        )
+        report.failed += report.saved.failed
     # With several processes, none knows when the others are done.
     done = world_size == 1 and not report.failed
     record.finish(predictor.backend.choice, overwritten=done)

@@ -366,3 +366,55 @@ def test_forms_of_the_network_for_videos(run: Run, trained: Path, tmp_path: Path
     assert "was there already" in run(*command).stdout
     other = run(*command, "--no-compile")
     assert other.exit_code == 2 and "painted with other compile" in other.stderr
+
+
+def test_annotation_files_come_with_scores_and_follow_the_folder(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    formats = ["labelstudio", "cvat", "coco", "labelme", "geojson"]
+    command = ("predict", trained / "best.pth", photos, "--out", out, "--device", "cpu")
+    plain = run(*command, "--no-overlays")
+    assert "4 labeled" in plain.stdout
+    before = {path: read_label(path) for path in (out / "labels").rglob("*.png")}
+    save = [option for name in formats for option in ("--save", name)]
+    result = run(*command, "--no-overlays", *save)
+    assert result.exit_code == 0, result.output
+    assert "4 labeled" in result.stdout  # label maps without scores are predicted again
+    for path, labels in before.items():
+        np.testing.assert_array_equal(read_label(path), labels)
+    coco = json.loads((out / "coco/annotations.json").read_text())
+    names = {each["file_name"] for each in coco["images"]}
+    assert names == {"odd.jpg", "grey.png", "alpha.png", "deeper/deep.png"}
+    assert all(0 < each["score"] <= 1 for each in coco["annotations"])
+    assert sum(each["area"] for each in coco["annotations"]) == sum(
+        labels.size for labels in before.values()
+    )
+    assert (out / "labelme/deeper/deep.json").is_file()
+    assert (out / "geojson/deeper/deep.geojson").is_file()
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("deep.*json")}
+    (photos / "grey.png").unlink()
+    again = run(*command, "--no-overlays", *save)
+    assert "0 labeled, 3 were there already" in again.stdout
+    assert len(json.loads((out / "coco/annotations.json").read_text())["images"]) == 3
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    (out / "labelme/odd.json").write_text("{}")
+    kept = run(*command, "--no-overlays", *save)
+    assert "labelme/odd.json: it was changed since it was written" in kept.stderr
+    assert (out / "labelme/odd.json").read_text() == "{}"
+    # No image of the annotation folders is mistaken for an input, and the folder converts back.
+    back = run("data", "convert", "coco", out / "coco/annotations.json", photos, tmp_path / "back")
+    assert back.exit_code == 0, back.output
+    found = read_label(tmp_path / "back/annotations/odd.png")
+    classes = (tmp_path / "back/classes.txt").read_text().splitlines()
+    assert classes == [each["name"] for each in coco["categories"]]
+    np.testing.assert_array_equal(found, before[out / "labels/odd.png"])
+
+
+def test_annotation_files_need_images_and_a_known_format(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = ("predict", trained / "best.pth", photos, "--out", tmp_path / "out")
+    wrong = run(*command, "--save", "pascal")
+    assert wrong.exit_code == 2 and "--save" in wrong.stderr and "geojson" in wrong.stderr
+    assert not (tmp_path / "out").exists()

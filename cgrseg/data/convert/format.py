@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
+from cgrseg.data.convert.annotation_writer import AnnotationWriter
 from cgrseg.errors import explain
 
 if TYPE_CHECKING:
@@ -215,10 +216,12 @@ class Format(abc.ABC):
         workers: number of worker processes; None: chosen from the amount of work.
         overwrite: make finished files anew too, and replace files of other programs.
         recognized_by: what showed that the source is of this format; empty: the caller said so.
+        writer: writes predictions in this format; None: it is only read.
     """
 
     name: ClassVar[str]
     recognized_by: ClassVar[str] = ""
+    writer: ClassVar[type[AnnotationWriter] | None] = None
     _: KW_ONLY
     workers: Annotated[int | None, Option("Default: chosen from the amount of work.")] = None
     overwrite: Annotated[bool, Option("Without --overwrite finished files are kept.")] = False

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from cgrseg.data.convert.custom_format import ClassTable
-from cgrseg.data.convert.shapes import decode_mask, fill_ellipse, fill_polygon
+from cgrseg.data.convert.shapes import decode_mask, encode_runs, fill_ellipse, fill_polygon
 from cgrseg.data.image_files import decode_gray
 from cgrseg.errors import MALFORMED, DataError
 
@@ -29,6 +29,8 @@ Points = Sequence[Sequence[float]]
 # of 4 bits each.
 _HEADER_BITS = 32 + 5 + 4 * 4
 _RUN_SIZES = 4
+# The run sizes that Label Studio itself writes, in bits.
+_WRITTEN_SIZES = (3, 4, 8, 16)
 
 
 class Shape(Protocol):
@@ -124,7 +126,7 @@ class RowRuns:
         """The box's mask in an image."""
         _refuse_outside(self.top, self.left, self.box_height, self.box_width, height, width)
         inner = decode_mask(self.counts, self.box_width, self.box_height).T
-        return _placed(inner, self.top, self.left, height, width)
+        return placed(inner, self.top, self.left, height, width)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Bitmap:
         with contextlib.suppress(zlib.error):  # some versions of the tool leave the compression out
             data = unpacked.decompress(data, within[0] * (within[1] * 4 + 1) + 65536)
         inner = decode_gray(data, within=within, alpha=True)
-        return _placed(inner > 0, self.top, self.left, height, width)
+        return placed(inner > 0, self.top, self.left, height, width)
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,27 @@ def decode_brush_runs(data: bytes, most: int) -> np.ndarray:
     return values
 
 
+def encode_brush_runs(inside: np.ndarray) -> bytes:
+    """Label Studio's run lengths of a mask, which :func:`decode_brush_runs` reads.
+
+    Args:
+        inside: bool (H, W); all four channels of the image become 255 there, and 0 elsewhere.
+    """
+    bits = [f"{inside.size * 4:032b}{8 - 1:05b}", *(f"{size - 1:04b}" for size in _WRITTEN_SIZES)]
+    value = 0
+    for run in encode_runs(inside.ravel()):
+        left = run * 4
+        while left:
+            length = min(left, 1 << _WRITTEN_SIZES[-1])
+            left -= length
+            kind = next(k for k, size in enumerate(_WRITTEN_SIZES) if length <= 1 << size)
+            bits.append(f"1{kind:02b}{length - 1:0{_WRITTEN_SIZES[kind]}b}{value:08b}")
+        value ^= 255
+    text = "".join(bits)
+    size = (len(text) + 7) // 8
+    return int(text.ljust(size * 8, "0"), 2).to_bytes(size, "big")
+
+
 def corners(
     left: float, top: float, right: float, bottom: float, *, angle: float = 0.0, pivot: Any = None
 ) -> Points:
@@ -272,6 +295,7 @@ def paint(
     Raises:
         DataError: a region that cannot be drawn, or whose class the table does not have.
     """
+    labels = np.full(size, table.unlabeled, dtype=np.uint8)
     masks: list[tuple[np.ndarray, int]] = []
     for region in regions:
         try:
@@ -285,7 +309,7 @@ def paint(
                 f"{region.name!r}",
             ) from None
         try:
-            masks.append((shape_of(region.values, *size).mask(*size), value))
+            mask = shape_of(region.values, *size).mask(*size)
         except (cv2.error, *MALFORMED) as error:
             raise DataError(
                 region.where,
@@ -293,10 +317,11 @@ def paint(
                 expected="a shape or mask of the image",
                 remedy=f"correct or remove it in {tool}, and export again",
             ) from error
-    if smaller_on_top:
-        masks.sort(key=lambda each: -int(each[0].sum()))
-    labels = np.full(size, table.unlabeled, dtype=np.uint8)
-    for mask, value in masks:
+        if smaller_on_top:
+            masks.append((mask, value))
+        else:
+            labels[mask] = value
+    for mask, value in sorted(masks, key=lambda each: -int(each[0].sum())):
         labels[mask] = value
     return labels
 
@@ -310,7 +335,8 @@ def _refuse_outside(top: int, left: int, rows: int, columns: int, height: int, w
         )
 
 
-def _placed(inner: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+def placed(inner: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """A mask of an image of this size from the mask of a box whose corner is at `top`, `left`."""
     mask = np.zeros((height, width), dtype=bool)
     mask[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return mask

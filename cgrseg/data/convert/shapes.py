@@ -1,4 +1,4 @@
-"""Filling polygons and circles, and decoding the run-length masks of COCO.
+"""Filling polygons and circles, and the run-length masks of COCO.
 
 Coordinates are continuous, (0, 0) being the image's top left corner, as LabelMe and COCO store
 them: pixel (row r, column c) covers [c, c+1] x [r, r+1], and the square (0, 0) (2, 0) (2, 2)
@@ -50,18 +50,30 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
         )
     # Each edge toggles, in the rows whose center it crosses, the first pixel whose
     # center is not left of the crossing; the running parity is the inside.
-    toggles = np.zeros((height, width + 1), dtype=bool)
-    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        (x0, y0), (x1, y1) = (start, end) if start[1] <= end[1] else (end, start)
-        first = int(np.clip(np.ceil(y0 - 0.5), 0, height))
-        last = int(np.clip(np.ceil(y1 - 0.5), 0, height))
-        if first == last:
-            continue
-        rows = np.arange(first, last)
-        crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
-        columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.intp)
-        toggles[rows, columns] ^= True
-    return np.logical_xor.accumulate(toggles, axis=1)[:, :width]
+    others = np.roll(corners, -1, axis=0)
+    downwards = (corners[:, 1] <= others[:, 1])[:, None]
+    (x0, y0), (x1, y1) = (
+        np.where(downwards, corners, others).T,
+        np.where(downwards, others, corners).T,
+    )
+    first = np.clip(np.ceil(y0 - 0.5), 0, height).astype(np.intp)
+    crossed = np.clip(np.ceil(y1 - 0.5), 0, height).astype(np.intp) - first
+    inside = np.zeros((height, width), dtype=bool)
+    if not crossed.any():
+        return inside
+    edge = np.repeat(np.arange(len(corners)), crossed)
+    rows = np.arange(len(edge)) + (first - np.cumsum(crossed) + crossed)[edge]
+    slope = (x1 - x0)[edge] / (y1 - y0)[edge]
+    crossings = x0[edge] + (rows + 0.5 - y0[edge]) * slope
+    columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.intp)
+    # Outside its box, nothing is inside.
+    top, left = rows.min(), columns.min()
+    box = (rows.max() + 1 - top, columns.max() + 1 - left)
+    toggles = np.bincount((rows - top) * box[1] + columns - left, minlength=box[0] * box[1])
+    parity = np.logical_xor.accumulate(toggles.reshape(box) % 2 == 1, axis=1)
+    place = inside[top : top + box[0], left : left + box[1]]
+    place[:] = parity[:, : place.shape[1]]
+    return inside
 
 
 def fill_circle(
@@ -153,6 +165,27 @@ def decode_counts(text: str) -> list[int]:
     if shift:
         raise ValueError("the run-length string breaks off in the middle of a number")
     return counts
+
+
+def encode_counts(counts: Sequence[int]) -> str:
+    """Runs as a compressed string, which :func:`decode_counts` reads."""
+    found = []
+    for number, count in enumerate(counts):
+        value = count - counts[number - 2] if number > 2 else count
+        more = True
+        while more:
+            bits = value & 0x1F
+            value >>= 5
+            more = value != (-1 if bits & 0x10 else 0)
+            found.append(chr((bits | 0x20 if more else bits) + 48))
+    return "".join(found)
+
+
+def encode_runs(inside: np.ndarray) -> list[int]:
+    """Lengths of the runs of a one-dimensional bool array, outside first."""
+    ends = np.flatnonzero(np.diff(inside)) + 1
+    runs = np.diff(np.concatenate([[0], ends, [len(inside)]])).tolist()
+    return [0, *runs] if inside[0] else runs
 
 
 def decode_mask(counts: str | bytes | Sequence[int], height: int, width: int) -> np.ndarray:

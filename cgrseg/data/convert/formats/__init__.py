@@ -6,6 +6,7 @@ import functools
 import importlib
 import pkgutil
 
+from cgrseg.data.convert.annotation_writer import AnnotationWriter
 from cgrseg.data.convert.format import Format
 
 
@@ -24,3 +25,8 @@ def formats() -> dict[str, type[Format]]:
         ]
         found |= {kind.name: kind for kind in own}
     return found
+
+
+def writers() -> dict[str, type[AnnotationWriter]]:
+    """Writer of every format that has one, by the name of the format."""
+    return {name: kind.writer for name, kind in formats().items() if kind.writer is not None}

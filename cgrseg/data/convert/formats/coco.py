@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from cgrseg.class_names import check_class_names, clean_name
+from cgrseg.data.convert.annotation_writer import AnnotatedImage, AnnotationWriter, score_entry
 from cgrseg.data.convert.custom_format import (
     Background,
     CustomFormat,
@@ -24,11 +25,67 @@ from cgrseg.data.convert.custom_format import (
 )
 from cgrseg.data.convert.format import Annotations, Argument, Failure, Task, skipped
 from cgrseg.data.convert.image_names import find_file, named_inside
-from cgrseg.data.convert.shapes import decode_mask, fill_polygon
+from cgrseg.data.convert.regions import placed
+from cgrseg.data.convert.shapes import (
+    decode_mask,
+    encode_counts,
+    encode_runs,
+    fill_polygon,
+)
 from cgrseg.data.convert.tool_format import peek_json
 from cgrseg.errors import MALFORMED, DataError
 from cgrseg.input_files import read_input_text
 from cgrseg.provenance import joint_state
+
+
+class CocoWriter(AnnotationWriter):
+    """An instance file whose annotations have scores; category ids are class ids plus 1."""
+
+    file = "annotations.json"
+    advice = "import it where the tool takes COCO instances; pycocotools loads it"
+
+    def begin(self) -> str:
+        """Categories, and the beginning of the annotations."""
+        self._images: list[dict[str, Any]] = []
+        self._count = 0
+        categories = [{"id": k, "name": name} for k, name in enumerate(self.classes, start=1)]
+        return (
+            '{"info": {"description": "predictions"}, "licenses": [],\n"categories": '
+            f'{json.dumps(categories, ensure_ascii=False)},\n"annotations": ['
+        )
+
+    def add(self, image: AnnotatedImage, folder: Path) -> str:
+        """Annotations of the image."""
+        key = len(self._images) + 1
+        size = {"width": image.width, "height": image.height}
+        self._images.append({"id": key, "file_name": image.name, **size})
+        texts = []
+        for region in image.regions:
+            rows, columns = region.mask.shape
+            segmentation: Any = [region.joined_outline().ravel().tolist()]
+            if self.shape == "mask":
+                mask = placed(region.mask, region.top, region.left, image.height, image.width)
+                segmentation = {
+                    "size": [image.height, image.width],
+                    "counts": encode_counts(encode_runs(mask.T.ravel())),
+                }
+            self._count += 1
+            annotation = {
+                "id": self._count,
+                "image_id": key,
+                "category_id": region.value + 1,
+                "segmentation": segmentation,
+                "area": region.pixels,
+                "bbox": [region.left, region.top, columns, rows],
+                "iscrowd": 0,
+                **score_entry(region.score),
+            }
+            texts.append(("," if self._count > 1 else "") + "\n" + json.dumps(annotation))
+        return "".join(texts)
+
+    def end(self) -> str:
+        """The images."""
+        return f'\n],\n"images": {json.dumps(self._images, ensure_ascii=False)}}}\n'
 
 
 @dataclass
@@ -40,6 +97,7 @@ class CocoInstances(CustomFormat):
     """
 
     name = "coco"
+    writer = CocoWriter
     source: Annotated[Path, Argument("instances JSON file.")]
     images: ImageFolder
     out: OutFolder

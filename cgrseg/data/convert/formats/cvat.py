@@ -6,14 +6,25 @@ Format: https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/.  A shape
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape, quoteattr
 
+from cgrseg.data.convert.annotation_writer import (
+    AnnotatedImage,
+    AnnotationWriter,
+    html_color,
+    score_entry,
+)
 from cgrseg.data.convert.custom_format import written_name
 from cgrseg.data.convert.format import Failure
 from cgrseg.data.convert.regions import Ellipse, Polygon, Region, RowRuns, Shape, corners
+from cgrseg.data.convert.shapes import encode_runs
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source, plain_split
 from cgrseg.errors import MALFORMED, DataError
 from cgrseg.input_files import read_input
@@ -22,6 +33,84 @@ FILE_NAME = "annotations.xml"
 
 _AREAS = ("polygon", "box", "ellipse", "mask")
 _NO_AREAS = ("polyline", "points", "cuboid", "skeleton", "tag")
+
+
+class CvatWriter(AnnotationWriter):
+    """Images with polygons or masks, whose score is an attribute.
+
+    CVAT keeps an attribute that its labels declare: `labels.json` declares it.
+    """
+
+    file = FILE_NAME
+    advice = (
+        "create the task from the same images with the labels of labels.json (Raw), then "
+        "Actions, Upload annotations, CVAT 1.1"
+    )
+
+    def begin(self) -> str:
+        """The labels, as in a task."""
+        self._count = 0
+        labels = "".join(
+            f"<label><name>{escape(label['name'])}</name><color>{label['color']}</color><attributes>"
+            "<attribute><name>score</name><mutable>False</mutable><input_type>text</input_type>"
+            "<default_value></default_value><values></values></attribute></attributes></label>\n"
+            for label in self._labels()
+        )
+        return (
+            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+            f"<meta><task><labels>\n{labels}</labels></task></meta>\n"
+        )
+
+    def add(self, image: AnnotatedImage, folder: Path) -> str:
+        """An element of the image."""
+        head = (
+            f'<image id="{self._count}" name={quoteattr(image.name)} width="{image.width}" '
+            f'height="{image.height}">\n'
+        )
+        self._count += 1
+        return head + "".join(self._elements(image)) + "</image>\n"
+
+    def end(self) -> str:
+        """The end of the file."""
+        return "</annotations>\n"
+
+    def companions(self) -> Mapping[str, str]:
+        """Labels for CVAT's raw editor."""
+        return {"labels.json": json.dumps(self._labels(), indent=2, ensure_ascii=False) + "\n"}
+
+    def _elements(self, image: AnnotatedImage) -> Iterator[str]:
+        for region in image.regions:
+            label = quoteattr(self.classes[region.value])
+            common = f'label={label} source="auto" occluded="0" z_order="0"'
+            if self.shape == "mask":
+                runs = ", ".join(map(str, encode_runs(region.mask.ravel())))
+                rows, columns = region.mask.shape
+                tag = "mask"
+                place = (
+                    f'rle="{runs}" left="{region.left}" top="{region.top}" width="{columns}" '
+                    f'height="{rows}"'
+                )
+            else:
+                points = ";".join(f"{x:.2f},{y:.2f}" for x, y in region.joined_outline().tolist())
+                tag, place = "polygon", f'points="{points}"'
+            score = "".join(
+                f'<attribute name="{name}">{value}</attribute>'
+                for name, value in score_entry(region.score).items()
+            )
+            yield f"<{tag} {common} {place}>{score}</{tag}>\n"
+
+    def _labels(self) -> list[dict[str, Any]]:
+        score = {
+            "name": "score",
+            "mutable": False,
+            "input_type": "text",
+            "default_value": "",
+            "values": [""],
+        }
+        return [
+            {"name": name, "color": html_color(color), "attributes": [score]}
+            for name, color in zip(self.classes, self.palette, strict=True)
+        ]
 
 
 @dataclass
@@ -34,6 +123,7 @@ class Cvat(ShapeFormat):
 
     name = "cvat"
     tool = "CVAT"
+    writer = CvatWriter
 
     @classmethod
     def recognize(cls, source: Path) -> str:

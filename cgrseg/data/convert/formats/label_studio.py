@@ -14,11 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import quoteattr
 
+from cgrseg.data.convert.annotation_writer import (
+    AnnotatedImage,
+    AnnotationWriter,
+    html_color,
+    score_entry,
+)
 from cgrseg.data.convert.custom_format import written_name
 from cgrseg.data.convert.format import Failure, skipped
-from cgrseg.data.convert.regions import BrushRuns, Ellipse, Polygon, Region, Shape, corners
+from cgrseg.data.convert.regions import (
+    BrushRuns,
+    Ellipse,
+    Polygon,
+    Region,
+    Shape,
+    corners,
+    encode_brush_runs,
+    placed,
+)
 from cgrseg.data.convert.tool_format import (
     LabeledImage,
     ShapeFormat,
@@ -35,6 +51,74 @@ _AREAS = {"points", "rle", "width", "radiusX"}
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
 
 
+class LabelStudioWriter(AnnotationWriter):
+    """Tasks with predictions: polygons, or brush masks of the image's size."""
+
+    file = "tasks.json"
+    advice = (
+        "paste labeling_config.xml under Settings, Labeling interface, Code; serve the folder of "
+        "the images (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), then import tasks.json"
+    )
+
+    def begin(self) -> str:
+        """The beginning of the list."""
+        self._separator = ""
+        return "[\n"
+
+    def add(self, image: AnnotatedImage, folder: Path) -> str:
+        """A task; its score is the mean confidence of the image."""
+        results = []
+        for number, region in enumerate(image.regions, start=1):
+            value: dict[str, Any]
+            if self.shape == "mask":
+                mask = placed(region.mask, region.top, region.left, image.height, image.width)
+                value = {"format": "rle", "rle": list(encode_brush_runs(mask))}
+            else:
+                percent = region.joined_outline() * (100 / image.width, 100 / image.height)
+                value = {"points": percent.round(6).tolist(), "closed": True}
+            value[self._kind] = [self.classes[region.value]]
+            results.append(
+                {
+                    "id": str(number),
+                    "type": self._kind,
+                    "from_name": "label",
+                    "to_name": "image",
+                    "original_width": image.width,
+                    "original_height": image.height,
+                    "image_rotation": 0,
+                    "value": value,
+                    **score_entry(region.score),
+                }
+            )
+        prediction = {"model_version": "cgrseg", **score_entry(image.score), "result": results}
+        address = f"/data/local-files/?d={quote(image.name)}"
+        text = json.dumps(
+            {"data": {"image": address}, "predictions": [prediction]}, ensure_ascii=False
+        )
+        separator, self._separator = self._separator, ",\n"
+        return separator + text
+
+    def end(self) -> str:
+        """The end of the list."""
+        return "\n]\n"
+
+    def companions(self) -> Mapping[str, str]:
+        """The labeling configuration, to paste."""
+        tag = "BrushLabels" if self.shape == "mask" else "PolygonLabels"
+        labels = "".join(
+            f"    <Label value={quoteattr(name)} background={quoteattr(html_color(color))}/>\n"
+            for name, color in zip(self.classes, self.palette, strict=True)
+        )
+        return {
+            "labeling_config.xml": '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+            f'  <{tag} name="label" toName="image">\n{labels}  </{tag}>\n</View>\n'
+        }
+
+    @property
+    def _kind(self) -> str:
+        return "brushlabels" if self.shape == "mask" else "polygonlabels"
+
+
 @dataclass
 class LabelStudio(ShapeFormat):
     """Label Studio's JSON: polygons, brush masks, rectangles, ellipses.
@@ -45,6 +129,7 @@ class LabelStudio(ShapeFormat):
 
     name = "label-studio"
     tool = "Label Studio"
+    writer = LabelStudioWriter
 
     @classmethod
     def recognize(cls, source: Path) -> str:

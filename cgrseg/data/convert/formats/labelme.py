@@ -9,13 +9,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 
+from cgrseg.data.convert.annotation_writer import AnnotatedImage, AnnotationWriter, score_entry
 from cgrseg.data.convert.custom_format import (
     Background,
     Classes,
@@ -40,6 +43,49 @@ IGNORE_NAME = "__ignore__"
 BACKGROUND_NAME = "_background_"
 
 
+class LabelMeWriter(AnnotationWriter):
+    """A file per image with polygons, or masks as embedded PNGs."""
+
+    file = "{}.json"
+    advice = "open this folder in LabelMe (labelme FOLDER)"
+
+    def add(self, image: AnnotatedImage, folder: Path) -> str:
+        """The file of an image, which names the image relative to itself."""
+        shapes = []
+        for region in image.regions:
+            shape: dict[str, Any] = {
+                "label": self.classes[region.value],
+                "points": region.joined_outline().tolist(),
+                "group_id": None,
+                "description": "",
+                "shape_type": self.shape,
+                "flags": {},
+                "mask": None,
+                **score_entry(region.score),
+            }
+            if self.shape == "mask":
+                rows, columns = region.mask.shape
+                last = [region.left + columns - 1, region.top + rows - 1]
+                shape["points"] = [[region.left, region.top], last]
+                png = cv2.imencode(".png", region.mask.astype(np.uint8))[1]
+                shape["mask"] = base64.b64encode(png.tobytes()).decode("ascii")
+            shapes.append(shape)
+        try:
+            path = os.path.relpath(image.path, folder)
+        except ValueError:  # on another drive
+            path = os.path.abspath(image.path)
+        data: dict[str, Any] = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": path,
+            "imageData": None,
+            "imageHeight": image.height,
+            "imageWidth": image.width,
+        }
+        return json.dumps(data, ensure_ascii=False) + "\n"
+
+
 @dataclass
 class LabelMe(CustomFormat):
     """A folder of LabelMe JSON files.
@@ -49,6 +95,7 @@ class LabelMe(CustomFormat):
     """
 
     name = "labelme"
+    writer = LabelMeWriter
     source: Annotated[Path, Argument("Folder to convert.")]
     out: OutFolder
     _: KW_ONLY
