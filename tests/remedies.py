@@ -52,6 +52,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("training/single_gpu.py", ("run_cgrseg.py",)),
     ("training/train_script.py", ("tools/train.py",)),
     ("files.py", ("train", "run_cgrseg.py", "tools/train.py")),
+    ("inference/annotation_files.py", ("predict",)),
     ("inference/records.py", ("predict",)),
     ("training", ("train", "run_cgrseg.py", "tools/train.py")),
     ("evaluation/eval_script.py", ("tools/test.py",)),

@@ -69,11 +69,11 @@ def convert_back(name, folder, image_folder, classes, out):
         tasks = as_annotations(json.loads((source / "tasks.json").read_text("utf-8")))
         source = folder / "exported.json"
         source.write_text(json.dumps(tasks), "utf-8")
-    arguments = [source, image_folder] if name == "coco" else [source]
+    arguments = [source, out]
+    options = {"classes": classes, "images": image_folder}
     if name == "coco":
-        arguments[0] = source / "annotations.json"
-    options = {} if name == "coco" else {"classes": classes, "images": image_folder}
-    report = run_conversion(formats()[name](*arguments, out, **options))
+        arguments, options = [source / "annotations.json", image_folder, out], {}
+    report = run_conversion(formats()[name](*arguments, **options))
     assert report.ok, report.text()
     return {path.stem: read_label(path) for path in (out / "annotations").rglob("*.png")}
 
@@ -230,7 +230,8 @@ def test_geojson_of_others(tmp_path):
         {"geometry": {"type": "Polygon", "coordinates": [square(0, 0, 8)]}, "properties": {}},
     ]
     (tmp_path / "slide.geojson").write_text(json.dumps(features))
-    report = run_conversion(formats()["geojson"](tmp_path, tmp_path / "out", background="rest"))
+    arguments = {"source": tmp_path, "out": tmp_path / "out", "background": "rest"}
+    report = run_conversion(formats()["geojson"](**arguments))
     assert report.ok and any("1 x Point" in note for note in report.notes), report.text()
     expected = np.zeros((8, 8), np.uint8)
     expected[:5, :5] = 1
