@@ -104,7 +104,7 @@ def print_table(runs: Path) -> None:
     print("| seed | supervised alone | with autolabel | gain |\n|---|---|---|---|")
     rows = []
     for seed, result in sorted(found.items()):
-        one, other = (100 * float(result["scores"][name]["metrics"]["mIoU"]) for name in METHODS)
+        one, other = (100 * float(result["scores"][name]["scores"]["mIoU"]) for name in METHODS)
         rows.append((one, other, other - one))
         print(f"| {seed} | {one:.2f} | {other:.2f} | {other - one:+.2f} |")
     if len(rows) > 1:
