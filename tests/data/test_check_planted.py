@@ -128,7 +128,8 @@ def image_turned_by_exif(root):
 
 def colour_picture_as_label(root):
     path = root / ADE_LABEL
-    Image.fromarray(read_label(path)).convert("RGB").save(path)
+    ids = read_label(path)
+    Image.fromarray(np.dstack([ids, ids, 255 - ids])).save(path)
     return path
 
 
