@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -60,6 +62,19 @@ def cpu_threads() -> int:
     if torch_module is not None:
         return int(torch_module.get_num_threads())
     return int(cv2.getNumThreads())
+
+
+@contextlib.contextmanager
+def fewer_threads(threads: int) -> Iterator[None]:
+    """Give PyTorch some threads per computation, and OpenCV one, for the block (whole process)."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def keep_freed_memory() -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cgrseg.devices import resolve_device
 from cgrseg.errors import EnvironmentProblem
+from cgrseg.models import CGRSeg
 from cgrseg.models.digest import weights_digest
 from cgrseg.precision import DTYPES, AnyPrecision, Precision, choose_precision, slow_precision
 
@@ -43,6 +44,7 @@ class Backend:
         chooses: whether the backend chooses the form of the network.
         choice: the forms that ran, and why; empty where nothing was chosen.
         advice: what would be faster, and how to get it; empty if nothing.
+        side_by_side: whether several Python threads may run it at the same time.
     """
 
     device: torch.device
@@ -54,6 +56,7 @@ class Backend:
     compiled: bool = False
     seconds_preparing: float = 0.0
     has_threads: bool = False
+    side_by_side: bool = False
     chooses: bool = False
 
     @property
@@ -172,6 +175,7 @@ class TorchBackend(Backend):
         self.use_precision(precision)
         self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
         self.channels_last = channels_last
+        self.side_by_side = isinstance(model, CGRSeg)
         self.model = model.to(self.device).eval()
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Reading ahead of the network and writing behind it, in threads.
+"""Threads that read ahead of the network, run it on several images and write behind it.
 
 Threads are enough: decoding and encoding release Python's lock.  Both parts hold a bounded number
 of items, whatever the length of the input.
@@ -6,6 +6,7 @@ of items, whatever the length of the input.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+Result = TypeVar("Result")
 _WAIT = 0.1  # seconds between checks whether the reader of a full queue has left
 
 
@@ -62,6 +64,65 @@ def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
         left.set()
         if thread.ident is not None:  # None: a signal came before the thread began
             thread.join()
+
+
+def map_in_threads(
+    function: Callable[[T], Result], items: Iterable[T], threads: int
+) -> Generator[Result, None, None]:
+    """`function(item)` of every item, in order, computed by several threads.
+
+    Args:
+        function: called by the threads.
+        items: iterated here, a few items ahead; an error of theirs is raised in its place, after
+            the results of the items before it.
+        threads: number of threads, and maximum number of finished results that wait.
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="label")
+    failure: Exception | None = None
+    source = iter(items)
+    try:
+        while failure is None:
+            try:
+                waiting.append(pool.submit(function, next(source)))
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Budget:
+    """Room that threads share: one of them waits while the others hold too much.
+
+    Args:
+        amount: held by all threads together; a thread that asks for more gets it alone.
+    """
+
+    def __init__(self, amount: int) -> None:
+        self._amount = amount
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, amount: int) -> Generator[None, None, None]:
+        """Wait until there is room for this amount, and hold it for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._amount)
+            self._held += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= amount
+                self._changed.notify_all()
 
 
 class BackgroundWriter:

@@ -14,6 +14,7 @@ others run uncompiled.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from cgrseg.precision import AnyPrecision
 _LOG = logging.getLogger("cgrseg.inference")
 
 Shape = tuple[int, int, int]
+CHOOSING = threading.RLock()
+"""One thread chooses and prepares the form of the network; the others wait for it."""
 How = Literal["compiled", "loaded", "ready", "uncompiled"]
 
 
@@ -80,6 +83,7 @@ class CompiledBackend(Backend):
     """
 
     compiled = True
+    side_by_side = True
 
     def __init__(
         self,
@@ -175,12 +179,14 @@ class CompiledBackend(Backend):
         images, _, height, width = batch.shape
         batch = batch.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            runner = self._runner((images, height, width))
+            with CHOOSING:
+                runner = self._runner((images, height, width))
             if runner is not None:
                 return runner(batch)
             if images > 1 and self.device.type == "cpu":
                 # On a CPU a batch is no faster than its images one after another.
-                single = self._runner((1, height, width))
+                with CHOOSING:
+                    single = self._runner((1, height, width))
                 if single is not None:
                     return torch.cat([single(image) for image in batch.split(1)])
             return self._network(batch)

@@ -11,6 +11,7 @@ may have written are refused.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import glob
 import hashlib
@@ -22,6 +23,8 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +60,14 @@ _COMPILER_OPTIONS: dict[str, Any] = {
     # than they save in the first two compilations.
     "aot_inductor.precompile_headers": False,
 }
+_CALLS = 8  # most calls of a compiled network at the same time; weights are in memory once
+# Conversions between addresses and the capsules in which PyTorch's functions pass them.
+_POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 # One compilation at a time: where PyTorch builds is a setting of the whole process.
 _COMPILING = threading.Lock()
 
@@ -210,7 +221,7 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     if not whole:
         raise _removed(path, "its content has changed")
     try:
-        runner: Any = torch._inductor.aoti_load_package(str(path))
+        runner = _opened(path)
     except Exception as error:
         _refuse_unusable_tmp(path, error)
         raise_machine_problem(error, path)
@@ -218,6 +229,62 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     with contextlib.suppress(OSError):
         os.utime(path)  # pruning goes by the last use
     return runner
+
+
+def _opened(path: Path) -> Callable[[Tensor], Tensor]:
+    """The compiled network, callable by several Python threads at the same time where possible."""
+    with zipfile.ZipFile(path) as package:
+        names = package.namelist()
+        libraries = [name for name in names if name.endswith(".so")]
+        # Operators without a C function are listed in a JSON file, and need PyTorch's runner.
+        listed = any(n.endswith(".json") and not n.endswith("_metadata.json") for n in names)
+        known = hasattr(torch._C._aoti, "unsafe_alloc_void_ptrs_from_tensors")
+        if len(libraries) == 1 and known and not listed and sys.platform != "win32":
+            with tempfile.TemporaryDirectory() as folder:
+                return _ParallelNetwork(package.extract(libraries[0], folder))
+    return torch._inductor.aoti_load_package(str(path))
+
+
+class _ParallelNetwork:
+    """A compiled network that several Python threads run at the same time.
+
+    PyTorch's own runner keeps Python's lock while it computes; a call through ctypes does not.
+    The functions are those of PyTorch's `aoti_runtime/interface.h`, which is kept stable.
+
+    Args:
+        library: shared library of the package; not needed any more afterwards.
+    """
+
+    def __init__(self, library: str) -> None:
+        code = ctypes.CDLL(library)
+        self._run = code.AOTInductorModelContainerRun
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self._run.argtypes = [pointer, pointer, size, pointer, size, pointer, pointer]
+        self._container = ctypes.c_void_p()
+        create = code.AOTInductorModelContainerCreateWithDevice
+        create.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p]
+        if create(ctypes.byref(self._container), _CALLS, b"cpu", None):
+            raise RuntimeError("its weights cannot be loaded")
+        code.AOTInductorModelContainerDelete.argtypes = [ctypes.c_void_p]
+        weakref.finalize(self, _unload, code, self._container)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        tensors = torch._C._aoti
+        # The network takes over its inputs, and gives away its outputs.
+        given = (ctypes.c_void_p * 1)(
+            _POINTER(tensors.unsafe_alloc_void_ptrs_from_tensors([batch])[0], None)
+        )
+        found = (ctypes.c_void_p * 1)()
+        if self._run(self._container, given, 1, found, 1, None, None):
+            raise RuntimeError("the compiled network failed; the lines above say why")
+        return tensors.alloc_tensors_by_stealing_from_void_ptrs([_CAPSULE(found[0], None, None)])[0]
+
+
+def _unload(code: ctypes.CDLL, container: ctypes.c_void_p) -> None:
+    import _ctypes
+
+    code.AOTInductorModelContainerDelete(container)
+    _ctypes.dlclose(code._handle)
 
 
 def _content_digest(path: Path) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import platform
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from torch import Tensor
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.inference import compiled_cache
 from cgrseg.inference.backends import TorchBackend
-from cgrseg.inference.compiled_backend import CompiledBackend, Shape, cached_network
+from cgrseg.inference.compiled_backend import CHOOSING, CompiledBackend, Shape, cached_network
 from cgrseg.models import CGRSeg
 from cgrseg.precision import AnyPrecision
 
@@ -97,16 +98,17 @@ class ReadyBackend(CompiledBackend):
         """See :class:`~cgrseg.inference.backends.Backend`."""
         images, _, height, width = batch.shape
         shape = (1, height, width)
-        self._images[shape] += images
+        with CHOOSING:
+            self._images[shape] += images
         if self.has_threads and self._forms.get(shape) != "openvino":
             # Decoding keeps to one thread beside OpenVINO's, see `segmenting.one_torch_thread`.
             torch.set_num_threads(self._threads)
-        if images * height * width > _MOST_FOLDED_PIXELS and self._runner(shape) is None:
-            self.used["published"] += images
-            return self._published.logits(batch)
-        found = super().logits(batch)
+        with CHOOSING:
+            large = images * height * width > _MOST_FOLDED_PIXELS and self._runner(shape) is None
+        found = self._published.logits(batch) if large else super().logits(batch)
         known: Form = "compiled" if shape in self._runners else "folded"  # see `prepare`
-        self.used[self._forms.get(shape, known)] += images
+        with CHOOSING:
+            self.used["published" if large else self._forms.get(shape, known)] += images
         return found
 
     @property
@@ -202,4 +204,10 @@ class ReadyBackend(CompiledBackend):
             _LOG.warning("the folded network goes on: %s", self._no_conversion)
             return None
         self._convertible = True
-        return lambda batch: torch.from_numpy(run(batch.contiguous().numpy()))
+        one_at_a_time = threading.Lock()
+
+        def infer(batch: Tensor) -> Tensor:
+            with one_at_a_time:  # on all threads of the runtime
+                return torch.from_numpy(run(batch.contiguous().numpy()))
+
+        return infer

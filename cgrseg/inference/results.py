@@ -156,8 +156,9 @@ def predict_folder(
         confidence=confidence or (annotations is not None and predictor.backend.output == "logits"),
         batch_size=batch_size,
         on_error="yield",
+        side_by_side=len(todo) > batch_size,
     )
-    with BackgroundWriter(min(_WRITERS, os.cpu_count() or 1), waiting=2 * _WRITERS) as writing:
+    with BackgroundWriter(_WRITERS, waiting=2 * _WRITERS) as writing:
         for image, (_, found) in zip(todo, predictions, strict=True):
             if isinstance(found, Prediction):
                 writing.add(write, image, found)
@@ -259,7 +260,7 @@ def predict_video(
         BackgroundWriter(threads=1, waiting=4 * batch_size) as encoding,
     ):
         predictor.backend.expect(video.length)
-        for _, found in predictor.stream(frames, batch_size=batch_size):
+        for _, found in predictor.stream(frames, batch_size=batch_size, side_by_side=True):
             if not isinstance(found, Prediction):
                 raise found
             encoding.add(lambda one: writer.add(one.overlay(opacity)), found)

@@ -33,6 +33,10 @@ from cgrseg.inference.views import Image, NetworkInput, network_size, views_of, 
 PUBLISHED_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # Images of up to this many pixels in all are decoded by one thread as fast as by several.
 _ONE_THREAD_PIXELS = 1 << 20
+# More images at the same time gain nothing.
+_MOST_IMAGES = 8
+#: Pixels of the network's inputs that are labeled at the same time: they limit the memory.
+PIXELS_AT_ONCE = _MOST_IMAGES * 512 * 512
 
 
 def augmented(config: TestConfig) -> TestConfig:
@@ -233,6 +237,29 @@ def _from_labels(backend: Backend, one: PlannedImage, confidence: bool) -> Segme
     labels = backend.labels(ready.tensor)[0, : ready.resized[0], : ready.resized[1]].numpy()
     whole = resize_label(np.ascontiguousarray(labels), (one.image.shape[0], one.image.shape[1]))
     return Segmentation(whole if backend.num_classes <= 256 else whole.astype(np.int16))
+
+
+def share_threads(backend: Backend, images: Sequence[PlannedImage]) -> tuple[int, int] | None:
+    """Number of images to label at the same time, and of PyTorch's threads for each.
+
+    Several images per thread keep the CPU busy while one of them waits for Python's lock, and get
+    most of the time of a CPU that another program uses too.
+
+    Args:
+        backend: runs the network.
+        images: the first images, from :func:`plan`.
+
+    Returns:
+        None: one after another, each on all threads.
+    """
+    if not images or not backend.side_by_side or backend.device.type != "cpu":
+        return None
+    threads = torch.get_num_threads()
+    pixels = max(one.size[0] * one.size[1] for one in images)
+    if threads == 1 or not all(is_plain(one.config) for one in images):
+        return None
+    workers = min(3 * threads, _MOST_IMAGES, PIXELS_AT_ONCE // pixels)
+    return (workers, max(1, threads // workers)) if workers > 1 else None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cgrseg.inference.background import BackgroundWriter, read_ahead
+from cgrseg.inference.background import BackgroundWriter, Budget, map_in_threads, read_ahead
 
 
 def test_items_come_in_order_and_are_read_in_another_thread() -> None:
@@ -98,3 +98,60 @@ def test_an_error_of_a_job_ends_the_work() -> None:
         for _ in range(3):
             behind.add(job)
         pytest.fail("the second job should have told of the first")
+
+
+def test_threads_map_items_in_order_at_the_same_time() -> None:
+    meeting = threading.Barrier(3)
+
+    def job(number: int) -> int:
+        meeting.wait(10)  # three threads, or it breaks
+        return -number
+
+    assert list(map_in_threads(job, range(9), 3)) == [-number for number in range(9)]
+
+
+def test_an_error_of_the_items_comes_after_the_results_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("broken")
+
+    found = map_in_threads(lambda number: number, items(), 4)
+    assert [next(found), next(found)] == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(found)
+
+
+def test_closing_a_map_drops_jobs_that_have_not_begun() -> None:
+    begun = []
+    gate = threading.Event()
+
+    def job(number: int) -> int:
+        begun.append(number)
+        if number:
+            gate.wait(10)
+        return number
+
+    found = map_in_threads(job, range(100), 2)
+    assert next(found) == 0
+    threading.Timer(0.2, gate.set).start()
+    found.close()
+    assert len(begun) <= 4
+    assert not [one for one in threading.enumerate() if one.name.startswith("label")]
+
+
+def test_threads_share_a_budget_and_too_large_a_wish_is_granted_alone() -> None:
+    budget, held, most = Budget(10), [0], [0]
+    lock = threading.Lock()
+
+    def job(amount: int) -> None:
+        with budget.hold(amount):
+            with lock:
+                held[0] += amount
+                most[0] = max(most[0], held[0])
+                assert held[0] <= 10 or held[0] == amount
+            time.sleep(0.01)
+            with lock:
+                held[0] -= amount
+
+    list(map_in_threads(job, [4, 4, 4, 25, 3, 6, 9, 1, 5], 6))
+    assert most[0] == 25 and held[0] == 0

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_compiles_once_and_is_found_again(
     again = CompiledBackend(model, folder=tmp_path)
     assert relative(again.logits(x), expected) < 1e-5  # used from the first image
     assert again.prepare(64, 64).how == "ready"
+
+    # Several images at the same time, without Python's lock.
+    assert isinstance(again._runners[1, 64, 64], compiled_cache._ParallelNetwork)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: again.logits(x), range(16)):
+            assert relative(found, expected) < 1e-5
 
     other = create_model("cgrseg_t", num_classes=5).eval()
     set_golden_weights(other)

@@ -6,13 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
+from cgrseg.bench.random_weights import draw_weights
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor, Speed
-from cgrseg.models import CGRSeg
+from cgrseg.inference.compiled_backend import make_backend
+from cgrseg.inference.segmenting import share_threads
+from cgrseg.models import CGRSeg, create_model
 from tests.inference.fixtures import BlockBackend, photo
 
 CLASSES = ("sky", "road", "car")
@@ -126,3 +130,55 @@ def test_threads_are_set(tmp_path: Path) -> None:
         cv2.setNumThreads(before[1])
     with pytest.raises(ConfigError, match="1 to 1024"):
         Predictor.from_pretrained(tmp_path, "cpu", threads=0)
+
+
+def test_images_side_by_side_get_the_same_labels_in_order() -> None:
+    model = create_model("cgrseg_t", num_classes=3).eval()
+    draw_weights(model)
+    ours = Predictor(make_backend(model, "cpu"), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
+    images = [photo(60, 80 + 40 * (number % 2), number) for number in range(8)]
+    bad = b"no image"
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(2)
+    try:
+        expected = [found for _, found in ours.stream([*images, bad], on_error="yield")]
+        stream = ours.stream([*images, bad], on_error="yield", side_by_side=True)
+        found = [next(stream)]
+        assert torch.get_num_threads() == 1
+        found += list(stream)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    assert [source is image for (source, _), image in zip(found, images, strict=False)] == [
+        True
+    ] * 8
+    assert isinstance(found[-1][1], DataError) and isinstance(expected[-1], DataError)
+    for (_, ours_found), one in zip(found[:-1], expected, strict=False):
+        assert isinstance(ours_found, Prediction) and isinstance(one, Prediction)
+        assert (ours_found.labels == one.labels).mean() > 0.999  # sums in another order
+        assert len(np.unique(one.labels)) > 1
+
+
+def test_how_many_images_share_the_threads() -> None:
+    config = TestConfig(scale=(2048, 64))
+
+    def shared(threads: int, side: int, **changes: object) -> tuple[int, int] | None:
+        backend = SimpleNamespace(side_by_side=True, device=torch.device("cpu"), sizes=None)
+        backend.__dict__.update(changes)
+        image = SimpleNamespace(size=(side, side), config=config)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return share_threads(backend, [image])  # type: ignore[arg-type, list-item]
+        finally:
+            torch.set_num_threads(before)
+
+    assert shared(2, 512) == (6, 1)
+    assert shared(4, 512) == (8, 1)
+    assert shared(16, 512) == (8, 2)
+    assert shared(2, 1024) == (2, 1)  # memory
+    assert shared(2, 2048) is None
+    assert shared(1, 512) is None
+    assert shared(2, 512, side_by_side=False) is None
+    assert shared(2, 512, device=torch.device("cuda")) is None
