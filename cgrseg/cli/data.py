@@ -1,4 +1,4 @@
-"""`cgrseg data`: list, convert, check and browse datasets, draw synthetic ones."""
+"""`cgrseg data`: list, convert, check, browse and rank datasets, draw synthetic ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ from cgrseg.cli.options import (
     AsJson,
     DataRoot,
     Dataset,
+    Device,
     Limit,
+    Precision,
     Seed,
     Settings,
+    Threads,
     TrainScenes,
+    TrustCode,
     ValScenes,
     Workers,
     out_option,
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Datasets: list, convert, check and browse them, or draw a synthetic one.",
+    help="Datasets: list, convert, check, browse and rank them, or draw a synthetic one.",
 )
 app.add_typer(data_convert.app, name="convert")
 
@@ -270,6 +274,141 @@ def browse(
     for problem in sheet.problems:
         console.print(f"cannot be shown: {problem}", markup=False, soft_wrap=True)
     if sheet.problems:
+        raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command(cls=Command)
+def rank(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A .pth file, a folder of save_pretrained, a hub id, or a file of cgrseg export "
+            "(.onnx, .xml, .pt2).",
+            show_default=False,
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG|FOLDER] [KEY=VALUE]...",
+            help="The labeled dataset: a preset's name, a .py or .json config, a run folder, or "
+            "the folder of a dataset; not needed with --unlabeled. KEY=VALUE are its settings, and "
+            "test settings of the network, e.g. test.mode=slide.",
+            show_default=False,
+            autocompletion=completion.presets,
+        ),
+    ] = None,
+    unlabeled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rank these images, a folder, file or quoted pattern, in place of the labels. May "
+            "be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, out_option("Folder for the page, tables and lists. Default: ranking.")
+    ] = Path("ranking"),
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
+    split: Annotated[str | None, split_option("Default: the training split.")] = None,
+    show: Annotated[
+        int, typer.Option(help="Maximum number of images on the page.", min=1, max=10_000)
+    ] = 50,
+    overwrite: Annotated[
+        bool, overwrite_option("Without --overwrite an earlier ranking is kept.")
+    ] = False,
+    precision: Precision = "fp32",
+    threads: Threads = None,
+    trust_code: TrustCode = False,
+    device: Device = None,
+) -> None:
+    """Rank images: which labels to mend, or which images to label next.
+
+    Labels are ranked by suspicion: where the network is sure of another class,
+    region by region. A network finds wrong labels best among images that it was
+    not trained on: train one on each half, and let it judge the other half.
+
+    With --unlabeled, images are ranked by uncertainty and by distance to the
+    labeled images; near-duplicates of an image come far below it.
+
+    OUT/index.html shows the first images, OUT/images.txt lists all in order.
+    OUT/cvat_suspects.xml and OUT/label_studio_suspects.json are for import.
+
+    Examples:
+      cgrseg data rank best.pth data/mine --out suspects
+
+      cgrseg data rank best.onnx data/mine --unlabeled new_images --out next
+    """
+    from cgrseg.cli.common import split_settings, test_settings
+    from cgrseg.data.pairs import find_pairs
+    from cgrseg.data.resolve import resolve_spec
+    from cgrseg.errors import ConfigError
+    from cgrseg.evaluation.evaluate import refuse_other_classes
+    from cgrseg.evaluation.outputs import refuse_own_data
+    from cgrseg.evaluation.ranking import rank_images, rank_labels
+    from cgrseg.inference import Predictor
+    from cgrseg.inference.image_sources import find_images
+    from cgrseg.precision import check_precision
+    from cgrseg.reporting.ranking_page import (
+        PAGE,
+        refuse_existing,
+        write_image_ranking,
+        write_label_ranking,
+    )
+
+    names, settings = split_settings(arguments or [])
+    if len(names) > 1 or (not names and not unlabeled):
+        raise ConfigError(
+            "CONFIG|FOLDER",
+            found=", ".join(names) or "no labeled dataset and no --unlabeled",
+            expected="one labeled dataset, or images to label",
+            remedy="cgrseg data rank CHECKPOINT FOLDER, or cgrseg data rank CHECKPOINT --unlabeled "
+            "FOLDER",
+        )
+    hold_lock(out, below=True)
+    refuse_existing(out, overwrite=overwrite)
+    of_network = [text for text in settings if text.startswith("test.")]
+    predictor = Predictor.from_pretrained(
+        checkpoint,
+        device,
+        check_precision(precision, "--precision"),
+        threads=threads,
+        trust_code=trust_code,
+    )
+    predictor.test = test_settings(predictor.test, of_network, multi_scale=False)
+    pairs, spec = [], None
+    if names:
+        config = _load(names[0], settings, data_root, dataset)
+        spec = resolve_spec(config.data)
+        pairs = find_pairs(spec, config.data.root, split or config.data.train_split)
+        refuse_own_data(out, pairs, config.data.root)
+    console = make_console()
+    if unlabeled:
+        images = find_images(unlabeled, leave_out=[out])
+        with shown_progress("ranking") as progress:
+            ranked, problems = rank_images(
+                predictor, images, [pair.image for pair in pairs], progress=progress
+            )
+        title = f"What to label next, by {Path(checkpoint).name}"
+        write_image_ranking(out, ranked, predictor, problems=problems, count=show, title=title)
+        first = ", ".join(one.image.name for one in ranked[:3])
+    else:
+        assert spec is not None
+        refuse_other_classes(predictor.classes, predictor.backend.num_classes, spec, checkpoint)
+        with shown_progress("ranking") as progress:
+            judged, problems = rank_labels(predictor, spec, pairs, progress=progress)
+        title = f"Suspect labels of {spec.title}, by {Path(checkpoint).name}"
+        write_label_ranking(
+            out, judged, predictor, spec, problems=problems, count=show, title=title
+        )
+        first = ", ".join(one.pair.stem for one in judged[:3])
+    for problem in problems:
+        console.print(f"not ranked: {problem.error}", markup=False, soft_wrap=True)
+    console.print(f"first: {first}", markup=False, soft_wrap=True)
+    console.print(f"{out / PAGE}: open it in a browser", markup=False, soft_wrap=True)
+    if problems:
         raise typer.Exit(EXIT_PARTLY)
 
 

@@ -128,7 +128,13 @@ def evaluate(
     kind = ImagesOnly if format_only else functools.partial(EvalDataset, spec)
     dataset: EvalItems = kind(pairs, config.test.image_bits)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
-    _refuse_other_classes(model, config, spec, checkpoint)
+    where = "checkpoint" if checkpoint is model else str(checkpoint)
+    refuse_other_classes(model.classes, model.num_classes, spec, where)
+    if model.variant != config.model.name and is_first_process():
+        _LOG.warning(
+            "%s holds %s, while %s names %s; what the file holds is evaluated",
+            *(where, model.variant, config.name, config.model.name),
+        )
     test = augmented(config.test) if aug_test else config.test
     use_threads(threads)
     with outputs.locked(), joined_processes(launcher, device) as place:
@@ -230,30 +236,31 @@ class ImagesOnly:
         return {"image": image, "label": None, "stem": pair.stem}
 
 
-def _refuse_other_classes(
-    model: CGRSeg, config: Config, spec: DatasetSpec, checkpoint: str | Path | CGRSeg
+def refuse_other_classes(
+    classes: Sequence[str] | None, num_classes: int, spec: DatasetSpec, where: str
 ) -> None:
-    where = "checkpoint" if isinstance(checkpoint, CGRSeg) else str(checkpoint)
-    if model.num_classes != spec.num_classes:
+    """Refuse a network for other classes than a dataset has; other names give a warning.
+
+    Args:
+        classes: names in the network's order; None: unknown.
+        num_classes: number of the network's classes.
+        spec: the dataset.
+        where: name of the checkpoint, for messages.
+
+    Raises:
+        ConfigError: another number of classes, or the same names in another order.
+    """
+    if num_classes != spec.num_classes:
         raise ConfigError(
             where,
-            found=f"a network with {model.num_classes} classes",
-            expected=f"the {spec.num_classes} classes of {spec.title}, which {config.name} "
-            "evaluates",
+            found=f"a network with {num_classes} classes",
+            expected=f"the {spec.num_classes} classes of {spec.title}",
             remedy="choose the config that the checkpoint was trained with, or a checkpoint "
             "for this dataset",
         )
-    if model.variant != config.model.name and is_first_process():
-        _LOG.warning(
-            "%s holds %s, while %s names %s; what the file holds is evaluated",
-            where,
-            model.variant,
-            config.name,
-            config.model.name,
-        )
-    if model.classes is None or model.classes == numbered_names(model.num_classes):
+    if classes is None or tuple(classes) == numbered_names(num_classes):
         return
-    ours, theirs = _plain(spec.classes), _plain(model.classes)
+    ours, theirs = _plain(spec.classes), _plain(classes)
     changed = differences(theirs, ours)
     if changed is None:
         return
@@ -262,7 +269,7 @@ def _refuse_other_classes(
         raise ConfigError(
             where,
             found=f"classes in another order than {spec.title} has them: {changed}\n"
-            f"  checkpoint: {listed(model.classes)}\n  data: {listed(spec.classes)}",
+            f"  checkpoint: {listed(classes)}\n  data: {listed(spec.classes)}",
             expected=f"each class at one id: {moved[0]!r} stands at two",
             remedy="use the class list that the checkpoint was trained with (classes.txt, "
             "data.classes)",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgrseg.devices import resolve_device
@@ -83,6 +84,14 @@ class Backend:
     def labels(self, batch: Tensor) -> Tensor:
         """Label maps (N, H, W) of a batch, where `output` is "labels"."""
         raise NotImplementedError
+
+    def features(self, batch: Tensor) -> Tensor:
+        """Features (N, C) of whole images, to compare images: mean logits in a grid of 4x4.
+
+        Args:
+            batch: as for :meth:`logits`.
+        """
+        return F.adaptive_avg_pool2d(self.logits(batch).float(), 4).flatten(1)
 
     def digest(self) -> str | None:
         """SHA-256 of the weights, or of the opened file; None: unknown."""
@@ -193,6 +202,15 @@ class TorchBackend(Backend):
             autocast = torch.autocast(self.device.type, dtype=DTYPES[self.precision])
         with torch.inference_mode(), autocast:
             return self.model(batch)  # type: ignore[no-any-return]
+
+    def features(self, batch: Tensor) -> Tensor:
+        """See :class:`Backend`; for CGRSeg the mean of the backbone's features at stride 32."""
+        backbone = getattr(self.model, "backbone", None)
+        if backbone is None:
+            return super().features(batch)
+        with torch.inference_mode():
+            deepest: Tensor = backbone(batch.to(self.device))[-1]
+        return deepest.float().mean(dim=(2, 3))
 
     def digest(self) -> str:
         """SHA-256 of the weights as they are now."""

@@ -227,10 +227,37 @@ def _fused(view: WholeView, size: Size, confidence: bool) -> Segmentation:
 
 
 def _tiled(views: Sequence[View], size: Size, confidence: bool) -> Segmentation:
-    height, width = size
-    device, classes = views[0].device, views[0].num_classes
+    classes = views[0].num_classes
     labels: NDArray[np.integer] = np.empty(size, dtype=np.uint8 if classes <= 256 else np.int16)
     probability = np.empty(size, dtype=np.float32) if confidence else None
+    # The softmax of a single view does not change which class wins.
+    softmax = len(views) > 1 or confidence
+    for rows, columns, values in decoded_tiles(views, size, softmax=softmax):
+        best, winners = values.max(dim=1)
+        labels[rows, columns] = winners.cpu().numpy()
+        if probability is not None:
+            probability[rows, columns] = best.cpu().numpy()
+    return Segmentation(labels, probability)
+
+
+def decoded_tiles(
+    views: Sequence[View], size: Size, *, softmax: bool = True
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rectangles of the output that together cover it, for code under `torch.inference_mode`.
+
+    Args:
+        views: at least one, all of the same network and image.
+        size: height and width of the image.
+        softmax: give probabilities, averaged over the views; else logits of a single view.
+
+    Yields:
+        Rows, columns, and float32 (rows, K, columns) on the device of the views.
+
+    Raises:
+        DataError: the network gave NaN or infinite values.
+    """
+    height, width = size
+    device, classes = views[0].device, views[0].num_classes
     on_cpu = device.type == "cpu"
     tile_rows = min(height, _ROWS_CPU if on_cpu else _ROWS_GPU)
     tile_columns = max(8, (_TILE_CPU if on_cpu else _TILE_GPU) // (classes * tile_rows))
@@ -245,14 +272,8 @@ def _tiled(views: Sequence[View], size: Size, confidence: bool) -> Segmentation:
                 _tile(strip, part, of_view[number])
                 for strip, part, of_view in zip(strips, rows, columns, strict=True)
             )
-            # The softmax of a single view does not change which class wins.
-            plain = len(views) == 1 and probability is None
-            values = next(tiles) if plain else _mean_probability(tiles, len(views))
-            best, winners = values.max(dim=1)
-            labels[top:bottom, left:right] = winners.cpu().numpy()
-            if probability is not None:
-                probability[top:bottom, left:right] = best.cpu().numpy()
-    return Segmentation(labels, probability)
+            values = _mean_probability(tiles, len(views)) if softmax else next(tiles)
+            yield slice(top, bottom), slice(left, right), values
 
 
 def _strip(view: View, rows: TapMatrix) -> Tensor:
