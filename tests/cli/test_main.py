@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import cgrseg
 from cgrseg.cli.common import Commands
+from cgrseg.cli.info import _may_have_gpu
 from cgrseg.cli.main import app
 from cgrseg.errors import DataError, explain
 
@@ -85,10 +86,15 @@ def test_bug_of_ours_keeps_its_stack_trace() -> None:
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_help_answers_without_importing_anything_heavy(repository: Path) -> None:
+@pytest.mark.parametrize(
+    "words", ["--help", "predict --help", "data list", "info", "info cgrseg_t"]
+)
+def test_commands_that_tell_import_nothing_heavy(words: str, repository: Path) -> None:
+    if words == "info" and _may_have_gpu():
+        pytest.skip("PyTorch is asked for the GPUs")
     code = (
         "import sys\nfrom cgrseg.cli.main import app\n"
-        "try:\n    app(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"try:\n    app({words.split()})\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "print('loaded:', *[m for m in sys.modules if '.' not in m])"
     )
     done = subprocess.run(
@@ -97,7 +103,8 @@ def test_help_answers_without_importing_anything_heavy(repository: Path) -> None
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.rpartition("loaded:")[2].split())
     assert "typer" in loaded
-    assert not loaded & {"torch", "numpy", "cv2", "pydantic", "lightning", "matplotlib"}
+    assert not loaded & {"torch", "numpy", "cv2", "lightning", "matplotlib"}
+    assert words != "--help" or "pydantic" not in loaded
 
 
 def test_module_and_command_are_the_same(repository: Path) -> None:
