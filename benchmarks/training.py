@@ -15,6 +15,13 @@ lies above network, optimiser and batch.
         --batch 16 --contestants plain fused bf16 compiled compiled-bf16
     python benchmarks/training.py --curve benchmarks/results/training_curve.csv
 
+`--loop`: instead, the whole training loop on images on disk: `cgrseg.train` (Lightning's loop with
+loader, log and callbacks), eager and compiled, beside the published step in a plain loop with the
+same loader.  Each contestant is a process, and the processes take turns.  Memory is the peak of
+the process, loader processes not included.
+
+    python benchmarks/training.py --loop --data-root data/ade/ADEChallengeData2016
+
 `--curve`: instead, 100 iterations of each contestant on the same batches of real images
 (`--data-root`), whose losses must be those of the plain step but for noise; the noise is the
 plain step's own under another order of summation (`plain, channels-last`).
@@ -28,26 +35,34 @@ import csv
 import io
 import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from ops_timing import check, keep, machine, parser, say, spread
 from torch import Tensor
 
+from cgrseg.config import load_config
 from cgrseg.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
+from cgrseg.cpus import prepare_openmp
+from cgrseg.devices import Placement
 from cgrseg.files import atomic_write_text
-from cgrseg.models import create_model
+from cgrseg.models import create_model, efficientformer_v2, layers
+from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.losses import SegmentationLoss
 from cgrseg.training.optimizer import parameter_groups, rate_factor
+from cgrseg.training.runner import train_on
 
 STAGES = ("forward", "loss", "backward", "optimizer")
 STAGE_ROUNDS = 3
@@ -73,6 +88,11 @@ CONTESTANTS: dict[str, Contestant] = {
     "compiled-bf16": Contestant(precision="bf16", compiled=True),
 }
 DEFAULT = ("plain", "fused", "fused-channels-last", "bf16")
+LOOPS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "eager": {},
+    "compiled": {"train.compile": True},
+}
 
 
 class Step:
@@ -125,9 +145,14 @@ class Step:
         marks = [now()]
         if self.how.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        half = self.how.precision == "bf16"
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with autocast if half else contextlib.nullcontext():
+        with contextlib.ExitStack() as how:
+            if self.how.precision == "bf16":
+                how.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
+            if not self.how.fused:
+                how.enter_context(patch.object(layers, "recomputes", return_value=False))
+                how.enter_context(
+                    patch.object(efficientformer_v2, "recomputes", return_value=False)
+                )
             logits = self.network(image)
         marks.append(now())
         loss = self.loss(logits, label)["loss"] if self.how.fused else plain_loss(logits, label)
@@ -176,10 +201,9 @@ def print_peak(name: str, model: str, options: argparse.Namespace) -> None:
         step(*batch)
         grown = torch.cuda.max_memory_allocated(device) - before
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _peak()
         step(*batch)
-        unit = 1 if sys.platform == "darwin" else 1024
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+        grown = _peak() - before
     print(json.dumps(grown))
 
 
@@ -246,10 +270,6 @@ def compare(model: str, peaks: dict[str, int], options: argparse.Namespace) -> l
 
 def loss_curves(options: argparse.Namespace) -> None:
     """Train every contestant from equal weights on equal batches; write their losses."""
-    from cgrseg.config import load_config
-    from cgrseg.devices import Placement
-    from cgrseg.training.data_source import DatasetSource
-
     config = load_config(
         "cgrseg-t_camvid",
         [
@@ -293,6 +313,141 @@ def loss_curves(options: argparse.Namespace) -> None:
     atomic_write_text(options.curve, text.getvalue())
 
 
+class TurnsSource(DatasetSource):
+    """The data of a run; a batch is handed over only when it is this process's turn.
+
+    A line `n` on standard input is a turn of n steps.  The answer is a line of JSON: seconds of
+    each step (from one batch handed over to the next), seconds spent waiting for data, peak memory.
+    """
+
+    def batches(self, start: int) -> Any:
+        """See :class:`DatasetSource`."""
+        return _InTurns(super().batches(start))
+
+
+class _InTurns:
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = iter(self.loader)
+        yield next(stream)
+        while line := sys.stdin.readline():
+            marks, waits = [time.perf_counter()], []
+            for _ in range(int(line)):
+                asked = time.perf_counter()
+                batch = next(stream)
+                waits.append(time.perf_counter() - asked)
+                yield batch  # until the next batch is asked for: one step
+                marks.append(time.perf_counter())
+            seconds = [after - before for before, after in itertools.pairwise(marks)]
+            answer = {"seconds": seconds, "waits": waits, "peak": _peak()}
+            print(json.dumps(answer), file=sys.__stdout__, flush=True)
+        os._exit(0)  # the parent has ended
+
+
+def _peak() -> int:
+    """Peak memory of this process in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def take_part(name: str, options: argparse.Namespace) -> None:
+    """Train as one contestant of `--loop` until the parent ends."""
+    config = load_config(
+        f"{options.models[0].replace('_', '-')}_ade20k_160k",
+        {
+            "data.root": options.data_root,
+            "data.check": False,
+            "train.batch_size": options.batch,
+            "augment.crop_size": [options.size, options.size],
+            "train.evaluate": False,
+            "work_dir": str(Path(options.folder) / name),
+            **LOOPS[name],
+        },
+    )
+    place = Placement("cpu")
+    source = TurnsSource(config, place)
+    sys.stdout = sys.stderr  # standard output carries the answers
+    if name != "published":
+        train_on(source, config, place)
+        return
+    step = Step(
+        CONTESTANTS["plain"],
+        config.model.name,
+        source.spec.num_classes,
+        place.torch_device,
+        config.optimizer,
+    )
+    for batch in source.batches(0):
+        step(batch["image"], batch["label"])
+
+
+def compare_loops(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Let whole training loops take turns, and print a table."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in options.loop}
+    running: dict[str, subprocess.Popen[str]] = {}
+
+    def turn(name: str) -> dict[str, Any]:
+        process = running[name]
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{options.steps}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{name} ended: see its messages above")
+        answer: dict[str, Any] = json.loads(line)
+        print(name, *(f"{s:.2f} s" for s in answer["seconds"]), file=sys.stderr, flush=True)
+        return answer
+
+    environment = dict(os.environ)
+    prepare_openmp(environment)  # as the command line does
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
+        for name in options.loop:
+            command = [sys.executable, __file__, "--take-part", name, "--folder", folder]
+            command += ["--models", options.models[0]]
+            for option in ("batch", "size", "threads", "data_root"):
+                command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+            running[name] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+            ends.callback(running[name].wait)
+            ends.callback(running[name].kill)  # SIGTERM would be answered with a checkpoint
+        for name in running:  # kernels chosen, networks compiled, moments there
+            turn(name)
+        for _ in range(options.rounds):
+            for name in running:
+                turns[name].append(turn(name))
+    say(
+        "| loop | images/s | times published (range) | waiting for data, ms a step "
+        "| peak memory, MB | times published |\n|---|---|---|---|---|---|"
+    )
+    rows: list[dict[str, Any]] = []
+    seconds = {
+        name: [statistics.median(turn["seconds"]) for turn in own] for name, own in turns.items()
+    }
+    for name, own in turns.items():
+        ratios = [
+            base / ours for base, ours in zip(seconds["published"], seconds[name], strict=True)
+        ]
+        row = {
+            "loop": name,
+            "images_per_second": options.batch / statistics.median(seconds[name]),
+            "times_published": statistics.median(ratios),
+            "times_published_range": [min(ratios), max(ratios)],
+            "wait_ms": 1000 * statistics.median(wait for turn in own for wait in turn["waits"]),
+            "peak_bytes": own[-1]["peak"],
+        }
+        rows.append(row)
+        peak, base_peak = row["peak_bytes"], rows[0]["peak_bytes"]
+        say(
+            f"| {name} | {row['images_per_second']:.2f} | {row['times_published']:.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | {row['wait_ms']:.1f} "
+            f"| {peak / 1e6:.0f} | {peak / base_peak:.2f} |"
+        )
+    return rows
+
+
 def main() -> None:
     """Measure and print."""
     arguments = parser(__doc__.split("\n\n")[0], rounds=5)
@@ -305,13 +460,22 @@ def main() -> None:
     arguments.add_argument("--no-memory", dest="memory", action="store_false")
     arguments.add_argument("--curve", type=Path, help="compare loss curves, and write them here")
     arguments.add_argument("--iterations", type=int, default=100, help="of --curve")
-    arguments.add_argument("--data-root", default="data/camvid", help="CamVid, for --curve")
+    arguments.add_argument("--data-root", default="data/camvid", help="for --curve and --loop")
+    arguments.add_argument(
+        "--loop", nargs="*", choices=LOOPS, help="compare training loops, published first"
+    )
+    arguments.add_argument("--steps", type=int, default=2, help="of a turn of --loop")
+    arguments.add_argument("--take-part", help=argparse.SUPPRESS)
+    arguments.add_argument("--folder", help=argparse.SUPPRESS)
     arguments.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     check(options)
     if options.peak_of:
         name, model = options.peak_of
         print_peak(name, model, options)
+        return
+    if options.take_part:
+        take_part(options.take_part, options)
         return
     if options.clock != "wall":
         raise SystemExit("--clock: a step is timed by the clock on the wall alone")
@@ -325,6 +489,12 @@ def main() -> None:
     say(", ".join(f"{name} {value}" for name, value in about.items()))
     if options.curve:
         loss_curves(options)
+        return
+    if options.loop is not None:
+        options.loop = options.loop or list(LOOPS)
+        if options.loop[0] != "published":
+            raise SystemExit("--loop begins with published, which the others are compared with")
+        keep({"machine": about, "rows": compare_loops(options)}, options.json)
         return
     # Memory first, while this process is small: a child's peak starts from its parent's.
     peaks: dict[str, dict[str, int]] = {model: {} for model in options.models}

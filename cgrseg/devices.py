@@ -25,7 +25,10 @@ MOST_THREADS = 1024
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 # Parameters of mallopt and their values, from glibc's malloc.h: M_MMAP_THRESHOLD (larger blocks
 # still go straight back; glibc allows no more), M_TRIM_THRESHOLD (memory kept), M_TOP_PAD.
-_MALLOC_SETTINGS = ((-3, 32 << 20), (-1, 128 << 20), (-2, 16 << 20))
+_KEEP_SOME = ((-3, 32 << 20), (-1, 128 << 20), (-2, 16 << 20))
+# M_MMAP_MAX (no block of its own for large sizes), M_TRIM_THRESHOLD (all memory kept), M_TOP_PAD.
+_KEEP_ALL = ((-4, 0), (-1, -1), (-2, 64 << 20))
+_MMAP_MAX = (-4, 1 << 16)  # glibc's default
 
 
 def use_threads(threads: int | None) -> None:
@@ -87,10 +90,30 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect: only glibc (most of Linux) has the setting.
     """
+    return _set_malloc(_KEEP_SOME)
+
+
+@contextlib.contextmanager
+def keeping_all_freed_memory() -> Iterator[None]:
+    """Let the C library keep all freed memory inside the block; return it to the system after it.
+
+    A training step on a CPU allocates and frees some GB.  Returned to the system, the memory would
+    come back page by page and zeroed in the next step.  Has no effect without glibc.
+    """
+    kept = _set_malloc(_KEEP_ALL)
+    try:
+        yield
+    finally:
+        if kept:
+            _set_malloc((*_KEEP_SOME, _MMAP_MAX))
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set_malloc(settings: tuple[tuple[int, int], ...]) -> bool:
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(number, value) == 1 for number, value in _MALLOC_SETTINGS])
+    return all([mallopt(number, value) == 1 for number, value in settings])
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

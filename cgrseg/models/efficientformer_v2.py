@@ -20,10 +20,11 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cgrseg.models.attention_bias import AttentionBias, GeometricBias, offset_index
 from cgrseg.models.attention_parts import in_parts, query_parts, resized_bias_parts
-from cgrseg.models.layers import conv_norm, drop_path
+from cgrseg.models.layers import conv_norm, drop_path, norm_gelu_conv, recomputes
 from cgrseg.variants import BACKBONES
 
 STRIDES = (4, 8, 16, 32)
@@ -48,16 +49,14 @@ class ConvMlp(nn.Module):
         self.mid_norm = nn.BatchNorm2d(hidden)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.act = nn.GELU()
         for layer in (self.fc1, self.fc2):  # the depthwise layer keeps PyTorch's initialization
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
-        x = self.act(self.norm1(self.fc1(x)))  # (N, C * expansion, H, W)
-        x = self.act(self.mid_norm(self.mid(x)))
-        return self.norm2(self.fc2(x))
+        x = norm_gelu_conv(self.fc1(x), self.norm1, self.mid)  # (N, C * expansion, H, W)
+        return self.norm2(norm_gelu_conv(x, self.mid_norm, self.fc2))
 
 
 class Attention(nn.Module):
@@ -318,7 +317,10 @@ class EfficientFormerV2(nn.Module):
         Returns:
             (N, channels[i], H / strides[i], W / strides[i]) for i in 0..3.
         """
-        x = self.patch_embed(x)
+        first, norm, _, second, *rest = cast(Any, self.patch_embed)
+        x = norm_gelu_conv(first(x), norm, second)  # (N, channels[0], H/4, W/4)
+        for layer in rest:
+            x = layer(x)
         features = []
         for position, layer in enumerate(self.network):
             x = layer(x)
@@ -380,6 +382,9 @@ def _attention(
     if in_parts(module.training):
         parts = query_parts(query.shape[0], query.shape[1], queries, keys, query.device.type)
     if len(parts) == 1:
+        if recomputes(query):  # several matrices of attention weights are not kept
+            found = checkpoint(attend, query, all_biases(), use_reentrant=False)
+            return cast(Tensor, found)
         return attend(query, all_biases())
     biases: Iterable[Tensor]
     if AttentionBias.keeps(table, queries, keys):

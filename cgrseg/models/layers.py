@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def is_recorded() -> bool:
@@ -13,6 +17,15 @@ def is_recorded() -> bool:
     """
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.compiler.is_compiling() or tracing
+
+
+def recomputes(x: Tensor) -> bool:
+    """Whether the backward pass computes large maps again that cost little, to save memory.
+
+    On a CPU only, and not in float64, which is for checks against PyTorch's own operations.
+    """
+    eager = torch.is_grad_enabled() and not is_recorded()
+    return eager and x.device.type == "cpu" and x.dtype != torch.float64
 
 
 class DropPath(nn.Module):
@@ -60,6 +73,77 @@ def conv_norm(
         ),
         nn.BatchNorm2d(out_channels),
     )
+
+
+class _NormGeluConv(torch.autograd.Function):
+    """Batch norm, GELU and convolution; the backward pass computes norm and GELU again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm: nn.BatchNorm2d, gain: Tensor, shift: Tensor, conv: nn.Conv2d,
+        weight: Tensor, bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        normed, mean, scale = torch.native_batch_norm(
+            x, gain, shift, norm.running_mean, norm.running_var, True, cast(float, norm.momentum),
+            norm.eps,
+        )  # fmt: skip
+        ctx.save_for_backward(x, gain, shift, mean, scale, weight)
+        ctx.norm, ctx.conv = norm, conv
+        padding = cast(tuple[int, int], conv.padding)
+        return F.conv2d(
+            torch.ops.aten.gelu_(normed), weight, bias, conv.stride, padding, conv.dilation,
+            conv.groups,
+        )  # fmt: skip
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
+        aten = torch.ops.aten
+        x, gain, shift, mean, scale, weight = ctx.saved_tensors
+        by_x, _, by_gain, by_shift, _, by_weight, by_bias = ctx.needs_input_grad
+        conv: nn.Conv2d = ctx.conv
+        # The same kernel as in the forward pass, with the statistics of the batch.
+        normed = F.batch_norm(x, mean, scale**-2, gain, shift, training=False, eps=0.0)
+        sent, *of_conv = aten.convolution_backward(
+            sent, F.gelu(normed), weight, [len(weight)], conv.stride, conv.padding, conv.dilation,
+            False, (0, 0), conv.groups, (True, by_weight, by_bias),
+        )  # fmt: skip
+        aten.gelu_backward.grad_input(sent, normed, approximate="none", grad_input=sent)
+        del normed
+        dx, *of_norm = aten.native_batch_norm_backward(
+            sent, x, gain, None, None, mean, scale, True, ctx.norm.eps, (by_x, by_gain, by_shift)
+        )
+        return dx, None, *of_norm, None, *of_conv
+
+
+def norm_gelu_conv(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
+    """Apply batch norm, GELU and convolution; training on a CPU takes a third of the memory.
+
+    Autograd keeps the inputs of all three layers for the backward pass.  Here only `x` is kept, and
+    the backward pass computes the other two inputs again.
+
+    Args:
+        x: (N, C, H, W).
+        norm: batch norm over C channels.
+        conv: convolution of C channels, zero padding.
+
+    Returns:
+        (N, C', H', W'), equal to `conv(gelu(norm(x)))`; gradients are equal up to rounding.
+    """
+    if not (recomputes(x) and type(norm) is nn.BatchNorm2d and norm.training):
+        return cast(Tensor, conv(F.gelu(norm(x))))
+    weight, bias = conv.weight, conv.bias
+    if torch.is_autocast_enabled("cpu"):
+        kind = torch.get_autocast_dtype("cpu")
+        x, weight = x.to(kind), weight.to(kind)
+        bias = None if bias is None else bias.to(kind)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    with torch.autocast("cpu", enabled=False):
+        return cast(
+            Tensor,
+            _NormGeluConv.apply(x, norm, norm.weight, norm.bias, conv, weight, bias),  # type: ignore[no-untyped-call]
+        )
 
 
 class ConvNormAct(nn.Module):

@@ -28,6 +28,10 @@ from cgrseg.ops.windows import Windows, tensor_plan
 
 Average = Literal["all", "valid", "sum"]
 
+# 8 MB of logits per chunk: each chunk takes some twenty operations, whose calls cost more than
+# cache misses (4 images, 512x512, 150 classes, two cores of an AMD EPYC: 417 ms, with 2 MB 560 ms).
+_CHUNK_TIMES = 4
+
 
 def upsample_cross_entropy_reference(
     logits: Tensor,
@@ -147,7 +151,8 @@ def _sum_and_gradient(
     mass = sharp if spread is None else sharp + mass * spread.sum()
     # The gradient is (softmax - q / mass) times mass, which is applied on the way back.
     share = torch.where(mass > 0, 1.0 / mass, 0.0)
-    for part in windows.chunks(len(cells), windows.places[0] * windows.places[1] * classes):
+    elements = windows.places[0] * windows.places[1] * classes
+    for part in windows.chunks(len(cells), elements, _CHUNK_TIMES):
         here, index = cells[part], label[part][..., None]
         logarithms = torch.log_softmax(windows.interpolate_all(here), dim=3)  # (m, R, S, K)
         chosen = logarithms.gather(3, index).squeeze(3)

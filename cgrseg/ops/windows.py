@@ -132,10 +132,14 @@ class Windows:
         """Every cell, in the order of their numbers."""
         return self.cells(self.all_numbers())
 
-    def chunks(self, count: int, elements_per_cell: int) -> Iterator[slice]:
-        """Slices over ``count`` cells that keep a chunk within the working size."""
+    def chunks(self, count: int, elements_per_cell: int, times: int = 1) -> Iterator[slice]:
+        """Slices over ``count`` cells that keep a chunk within the working size.
+
+        On a processor the working size is multiplied by ``times``, for callers with many small
+        operations per chunk.
+        """
         on_cpu = self.device.type == "cpu"
-        budget = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS_CUDA
+        budget = times * _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS_CUDA
         step = max(budget // max(elements_per_cell, 1), 1)
         return (slice(start, start + step) for start in range(0, count, step))
 

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
-from cgrseg.devices import Placement, find_placement, use_threads
+from cgrseg.devices import Placement, find_placement, keeping_all_freed_memory, use_threads
 from cgrseg.errors import CGRSegError, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
@@ -196,8 +196,10 @@ def _train_on(
         make_folder(run_dir)
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
         transcript.write_to(run_dir / LOG)
+    on_cpu = placement.kind == "cpu"
+    memory = keeping_all_freed_memory() if on_cpu else contextlib.nullcontext()
     try:
-        with quiet_lightning(), readable_failures(config, placement.description, run_dir):
+        with memory, quiet_lightning(), readable_failures(config, placement.description, run_dir):
             meta = {**model_meta(module.model), "data": data}
             return _run(
                 config, placement, options, run_dir, source, module, checkpoint, transcript, meta

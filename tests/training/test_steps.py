@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,3 +102,26 @@ def test_averages_by_hand_and_without_reading_a_value() -> None:
     assert average.module.running_mean.item() == -10.0
     assert average.updates == 3
     assert not average.module.weight.requires_grad and model.weight.requires_grad
+
+
+_MEMORY = """
+from cgrseg.devices import keeping_all_freed_memory
+import torch
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20
+before = resident()
+with keeping_all_freed_memory():
+    blocks = [torch.ones(50, 1 << 18) for _ in range(4)]  # 50 MiB each
+    del blocks
+    print(resident() - before)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_during_training_only() -> None:
+    done = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, check=True)
+    during, after = map(int, done.stdout.split())
+    assert during > 190
+    assert after < 40
