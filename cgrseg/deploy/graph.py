@@ -124,6 +124,9 @@ class ExportGraph(nn.Module):
         network = fast_form(model.cpu())
         # Runtimes choose their own memory layout; files hold the plain one.
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for module in network.modules():
+            if isinstance(module, (FastAttention, FastDualPathDownsample)):
+                module.channels_last = False
         if size is None:
             _refuse_geometric(network)
             _make_resizable(network)

@@ -40,7 +40,7 @@ from cgrseg.input_files import open_input
 from cgrseg.surroundings import raise_machine_problem
 
 # Part of every name: raise it when the compiled function itself changes.
-_FORM = 3
+_FORM = 4
 # Limits of the folder: networks unused for longer are removed, and beyond the size those that
 # were used longest ago.
 _UNUSED_FOR = 90 * 24 * 3600.0

@@ -116,7 +116,13 @@ class FastConvMlp(nn.Module):
 
 
 class FastAttention(nn.Module):
-    """Residual attention with talking heads; the layer scale is in the last convolution."""
+    """Residual attention with talking heads; the layer scale is in the last convolution.
+
+    Attributes:
+        channels_last: memory layout of the result; an export sets the plain one.
+    """
+
+    channels_last = True
 
     def __init__(self, block: published.AttentionBlock) -> None:
         super().__init__()
@@ -168,7 +174,7 @@ class FastAttention(nn.Module):
         weights = self.mix_after @ weights.view(images, self.heads, cells * cells)
         weights = weights.view(images, self.heads, cells, cells)
 
-        out = (weights @ value).transpose(2, 3).reshape(images, self.value_width, height, width)
+        out = _heads_to_map(weights @ value, height, width, self.channels_last)
         # The mean, because in half precision the sum of many cells could overflow.
         mean = value_map.mean(dim=(2, 3), keepdim=True)  # (N, A * D, 1, 1)
         out = out + self.local(value_map) + mean * self.mix_after_bias * cells
@@ -180,7 +186,13 @@ class FastAttention(nn.Module):
 
 
 class FastDualPathDownsample(nn.Module):
-    """Strided convolution plus attention with fewer queries (stage 3 to 4)."""
+    """Strided convolution plus attention with fewer queries (stage 3 to 4).
+
+    Attributes:
+        channels_last: memory layout of the result; an export sets the plain one.
+    """
+
+    channels_last = True
 
     def __init__(self, source: published.DualPathDownsample) -> None:
         super().__init__()
@@ -220,7 +232,7 @@ class FastDualPathDownsample(nn.Module):
         weights = query @ key
         bias = self.bias(queries, keys, weights, x.shape[3])
         weights = (weights + bias).softmax(dim=3)
-        out = (weights @ value).transpose(2, 3).reshape(images, self.value_width, height, width)
+        out = _heads_to_map(weights @ value, height, width, self.channels_last)
         return self.project_out(F.gelu(out + self.local(value_map))) + self.conv(x)
 
 
@@ -254,6 +266,15 @@ class FastBackbone(nn.Module):
             if position % 2 == 0:
                 features.append(x)
         return features[1:]
+
+
+def _heads_to_map(values: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
+    """(N, A, Q, D) to (N, A * D, H, W) in the memory layout of the convolutions that follow."""
+    images, heads, _, depth = values.shape
+    if channels_last:
+        values = values.transpose(1, 2).reshape(images, height, width, heads * depth)
+        return values.permute(0, 3, 1, 2)
+    return values.transpose(2, 3).reshape(images, heads * depth, height, width)
 
 
 def _fast_layer(layer: nn.Module) -> nn.Module:
