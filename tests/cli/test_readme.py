@@ -67,6 +67,7 @@ def test_own_folder(home: Path, trained_as_told: list[list[str]]) -> None:
         "evaluate work_dirs/mine/best.pth",
         "predict work_dirs/mine/best.pth",
         "data browse",
+        "data rank",
         "train cgrseg-t_finetune",
     ]
     assert {path.suffix for path in (home / "painted").rglob("*.*")} >= {".png"}
