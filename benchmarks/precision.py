@@ -17,7 +17,7 @@ from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.devices import use_threads
 from cgrseg.evaluation.metrics import ConfusionMatrix, SegmentationScores
-from cgrseg.inference.compiled_backend import make_backend
+from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import segment
 from cgrseg.models import load_model
 from cgrseg.progress import shown_progress

@@ -10,7 +10,7 @@ import torch
 
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import TorchBackend
-from cgrseg.inference.compiled_backend import make_backend
+from cgrseg.inference.ready_backend import make_backend
 from cgrseg.models import create_model
 from cgrseg.precision import (
     bf16_in_hardware,

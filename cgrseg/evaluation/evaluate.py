@@ -30,7 +30,7 @@ from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
 from cgrseg.evaluation.outputs import Outputs, refuse_kind
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.compiled_backend import make_backend
+from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import augmented
 from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.digest import weights_digest

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from cgrseg.devices import keep_freed_memory, resolve_device
-from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem
+from cgrseg.errors import CGRSegError, EnvironmentProblem
 from cgrseg.inference import compiled_cache
-from cgrseg.inference.backends import Backend, TorchBackend
+from cgrseg.inference.backends import Backend
 from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.fast.network import FastNetwork, fast_form
 from cgrseg.models import CGRSeg
@@ -286,45 +286,3 @@ def _compile_for_gpu(network: FastNetwork) -> Callable[[Tensor], Tensor]:
         return compiled(batch).clone()
 
     return run
-
-
-def make_backend(
-    model: CGRSeg,
-    device: str | torch.device | None = None,
-    precision: AnyPrecision = "fp32",
-    *,
-    compile: bool | Literal["auto"] = False,
-    channels_last: bool = False,
-) -> Backend:
-    """The backend of a network: its module as published, or its folded and compiled form.
-
-    The one place where prediction and evaluation choose.
-
-    Args:
-        model: trained.
-        device: where to run; None or "auto": a GPU where there is one.
-        precision: "fp32", "bf16", "fp16" or "auto".
-        compile: several times faster after a compilation of about a minute per image size,
-            which is cached on disk; "auto": the fastest form that is ready, on a CPU, see
-            :mod:`cgrseg.inference.ready_backend`; see docs/speed.md.
-        channels_last: memory layout of features; the other forms always have it.
-
-    Raises:
-        ConfigError: unknown precision, or another value of `compile`.
-        EnvironmentProblem: no such device.
-    """
-    if compile not in (True, False, "auto"):
-        raise ConfigError(
-            "compile",
-            found=repr(compile),
-            expected='True, False or "auto"',
-            remedy="correct it, or leave it out for its default",
-        )
-    where = resolve_device(device)
-    if compile == "auto" and where.type == "cpu":
-        from cgrseg.inference.ready_backend import ReadyBackend
-
-        return ReadyBackend(model, where, precision)
-    if compile and compile != "auto":
-        return CompiledBackend(model, where, precision)
-    return TorchBackend(model, where, precision, channels_last)

@@ -41,11 +41,11 @@ from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError
 from cgrseg.formats import is_exported
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.background import Budget, map_in_threads
-from cgrseg.inference.compiled_backend import make_backend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.image_sources import as_image, expand, kind_of, name_of, with_frames
 from cgrseg.inference.prediction import Color, Prediction, Timing
+from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import (
     PIXELS_AT_ONCE,
     PlannedImage,

@@ -26,9 +26,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cgrseg.errors import EnvironmentProblem
+from cgrseg.devices import resolve_device
+from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference import compiled_cache
-from cgrseg.inference.backends import TorchBackend
+from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_backend import CHOOSING, CompiledBackend, Shape, cached_network
 from cgrseg.models import CGRSeg
 from cgrseg.precision import AnyPrecision
@@ -211,3 +212,43 @@ class ReadyBackend(CompiledBackend):
                 return torch.from_numpy(run(batch.contiguous().numpy()))
 
         return infer
+
+
+def make_backend(
+    model: CGRSeg,
+    device: str | torch.device | None = None,
+    precision: AnyPrecision = "fp32",
+    *,
+    compile: bool | Literal["auto"] = False,
+    channels_last: bool = False,
+) -> Backend:
+    """The backend of a network: its module as published, or its folded and compiled form.
+
+    The one place where prediction and evaluation choose.
+
+    Args:
+        model: trained.
+        device: where to run; None or "auto": a GPU where there is one.
+        precision: "fp32", "bf16", "fp16" or "auto".
+        compile: several times faster after a compilation of about a minute per image size,
+            which is cached on disk; "auto": the fastest form that is ready, on a CPU;
+            see docs/speed.md.
+        channels_last: memory layout of features; the other forms always have it.
+
+    Raises:
+        ConfigError: unknown precision, or another value of `compile`.
+        EnvironmentProblem: no such device.
+    """
+    if compile not in (True, False, "auto"):
+        raise ConfigError(
+            "compile",
+            found=repr(compile),
+            expected='True, False or "auto"',
+            remedy="correct it, or leave it out for its default",
+        )
+    where = resolve_device(device)
+    if compile == "auto" and where.type == "cpu":
+        return ReadyBackend(model, where, precision)
+    if compile and compile != "auto":
+        return CompiledBackend(model, where, precision)
+    return TorchBackend(model, where, precision, channels_last)

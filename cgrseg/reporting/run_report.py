@@ -15,7 +15,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import CGRSegError, ConfigError, DataError
-from cgrseg.inference.compiled_backend import make_backend
+from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import segment
 from cgrseg.locks import locking, output_lock
 from cgrseg.models import load_model

@@ -14,7 +14,7 @@ from cgrseg.bench.random_weights import draw_weights
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor, Speed
-from cgrseg.inference.compiled_backend import make_backend
+from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import share_threads
 from cgrseg.models import CGRSeg, create_model
 from tests.inference.fixtures import BlockBackend, photo

@@ -15,9 +15,9 @@ from cgrseg.errors import ConfigError
 from cgrseg.formats import openvino_format
 from cgrseg.inference import Predictor, compiled_backend, compiled_cache, ready_backend
 from cgrseg.inference.backends import TorchBackend
-from cgrseg.inference.compiled_backend import CompiledBackend, make_backend
+from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.compiled_cache import missing_compiler
-from cgrseg.inference.ready_backend import ReadyBackend
+from cgrseg.inference.ready_backend import ReadyBackend, make_backend
 from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import golden_input, set_golden_weights
 
