@@ -39,6 +39,7 @@ READING_DATA = ("train", "evaluate", "report", "export", "data check", "data bro
 CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cli/autolabel.py", ("autolabel",)),
     ("cli/bench.py", ("bench",)),
+    ("cli/common.py", ("evaluate", "predict")),
     ("cli/data_convert.py", CONVERTERS),
     ("cli/data.py", ("data check", "data browse")),
     ("cli/demo.py", ("demo",)),
@@ -79,6 +80,8 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deploy", ("export",)),
     ("inference/autolabel.py", ("autolabel",)),
     ("inference/results.py", ("predict",)),
+    ("inference/ready_backend.py", ("predict",)),
+    ("reporting/ranking_page.py", ("data rank",)),
     ("formats", ("predict", "bench", "web")),
     ("bench", ("bench",)),
 )
@@ -193,7 +196,8 @@ def _aside(tree: ast.AST, file: str) -> set[int]:
         found |= {
             id(each)
             for node in ast.walk(tree)
-            if isinstance(node, ast.Dict) or getattr(node, "name", "") == "present_names"
+            if isinstance(node, ast.Dict)
+            or getattr(node, "name", "") in ("present_names", "with_compile_value")
             for each in ast.walk(node)
         }
     if file in ("cli/options.py", "cli/reference.py", "errors.py"):

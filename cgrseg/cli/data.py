@@ -362,7 +362,7 @@ def rank(
     if len(names) > 1 or (not names and not unlabeled):
         raise ConfigError(
             "CONFIG|FOLDER",
-            found=", ".join(names) or "no labeled dataset and no --unlabeled",
+            found=", ".join(names) or "no labeled dataset and no images to label",
             expected="one labeled dataset, or images to label",
             remedy="cgrseg data rank CHECKPOINT FOLDER, or cgrseg data rank CHECKPOINT --unlabeled "
             "FOLDER",
@@ -373,7 +373,7 @@ def rank(
     predictor = Predictor.from_pretrained(
         checkpoint,
         device,
-        check_precision(precision, "--precision"),
+        check_precision(precision),
         threads=threads,
         trust_code=trust_code,
     )

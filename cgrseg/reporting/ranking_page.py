@@ -42,7 +42,7 @@ _USEFULNESS = (
     "The most useful first. Each place goes to the image with the largest product of uncertainty "
     "(mean entropy of its pixels) and distance to the nearest image that is labeled or stands "
     "above it. The uncertainty is 100 % where all classes are equally likely, in white on the "
-    "third picture."
+    "third image of the row."
 )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from cgrseg.errors import ConfigError
 from cgrseg.formats import openvino_format
-from cgrseg.inference import Predictor, compiled_backend, compiled_cache, ready_backend
+from cgrseg.inference import Predictor, compiled_cache, ready_backend
 from cgrseg.inference.backends import TorchBackend
 from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.compiled_cache import missing_compiler
@@ -219,8 +219,8 @@ def test_the_choice_of_python(model: CGRSeg, tmp_path: Path) -> None:
 def test_on_other_devices_auto_is_the_network_as_published(
     model: CGRSeg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled_backend, "resolve_device", lambda device: torch.device("meta"))
+    monkeypatch.setattr(ready_backend, "resolve_device", lambda device: torch.device("meta"))
     made: list[str] = []
-    monkeypatch.setattr(compiled_backend, "TorchBackend", lambda *given: made.append("published"))
+    monkeypatch.setattr(ready_backend, "TorchBackend", lambda *given: made.append("published"))
     make_backend(model, "meta", compile="auto")
     assert made == ["published"]

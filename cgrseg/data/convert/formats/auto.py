@@ -52,10 +52,10 @@ class Auto(CustomFormat):
         reasons = {name: kind.recognize(self.source) for name, kind in formats().items()}
         reasons = {name: reason for name, reason in reasons.items() if reason}
         if len(reasons) != 1:
+            signs = "; ".join(f"{name} (by {reason})" for name, reason in reasons.items())
             raise DataError(
                 self.source,
-                found="; ".join(f"{name} (by {reason})" for name, reason in reasons.items())
-                or "no known format",
+                found=f"signs of {signs}" if signs else "no known format",
                 expected="one of " + ", ".join(name for name in formats() if name != self.name),
                 remedy="choose the format: cgrseg data convert FORMAT"
                 if reasons

@@ -97,7 +97,7 @@ class CocoPanoptic(MaskFormat):
             return skipped(
                 mask,
                 file=file,
-                found=problem,
+                found=f"no PNG of its segments ({problem})",
                 expected=f"the PNG of image {annotation['image_id']} below {folder}",
                 remedy=f"put it there, or name the folder of the PNGs ({option('--masks')})",
             )

@@ -250,7 +250,7 @@ def _read_labels(path: Path, names: Sequence[str], boxes: bool) -> list[Region]:
 def _unusable(where: object, found: str) -> DataError:
     return DataError(
         where,
-        found=found,
+        found=f"an unusable line: {found}",
         expected="lines 'class x1 y1 x2 y2 x3 y3 ...' with fractions of width and height",
         remedy="export the labels again, or correct the line",
     )
