@@ -9,13 +9,16 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
-import torch
 
 from cgrseg.cpus import usable_threads
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.processes import this_process
+
+if TYPE_CHECKING:
+    import torch
 
 _LOG = logging.getLogger("cgrseg.training")
 
@@ -32,7 +35,7 @@ _MMAP_MAX = (-4, 1 << 16)  # glibc's default
 
 
 def use_threads(threads: int | None) -> None:
-    """Set the number of CPU threads of PyTorch and OpenCV, for the whole process.
+    """Set the number of CPU threads of OpenCV, and of PyTorch if loaded, for the whole process.
 
     Args:
         threads: 1 to `MOST_THREADS`; None: no more than the process may use
@@ -41,12 +44,15 @@ def use_threads(threads: int | None) -> None:
     Raises:
         ConfigError: another number.
     """
+    torch_module = sys.modules.get("torch")
+    libraries = [(cv2.getNumThreads, cv2.setNumThreads)]
+    if torch_module is not None:
+        libraries.append((torch_module.get_num_threads, torch_module.set_num_threads))
     if threads is None:
         usable = usable_threads()
-        if torch.get_num_threads() > usable:
-            torch.set_num_threads(usable)
-        if cv2.getNumThreads() > usable:
-            cv2.setNumThreads(usable)
+        for current, change in libraries:
+            if current() > usable:
+                change(usable)
         return
     if not 1 <= threads <= MOST_THREADS:
         raise ConfigError(
@@ -55,8 +61,8 @@ def use_threads(threads: int | None) -> None:
             expected=f"1 to {MOST_THREADS}",
             remedy="leave it out to use all cores of this process",
         )
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    for _, change in libraries:
+        change(threads)
 
 
 def cpu_threads() -> int:
@@ -69,15 +75,19 @@ def cpu_threads() -> int:
 
 @contextlib.contextmanager
 def fewer_threads(threads: int) -> Iterator[None]:
-    """Give PyTorch some threads per computation, and OpenCV one, for the block (whole process)."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(threads)
+    """Give PyTorch, if loaded, some threads per computation, and OpenCV one (whole process)."""
+    torch_module = sys.modules.get("torch")
+    torch_threads = torch_module.get_num_threads() if torch_module is not None else 0
+    opencv_threads = cv2.getNumThreads()
+    if torch_module is not None:
+        torch_module.set_num_threads(threads)
     cv2.setNumThreads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
+        if torch_module is not None:
+            torch_module.set_num_threads(torch_threads)
+        cv2.setNumThreads(opencv_threads)
 
 
 def keep_freed_memory() -> bool:
@@ -122,6 +132,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     Raises:
         EnvironmentProblem: the device does not exist here.
     """
+    import torch
+
     if device is None or device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -152,6 +164,8 @@ def device_of_process(device: str | torch.device | None = None) -> torch.device:
         EnvironmentProblem: fewer GPUs than processes, or a device that does not exist.
         ConfigError: a GPU by number, for several processes of this machine.
     """
+    import torch
+
     process = this_process()
     if str(device).startswith("cuda:") and process.local_world_size > 1:
         raise ConfigError(
@@ -201,6 +215,8 @@ class Placement:
     @property
     def torch_device(self) -> torch.device:
         """Device of this process."""
+        import torch
+
         if self.kind == "cuda":
             return torch.device("cuda", self.local_rank if self.index is None else self.index)
         return torch.device(self.kind)
@@ -208,6 +224,8 @@ class Placement:
     @property
     def description(self) -> str:
         """Device and process in words, for the log and for messages."""
+        import torch
+
         if self.kind == "cuda":
             device = self.torch_device
             name = f"GPU {device.index} ({torch.cuda.get_device_name(device)})"
@@ -229,6 +247,8 @@ def find_placement(device: str = "auto") -> Placement:
             processes.
         ConfigError: an unknown device, or one GPU for several processes.
     """
+    import torch
+
     process = this_process()
     kind, _, number = device.partition(":")
     kind = {"gpu": "cuda"}.get(kind, kind)
@@ -270,6 +290,8 @@ def find_placement(device: str = "auto") -> Placement:
 
 
 def _check_gpus(index: int | None, local_processes: int) -> None:
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         raise _missing("cuda", "PyTorch sees no NVIDIA GPU")

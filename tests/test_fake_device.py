@@ -17,7 +17,7 @@ import torch
 
 from cgrseg import loss_terms
 from cgrseg.evaluation import extra_metrics, loop
-from cgrseg.inference import compiled_backend, decode, views
+from cgrseg.inference import compiled_backend, device_decode, views
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.fast import backbone
 from cgrseg.models import cgrseg as composition
@@ -255,7 +255,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @_plant("decoding by tiles", lambda patch: _predict("eager", "scales and flip"))
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decode.TapMatrix, "to", lambda self, device: self)
+    patch.setattr(device_decode.TapMatrix, "to", lambda self, device: self)
 
 
 @_plant("fused decoding", lambda patch: device_runs.decoding("cuda", 1.0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +76,20 @@ def test_auto_is_fp32_elsewhere(bf16_cpu: pytest.MonkeyPatch) -> None:
     bf16_cpu.setattr(platform, "machine", lambda: "aarch64")
     assert "this kind of CPU" in choose_precision(CPU).reason
     assert choose_precision(torch.device("mps")).precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx2 avx512_bf16", "bf16"), ("fpu amx_bf16", "bf16"), ("fpu avx2 avx512f", "fp32")],
+)
+def test_linux_says_it_where_pytorch_is_not_loaded(
+    flags: str, precision: str, bf16_cpu: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
+    bf16_cpu.setattr("cgrseg.precision._CPU_FLAGS", file)
+    bf16_cpu.setitem(sys.modules, "torch", None)
+    assert choose_precision("cpu").precision == precision
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 
 from cgrseg.bench.timing import wait_for
 from cgrseg.cpus import usable_cpus
-from cgrseg.precision import DTYPES, Precision, bf16_in_hardware
+from cgrseg.precision import Precision, bf16_in_hardware, dtype_of
 
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "transformers", "onnxruntime", "openvino")
 _BUSY = 0.5  # load per core, beside this process, above which durations are doubtful
@@ -101,8 +101,8 @@ def measure_peaks(device: torch.device, seconds: float = 1.0) -> Peaks:
     flops: dict[str, float] = {}
     with torch.inference_mode():
         for name in precisions:
-            left = torch.randn(side, side, device=device).to(DTYPES[name])
-            right = torch.randn(side, side, device=device).to(DTYPES[name])
+            left = torch.randn(side, side, device=device).to(dtype_of(name))
+            right = torch.randn(side, side, device=device).to(dtype_of(name))
             flops[name] = 2 * side**3 / _best(partial(torch.matmul, left, right), device, seconds)
         source = torch.ones(64 << 20, device=device)  # 256 MB
         target = torch.empty_like(source)

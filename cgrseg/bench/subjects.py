@@ -33,7 +33,7 @@ from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import CGRSeg
 from cgrseg.models.attention_bias import AttentionBias
 from cgrseg.ops import upsample_argmax
-from cgrseg.precision import DTYPES, Precision, check_precision
+from cgrseg.precision import PRECISIONS, Precision, check_precision
 
 Labels = NDArray[np.integer]
 
@@ -287,10 +287,8 @@ def _ultralytics(name: str, model: CGRSeg, setting: Setting, side: int | None = 
         return np.stack([cv2.resize(m, shape, interpolation=cv2.INTER_NEAREST) for m in maps])
 
     seconds = time.perf_counter() - start
-    runtime = Backend()
-    runtime.has_threads = True
     how = f"converted in {seconds:.1f} s"
-    return Subject(logits, decode, how, runtime, labels=labels, size=size, peer=True)
+    return Subject(logits, decode, how, labels=labels, size=size, peer=True)
 
 
 def _in_openvino(module: torch.nn.Module, example: Tensor, name: str) -> Callable[[Tensor], Tensor]:
@@ -322,7 +320,7 @@ FACTORIES: dict[str, Factory] = {
 }
 """Subject name to the function that builds the subject; others can be added."""
 
-for _precision in DTYPES:
+for _precision in PRECISIONS:
     FACTORIES[f"folded-{_precision}"] = functools.partial(_folded, _precision)
     FACTORIES[f"compiled-{_precision}"] = functools.partial(_compiled, _precision)
 for _name in _SEGFORMER:

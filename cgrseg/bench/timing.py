@@ -8,7 +8,6 @@ the first the threads of the subject before still spin, and its own come to thei
 
 from __future__ import annotations
 
-import contextlib
 import random
 import statistics
 import time
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 
 from cgrseg.bench.subjects import Setting, Subject, predict
 from cgrseg.deploy.verify import sample_images
-from cgrseg.inference.segmenting import one_torch_thread
 
 Clock = Literal["wall", "processor"]
 CLOCKS: dict[Clock, Callable[[], float]] = {
@@ -102,17 +100,13 @@ def work_of(
     subject: Subject, work: Work, images: NDArray[np.uint8], device: torch.device
 ) -> Callable[[], object]:
     """The work as a function, done as :class:`cgrseg.Predictor` does it."""
-    pixels = len(images) * images.shape[1] * images.shape[2]
     tensors = subject.prepared(images, device)
 
     def run() -> object:
-        with contextlib.ExitStack() as ends:
-            if subject.backend is not None:
-                ends.enter_context(one_torch_thread(subject.backend, pixels))
-            if work == "image":
-                return predict(subject, images, device)
-            with torch.inference_mode():
-                return subject.logits(tensors) if work == "network" else subject.label(tensors)
+        if work == "image":
+            return predict(subject, images, device)
+        with torch.inference_mode():
+            return subject.logits(tensors) if work == "network" else subject.label(tensors)
 
     return run
 

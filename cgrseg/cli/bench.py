@@ -201,11 +201,11 @@ def _profiles(
 
     from cgrseg.bench.profile import profile_network
     from cgrseg.bench.tables import profile_markdown
-    from cgrseg.precision import DTYPES
+    from cgrseg.precision import PRECISIONS
 
     found: dict[str, object] = {}
     for network in networks:
-        for precision in (name for name in DTYPES if name in peaks.flops):
+        for precision in (name for name in PRECISIONS if name in peaks.flops):
             profile = profile_network(network, size, precision, peaks)
             title = f"{network.variant}, {precision}: the largest costs left"
             console.print(profile_markdown(profile, title), markup=False, soft_wrap=True)

@@ -92,7 +92,7 @@ class CalibrationInputs:
         backend = ExportedBackend(self.description, keep, "calibration")
         for number, path in enumerate(self.images, 1):
             image = read_image(path, bits=self.test.image_bits)
-            backend.logits(NetworkInput.of(image, fit_to_sizes(self.test, image, sizes)).tensor)
+            backend.logits(NetworkInput.of(image, fit_to_sizes(self.test, image, sizes)).array)
             yield taken[0]
             taken.clear()
             if self.progress is not None:

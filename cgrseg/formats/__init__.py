@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def format_summaries() -> dict[str, str]:
     """Name to help text of all formats.
 
-    Read from the source without an import: formats import PyTorch, and `--help` answers at once.
+    Read from the source without an import, so that `--help` answers at once.
     """
     found = {}
     for name in format_names():
@@ -95,8 +95,8 @@ def describe(path: str | Path) -> Description:
 
 def open_file(
     path: Path, precision: Precision = "fp32", *, trust_code: bool = False
-) -> tuple[ExportFormat, Description, Run]:
-    """Format and description of an exported file, and the function that runs it.
+) -> tuple[Description, Run]:
+    """Description of an exported file, and the function that runs it.
 
     Args:
         path: exported file.
@@ -127,8 +127,7 @@ def open_file(
             remedy=f"only if you know where the file comes from: {option('--trust-code')}; the "
             "formats pt2, onnx and openvino hold no code",
         )
-    description, run = export_format.open(path, precision)
-    return export_format, description, run
+    return export_format.open(path, precision)
 
 
 def _formats_with(suffix: str) -> list[ExportFormat]:

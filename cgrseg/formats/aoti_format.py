@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cgrseg.errors import WeightsError
@@ -42,6 +41,8 @@ class AotiFormat(ExportFormat):
 
     def write(self, job: ExportJob, path: Path) -> None:
         """Compile one model per size into a new file."""
+        import torch
+
         description = job.description
         models: dict[str, Any] = {}
         for size in description.sizes or []:
@@ -66,6 +67,8 @@ class AotiFormat(ExportFormat):
 
     def open(self, path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
         """See :class:`ExportFormat`; this loads the machine code."""
+        import torch
+
         description = self.describe(path)
         models: dict[Size, Callable[[Any], Any]] = {}
 

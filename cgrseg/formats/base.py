@@ -1,4 +1,8 @@
-"""What an export format provides: how a network is written in it, and how its files are run."""
+"""What an export format provides: how a network is written in it, and how its files are run.
+
+Modules of formats import PyTorch where they write or run a network in it, not before: a file of
+another runtime is used without it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.formats.description import Description, Size
-from cgrseg.models import CGRSeg
 from cgrseg.precision import Precision
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cgrseg.models import CGRSeg
 
 Run = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 """An opened file: from its input, a whole batch, to its output."""
@@ -62,7 +69,6 @@ class ExportFormat(ABC):
         packages: import names of the packages that writing and checking a file needs.
         options: options of `cgrseg export` for this format alone.
         precisions: precisions that a file can compute in at run time.
-        has_threads: whether the runtime has threads of its own beside PyTorch's.
         runs_code: whether opening a file runs machine code that it holds.
         needs_compiler: whether writing needs a C++ compiler.
         needs_sizes: whether a file takes given input sizes only.
@@ -74,7 +80,6 @@ class ExportFormat(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
-    has_threads: ClassVar[bool] = False
     runs_code: ClassVar[bool] = False
     needs_compiler: ClassVar[bool] = False
     needs_sizes: ClassVar[bool] = False

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from cgrseg.devices import cpu_threads
 from cgrseg.errors import MALFORMED, WeightsError
 from cgrseg.extras import require
 from cgrseg.formats.base import ExportJob, Inputs, QuantizableFormat, Run, matching_nodes
@@ -35,10 +35,11 @@ class OnnxFormat(QuantizableFormat):
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
     options = ("opset",)
-    has_threads = True
 
     def build(self, job: ExportJob) -> Any:
         """An `onnx.ModelProto`, checked."""
+        import torch
+
         onnx = require("onnx", "export as onnx")
         require("onnxscript", "export as onnx")
         program = exported_program(job)
@@ -98,7 +99,8 @@ class OnnxFormat(QuantizableFormat):
         """See :class:`ExportFormat`.
 
         A free input shape is fixed when it first comes: the runtime then computes resized tables
-        once, when it loads.  It uses as many threads as PyTorch does now.
+        once, when it loads.  It uses as many threads as
+        :func:`~cgrseg.devices.cpu_threads` says now.
         """
         onnxruntime = require("onnxruntime", path)
         content = read_input(path)
@@ -106,7 +108,7 @@ class OnnxFormat(QuantizableFormat):
         description = Description.read(text, path)
         check_digest(content, description, path, _KIND)
         _refuse_external_tensors(content, text, path)
-        threads = torch.get_num_threads()
+        threads = cpu_threads()
         first = _session(onnxruntime, content, {}, path, threads, optimize=False)
         try:
             stored = first.get_modelmeta().custom_metadata_map.get(KEY)

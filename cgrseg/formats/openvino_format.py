@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from cgrseg.devices import cpu_threads
 from cgrseg.errors import WeightsError
 from cgrseg.extras import require
 from cgrseg.formats.base import ExportJob, Inputs, QuantizableFormat, Run, matching_nodes
@@ -42,7 +41,6 @@ class OpenvinoFormat(QuantizableFormat):
     suffix = ".xml"
     packages = ("openvino", "onnx", "onnxscript")
     precisions = tuple(_HINTS)
-    has_threads = True
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """Weights, then the graph."""
@@ -83,8 +81,8 @@ class OpenvinoFormat(QuantizableFormat):
         """See :class:`ExportFormat`.
 
         Every input shape is compiled once, when it first comes, with all free axes fixed: tables
-        that depend on the size are then computed once.  It uses as many threads as PyTorch does
-        now.
+        that depend on the size are then computed once.  It uses as many threads as
+        :func:`~cgrseg.devices.cpu_threads` says now.
         """
         return _open(path, precision, resize_tables=True)
 
@@ -121,7 +119,7 @@ def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Des
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": cpu_threads(),
     }
     requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
@@ -239,10 +237,36 @@ def _resize_stored_tables(model: Any, openvino: Any) -> None:
             source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.f32
         )
         if is_stored and operation.get_attributes()["mode"] == "cubic":
-            table = torch.from_numpy(np.array(source.data))
             *_, height, width = operation.get_output_shape(0)
-            resized = F.interpolate(table, (height, width), mode="bicubic").numpy()
+            resized = resize_bicubic(np.array(source.data), (height, width))
             operation.output(0).replace(openvino.op.Constant(resized).output(0))
+
+
+def resize_bicubic(table: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize the last two axes as `torch.nn.functional.interpolate(mode="bicubic")` does."""
+    for axis, target in ((-1, size[1]), (-2, size[0])):
+        source = table.shape[axis]
+        scale = float(np.float32(source / target))
+        # As PyTorch rounds it: once, after the multiplication and the subtraction.
+        center = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
+        low = np.floor(center)
+        total = np.zeros((), np.float32)
+        for step in (-1, 0, 1, 2):
+            index = np.clip(low.astype(np.int64) + step, 0, source - 1)
+            weight = _cubic(np.abs(center - low - np.float32(step)))
+            part = np.moveaxis(table.take(index, axis=axis), axis, -1) * weight
+            total = total + np.moveaxis(part, -1, axis)
+        table = total
+    return np.ascontiguousarray(table)
+
+
+def _cubic(distance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weight of an input in bicubic interpolation (a = -0.75)."""
+    a = np.float32(-0.75)
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    found: NDArray[np.float32] = np.where(distance <= 1, near, far).astype(np.float32)
+    return found
 
 
 def _file_digest(path: Path) -> str:

@@ -8,21 +8,22 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.export import ExportedProgram
 
 from cgrseg.formats.base import ExportFormat, ExportJob, Run
 from cgrseg.formats.description import Description, Size, damaged
-from cgrseg.formats.program_check import checked_program
 from cgrseg.formats.torch_program import (
     DESCRIPTION_FILE,
     exported_program,
     read_package_description,
 )
 from cgrseg.precision import Precision
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 class Pt2Format(ExportFormat):
@@ -36,6 +37,8 @@ class Pt2Format(ExportFormat):
         The export for any size turns some sizes into special cases: the description says which
         sides the program takes.
         """
+        import torch
+
         program = exported_program(job)
         description = job.description
         if job.size is None:
@@ -54,6 +57,10 @@ class Pt2Format(ExportFormat):
 
     def open(self, path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
         """See :class:`ExportFormat`; the file is checked before PyTorch reads it."""
+        import torch
+
+        from cgrseg.formats.program_check import checked_program
+
         description = self.describe(path)
         checked = checked_program(path)
         logger = logging.getLogger("torch.export")

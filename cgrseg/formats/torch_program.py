@@ -8,14 +8,14 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from typing import TYPE_CHECKING, Any
 
 from cgrseg.formats.base import ExportJob
 from cgrseg.formats.description import Description, Size, damaged
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
 
 DESCRIPTION_FILE = "cgrseg.json"
 _LARGEST_DESCRIPTION = 16 << 20
@@ -27,6 +27,9 @@ _MAX_STRIDES = 256
 
 def exported_program(job: ExportJob) -> ExportedProgram:
     """The network as a graph, for one input size and batch size or for any."""
+    import torch
+    from torch.export import Dim
+
     description = job.description
     # Sizes of an example must be general: an axis of length 1 would be taken for a constant.
     example = example_input(description, job.size or (96, 160), description.batch or 2)
@@ -47,6 +50,8 @@ def exported_program(job: ExportJob) -> ExportedProgram:
 
 def example_input(description: Description, size: Size, batch: int) -> Tensor:
     """A random input of the kind that the file takes."""
+    import torch
+
     draws = torch.Generator().manual_seed(0)
     if description.takes == "pixels":
         return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=draws)

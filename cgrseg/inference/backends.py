@@ -11,17 +11,21 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from cgrseg.devices import resolve_device
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.models import CGRSeg
-from cgrseg.models.digest import weights_digest
-from cgrseg.precision import DTYPES, AnyPrecision, Precision, choose_precision, slow_precision
+from cgrseg.precision import AnyPrecision, Precision, choose_precision, dtype_of, slow_precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Logits: TypeAlias = Any
+"""Logits where they are: an array on a CPU, a tensor on a GPU."""
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -41,7 +45,7 @@ class Backend:
         precision_reason: why "auto" means this precision; empty: it was given by name.
         compiled: whether input shapes are compiled, so that :meth:`prepare` pays.
         seconds_preparing: time spent so far on compiling, loading and warming up.
-        has_threads: whether a runtime keeps threads of its own beside PyTorch's.
+        arrays: whether :meth:`logits` and :meth:`labels` take and give NumPy arrays, not tensors.
         chooses: whether the backend chooses the form of the network.
         choice: the forms that ran, and why; empty where nothing was chosen.
         advice: what would be faster, and how to get it; empty if nothing.
@@ -56,8 +60,8 @@ class Backend:
     precision_reason: str = ""
     compiled: bool = False
     seconds_preparing: float = 0.0
-    has_threads: bool = False
     side_by_side: bool = False
+    arrays: bool = False
     chooses: bool = False
 
     @property
@@ -70,18 +74,24 @@ class Backend:
         """See the attributes of the class."""
         return ""
 
-    def logits(self, batch: Tensor) -> Tensor:
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the network runs on a CPU."""
+        return self.device.type == "cpu"
+
+    def logits(self, batch: Any) -> Any:
         """Logits of a batch.
 
         Args:
-            batch: float32 (N, 3, H, W), normalized, H and W multiples of 32.
+            batch: tensor, float32 (N, 3, H, W), normalized, H and W multiples of 32; an array
+                where `arrays` is set.
 
         Returns:
             (N, K, H / 8, W / 8), any floating type, on the device of the backend.
         """
         raise NotImplementedError
 
-    def labels(self, batch: Tensor) -> Tensor:
+    def labels(self, batch: Any) -> Any:
         """Label maps (N, H, W) of a batch, where `output` is "labels"."""
         raise NotImplementedError
 
@@ -89,8 +99,10 @@ class Backend:
         """Features (N, C) of whole images, to compare images: mean logits in a grid of 4x4.
 
         Args:
-            batch: as for :meth:`logits`.
+            batch: tensor, float32 (N, 3, H, W), as for :meth:`logits`.
         """
+        import torch.nn.functional as F
+
         return F.adaptive_avg_pool2d(self.logits(batch).float(), 4).flatten(1)
 
     def digest(self) -> str | None:
@@ -118,12 +130,16 @@ class Backend:
             _LOG.warning(warning)
 
     def __getstate__(self) -> dict[str, Any]:
+        from torch import nn
+
         return {
             name: _PackedModule.of(value) if isinstance(value, nn.Module) else value
             for name, value in self.__dict__.items()
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        import torch
+
         self.__dict__.update(state)
         try:
             self.device = resolve_device(self.device)
@@ -149,15 +165,52 @@ class _PackedModule:
 
     @classmethod
     def of(cls, module: nn.Module) -> _PackedModule:
+        import torch
+
         content = io.BytesIO()
         torch.save(module, content)
         return cls(content.getvalue())
 
     def module(self, device: torch.device) -> nn.Module:
+        import torch
+
         found: nn.Module = torch.load(
             io.BytesIO(self.content), map_location=device, weights_only=False
         )
         return found
+
+
+def run_network(backend: Backend, batch: NDArray[np.float32]) -> Logits:
+    """Logits of a batch, float32 (N, 3, H, W): an array from a CPU, else a tensor on its device."""
+    if backend.arrays:
+        return backend.logits(batch)
+    import torch
+
+    with torch.inference_mode():
+        logits: Tensor = backend.logits(torch.from_numpy(batch))
+        if logits.device.type != "cpu":
+            return logits
+        return (logits if logits.dtype == torch.float64 else logits.float()).numpy()
+
+
+def run_labels(backend: Backend, batch: NDArray[np.float32]) -> NDArray[np.integer]:
+    """Label maps (N, H, W) of a batch, from a backend whose `output` is "labels"."""
+    if backend.arrays:
+        return backend.labels(batch)  # type: ignore[no-any-return]
+    import torch
+
+    with torch.inference_mode():
+        found: Tensor = backend.labels(torch.from_numpy(batch))
+        return found.cpu().numpy()
+
+
+def joined(parts: Sequence[Logits], axis: int) -> Logits:
+    """Logits of several runs side by side along an axis."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis=axis)
+    import torch
+
+    return torch.cat(list(parts), dim=axis)
 
 
 class TorchBackend(Backend):
@@ -179,6 +232,10 @@ class TorchBackend(Backend):
         precision: AnyPrecision = "fp32",
         channels_last: bool = False,
     ) -> None:
+        import torch
+
+        from cgrseg.models import CGRSeg
+
         home = next(model.parameters()).device
         self.device = home if device is None else resolve_device(device)
         self.use_precision(precision)
@@ -195,11 +252,13 @@ class TorchBackend(Backend):
 
     def logits(self, batch: Tensor) -> Tensor:
         """See :class:`Backend`."""
+        import torch
+
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         batch = batch.to(self.device, memory_format=layout)
         autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self.precision != "fp32":
-            autocast = torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+            autocast = torch.autocast(self.device.type, dtype=dtype_of(self.precision))
         with torch.inference_mode(), autocast:
             return self.model(batch)  # type: ignore[no-any-return]
 
@@ -208,10 +267,14 @@ class TorchBackend(Backend):
         backbone = getattr(self.model, "backbone", None)
         if backbone is None:
             return super().features(batch)
+        import torch
+
         with torch.inference_mode():
             deepest: Tensor = backbone(batch.to(self.device))[-1]
         return deepest.float().mean(dim=(2, 3))
 
     def digest(self) -> str:
         """SHA-256 of the weights as they are now."""
+        from cgrseg.models.digest import weights_digest
+
         return weights_digest(self.model)

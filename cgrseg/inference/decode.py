@@ -6,9 +6,9 @@ resizing to the image's own size, mirroring.  So each output row is a weighted s
 logits, its *taps*, and likewise each column: ``output = rows @ logits @ columns.T``.  From the
 taps, any rectangle of the output is computed alone.
 
-A single whole view takes the exact fused path (:func:`cgrseg.ops.upsample_argmax`).  Anything else
-is decoded tile by tile: a tile's logits are two small matrix products per view, several views
-average their softmax, and the best class is kept.
+A single whole view takes the exact fused path (:func:`cgrseg.ops.array_argmax.array_argmax`).
+Anything else is resized row by row; several views average their softmax, and the best class is
+kept.  All this is NumPy: logits on a GPU are decoded there (:mod:`cgrseg.inference.device_decode`).
 
 Coordinates are those of ``torch.nn.functional.interpolate(mode="bilinear",
 align_corners=False)``.
@@ -19,28 +19,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cgrseg.errors import DataError
-from cgrseg.ops import upsample_argmax, upsample_confidence
-from cgrseg.ops.resize_plan import bilinear_taps
-from cgrseg.ops.windows import products_are_exact
+from cgrseg.ops.array_argmax import array_argmax, array_topk, label_type
+from cgrseg.ops.resize_plan import bilinear_taps, tidy_taps
+from cgrseg.ops.resized_rows import (
+    STRIP,
+    Floats,
+    classes_last,
+    exponentials,
+    in_threads,
+    resized_rows,
+    spans,
+)
 
 Size = tuple[int, int]
-
-# Elements of one decoded tile (classes x rows x columns): fits the cache of a CPU; a GPU needs
-# longer launches.
-_TILE_CPU = 1 << 20
-_TILE_GPU = 1 << 26
-_ROWS_CPU = 32
-_ROWS_GPU = 128
-# The fused path gives 8-byte ids; beyond this many pixels tiles need less memory.
-_FUSED_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -73,31 +70,9 @@ class Taps:
         weight = (self.weight[:, :, None] * inner.weight[self.index]).reshape(len(self), -1)
         return Taps(index, weight)
 
-    def part(self, start: int, stop: int) -> TapMatrix:
-        """The mapping for outputs `start` to `stop`, over the inputs that they use."""
-        index, weight = self.index[start:stop], self.weight[start:stop]
-        inputs = np.unique(index[weight > 0])
-        places = np.minimum(np.searchsorted(inputs, index), len(inputs) - 1)
-        matrix = np.zeros((stop - start, len(inputs)))
-        np.add.at(matrix, (np.arange(stop - start)[:, None], places), weight)
-        return TapMatrix(torch.from_numpy(inputs), torch.from_numpy(matrix.astype(np.float32)))
-
-
-@dataclass(frozen=True)
-class TapMatrix:
-    """A dense matrix for some outputs over the inputs that they use.
-
-    Attributes:
-        inputs: int64 (used,), ascending.
-        matrix: float32 (outputs, used).
-    """
-
-    inputs: Tensor
-    matrix: Tensor
-
-    def to(self, device: torch.device) -> TapMatrix:
-        """The same on another device."""
-        return TapMatrix(self.inputs.to(device), self.matrix.to(device))
+    def tidy(self) -> Taps:
+        """The same mapping with as few taps as possible."""
+        return Taps(*tidy_taps(self.index, self.weight))
 
 
 def bilinear(source: int, target: int) -> Taps:
@@ -109,11 +84,9 @@ class View(Protocol):
     """Logits of one view, and the way from them to output pixels.
 
     Attributes:
-        device: device of the logits.
         num_classes: K.
     """
 
-    device: torch.device
     num_classes: int
 
     @property
@@ -126,14 +99,14 @@ class View(Protocol):
         """Taps from columns of logits to output columns."""
         ...
 
-    def logit_rows(self, rows: Tensor) -> Tensor:
+    def logit_rows(self, rows: NDArray[np.int64]) -> Any:
         """Some rows of logits.
 
         Args:
-            rows: int64, ascending.  Rows above the first one are never asked for again.
+            rows: ascending.  Rows above the first one are never asked for again.
 
         Returns:
-            (K, number of rows, columns of logits).
+            (K, number of rows, columns of logits): an array, or a tensor on a GPU.
         """
         ...
 
@@ -142,7 +115,7 @@ class WholeView:
     """Logits of the whole image.
 
     Args:
-        logits: (K, h, w).
+        logits: (K, h, w), an array, or a tensor on a GPU.
         padded: height and width of the network's input.
         kept: height and width of the resized image, without padding.
         original: height and width of the image.
@@ -151,14 +124,13 @@ class WholeView:
 
     def __init__(
         self,
-        logits: Tensor,
+        logits: Any,
         padded: tuple[int, int],
         kept: tuple[int, int],
         original: tuple[int, int],
         flipped: bool = False,
     ) -> None:
         self.logits = logits
-        self.device = logits.device
         self.num_classes = len(logits)
         self.padded = padded
         self.kept = kept
@@ -181,7 +153,7 @@ class WholeView:
         to_input = bilinear(self.logits.shape[1 + axis], self.padded[axis])
         return bilinear(kept, self.original[axis]).after(to_input.crop(kept))
 
-    def logit_rows(self, rows: Tensor) -> Tensor:
+    def logit_rows(self, rows: NDArray[np.int64]) -> Any:
         """See :class:`View`."""
         return self.logits[:, rows]
 
@@ -203,7 +175,7 @@ def decode(views: Sequence[View], size: Size, confidence: bool = False) -> Segme
     """Average the views and take the best class of every pixel.
 
     Args:
-        views: at least one, all of the same network and image.
+        views: at least one, all of the same network and image, with arrays of logits.
         size: height and width of the image.
         confidence: also give the (averaged) probability of the class.
 
@@ -211,115 +183,84 @@ def decode(views: Sequence[View], size: Size, confidence: bool = False) -> Segme
         DataError: the network gave NaN or infinite values.
     """
     first = views[0]
-    if len(views) == 1 and isinstance(first, WholeView) and size[0] * size[1] <= _FUSED_PIXELS:
+    if len(views) == 1 and isinstance(first, WholeView):
         return _fused(first, size, confidence)
-    return _tiled(views, size, confidence)
+    return _row_by_row(views, size, confidence)
 
 
 def _fused(view: WholeView, size: Size, confidence: bool) -> Segmentation:
-    logits = view.logits[None]
-    small = torch.uint8 if len(view.logits) <= 256 else torch.int16
     if confidence:
-        labels, best = upsample_confidence(logits, size, input_size=view.padded, crop=view.kept)
-        return Segmentation(labels[0].to(small).cpu().numpy(), best[0].float().cpu().numpy())
-    labels = upsample_argmax(logits, size, input_size=view.padded, crop=view.kept)
-    return Segmentation(labels[0].to(small).cpu().numpy())
+        labels, best = array_topk(view.logits, size, 1, input_size=view.padded, crop=view.kept)
+        return Segmentation(labels[0], best[0].astype(np.float32, copy=False))
+    return Segmentation(array_argmax(view.logits, size, input_size=view.padded, crop=view.kept))
 
 
-def _tiled(views: Sequence[View], size: Size, confidence: bool) -> Segmentation:
+def _row_by_row(views: Sequence[View], size: Size, confidence: bool) -> Segmentation:
     classes = views[0].num_classes
-    labels: NDArray[np.integer] = np.empty(size, dtype=np.uint8 if classes <= 256 else np.int16)
+    labels: NDArray[np.integer] = np.empty(size, dtype=label_type(classes))
     probability = np.empty(size, dtype=np.float32) if confidence else None
     # The softmax of a single view does not change which class wins.
-    softmax = len(views) > 1 or confidence
-    for rows, columns, values in decoded_tiles(views, size, softmax=softmax):
-        best, winners = values.max(dim=1)
-        labels[rows, columns] = winners.cpu().numpy()
-        if probability is not None:
-            probability[rows, columns] = best.cpu().numpy()
+    plain = len(views) == 1 and not confidence
+    columns = [view.columns.tidy() for view in views]
+    for top in range(0, size[0], STRIP):
+        strips = [_Strip.of(view, top) for view in views]
+
+        def work(span: slice, top: int = top, strips: Sequence[_Strip] = strips) -> None:
+            parts = [
+                strip.rows(Taps(each.index[span], each.weight[span]))
+                for strip, each in zip(strips, columns, strict=True)
+            ]
+            for row, values in enumerate(zip(*parts, strict=True), start=top):
+                total = values[0] if plain else _softmax(values[0])
+                for value in values[1:]:
+                    total += _softmax(value)
+                winners = total.argmax(axis=1)
+                labels[row, span] = winners
+                if probability is not None:
+                    best = np.take_along_axis(total, winners[:, None], 1)[:, 0]
+                    probability[row, span] = best / len(views)
+
+        in_threads(work, spans(size[1], classes))
     return Segmentation(labels, probability)
 
 
-def decoded_tiles(
-    views: Sequence[View], size: Size, *, softmax: bool = True
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rectangles of the output that together cover it, for code under `torch.inference_mode`.
+@dataclass(frozen=True)
+class _Strip:
+    """The rows of logits that a strip of output rows uses.
 
-    Args:
-        views: at least one, all of the same network and image.
-        size: height and width of the image.
-        softmax: give probabilities, averaged over the views; else logits of a single view.
-
-    Yields:
-        Rows, columns, and float32 (rows, K, columns) on the device of the views.
-
-    Raises:
-        DataError: the network gave NaN or infinite values.
+    Attributes:
+        values: float32 (rows of logits, columns, K).
+        taps: from these rows to the output rows.
     """
-    height, width = size
-    device, classes = views[0].device, views[0].num_classes
-    on_cpu = device.type == "cpu"
-    tile_rows = min(height, _ROWS_CPU if on_cpu else _ROWS_GPU)
-    tile_columns = max(8, (_TILE_CPU if on_cpu else _TILE_GPU) // (classes * tile_rows))
-    spans = [(left, min(left + tile_columns, width)) for left in range(0, width, tile_columns)]
-    columns = [[view.columns.part(*span).to(device) for span in spans] for view in views]
-    for top in range(0, height, tile_rows):
-        bottom = min(top + tile_rows, height)
-        rows = [view.rows.part(top, bottom).to(device) for view in views]
-        strips = [_strip(view, part) for view, part in zip(views, rows, strict=True)]
-        for number, (left, right) in enumerate(spans):
-            tiles = (
-                _tile(strip, part, of_view[number])
-                for strip, part, of_view in zip(strips, rows, columns, strict=True)
+
+    values: Floats
+    taps: Taps
+
+    @classmethod
+    def of(cls, view: View, top: int) -> _Strip:
+        """The strip that begins with output row `top`."""
+        index, weight = view.rows.index[top : top + STRIP], view.rows.weight[top : top + STRIP]
+        used = np.unique(index[weight > 0])
+        logits = view.logit_rows(used)
+        if not np.isfinite(logits).all():
+            raise DataError(
+                "network",
+                found="some of its outputs are NaN or infinite",
+                expected="finite logits",
+                remedy="check the weights, and the precision (fp16 overflows where bf16 does not)",
             )
-            values = _mean_probability(tiles, len(views)) if softmax else next(tiles)
-            yield slice(top, bottom), slice(left, right), values
+        places = np.minimum(np.searchsorted(used, index), len(used) - 1)
+        values = classes_last(logits.astype(np.float32, copy=False))
+        return cls(values, Taps(places, weight).tidy())
+
+    def rows(self, columns: Taps) -> Iterator[Floats]:
+        """Resized rows, (columns, K) each."""
+        rows = (self.taps.index, self.taps.weight)
+        return resized_rows(self.values, rows, (columns.index, columns.weight))
 
 
-def _strip(view: View, rows: TapMatrix) -> Tensor:
-    """The rows of logits that some output rows use: float32 (rows used, K, columns)."""
-    logits = view.logit_rows(rows.inputs)
-    if not bool(torch.isfinite(logits).all()):
-        raise DataError(
-            "network",
-            found="some of its outputs are NaN or infinite",
-            expected="finite logits",
-            remedy="check the weights, and the precision (fp16 overflows where bf16 does not)",
-        )
-    return logits.float().transpose(0, 1).contiguous()
-
-
-def _tile(strip: Tensor, rows: TapMatrix, columns: TapMatrix) -> Tensor:
-    """Logits of one rectangle of the output: float32 (rows, K, columns)."""
-    across = _product(strip[:, :, columns.inputs], columns.matrix.T)  # (rows used, K, columns)
-    # As one product of two matrices: batched ones over K are several times slower.
-    return _product(rows.matrix, across.flatten(1)).view(-1, *across.shape[1:])
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product of float32 tensors in float32.
-
-    With fast products (TF32 on a GPU, bfloat16 on a CPU), which a training or the user may have
-    enabled, interpolation would have ten bits or fewer, and borders would move.
-    """
-    if products_are_exact(left):
-        return left @ right
-    return (left.double() @ right.double()).float()
-
-
-def _mean_probability(tiles: Iterator[Tensor], count: int) -> Tensor:
-    """Average of the views' softmax probabilities; one tile is in memory at a time."""
-    total = _softmax(next(tiles))
-    for tile in tiles:
-        total += _softmax(tile)
-    return total.div_(count)
-
-
-def _softmax(tile: Tensor) -> Tensor:
-    """Softmax over the classes of (rows, K, columns), in place.
-
-    `Tensor.softmax` over a middle dimension is several times slower on a CPU.
-    """
-    tile -= tile.amax(dim=1, keepdim=True)
-    tile.exp_()
-    return tile.div_(tile.sum(dim=1, keepdim=True))
+def _softmax(values: Floats) -> Floats:
+    """Softmax over the classes of (columns, K), in place."""
+    exponentials(values, values.max(axis=1, keepdims=True))
+    values /= values.sum(axis=1, keepdims=True)
+    return values

@@ -6,13 +6,10 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cgrseg.devices import keep_freed_memory
 from cgrseg.errors import CGRSegError, ConfigError, EnvironmentProblem, WeightsError
@@ -23,11 +20,31 @@ from cgrseg.inference.backends import Backend
 from cgrseg.precision import AnyPrecision, Precision, PrecisionChoice, choose_precision
 from cgrseg.surroundings import raise_machine_problem
 
+if TYPE_CHECKING:
+    import torch
+
 _LOG = logging.getLogger("cgrseg.inference")
+
+Array = NDArray[np.generic]
+_Method = Callable[["ExportedBackend", Array], Array]
+
+
+def _of_tensors_too(method: _Method) -> Callable[[ExportedBackend, Any], Any]:
+    """A tensor instead of an array gives a tensor."""
+
+    @functools.wraps(method)
+    def run(backend: ExportedBackend, batch: Any) -> Any:
+        if isinstance(batch, np.ndarray):
+            return method(backend, batch)
+        import torch
+
+        return torch.from_numpy(method(backend, batch.detach().cpu().float().numpy()))
+
+    return run
 
 
 class ExportedBackend(Backend):
-    """An exported file in its runtime.
+    """An exported file in its runtime, which takes and gives NumPy arrays.
 
     An input below a size that the file accepts is padded with zeros at the right and the
     bottom, as images are, and the output is cropped.  A batch that the file does not accept
@@ -37,10 +54,12 @@ class ExportedBackend(Backend):
         description: what the file says about itself.
         run: the file in its runtime.
         source: name of the file, for messages.
-        has_threads: whether the runtime has threads of its own beside PyTorch's.
         reopen: opens the file again when a pickle is loaded; None: it cannot be pickled.
         precision: what the runtime computes in, and why.
     """
+
+    arrays = True
+    on_cpu = True
 
     def __init__(
         self,
@@ -48,24 +67,28 @@ class ExportedBackend(Backend):
         run: Run,
         source: str,
         *,
-        has_threads: bool = False,
         reopen: Callable[[Description], ExportedBackend] | None = None,
         precision: PrecisionChoice | None = None,
     ) -> None:
         self.description = description
         if precision is not None:
             self.precision, self.precision_reason = precision.precision, precision.reason
-        self.device = torch.device("cpu")
         self.num_classes = description.num_classes
         self.sizes = description.sizes
         self.output = description.gives
-        self.has_threads = has_threads
         self._run = run
         self._source = source
         self._reopen = reopen
 
     def __repr__(self) -> str:
-        return f"ExportedBackend({self._source}, {self.description.kind}, {self.device})"
+        return f"ExportedBackend({self._source}, {self.description.kind}, cpu)"
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """The CPU, as PyTorch names it."""
+        import torch
+
+        return torch.device("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None:
@@ -76,8 +99,9 @@ class ExportedBackend(Backend):
         """SHA-256 of the bytes that were opened: the file may be another one by now."""
         return self.description.file_digest or None
 
-    def logits(self, batch: Tensor) -> Tensor:
-        """See :class:`Backend`.
+    @_of_tensors_too
+    def logits(self, batch: Array) -> Array:
+        """See :class:`Backend`; a tensor gives a tensor, here and in :meth:`labels`.
 
         Raises:
             ConfigError: the file outputs label maps, or accepts no input as large.
@@ -93,12 +117,14 @@ class ExportedBackend(Backend):
         height, width = batch.shape[2:]
         return self._in_parts(self.padded(batch))[:, :, : height // 8, : width // 8]
 
-    def labels(self, batch: Tensor) -> Tensor:
+    @_of_tensors_too
+    def labels(self, batch: Array) -> Array:
         """See :class:`Backend`; errors as for :meth:`logits`."""
         height, width = batch.shape[2:]
         return self._in_parts(self.padded(batch))[:, :height, :width]
 
-    def padded(self, batch: Tensor) -> Tensor:
+    @_of_tensors_too
+    def padded(self, batch: Array) -> Array:
         """The batch, zero-padded at the right and the bottom to a size that the file accepts.
 
         Raises:
@@ -125,9 +151,10 @@ class ExportedBackend(Backend):
             )
         if target == (height, width):
             return batch
-        return F.pad(batch, (0, target[1] - width, 0, target[0] - height))
+        return np.pad(batch, ((0, 0), (0, 0), (0, target[0] - height), (0, target[1] - width)))
 
-    def seen(self, batch: Tensor) -> Tensor:
+    @_of_tensors_too
+    def seen(self, batch: Array) -> Array:
         """The batch as the network in the file sees it: padded, and in whole pixels if so exported.
 
         Raises:
@@ -136,13 +163,13 @@ class ExportedBackend(Backend):
         padded = self.padded(batch)
         if self.description.takes == "normalised":
             return padded
-        pixels = torch.from_numpy(self._as_input(padded)).permute(0, 3, 1, 2).float()
+        pixels = self._as_input(padded).transpose(0, 3, 1, 2).astype(np.float32)
         mean, std = self._normalization()
         return (pixels - mean) / std
 
-    def _normalization(self) -> tuple[Tensor, Tensor]:
-        mean, std = self.description.mean, self.description.std
-        return torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+    def _normalization(self) -> tuple[NDArray[np.float32], ...]:
+        both = (self.description.mean, self.description.std)
+        return tuple(np.array(each, np.float32).reshape(1, 3, 1, 1) for each in both)
 
     def _accepted_size(self, height: int, width: int) -> Size | None:
         """The smallest accepted size that holds an input; None: there is none."""
@@ -154,19 +181,19 @@ class ExportedBackend(Backend):
         fitting = [size for size in self.sizes if size[0] >= height and size[1] >= width]
         return min(fitting, key=lambda size: size[0] * size[1]) if fitting else None
 
-    def _in_parts(self, batch: Tensor) -> Tensor:
+    def _in_parts(self, batch: Array) -> Array:
         """Run a batch, in parts of the batch size that the file accepts."""
-        array = self._as_input(batch.detach().cpu())
+        array = self._as_input(batch)
         fixed = self.description.batch
         if fixed is None or len(array) == fixed:
-            return torch.from_numpy(np.asarray(self._in_runtime(array)))
+            return np.asarray(self._in_runtime(array))
         found = []
         for start in range(0, len(array), fixed):
             part = array[start : start + fixed]
             missing = fixed - len(part)
             whole = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
             found.append(np.array(self._in_runtime(whole))[: len(part)])
-        return torch.from_numpy(np.concatenate(found))
+        return np.concatenate(found)
 
     def _in_runtime(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         try:
@@ -186,14 +213,15 @@ class ExportedBackend(Backend):
                 "versions installed here: cgrseg export CHECKPOINT --size HEIGHTxWIDTH",
             ) from error
 
-    def _as_input(self, batch: Tensor) -> NDArray[np.generic]:
+    def _as_input(self, batch: Array) -> Array:
+        normalized = batch.astype(np.float32, copy=False)
         if self.description.takes == "normalised":
-            return np.ascontiguousarray(batch.float().numpy())
+            return np.ascontiguousarray(normalized)
         # Back to the pixels that the batch was made of: exact except for the padding, whose
         # zeros become the whole number next to the mean.
         mean, std = self._normalization()
-        pixels = (batch * std + mean).round_().clamp_(0, 255).to(torch.uint8)
-        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+        pixels = np.clip(np.rint(normalized * std + mean), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 def open_exported(
@@ -231,10 +259,10 @@ def open_exported(
             expected="cpu",
             remedy="leave the device out, or predict with the checkpoint itself",
         )
-    choice = choose_precision(torch.device("cpu"), precision)
+    choice = choose_precision("cpu", precision)
     if choice.reason and len(format_of(file).precisions) == 1:
         choice = PrecisionChoice("fp32", "files of this format compute as they were exported")
-    export_format, description, run = open_file(file, choice.precision, trust_code=trust_code)
+    description, run = open_file(file, choice.precision, trust_code=trust_code)
     if choice.reason:
         _LOG.info("precision: %s", choice)
     if keep_memory:
@@ -243,7 +271,6 @@ def open_exported(
         description,
         run,
         file.name,
-        has_threads=export_format.has_threads,
         reopen=functools.partial(
             _reopen, str(file.absolute()), choice.precision, trust_code, keep_memory
         ),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
@@ -19,6 +19,9 @@ from cgrseg.data.image_files import FULL_BITS, decode_image, read_image
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.inference.background import read_ahead
 from cgrseg.inference.video import VIDEO_SUFFIXES, Frame, frames_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Image = NDArray[np.uint8]
 Kind = Literal["folder", "pattern", "video", "file", "content", "list", "object"]
@@ -238,7 +241,8 @@ def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
         return _from_pillow(ImageOps.exif_transpose(value), bits)
     if kind_of(value) == "content":
         return _from_bytes(_read(value) if hasattr(value, "read") else bytes(value), bits)
-    if isinstance(value, torch.Tensor):
+    torch = sys.modules.get("torch")  # whoever has a tensor has loaded it
+    if torch is not None and isinstance(value, torch.Tensor):
         return _from_tensor(value)
     if isinstance(value, np.ndarray):
         is_file = value.dtype == np.uint8 and value.ndim == 1
@@ -279,7 +283,9 @@ def _from_bytes(content: bytes, bits: int) -> Image:
     return decode_image(content, "image in memory", bits=bits)
 
 
-def _from_tensor(tensor: torch.Tensor) -> Image:
+def _from_tensor(tensor: Tensor) -> Image:
+    import torch
+
     values = tensor.detach().cpu()
     channels = (1, 3, 4)
     first = values.ndim == 3 and values.shape[0] in channels

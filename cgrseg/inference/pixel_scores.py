@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend
-from cgrseg.inference.decode import decoded_tiles
-from cgrseg.inference.segmenting import fit_to_sizes, one_torch_thread
+from cgrseg.inference.device_decode import decoded_tiles
+from cgrseg.inference.segmenting import fit_to_sizes
 from cgrseg.inference.views import Image, NetworkInput, views_of
 
 
@@ -64,9 +64,9 @@ def pixel_scores(
     confidence, entropy = np.empty(size, np.float32), np.empty(size, np.float32)
     given = None if labels is None else np.empty(size, np.float32)
     largest = math.log(max(2, backend.num_classes))
-    with one_torch_thread(backend, size[0] * size[1]), torch.inference_mode():
+    with torch.inference_mode():
         views = list(views_of(backend, image, config))
-        for rows, columns, values in decoded_tiles(views, size):
+        for rows, columns, values in decoded_tiles(views, size, backend.device):
             best, winners = values.max(dim=1)
             prediction[rows, columns] = winners.cpu().numpy()
             confidence[rows, columns] = best.cpu().numpy()
@@ -90,5 +90,5 @@ def image_features(backend: Backend, image: Image, config: TestConfig) -> NDArra
     """
     whole = config.model_copy(update={"mode": "whole", "ratios": [1.0], "flip": False})
     ready = NetworkInput.of(image, fit_to_sizes(whole, image, backend.sizes))
-    with one_torch_thread(backend, image.shape[0] * image.shape[1]), torch.inference_mode():
+    with torch.inference_mode():
         return np.asarray(backend.features(ready.tensor)[0].float().cpu().numpy(), np.float32)

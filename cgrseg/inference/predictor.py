@@ -15,13 +15,11 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
 
 from cgrseg.class_names import (
     check_class_names,
@@ -45,7 +43,6 @@ from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.image_sources import as_image, expand, kind_of, name_of, with_frames
 from cgrseg.inference.prediction import Color, Prediction, Timing
-from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import (
     PIXELS_AT_ONCE,
     PlannedImage,
@@ -57,8 +54,10 @@ from cgrseg.inference.segmenting import (
     share_threads,
 )
 from cgrseg.inference.video import Frame
-from cgrseg.models import load_model
 from cgrseg.precision import AnyPrecision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOG = logging.getLogger("cgrseg.inference")
 
@@ -179,11 +178,15 @@ class Predictor:
             classes = usable_names(about.classes, about.num_classes, source)
             palette = usable_palette(about.palette, about.num_classes, source)
         else:
+            from cgrseg.inference.ready_backend import make_backend
+            from cgrseg.models import load_model
+
             model = load_model(source)
             stored, classes, palette = model.preprocessing, model.classes, model.palette
             backend = make_backend(
                 model, device, precision, compile=compile, channels_last=channels_last
             )
+        use_threads(threads)  # again: PyTorch may have been loaded since
         test = stored_test_settings(stored, source) if test is None else test
         return cls(backend, test, classes, palette)
 
@@ -245,7 +248,7 @@ class Predictor:
         several = kind_of(sources) in ("list", "object")
         images = cast(Iterable[Any], sources) if several else expand(sources)
         # On a CPU the network keeps all cores busy; a GPU is faster than one reader.
-        readers = 1 if self.backend.device.type == "cpu" else min(8, usable_cpus())
+        readers = 1 if self.backend.on_cpu else min(8, usable_cpus())
         # Several batches are read at a time, so that images of equal size meet.
         together = batch_size if batch_size == 1 else 4 * batch_size
         pending = with_frames(images, together)
@@ -334,7 +337,7 @@ class Predictor:
         if self.backend.compiled:
             asked = _Asked(self.backend)
             segment_batch(asked, images, self.test, batch_size=batch_size)
-            on_cpu = self.backend.device.type == "cpu"  # which runs a batch image by image
+            on_cpu = self.backend.on_cpu  # which runs a batch image by image
             for images_at_once, rows, columns in asked.shapes:
                 self.backend.prepare(rows, columns, 1 if on_cpu else images_at_once)
         segment_batch(self.backend, images, self.test, batch_size=batch_size)
@@ -442,6 +445,8 @@ class _Asked(Backend):
         self.shapes: dict[tuple[int, int, int], None] = {}
 
     def logits(self, batch: Tensor) -> Tensor:
+        import torch
+
         images, _, height, width = batch.shape
         self.shapes[(images, height, width)] = None
         return torch.zeros(images, self.num_classes, height // 8, width // 8, device=self.device)

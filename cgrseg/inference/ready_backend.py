@@ -83,13 +83,13 @@ class ReadyBackend(CompiledBackend):
         self._images: Counter[Shape] = Counter()
         self._forms: dict[Shape, Form] = {}
         self._convertible, self._no_conversion = True, ""
-        self._threads = torch.get_num_threads()
+        self._threads = torch.get_num_threads()  # fewer beside other images, see `fewer_threads`
 
     def __repr__(self) -> str:
         return f"ReadyBackend({self._network.variant}, {self.device}, {self.precision})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_forms": {}, "has_threads": False}
+        return {**super().__getstate__(), "_forms": {}}
 
     def expect(self, images: int) -> None:
         """See :class:`~cgrseg.inference.backends.Backend`."""
@@ -101,10 +101,6 @@ class ReadyBackend(CompiledBackend):
         shape = (1, height, width)
         with CHOOSING:
             self._images[shape] += images
-        if self.has_threads and self._forms.get(shape) != "openvino":
-            # Decoding keeps to one thread beside OpenVINO's, see `segmenting.one_torch_thread`.
-            torch.set_num_threads(self._threads)
-        with CHOOSING:
             large = images * height * width > _MOST_FOLDED_PIXELS and self._runner(shape) is None
         found = self._published.logits(batch) if large else super().logits(batch)
         known: Form = "compiled" if shape in self._runners else "folded"  # see `prepare`
@@ -152,7 +148,6 @@ class ReadyBackend(CompiledBackend):
         if runner is None:
             return None
         self._runners[shape] = runner
-        self.has_threads = "openvino" in self._forms.values()
         self.seconds_preparing += time.perf_counter() - start
         return runner
 

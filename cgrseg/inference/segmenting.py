@@ -14,25 +14,21 @@ area, attention does not grow with its square (docs/evaluation.md has figures).
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.geometry import resize_label
+from cgrseg.devices import cpu_threads
 from cgrseg.errors import ConfigError
-from cgrseg.inference.backends import Backend
-from cgrseg.inference.decode import Segmentation, decode
+from cgrseg.inference.backends import Backend, run_labels
+from cgrseg.inference.decode import Segmentation, View, decode
 from cgrseg.inference.views import Image, NetworkInput, network_size, views_of, whole_views
 
 #: Ratios of `--aug-test`, as published for multi-scale results (with flip).
 PUBLISHED_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-# Images of up to this many pixels in all are decoded by one thread as fast as by several.
-_ONE_THREAD_PIXELS = 1 << 20
 # More images at the same time gain nothing.
 _MOST_IMAGES = 8
 #: Pixels of the network's inputs that are labeled at the same time: they limit the memory.
@@ -125,19 +121,28 @@ def segment_group(
         ConfigError: a mode that the backend cannot do.
         DataError: the network gave NaN or infinite values.
     """
-    pixels = sum(one.image.shape[0] * one.image.shape[1] for one in images)
-    with one_torch_thread(backend, pixels), torch.inference_mode():
-        sizes = [(one.image.shape[0], one.image.shape[1]) for one in images]
-        if backend.output == "labels":
-            return [_from_labels(backend, one, confidence) for one in images]
-        if not is_plain(images[0].config):
-            return [
-                decode(list(views_of(backend, one.image, one.config)), size, confidence)
-                for one, size in zip(images, sizes, strict=True)
-            ]
-        inputs = [one.input or NetworkInput.of(one.image, one.config) for one in images]
-        views = whole_views(backend, inputs, sizes)
-        return [decode([view], view.original, confidence) for view in views]
+    sizes = [(one.image.shape[0], one.image.shape[1]) for one in images]
+    if backend.output == "labels":
+        return [_from_labels(backend, one, confidence) for one in images]
+    if not is_plain(images[0].config):
+        return [
+            _decoded(backend, list(views_of(backend, one.image, one.config)), size, confidence)
+            for one, size in zip(images, sizes, strict=True)
+        ]
+    inputs = [one.input or NetworkInput.of(one.image, one.config) for one in images]
+    views = whole_views(backend, inputs, sizes)
+    return [_decoded(backend, [view], view.original, confidence) for view in views]
+
+
+def _decoded(
+    backend: Backend, views: Sequence[View], size: tuple[int, int], confidence: bool
+) -> Segmentation:
+    """Decode where the logits are."""
+    if backend.on_cpu:
+        return decode(views, size, confidence)
+    from cgrseg.inference.device_decode import decode_on_device
+
+    return decode_on_device(views, size, backend.device, confidence)
 
 
 def segment_batch(
@@ -234,13 +239,13 @@ def _from_labels(backend: Backend, one: PlannedImage, confidence: bool) -> Segme
             remedy="export it again: cgrseg export CHECKPOINT --output logits",
         )
     ready = one.input or NetworkInput.of(one.image, one.config)
-    labels = backend.labels(ready.tensor)[0, : ready.resized[0], : ready.resized[1]].numpy()
+    labels = run_labels(backend, ready.array)[0, : ready.resized[0], : ready.resized[1]]
     whole = resize_label(np.ascontiguousarray(labels), (one.image.shape[0], one.image.shape[1]))
     return Segmentation(whole if backend.num_classes <= 256 else whole.astype(np.int16))
 
 
 def share_threads(backend: Backend, images: Sequence[PlannedImage]) -> tuple[int, int] | None:
-    """Number of images to label at the same time, and of PyTorch's threads for each.
+    """Number of images to label at the same time, and of threads for each.
 
     Several images per thread keep the CPU busy while one of them waits for Python's lock, and get
     most of the time of a CPU that another program uses too.
@@ -252,54 +257,11 @@ def share_threads(backend: Backend, images: Sequence[PlannedImage]) -> tuple[int
     Returns:
         None: one after another, each on all threads.
     """
-    if not images or not backend.side_by_side or backend.device.type != "cpu":
+    if not images or not backend.side_by_side or not backend.on_cpu:
         return None
-    threads = torch.get_num_threads()
+    threads = cpu_threads()
     pixels = max(one.size[0] * one.size[1] for one in images)
     if threads == 1 or not all(is_plain(one.config) for one in images):
         return None
     workers = min(3 * threads, _MOST_IMAGES, PIXELS_AT_ONCE // pixels)
     return (workers, max(1, threads // workers)) if workers > 1 else None
-
-
-@dataclass
-class _Limited:
-    """Python threads that keep PyTorch to one thread now, and PyTorch's own number."""
-
-    users: int = 0
-    threads: int = 1
-
-
-_LOCK = threading.Lock()
-_LIMITED = _Limited()
-
-
-@contextlib.contextmanager
-def one_torch_thread(backend: Backend, pixels: int) -> Iterator[None]:
-    """Keep PyTorch to one thread beside a runtime with threads of its own, for small images.
-
-    Decoding a small image takes as long on one thread as on several.  But several go on
-    spinning for milliseconds afterwards, on cores that the runtime needs for the next image.
-
-    Python threads may predict side by side: each leaves with the number of threads that the
-    first found.  One that uses PyTorch for the first time meanwhile, in another way, would
-    begin with one thread.
-
-    Args:
-        backend: runs the network; nothing changes for those that run in PyTorch itself.
-        pixels: number of pixels of all images.
-    """
-    if not backend.has_threads or pixels > _ONE_THREAD_PIXELS:
-        yield
-        return
-    with _LOCK:
-        if _LIMITED.users == 0:
-            _LIMITED.threads = torch.get_num_threads()
-        _LIMITED.users += 1
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _LIMITED.users -= 1
-            torch.set_num_threads(_LIMITED.threads)

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data import color
 from cgrseg.data.geometry import Size, resize_image, round_up, scaled_size
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.inference.backends import Backend
+from cgrseg.inference.backends import Backend, Logits, joined, run_network
 from cgrseg.inference.decode import Taps, View, WholeView, bilinear
 from cgrseg.surroundings import missing_memory
 from cgrseg.variants import NETWORK_STRIDE
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Image = NDArray[np.uint8]
+Input = NDArray[np.float32]
 
 # Windows that go through a GPU together; a CPU gains nothing from more than one.
 _WINDOWS_ON_GPU = 8
@@ -75,9 +78,9 @@ class EvalTransform:
             )
         return resize_image(image, target)
 
-    def normalize(self, image: Image) -> Tensor:
+    def normalize(self, image: Image) -> Input:
         """uint8 RGB (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""
-        return torch.from_numpy(color.normalize(image))
+        return color.normalize(image)
 
 
 def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[View]:
@@ -98,8 +101,8 @@ def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[Vie
                 yield SlidingView(backend, transform, directed, original, config, flipped)
             else:
                 padded = padded_size(resized.shape[:2], config)
-                tensor = transform.normalize(np.ascontiguousarray(directed))
-                logits = backend.logits(network_input(tensor, padded))[0]
+                pixels = transform.normalize(np.ascontiguousarray(directed))
+                logits = run_network(backend, network_input(pixels, padded))[0]
                 yield WholeView(logits, padded, resized.shape[:2], original, flipped)
 
 
@@ -138,38 +141,46 @@ class NetworkInput:
     """An image ready for the network, in mode 'whole' at ratio 1.
 
     Attributes:
-        tensor: float32 (1, 3, H, W), normalized and padded.
+        array: float32 (1, 3, H, W), normalized and padded.
         resized: height and width without the padding.
     """
 
-    tensor: Tensor
+    array: Input
     resized: tuple[int, int]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The array as a tensor on the CPU, which shares its memory."""
+        import torch
+
+        return torch.from_numpy(self.array)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input."""
-        return (self.tensor.shape[2], self.tensor.shape[3])
+        return (self.array.shape[2], self.array.shape[3])
 
     @classmethod
     def of(cls, image: Image, config: TestConfig) -> NetworkInput:
         """Resize, normalize and pad an image, uint8 RGB (H, W, 3)."""
         transform = EvalTransform(config)
         resized = transform.resize(image)
-        tensor = network_input(transform.normalize(resized), padded_size(resized.shape[:2], config))
-        return cls(tensor, (resized.shape[0], resized.shape[1]))
+        array = network_input(transform.normalize(resized), padded_size(resized.shape[:2], config))
+        return cls(array, (resized.shape[0], resized.shape[1]))
 
 
-def network_input(image: Tensor, size: tuple[int, int]) -> Tensor:
+def network_input(image: Input, size: tuple[int, int]) -> Input:
     """Pad (3, h, w) with zeros at the right and the bottom to (1, 3, *size).
 
     NumPy does it: PyTorch in a reading thread would start OpenMP threads for this thread too, and
     with more threads than cores OpenMP puts all of them to sleep between two layers.
     """
-    if tuple(image.shape[1:]) == tuple(size):
+    height, width = image.shape[1:]
+    if (height, width) == tuple(size):
         return image[None]
-    padded = np.zeros((1, 3, *size), dtype=np.float32)
-    padded[0, :, : image.shape[1], : image.shape[2]] = image.numpy()
-    return torch.from_numpy(padded)
+    padded = np.zeros((1, 3, *size), np.float32)
+    padded[0, :, :height, :width] = image
+    return padded
 
 
 def whole_views(
@@ -182,10 +193,12 @@ def whole_views(
         inputs: images of equal :attr:`NetworkInput.size`.
         originals: height and width of each image.
     """
-    batch = torch.cat([one.tensor for one in inputs])
+    batch = inputs[0].array if len(inputs) == 1 else np.concatenate([one.array for one in inputs])
     return [
         WholeView(logits, one.size, one.resized, original)
-        for logits, one, original in zip(backend.logits(batch), inputs, originals, strict=True)
+        for logits, one, original in zip(
+            run_network(backend, batch), inputs, originals, strict=True
+        )
     ]
 
 
@@ -207,7 +220,6 @@ class SlidingView:
         flipped: bool,
     ) -> None:
         self._backend = backend
-        self.device = backend.device
         self.num_classes = backend.num_classes
         self._transform = transform
         self._resized = resized
@@ -238,9 +250,9 @@ class SlidingView:
             )
         )
         self.columns = columns.mirrored() if flipped else columns
-        self._rows_of_windows: dict[int, Tensor] = {}
+        self._rows_of_windows: dict[int, Logits] = {}
 
-    def logit_rows(self, rows: Tensor) -> Tensor:
+    def logit_rows(self, rows: NDArray[np.int64]) -> Logits:
         """See :class:`View`."""
         cells = self._cells[0]
         numbers = rows // cells
@@ -248,28 +260,29 @@ class SlidingView:
         for done in [number for number in self._rows_of_windows if number < first]:
             del self._rows_of_windows[done]
         parts = []
-        for number in torch.unique(numbers).tolist():
+        for number in np.unique(numbers).tolist():
             if number not in self._rows_of_windows:
                 self._rows_of_windows[number] = self._run_row(number)
             local = rows[numbers == number] - number * cells
             parts.append(self._rows_of_windows[number][:, local])
-        return torch.cat(parts, dim=1)
+        return joined(parts, axis=1)
 
-    def _run_row(self, number: int) -> Tensor:
+    def _run_row(self, number: int) -> Logits:
         """Logits of one row of windows side by side: (K, cells, windows * cells)."""
         top = self._starts[0][number]
         strip = self._resized[top : top + self._window[0]]
-        at_once = 1 if self.device.type == "cpu" else _WINDOWS_ON_GPU
-        found: list[Tensor] = []
+        at_once = 1 if self._backend.on_cpu else _WINDOWS_ON_GPU
+        found: list[Logits] = []
         for first in range(0, len(self._starts[1]), at_once):
             batch = []
             for left in self._starts[1][first : first + at_once]:
                 pixels = np.ascontiguousarray(strip[:, left : left + self._window[1]])
                 # A small window may lie entirely in the padding.
-                tensor = self._transform.normalize(pixels) if pixels.size else torch.zeros(3, 0, 0)
-                batch.append(network_input(tensor, self._input))
-            found.extend(self._backend.logits(torch.cat(batch)))
-        return torch.cat(found, dim=2)
+                empty = np.zeros((3, 0, 0), np.float32)
+                normalized = self._transform.normalize(pixels) if pixels.size else empty
+                batch.append(network_input(normalized, self._input))
+            found.extend(run_network(self._backend, np.concatenate(batch)))
+        return joined(found, axis=2)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -85,7 +85,7 @@ def _cached_plan(source: int, between: int, kept: int, target: int) -> AxisPlan[
         outer_indices, outer_weights = bilinear_taps(kept, target)
         weights = (outer_weights[:, :, None] * weights[outer_indices]).reshape(target, -1)
         indices = indices[outer_indices].reshape(target, -1)
-    indices, weights = _tidy(indices, weights)
+    indices, weights = tidy_taps(indices, weights)
     starts = _group_starts(indices, weights)
     return _assemble(indices, weights, starts)
 
@@ -111,7 +111,7 @@ def bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([low, high], 1), np.stack([1.0 - share, share], 1)
 
 
-def _tidy(indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tidy_taps(indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Merge equal taps, drop those of weight 0, sort, and pad to the longest row."""
     order = np.argsort(indices, axis=1, kind="stable")
     indices = np.take_along_axis(indices, order, 1)

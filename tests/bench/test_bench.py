@@ -377,24 +377,21 @@ def test_networks_are_gone_before_any_is_timed_apart(
     assert {row.seconds.median for row in result.rows} == {1.0}
 
 
-@pytest.mark.parametrize(("has_threads", "expected"), [(True, 1), (False, 2)])
 @pytest.mark.parametrize("work", ["network", "labels", "image"])
-def test_exported_files_are_timed_as_they_are_used(
-    work: Work, has_threads: bool, expected: int
-) -> None:
+def test_exported_files_are_timed_as_they_are_used(work: Work) -> None:
     seen: list[int] = []
 
     def run(array: Any) -> Any:
         seen.append(torch.get_num_threads())
         return np.zeros((len(array), 7, array.shape[2] // 8, array.shape[3] // 8), np.float32)
 
-    backend = ExportedBackend(description(sizes=None), run, "x", has_threads=has_threads)
+    backend = ExportedBackend(description(sizes=None), run, "x")
     photos = sample_images(1, (64, 64))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         work_of(subject_of(backend, Setting((64, 64), CPU)), work, photos, CPU)()
-        assert seen == [expected] and torch.get_num_threads() == 2
+        assert seen == [2] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 

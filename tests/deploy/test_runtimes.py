@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from cgrseg.bench.random_weights import draw_weights
+from cgrseg.data.image_files import write_image
 from cgrseg.deploy import Tolerance, export
 from cgrseg.deploy.verify import as_input, sample_images, verify
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.formats import describe
 from cgrseg.formats.onnx_format import FORMAT as ONNX
 from cgrseg.formats.openvino_format import FORMAT as OPENVINO
+from cgrseg.formats.openvino_format import resize_bicubic
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
@@ -48,6 +54,28 @@ def test_onnx_predicts_like_the_checkpoint(onnx_file: Path, checkpoint: Path) ->
     assert (found.labels == wanted.labels).mean() > 0.999
 
 
+@pytest.mark.parametrize("changes", [[], ["test.flip=true"]], ids=["plain", "flip"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_prediction_needs_no_pytorch_and_is_the_same_without_it(
+    suffix: str, changes: list[str], onnx_file: Path, openvino_file: Path, tmp_path: Path
+) -> None:
+    file = {".onnx": onnx_file, ".xml": openvino_file}[suffix]
+    write_image(tmp_path / "picture.png", photo(128, 192))
+    precision = ["--precision", "auto"] if suffix == ".xml" else []
+    written: list[dict[str, bytes]] = []
+    for name, first in (("with", "import torch"), ("without", "sys.modules['torch'] = None")):
+        code = f"import sys; {first}; from cgrseg.cli.main import main; main()"
+        words = ["predict", str(file), "picture.png", *changes, *precision, "--out", name]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        paths = [path for path in sorted((tmp_path / name).rglob("*")) if path.is_file()]
+        written.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in paths})
+    assert {"labels/picture.png", "overlays/picture.jpg", "prediction.json"} <= set(written[0])
+    assert written[0] == written[1]
+
+
 def test_onnx_file_is_tidy(onnx_file: Path) -> None:
     model = onnx.load(onnx_file)
     axes = model.graph.input[0].type.tensor_type.shape.dim
@@ -60,6 +88,17 @@ def test_onnx_file_is_tidy(onnx_file: Path) -> None:
 def test_openvino_agrees(openvino_file: Path, network: CGRSeg) -> None:
     checks = verify(open_exported(openvino_file), network, [(64, 96)], [1, 3], Tolerance())
     assert len(checks) == 2
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 8, 49, 49), (66, 91)), ((2, 1, 16, 16), (24, 8))])
+def test_tables_are_resized_as_pytorch_does_it(
+    shape: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    table = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    wanted = F.interpolate(torch.from_numpy(table), size, mode="bicubic").numpy()
+    found = resize_bicubic(table, size)
+    assert found.dtype == np.float32 and found.flags.c_contiguous
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_damaged_models(onnx_file: Path, openvino_file: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from cgrseg import formats
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.data.color import MEAN, STD
 from cgrseg.errors import ConfigError, WeightsError
-from cgrseg.formats import aoti_format, onnx_format, openvino_format, pt2_format
+from cgrseg.formats import onnx_format
 from cgrseg.formats.description import Description
 from cgrseg.inference import Predictor, exported_backend
 from cgrseg.inference.exported_backend import ExportedBackend
@@ -161,17 +159,7 @@ def test_label_maps_are_cut_and_resized() -> None:
         predictor(photo(64, 96), confidence=True)
 
 
-@pytest.mark.parametrize(
-    ("has_threads", "side", "expected"),
-    [
-        (True, 64, 1),
-        (False, 64, 2),  # runs in PyTorch itself
-        (True, 1056, 2),  # large maps decode faster on several
-    ],
-)
-def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
-    has_threads: bool, side: int, expected: int
-) -> None:
+def test_a_runtime_of_its_own_leaves_the_threads_of_pytorch_alone() -> None:
     seen: list[int] = []
 
     def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -180,58 +168,18 @@ def test_pytorch_keeps_to_one_thread_beside_a_runtime_with_its_own(
             raise RuntimeError("too many")
         return np.zeros((1, 7, array.shape[2] // 8, array.shape[3] // 8), np.float32)
 
-    taken = ExportedBackend(description(sizes=None), run, "x", has_threads=has_threads)
+    taken = ExportedBackend(description(sizes=None), run, "x")
     settings = Settings(resize="none")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        segment_batch(taken, [photo(side, side)], settings)
-        assert seen == [expected] and torch.get_num_threads() == 2
+        segment_batch(taken, [photo(64, 64)], settings)
+        assert seen == [2] and torch.get_num_threads() == 2
         with pytest.raises(WeightsError, match="too many"):
-            segment_batch(taken, [photo(side, side)] * 2, settings)
+            segment_batch(taken, [photo(64, 64)] * 2, settings)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_side_by_side_every_python_thread_gets_its_threads_back() -> None:
-    meeting = threading.Barrier(3)
-
-    def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
-        meeting.wait(60)  # all predict at the same time
-        return np.zeros((1, 7, 8, 8), np.float32)
-
-    taken = ExportedBackend(description(sizes=None), run, "x", has_threads=True)
-
-    def predict(_number: int) -> int:
-        segment_batch(taken, [photo(64, 64)], Settings(resize="none"))
-        meeting.wait(60)  # none has ended before
-        return torch.get_num_threads()
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with ThreadPoolExecutor(3) as pool:
-            assert list(pool.map(predict, range(3))) == [2, 2, 2]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_which_files_have_threads_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = description(kind="pt2"), lambda array: array
-    monkeypatch.setattr(onnx_format.OnnxFormat, "open", lambda *_rest: opened)
-    monkeypatch.setattr(openvino_format.OpenvinoFormat, "open", lambda *_rest: opened)
-    monkeypatch.setattr(pt2_format.Pt2Format, "open", lambda *_rest: opened)
-    for module in (pt2_format.Pt2Format, aoti_format.AotiFormat):
-        monkeypatch.setattr(module, "describe", lambda *_rest: opened[0])
-    found = {}
-    for suffix in (".onnx", ".xml", ".pt2"):
-        (tmp_path / f"x{suffix}").touch()
-        found[suffix] = exported_backend.open_exported(tmp_path / f"x{suffix}").has_threads
-    assert found == {".onnx": True, ".xml": True, ".pt2": False}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_every_scale_equals_the_plain_computation(
 
 def let_classes_meet(backend: TorchBackend, image: NDArray[np.uint8]) -> None:
     """Take from each class what it has on the average over an image, so that many of them win."""
-    tensor = EvalTransform(TestConfig(resize="none")).normalize(image)[None]
+    tensor = torch.from_numpy(EvalTransform(TestConfig(resize="none")).normalize(image)[None])
     mean = backend.logits(tensor).mean(dim=(0, 2, 3))
     with torch.no_grad():
         backend.model.get_parameter("decode_head.conv_seg.bias").sub_(mean)

@@ -164,7 +164,7 @@ def test_how_many_images_share_the_threads() -> None:
     config = TestConfig(scale=(2048, 64))
 
     def shared(threads: int, side: int, **changes: object) -> tuple[int, int] | None:
-        backend = SimpleNamespace(side_by_side=True, device=torch.device("cpu"), sizes=None)
+        backend = SimpleNamespace(side_by_side=True, on_cpu=True, sizes=None)
         backend.__dict__.update(changes)
         image = SimpleNamespace(size=(side, side), config=config)
         before = torch.get_num_threads()
@@ -181,4 +181,4 @@ def test_how_many_images_share_the_threads() -> None:
     assert shared(2, 2048) is None
     assert shared(1, 512) is None
     assert shared(2, 512, side_by_side=False) is None
-    assert shared(2, 512, device=torch.device("cuda")) is None
+    assert shared(2, 512, on_cpu=False) is None

@@ -128,7 +128,7 @@ def test_a_checked_program_computes_what_the_file_computes(program: Path) -> Non
     image = torch.rand(1, 3, 24, 24)
     expected = torch.export.load(program).module()(image)
     assert torch.equal(torch.export.load(checked_program(program)).module()(image), expected)
-    _, description, run = open_file(program)
+    description, run = open_file(program)
     assert description.num_classes == 2
     assert torch.equal(torch.from_numpy(run(image.numpy())), expected)
 
@@ -208,7 +208,7 @@ def test_guards_and_traces_are_left_out(
 
     path = changed(program, tmp_path / "guards.pt2", in_json(GRAPH, change))
     image = torch.rand(1, 3, 24, 24)
-    _, _, run = open_file(path)
+    _, run = open_file(path)
     expected = torch.export.load(program).module()(image)
     assert torch.equal(torch.from_numpy(run(image.numpy())), expected)
     assert [entry.name for entry in tmp_path.iterdir()] == ["guards.pt2"]

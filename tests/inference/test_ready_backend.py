@@ -124,16 +124,15 @@ def test_many_images_of_a_size_are_worth_a_conversion_to_openvino(
     backend.expect(100)
     with torch.inference_mode():
         assert relative(backend.logits(image()), model(image())) < 1e-5
-        assert dict(backend.used) == {"folded": 5, "openvino": 1} and backend.has_threads
+        assert dict(backend.used) == {"folded": 5, "openvino": 1}
         assert relative(backend.logits(image(6)), model(image(6))) < 1e-5
     assert "OpenVINO, whose conversion pays for many images (7 images)" in backend.choice
     assert backend.advice == ""
     assert not list(tmp_path.iterdir())
-    # Another size runs folded, and with all threads although OpenVINO has its own.
+    # Another size runs folded.
     backend.logits(image(width=96))
     assert backend.used["folded"] == 6
     travelled = pickle.loads(pickle.dumps(backend))
-    assert not travelled.has_threads
     assert relative(travelled.logits(image()), backend.logits(image())) < 1e-5
 
 

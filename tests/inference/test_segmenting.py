@@ -27,6 +27,7 @@ from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment, segment_batch
 from cgrseg.inference.views import EvalTransform, at_ratio
 from cgrseg.models import CGRSeg, create_model
+from cgrseg.ops import resized_rows
 from tests.golden_weights import set_golden_weights
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -40,9 +41,8 @@ def plain(backend: Backend, image: NDArray[np.uint8], config: TestConfig) -> Ten
         resized = transform.resize(image)
         height, width = resized.shape[:2]
         for flipped in directions:
-            tensor = transform.normalize(np.ascontiguousarray(resized[:, ::-1]))
-            if not flipped:
-                tensor = transform.normalize(resized)
+            directed = np.ascontiguousarray(resized[:, ::-1]) if flipped else resized
+            tensor = torch.from_numpy(transform.normalize(directed))
             padded = F.pad(tensor, (0, -width % config.divisor, 0, -height % config.divisor))[None]
             if config.mode == "slide":
                 logits = slide(backend, padded, config)
@@ -159,12 +159,12 @@ def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     backend, image = BlockBackend(), photo(150, 210)
     expected = segment(backend, image, config)
-    monkeypatch.setattr(decode, "_TILE_CPU", 7 * 8 * 9)
-    monkeypatch.setattr(decode, "_ROWS_CPU", 9)
+    monkeypatch.setattr(resized_rows, "BLOCK", 7 * 8)
+    monkeypatch.setattr(decode, "STRIP", 9)
     assert np.array_equal(segment(backend, image, config).labels, expected.labels)
     whole = TestConfig(resize="none")
     fused = segment(backend, image, whole).labels
-    monkeypatch.setattr(decode, "_FUSED_PIXELS", 0)
+    monkeypatch.setattr(decode, "WholeView", ())  # no view is taken for one
     assert (segment(backend, image, whole).labels == fused).mean() > 0.9999
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cgrseg.inference.decode import Taps, bilinear
+from cgrseg.inference.device_decode import TapMatrix
 from cgrseg.inference.views import averaged_windows, window_starts
 
 lengths = st.integers(1, 60)
@@ -104,7 +105,7 @@ def test_a_part_is_the_rows_of_the_whole(source: int, target: int, data: st.Data
     taps = bilinear(source, target)
     start = data.draw(st.integers(0, target - 1))
     stop = data.draw(st.integers(start + 1, target))
-    part = taps.part(start, stop)
+    part = TapMatrix.of(taps, start, stop)
     assert torch.equal(part.inputs, part.inputs.unique())
     whole = np.zeros((stop - start, source))
     whole[:, part.inputs.numpy()] = part.matrix.numpy()

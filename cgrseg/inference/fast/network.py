@@ -34,7 +34,7 @@ from cgrseg.models.dpg_head import DynamicPrototypeGuide
 from cgrseg.models.layers import ConvNormAct
 from cgrseg.models.pyramid import ContextFusion
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
-from cgrseg.precision import DTYPES, Precision, resolve_precision
+from cgrseg.precision import Precision, dtype_of, resolve_precision
 
 
 class FastCalibration(nn.Module):
@@ -239,7 +239,7 @@ class FastNetwork(nn.Module):
         """(N, 3, H, W) float, H and W multiples of 32, to logits (N, K, H / 8, W / 8)."""
         if not torch.compiler.is_compiling():
             self.prepare(x.shape[2], x.shape[3])
-        return self.head(self.backbone(x.to(DTYPES[self.precision])))
+        return self.head(self.backbone(x.to(dtype_of(self.precision))))
 
 
 def fast_form(model: CGRSeg, *, precision: Precision = "fp32") -> FastNetwork:
@@ -259,6 +259,6 @@ def fast_form(model: CGRSeg, *, precision: Precision = "fp32") -> FastNetwork:
     chosen = resolve_precision(precision, next(model.parameters()).device)
     network = FastNetwork(model).eval().requires_grad_(False)
     network.precision = chosen
-    network.to(dtype=DTYPES[chosen])
+    network.to(dtype=dtype_of(chosen))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
