@@ -149,10 +149,8 @@ class Step:
             if self.how.precision == "bf16":
                 how.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
             if not self.how.fused:
-                how.enter_context(patch.object(layers, "recomputes", return_value=False))
-                how.enter_context(
-                    patch.object(efficientformer_v2, "recomputes", return_value=False)
-                )
+                for module in (layers, efficientformer_v2):  # a mock would keep its arguments
+                    how.enter_context(patch.object(module, "recomputes", lambda x: False))
             logits = self.network(image)
         marks.append(now())
         loss = self.loss(logits, label)["loss"] if self.how.fused else plain_loss(logits, label)
