@@ -403,6 +403,37 @@ def test_freed_memory_is_kept() -> None:
     assert faults("keep") < 0.05 * left
 
 
+def test_gelu_without_exp_is_exact_up_to_rounding() -> None:
+    near = torch.linspace(-8, 8, 400_001)
+    far = torch.logspace(-44, 37, 100_001)
+    x = torch.cat([near, far, -far, torch.zeros(1)])
+    exact = torch.nn.functional.gelu(x.double())
+    error = (compiled_cache.rational_gelu(x).double() - exact).abs()
+    assert (error / x.double().abs().clamp(min=1.0)).max() < 2.5e-7
+    assert compiled_cache.rational_gelu(torch.tensor([torch.nan])).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype", "replaced"),
+    [
+        ("AVX2", torch.float32, True),
+        ("AVX2", torch.bfloat16, False),
+        ("AVX512", torch.float32, False),
+    ],
+)
+def test_gelu_is_replaced_where_that_is_faster(
+    processor: str, dtype: torch.dtype, replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GELU()).to(dtype).eval()
+    x = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        traced = compiled_cache._traced(network, x)
+        assert relative(traced.module()(x), network(x)) < 1e-6
+    targets = [node.target for node in traced.graph.nodes]
+    assert (torch.ops.aten.gelu.default not in targets) is replaced
+
+
 @pytest.mark.usefixtures("without_compiler")
 def test_predictor_labels_alike_with_and_without(
     model: CGRSeg, tmp_path: Path, golden_dir: Path
