@@ -11,6 +11,7 @@ may have written are refused.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import errno
 import functools
@@ -228,7 +229,8 @@ def compile_to_file(network: nn.Module, example: Tensor, target: Path) -> Path:
 
 def _traced(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """The network as a graph, with the form of GELU that is fastest on this processor."""
-    exported = torch.export.export(network, (example,), strict=False)
+    # Tracing changes a module while it runs; other threads use the network.
+    exported = torch.export.export(copy.deepcopy(network), (example,), strict=False)
     single = all(weight.dtype == torch.float32 for weight in network.parameters())
     if torch.backends.cpu.get_cpu_capability() != "AVX2" or not single:
         return exported

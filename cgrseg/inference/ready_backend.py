@@ -13,6 +13,7 @@ relative.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import platform
@@ -187,7 +188,9 @@ class ReadyBackend(CompiledBackend):
         example = torch.randn(1, 3, *shape[1:], generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():
-                program = torch.export.export(self._network, (example,), strict=False)
+                # Tracing changes a module while it runs; other threads use the network.
+                traced = copy.deepcopy(self._network)
+                program = torch.export.export(traced, (example,), strict=False)
                 run = run_in_memory(program, self._threads)
                 expected = self._network(example)
                 found = torch.from_numpy(run(example.numpy()))

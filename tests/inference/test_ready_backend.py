@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,29 @@ def test_large_inputs_run_as_published_within_bounded_memory(
         backend.logits(image(3))
     assert dict(backend.used) == {"published": 8, "folded": 2}
     assert "network as published, for large inputs (8 images)" in backend.choice
+
+
+def test_other_threads_use_the_network_while_it_is_converted(model: CGRSeg, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    backend = ReadyBackend(model, folder=tmp_path)
+    network, converted = backend._network, threading.Event()
+
+    def predict() -> list[torch.Tensor]:
+        found = []
+        with torch.inference_mode():
+            while not converted.is_set():
+                found.append(network(image()))
+        return found
+
+    with torch.inference_mode():
+        expected = network(image())
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(predict) for _ in range(2)]
+        runner = backend._converted((1, 64, 96))
+        converted.set()
+        results = [each for future in running for each in future.result()]
+    assert runner is not None, backend.choice
+    assert max(relative(each, expected) for each in results) < 1e-5
 
 
 @pytest.mark.usefixtures("without_openvino")
