@@ -6,7 +6,7 @@
     python scripts/gpu_check.py --minutes 9     # as many pieces as fit; the next call goes on
     python scripts/gpu_check.py --piece tests   # this piece, also when it is done
     python scripts/gpu_check.py --again         # the failed and skipped pieces once more
-    python scripts/gpu_check.py --device cpu --out /tmp/rehearsal   # tiny sizes, no GPU
+    python scripts/gpu_check.py --device cpu --out build/rehearsal   # tiny sizes, no GPU
 
 A piece writes one JSON file into the results folder when it ends, and the README.md there
 is written again.  A piece with a result is not repeated; a failed piece keeps its error and the
@@ -23,7 +23,6 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -31,12 +30,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from gpu_pieces import PIECES, Check, Left, Piece, PieceFailed, Skipped
+from gpu_pieces import PIECES, Check, Left, Piece, PieceFailed, Skipped, end
 from gpu_report import read_results, write_readme, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 520.0  # seconds of a piece
-_GRACE = 20.0  # seconds from SIGTERM to SIGKILL
 _LEAST = 30.0  # a piece does not begin with fewer seconds left
 _ERROR = re.compile(r"(E  +)?\s*(error\b|[\w.]*(Error|Exception|Problem)\b.*:)|FAILED")
 _NEVER = re.compile(r"(torch|triton|nvidia[-_].*|cuda[-_].*)$")
@@ -85,16 +83,16 @@ class Runner(Check):
             "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
             "TRITON_CACHE_DIR": str(self.work / "triton"),
         }
-        output = self.log.open("a")
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        with self.log.open("a") as output:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
 
     def finish(self, process: subprocess.Popen[str], expected: int = 0) -> None:
         """Wait for a command; end it when the time of the piece or of the call is over.
@@ -107,12 +105,12 @@ class Runner(Check):
         try:
             status = process.wait(max(1.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _end(process)
+            end(process)
             if self.call_ends < self.piece_ends:
                 raise Left("the minutes of this call were over") from None
             raise PieceFailed(f"longer than {LIMIT:.0f} s: {self.commands[-1]}") from None
         except BaseException:
-            _end(process)
+            end(process)
             raise
         if status != expected:
             raise PieceFailed(f"exit status {status}: {self.commands[-1]}")
@@ -125,16 +123,6 @@ class Runner(Check):
         with self.log.open("rb") as log:
             log.seek(before)
             return log.read().decode("utf-8", "replace").partition("\n")[2]
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a command that we started, and what it started; a training saves its state first."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(_GRACE)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ PYTHON = sys.executable
 ROOT = Path(__file__).resolve().parents[1]
 CGRSEG = (PYTHON, "-m", "cgrseg")
 VARIANTS = ("cgrseg_t", "cgrseg_b", "cgrseg_l")
+_GRACE = 20.0  # seconds from SIGTERM to SIGKILL
 
 
 class PieceFailed(Exception):
@@ -67,8 +70,7 @@ class Check:
     @property
     def camvid(self) -> Path | None:
         """Root of CamVid, if it is on this machine."""
-        places = [self.given_camvid, ROOT / "data/camvid", ROOT / "shared/data/camvid"]
-        places += [ROOT.parent / "shared/data/camvid"]
+        places = [self.given_camvid, ROOT / "data/camvid"]
         found = (place for place in places if place is not None and (place / "images").is_dir())
         return None if self.tiny else next(found, None)
 
@@ -170,10 +172,9 @@ def _data(check: Check) -> tuple[str, Path, str, Path]:
     if check.camvid is not None:
         return "cgrseg-t_camvid", check.camvid, "test", check.camvid / "images" / "test"
     root = check.work / "data"
-    if not root.is_dir():
-        train, val = (12, 4) if check.tiny else (240, 60)
-        counts = ("--train-scenes", train, "--val-scenes", val)
-        check.run(*CGRSEG, "data", "synth", root, *counts)
+    train, val = (12, 4) if check.tiny else (240, 60)
+    counts = ("--train-scenes", train, "--val-scenes", val)
+    check.run(*CGRSEG, "data", "synth", root, *counts)  # what is complete is kept
     return "cgrseg-t_synthetic", root, "val", root / "images" / "validation"
 
 
@@ -264,14 +265,30 @@ def _predict(check: Check) -> dict[str, Any]:
     return shares
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End a command that we started, and what it started; a training saves its state first."""
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(_GRACE)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
 def _two_processes(check: Check) -> dict[str, Any]:
     start = time.monotonic()
     check.run(*_labels(check, "labels_alone", check.device))
     alone = time.monotonic() - start
     start = time.monotonic()
     both = [check.start(*_labels(check, name, check.device)) for name in ("labels_a", "labels_b")]
-    for process in both:
-        check.finish(process)
+    try:
+        for process in both:
+            check.finish(process)
+    finally:
+        for process in both:
+            end(process)
     beside = time.monotonic() - start
     shares = [_equal(check, "labels_alone", name) for name in ("labels_a", "labels_b")]
     if min(shares) < 0.999:

@@ -112,7 +112,7 @@ Compile = Annotated[
         metavar="[auto|on|off]",
         help="Form of the network: on (compiled), auto (the fastest that is ready) or off (as "
         "published). --compile alone means on, --no-compile means off. A compilation takes about "
-        "half a minute per image size and is cached; the network is then twice as fast or more. "
+        "a minute per image size and is cached; the network is then twice as fast or more. "
         "Without one, auto takes OpenVINO for many images where it is installed, else the "
         "network with folded norms.",
     ),

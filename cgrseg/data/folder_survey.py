@@ -446,7 +446,7 @@ def _survey_ids(values: Sequence[int], classes: Sequence[str] | None) -> Survey:
     if len(values) > _MOST_VALUES:
         return Survey(
             f"{len(values)} scattered values from {values[0]} to {values[-1]}",
-            reason="so many scattered values are no class ids: export class ids, not instance ids "
+            reason="scattered values are not class ids: export class ids, not instance ids "
             "or gray images, and check that images and masks are not swapped",
         )
     # Values for the eye use 255 as a class; ids use it for pixels to ignore.

@@ -3,7 +3,7 @@
 On a CPU, the first of these:
 
 - compiled: a compiled network of an earlier run is in the cache;
-- openvino: OpenVINO is installed, and so many images wait that a conversion in memory pays;
+- openvino: OpenVINO is installed, and enough images wait for a conversion in memory to pay;
 - folded: the folded network, uncompiled;
 - published: the network as published, whose attention is bounded in memory, for large inputs.
 
@@ -124,7 +124,7 @@ class ReadyBackend(CompiledBackend):
         lacking = compiled_cache.missing_compiler(self.device)
         if lacking:
             return f"a compiled network is faster: {lacking}"
-        return "--compile makes it about twice as fast after half a minute per image size"
+        return "--compile makes it about twice as fast after a minute per image size"
 
     @property
     def _mostly_folded(self) -> bool:

@@ -183,6 +183,8 @@ def write_image_ranking(
         [place, one.image.name, one.image.path, one.uncertainty, one.distance, one.score]
         for place, one in enumerate(ranking, start=1)
     ]
+    for name in (REGIONS, CVAT, LABEL_STUDIO):  # of a ranking of labels that this one replaces
+        (folder / name).unlink(missing_ok=True)
     header = ["rank", "name", "image", "uncertainty", "distance", "product"]
     write_csv(folder / TABLE, header, rows)
     _write_list(folder, [one.image.path for one in ranking])
