@@ -125,19 +125,18 @@ def _refuse_known_formats(root: Path) -> None:
     Raises:
         DataError: a format that :mod:`cgrseg.data.convert.formats` recognizes.
     """
-    from cgrseg.data.convert.formats import formats  # many modules, which few commands need
+    from cgrseg.data.convert.formats import recognize  # many modules, which few commands need
 
     endings = (".json", ".xml", ".yaml", ".yml")
     files = [path for path in sorted(root.iterdir()) if path.suffix.lower() in endings]
     for source in [root, *files[:_FILES_TRIED]]:
-        for name, kind in formats().items():
-            if reason := kind.recognize(source):
-                raise DataError(
-                    source,
-                    found=f"the format {name} (by {reason})",
-                    expected="label maps of class ids",
-                    remedy=f"cgrseg data convert {name} {source} OUT",
-                )
+        for name, reason in recognize(source).items():
+            raise DataError(
+                source,
+                found=f"the format {name} (by {reason})",
+                expected="label maps of class ids",
+                remedy=f"cgrseg data convert {name} {source} OUT",
+            )
 
 
 def _holds_labelme(folder: Path) -> bool:

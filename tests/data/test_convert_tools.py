@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from cgrseg.class_names import read_class_list
-from cgrseg.data.convert.formats import formats
+from cgrseg.data.convert.formats import formats, recognize
+from cgrseg.data.convert.formats.label_studio import LabelStudio
 from cgrseg.data.convert.regions import decode_brush_runs
 from cgrseg.data.convert.runner import run_conversion
 from cgrseg.data.convert.shapes import decode_mask, fill_ellipse
+from cgrseg.data.convert.tool_format import peek_json
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
@@ -563,3 +565,138 @@ def test_the_check_of_a_folder_names_the_conversion_that_it_needs(tmp_path):
     cvat_file(tmp_path / "other", "")
     with pytest.raises(DataError, match=r"cgrseg data convert cvat .*other OUT"):
         guess_dataset(tmp_path / "other")
+
+
+# ---- hostile and malformed files ---------------------------------------------------------------
+
+
+def cvat_images(path, *images):
+    """An XML file of images, each with its name, the label of a box, and further attributes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    elements = "".join(
+        f'<image name="{name}" width="{WIDTH}" height="{HEIGHT}" {more}>'
+        f'<box label="{label}" xtl="0" ytl="0" xbr="4" ybr="3"/></image>'
+        for name, label, more in images
+    )
+    path.write_text(f"<annotations>{elements}</annotations>")
+    return path
+
+
+@pytest.mark.parametrize("subset", ["../secret", "{}/secret"])
+def test_cvat_subsets_name_no_folder_outside(tmp_path, subset):
+    image_file(tmp_path / "secret/a.png")
+    more = f'subset="{subset.format(tmp_path)}"'
+    source = cvat_images(tmp_path / "export/annotations.xml", ("a.png", "road", more))
+    report = convert("cvat", source, tmp_path / "out")
+    assert report.written == 0 and "no image 'a.png'" in report.failures[0].message
+    assert not list((tmp_path / "out").rglob("a.png"))
+
+
+def test_exact_paths_go_before_names_and_names_must_be_unique(tmp_path):
+    image_file(tmp_path / "images/1.png", 5, 5)
+    image_file(tmp_path / "cam2/1.png")
+    source = cvat_images(tmp_path / "annotations.xml", ("cam2/1.png", "road", ""))
+    report = convert("cvat", source, tmp_path / "out")
+    assert report.ok and list(label_maps(tmp_path / "out")[0]) == ["cam2/1.png"]
+    image_file(tmp_path / "1.png")
+    source = cvat_images(tmp_path / "annotations.xml", ("cam3/1.png", "road", ""))
+    report = convert("cvat", source, tmp_path / "other")
+    assert "both may be it" in report.failures[0].message and report.written == 0
+
+
+def test_yolo_images_of_one_name_in_two_folders_stay_apart(tmp_path):
+    root = tmp_path / "data"
+    for folder, index in (("cam1", 0), ("cam2", 1)):
+        image_file(root / f"train/images/{folder}/1.png")
+        labels = root / f"train/labels/{folder}"
+        labels.mkdir(parents=True)
+        (labels / "1.txt").write_text(f"{index} 0 0 1 0 1 1 0 1")
+    (root / "data.yaml").write_text("train: train/images\nnames: [road, sky]\n")
+    report = convert("yolo", root, tmp_path / "out")
+    assert report.ok, report.text()
+    maps, _ = label_maps(tmp_path / "out")
+    assert {name: labels[0, 0] for name, labels in maps.items()} == {
+        "train/cam1/1.png": 0,
+        "train/cam2/1.png": 1,
+    }
+
+
+def test_label_studio_numbers_in_place_of_runs_allocate_nothing():
+    with pytest.raises(ValueError, match="not a list"):
+        LabelStudio.shape({"rle": 1 << 62}, HEIGHT, WIDTH)
+
+
+def label_studio_task(image, name):
+    value = {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": [name]}
+    size = {"original_height": HEIGHT, "original_width": WIDTH}
+    result = {"type": "polygonlabels", "value": value, **size}
+    return {"data": {"image": image}, "annotations": [{"result": [result]}]}
+
+
+@pytest.mark.parametrize("kind", ["cvat", "label-studio", "geojson"])
+def test_a_bad_class_name_skips_its_image_alone(tmp_path, kind):
+    good, bad = "road", "sea\nsky"
+    for name in ("a.png", "b.png"):
+        image_file(tmp_path / name)
+    if kind == "cvat":
+        source = cvat_images(tmp_path / "x.xml", ("a.png", good, ""), ("b.png", "sea&#10;sky", ""))
+    elif kind == "label-studio":
+        source = tmp_path / "x.json"
+        tasks = [label_studio_task("a.png", good), label_studio_task("b.png", bad)]
+        source.write_text(json.dumps(tasks))
+    else:
+        source = tmp_path
+        for stem, label in (("a", good), ("b", bad)):
+            geometry = {"type": "Polygon", "coordinates": [[[0, 0], [5, 0], [5, 5], [0, 0]]]}
+            feature = {"geometry": geometry, "properties": {"class": label}}
+            (tmp_path / f"{stem}.geojson").write_text(json.dumps({"features": [feature]}))
+    report = convert(kind, source, tmp_path / "out")
+    assert report.written == 1 and len(report.failures) == 1
+    assert list(label_maps(tmp_path / "out")[0]) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [
+        ("coco", "a.json", '{"images": [], "categories": [], "annotations": [1]}'),
+        ("label-studio", "a.json", '[["data", "annotations"]]'),
+        ("yolo", "data.yaml", "train: images\nnames: {0: a, x: b}"),
+        ("yolo", "data.yaml", "train: images\nnames: 5"),
+        (
+            "mapillary",
+            "config_v2.0.json",
+            '{"labels": [{"color": [1, 2, 3], "evaluate": true}]}',
+        ),
+    ],
+)
+def test_malformed_files_are_data_errors(tmp_path, kind, name, text):
+    (tmp_path / "training/v2.0/labels").mkdir(parents=True)
+    path = tmp_path / name
+    path.write_text(text)
+    source = tmp_path if kind == "mapillary" else path
+    arguments = [source, tmp_path] if kind == "coco" else [source]
+    with pytest.raises(DataError):
+        convert(kind, *arguments, tmp_path / "out")
+    for source in (path, tmp_path):
+        recognize(source)
+    with pytest.raises(DataError):
+        guess_dataset(tmp_path)
+
+
+def test_codes_of_an_empty_class_list_are_named(tmp_path):
+    root = tmp_path / "data"
+    (root / "training/v2.0/labels").mkdir(parents=True)
+    (root / "config_v2.0.json").write_text('{"labels": []}')
+    image_file(root / "training/images/a.jpg")
+    cv2.imwrite(str(root / "training/v2.0/labels/a.png"), np.ones((HEIGHT, WIDTH), np.uint8))
+    report = convert("mapillary", root, tmp_path / "out", classes=["road"])
+    assert "pixels of no class: 1" in report.failures[0].message
+
+
+def test_recognition_keeps_no_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([label_studio_task("a.png", "road")]))
+    assert list(recognize(path)) == ["label-studio"]
+    assert peek_json.cache_info().currsize == 0
+    path.write_text("[]")
+    assert recognize(path) == {}

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cgrseg.data.convert.formats import formats, writers
+from cgrseg.data.convert.formats import formats, recognize, writers
 from cgrseg.data.convert.runner import run_conversion
 from cgrseg.data.convert.tracing import region_scores
 from cgrseg.data.image_files import write_image
@@ -113,6 +113,36 @@ def test_odd_names_holes_and_ignored_pixels_come_back(name, shape, scene, tmp_pa
     save(tmp_path, [scene], CLASSES, [name], shape=shape)
     found = convert_back(name, tmp_path, image.parent, CLASSES, tmp_path / "out")
     np.testing.assert_array_equal(found[image.stem], labels)
+
+
+@pytest.mark.parametrize("name", ["cvat", "label-studio", "geojson"])
+def test_images_of_one_name_in_two_folders_come_back(name, scene, tmp_path):
+    _, labels = scene
+    listed = []
+    for folder, value in (("cam1", 0), ("cam2", 1)):
+        path = tmp_path / "scenes" / folder / "1.png"
+        write_image(path, np.zeros((12, 16, 3), np.uint8))
+        target = tmp_path / "labels" / folder / "1.png"
+        write_label_png(target, np.full_like(labels, value), distinct_colors(len(CLASSES)))
+        listed.append((FoundImage(path, f"{folder}/1"), target, None))
+    settings = AnnotationSettings([name])
+    save_annotations(tmp_path, listed, CLASSES, distinct_colors(len(CLASSES)), settings)
+    convert_back(name, tmp_path, tmp_path / "scenes", CLASSES, tmp_path / "out")
+    for folder, value in (("cam1", 0), ("cam2", 1)):
+        assert (read_label(tmp_path / f"out/annotations/{folder}/1.png") == value).all()
+
+
+@pytest.mark.parametrize("name", writers())
+def test_written_files_are_recognized(name, scene, tmp_path):
+    save(tmp_path, [scene], CLASSES, [name])
+    source = tmp_path / name
+    if name == "label-studio":
+        (source / "tasks.json").write_text(
+            json.dumps(as_annotations(json.loads((source / "tasks.json").read_text("utf-8"))))
+        )
+    if writers()[name].file in ("tasks.json", "annotations.json"):
+        source /= writers()[name].file
+    assert list(recognize(source)) == [name]
 
 
 def test_scores_are_the_mean_confidence_of_regions_and_images(scene, tmp_path):

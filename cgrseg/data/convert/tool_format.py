@@ -10,7 +10,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import itertools
 import json
+import os.path
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -172,34 +174,47 @@ class ToolFormat(CustomFormat):
             state = joint_state([each.source, *inputs]) if inputs else None
         elif inputs:
             state = content_digest(f"{state} {joint_state(inputs)}".encode())
+        path, below = found
         return self.task(
             each.source,
-            found,
+            path,
             split=each.split,
+            below=below,
             size=each.size,
             source_state=state,
             content=self.drawing(each, table),
         )
 
-    def _find_image(self, each: LabeledImage) -> Path | Failure:
+    def _find_image(self, each: LabeledImage) -> tuple[Path, str] | Failure:
+        """The image, and its folder below the first search folder that holds it."""
         folders = [self.images] if self.images is not None else list(each.folders)
-        candidates: list[Path] = []
+        exact: list[Path] = []
+        by_name: list[Path] = []
         problem = "it is not there"
         for reference in self.references(each.image):
             plain = reference.replace("\\", "/")
             for folder in folders:
                 try:
-                    candidates.append(named_inside(folder, plain))
+                    exact.append(named_inside(folder, plain))
                 except ValueError as error:
                     problem = str(error)
                 with contextlib.suppress(ValueError):
-                    beside = named_inside(folder, plain.rpartition("/")[2])
-                    candidates.append(beside)
-                    candidates += [beside.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
-        for candidate in candidates:
-            found = find_file(candidate)
-            if found.is_file():
-                return found
+                    by_name.append(named_inside(folder, plain.rpartition("/")[2]))
+        for candidates in (exact, _any_suffix(exact), by_name, _any_suffix(by_name)):
+            existing: Iterable[Path] = (
+                each for each in map(find_file, candidates) if each.is_file()
+            )
+            if candidates is exact:  # the others must be unique
+                existing = itertools.islice(existing, 1)
+            found = list({path.resolve(): path for path in existing}.values())
+            if len(found) == 1:
+                parent = Path(os.path.normpath(found[0].parent))
+                plain_folders = (Path(os.path.normpath(folder)) for folder in folders)
+                top = next((each for each in plain_folders if parent.is_relative_to(each)), parent)
+                return found[0], str(parent.relative_to(top))
+            if found:
+                problem = f"{found[0]} and {found[1]} both may be it"
+                break
         return skipped(
             each.source,
             found=f"no image {each.image!r} in {', '.join(map(str, folders))} ({problem})",
@@ -256,12 +271,19 @@ class MaskFormat(ToolFormat):
 
 @functools.lru_cache(maxsize=1)
 def peek_json(path: Path) -> Any:
-    """Content of a JSON file, to recognize it by; None: it is not JSON."""
+    """Content of a JSON file, to recognize it by; None: it is not JSON.
+
+    Kept for the next format, until all formats have looked at the file.
+    """
     try:
-        is_json = path.suffix.lower() == ".json" and path.is_file()
+        is_json = path.suffix.lower() in (".json", ".geojson") and path.is_file()
         return json.loads(read_input_text(path, "utf-8-sig")) if is_json else None
     except (OSError, *MALFORMED):
         return None
+
+
+def _any_suffix(paths: Iterable[Path]) -> list[Path]:
+    return [path.with_suffix(suffix) for path in paths for suffix in IMAGE_SUFFIXES]
 
 
 def plain_split(name: str) -> str | None:
@@ -307,7 +329,7 @@ def _replace_codes(
     codes = kind.read_codes(mask)
     known = np.array(list(values), dtype=np.int64)
     position = np.minimum(np.searchsorted(known, codes), len(known) - 1)
-    strange = np.unique(codes[known[position] != codes])
+    strange = np.unique(codes[known[position] != codes] if known.size else codes)
     if strange.size:
         shown = ", ".join(code_name(int(code)) for code in strange[:5])
         raise DataError(

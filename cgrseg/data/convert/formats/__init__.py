@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pkgutil
+from pathlib import Path
 
 from cgrseg.data.convert.annotation_writer import AnnotationWriter
 from cgrseg.data.convert.format import Format
+from cgrseg.data.convert.tool_format import peek_json
+from cgrseg.errors import MALFORMED
 
 
 @functools.cache
@@ -25,6 +29,19 @@ def formats() -> dict[str, type[Format]]:
         ]
         found |= {kind.name: kind for kind in own}
     return found
+
+
+def recognize(source: Path) -> dict[str, str]:
+    """Names of the formats that a file or folder shows signs of, each with its signs.
+
+    A malformed file shows no signs of a format that stumbles over it.
+    """
+    found = {}
+    for name, kind in formats().items():
+        with contextlib.suppress(*MALFORMED):
+            found[name] = kind.recognize(source)
+    peek_json.cache_clear()
+    return {name: signs for name, signs in found.items() if signs}
 
 
 def writers() -> dict[str, type[AnnotationWriter]]:

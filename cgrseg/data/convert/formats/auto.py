@@ -40,7 +40,7 @@ class Auto(CustomFormat):
         Raises:
             DataError: no format recognizes it, or several do, or the one has no such option.
         """
-        from cgrseg.data.convert.formats import formats
+        from cgrseg.data.convert.formats import formats, recognize
 
         if not self.source.exists():
             raise DataError(
@@ -49,8 +49,7 @@ class Auto(CustomFormat):
                 expected="annotations to convert",
                 remedy="check the path",
             )
-        reasons = {name: kind.recognize(self.source) for name, kind in formats().items()}
-        reasons = {name: reason for name, reason in reasons.items() if reason}
+        reasons = recognize(self.source)
         if len(reasons) != 1:
             signs = "; ".join(f"{name} (by {reason})" for name, reason in reasons.items())
             raise DataError(

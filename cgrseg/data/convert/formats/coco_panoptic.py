@@ -50,7 +50,7 @@ class CocoPanoptic(MaskFormat):
     def find(self) -> Source:
         """Classes are the categories in the order of their ids."""
         folder = self.masks or self.source.with_suffix("")
-        places = (self.source.parent, self.source.parent / "images")
+        places = (self.source.parent / "images", self.source.parent)
         found: list[LabeledImage | Failure] = []
         try:
             data = json.loads(read_input_text(self.source, "utf-8-sig"))

@@ -6,6 +6,7 @@ Format: https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/.  A shape
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,8 @@ from cgrseg.data.convert.annotation_writer import (
     score_entry,
 )
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure
+from cgrseg.data.convert.format import Failure, skipped
+from cgrseg.data.convert.image_names import named_inside
 from cgrseg.data.convert.regions import Ellipse, Polygon, Region, RowRuns, Shape, corners
 from cgrseg.data.convert.shapes import encode_runs
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source, plain_split
@@ -153,9 +155,12 @@ class Cvat(ShapeFormat):
             try:
                 size = int(element.attrib["height"]), int(element.attrib["width"])
                 regions = _regions(element, where, left_out)
-            except MALFORMED as error:
-                raise _unusable(where, error) from error
-            own = [folder / subset for folder in folders if subset]
+            except (DataError, *MALFORMED) as error:
+                images.append(skipped(where, **_unusable(error)))
+                continue
+            own: list[Path] = []
+            with contextlib.suppress(ValueError):  # no subset, or one that leads elsewhere
+                own = [named_inside(folder, subset) for folder in folders]
             images.append(
                 LabeledImage(path, image, regions, size, plain_split(subset), [*own, *folders])
             )
@@ -216,13 +221,12 @@ def _read(path: Path) -> ElementTree.Element:
             raise ValueError(f"its root is <{root.tag}>, not <annotations>")
         return root
     except (OSError, ElementTree.ParseError, *MALFORMED) as error:
-        raise _unusable(path, error) from error
+        raise DataError(path, **_unusable(error)) from error
 
 
-def _unusable(where: object, error: Exception) -> DataError:
-    return DataError(
-        where,
-        found=f"it cannot be read ({type(error).__name__}: {error})",
-        expected="annotations.xml in the format 'CVAT for images 1.1'",
-        remedy="export the task or project from CVAT again, in this format",
-    )
+def _unusable(error: Exception) -> dict[str, str]:
+    return {
+        "found": f"it cannot be read ({type(error).__name__}: {error})",
+        "expected": "annotations.xml in the format 'CVAT for images 1.1'",
+        "remedy": "export the task or project from CVAT again, in this format",
+    }

@@ -104,7 +104,7 @@ class GeoJson(ShapeFormat):
         for path in files:
             try:
                 images.append(_image(path, top, left_out))
-            except (OSError, *MALFORMED) as error:
+            except (OSError, DataError, *MALFORMED) as error:
                 images.append(
                     skipped(
                         path,

@@ -148,7 +148,7 @@ class LabelStudio(ShapeFormat):
             where = f"{self.source}, task {task.get('id', number)}"
             try:
                 images.append(self._image(task, where, left_out))
-            except MALFORMED as error:
+            except (DataError, *MALFORMED) as error:
                 images.append(
                     skipped(
                         where,
@@ -164,6 +164,8 @@ class LabelStudio(ShapeFormat):
         """The shape of a region's value."""
         across, down = width / 100, height / 100
         if "rle" in values:
+            if not isinstance(values["rle"], list):  # bytes() of a number has that many zeros
+                raise ValueError("its rle is not a list of bytes")
             return BrushRuns(bytes(values["rle"]))
         if "points" in values:
             return Polygon([[(float(x) * across, float(y) * down) for x, y in values["points"]]])
@@ -224,7 +226,8 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     try:
         data = json.loads(read_input_text(path, "utf-8-sig"))
         tasks = data if isinstance(data, list) else [data]
-        if not tasks or not all("data" in task and "annotations" in task for task in tasks):
+        wanted = {"data", "annotations"}
+        if not tasks or not all(isinstance(t, dict) and wanted <= t.keys() for t in tasks):
             raise ValueError("its entries lack 'data' or 'annotations'")
     except (OSError, *MALFORMED) as error:
         raise DataError(

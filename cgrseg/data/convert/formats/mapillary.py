@@ -56,9 +56,7 @@ class Mapillary(MaskFormat):
             )
         path = self.source / f"config_{version}.json"
         labels = _read_labels(path)
-        names = [
-            written_name(each["readable"], f"{path}, label {k}") for k, each in enumerate(labels)
-        ]
+        names = [each["readable"] for each in labels]
         codes = {k: names[k] if each["evaluate"] else None for k, each in enumerate(labels)}
         images: list[LabeledImage | Failure] = []
         for folder in _folders(self.source, version):
@@ -75,7 +73,7 @@ class Mapillary(MaskFormat):
                 for mask in sorted(folder.glob("*.png"))
             ]
         colors: dict[str, Color] = {
-            name: tuple(each["color"]) for name, each in zip(names, labels, strict=True)
+            name: each["color"] for name, each in zip(names, labels, strict=True)
         }
         return Source(images, [name for name in codes.values() if name], colors=colors)
 
@@ -94,10 +92,12 @@ def _folders(source: Path, version: str) -> list[Path]:
 def _read_labels(path: Path) -> list[dict[str, Any]]:
     try:
         labels = json.loads(read_input_text(path, "utf-8-sig"))["labels"]
-        for each in labels:
+        for k, each in enumerate(labels):
+            each["readable"] = written_name(each["readable"], f"{path}, label {k}")
             red, green, blue = (int(value) for value in each["color"])
             if not all(0 <= value <= 255 for value in (red, green, blue)):
                 raise ValueError(f"the color {each['color']}")
+            each["color"] = red, green, blue
             each["evaluate"] = bool(each["evaluate"])
         return list(labels)
     except (OSError, *MALFORMED) as error:

@@ -66,7 +66,7 @@ class Via(ShapeFormat):
                         regions.append(Region(written_name(name, place), place, values))
                     else:
                         left_out[f"{values.get('name')} without a class or an area"] += 1
-                folders = (self.source.parent, self.source.parent / "images")
+                folders = (self.source.parent / "images", self.source.parent)
                 images.append(
                     LabeledImage(self.source, str(entry["filename"]), regions, folders=folders)
                 )

@@ -151,8 +151,8 @@ class Yolo(ShapeFormat):
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         data = yaml.safe_load(read_input_text(path, "utf-8-sig"))
-        if not isinstance(data, Mapping) or "names" not in data:
-            raise ValueError("it has no names")
+        if not isinstance(data, Mapping) or not isinstance(data.get("names"), (list, Mapping)):
+            raise ValueError("it has no list of names")
         return data
     except (OSError, yaml.YAMLError, *MALFORMED) as error:
         raise DataError(
@@ -165,15 +165,15 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 def _class_names(data: Mapping[str, Any], path: Path) -> list[str]:
     names = data["names"]
-    listed = [names[key] for key in sorted(names)] if isinstance(names, Mapping) else list(names)
-    if isinstance(names, Mapping) and sorted(names) != list(range(len(names))):
+    ids = range(len(names))
+    if isinstance(names, Mapping) and names.keys() != set(ids):
         raise DataError(
             path,
             found=f"names of the ids {', '.join(map(str, names))}",
             expected="ids from 0 on without gaps",
             remedy="name each id",
         )
-    return [written_name(name, f"{path}, names, {k}") for k, name in enumerate(listed)]
+    return [written_name(names[k], f"{path}, names, {k}") for k in ids]
 
 
 def _entries(value: Any) -> list[str]:
