@@ -374,7 +374,7 @@ class Predictor:
         }
         labeled: dict[int, tuple[Segmentation | DataError, float, bool]] = {}
         for group in grouped(self.backend, planned, batch_size):
-            pixels = sum(one.size[0] * one.size[1] for one in group.values())
+            pixels = sum(one.pixels for one in group.values())
             with room.hold(pixels) if room is not None else contextlib.nullcontext():
                 labeled.update(self._label_group(group, confidence, workers))
         for number, (source, one) in enumerate(read):

@@ -31,7 +31,7 @@ from cgrseg.inference.views import Image, NetworkInput, network_size, views_of, 
 PUBLISHED_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # More images at the same time gain nothing.
 _MOST_IMAGES = 8
-#: Pixels of the network's inputs that are labeled at the same time: they limit the memory.
+#: Most pixels labeled at the same time, by :attr:`PlannedImage.pixels`: they limit the memory.
 PIXELS_AT_ONCE = _MOST_IMAGES * 512 * 512
 
 
@@ -60,6 +60,14 @@ class PlannedImage:
     config: TestConfig
     size: tuple[int, int]
     input: NetworkInput | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the network's input, or an eighth of the image's where that is more.
+
+        The memory grows with it: the network needs far more per pixel than image and label map.
+        """
+        return max(self.size[0] * self.size[1], self.image.shape[0] * self.image.shape[1] // 8)
 
 
 def plan(
@@ -260,7 +268,7 @@ def share_threads(backend: Backend, images: Sequence[PlannedImage]) -> tuple[int
     if not images or not backend.side_by_side or not backend.on_cpu:
         return None
     threads = cpu_threads()
-    pixels = max(one.size[0] * one.size[1] for one in images)
+    pixels = max(one.pixels for one in images)
     if threads == 1 or not all(is_plain(one.config) for one in images):
         return None
     workers = min(3 * threads, _MOST_IMAGES, PIXELS_AT_ONCE // pixels)

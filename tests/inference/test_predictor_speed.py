@@ -15,7 +15,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor, Speed
 from cgrseg.inference.ready_backend import make_backend
-from cgrseg.inference.segmenting import share_threads
+from cgrseg.inference.segmenting import PlannedImage, share_threads
 from cgrseg.models import CGRSeg, create_model
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -163,14 +163,16 @@ def test_images_side_by_side_get_the_same_labels_in_order() -> None:
 def test_how_many_images_share_the_threads() -> None:
     config = TestConfig(scale=(2048, 64))
 
-    def shared(threads: int, side: int, **changes: object) -> tuple[int, int] | None:
+    def shared(
+        threads: int, side: int, image_side: int = 512, **changes: object
+    ) -> tuple[int, int] | None:
         backend = SimpleNamespace(side_by_side=True, on_cpu=True, sizes=None)
         backend.__dict__.update(changes)
-        image = SimpleNamespace(size=(side, side), config=config)
+        image = PlannedImage(np.zeros((image_side, image_side, 3), np.uint8), config, (side, side))
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return share_threads(backend, [image])  # type: ignore[arg-type, list-item]
+            return share_threads(backend, [image])  # type: ignore[arg-type]
         finally:
             torch.set_num_threads(before)
 
@@ -179,6 +181,8 @@ def test_how_many_images_share_the_threads() -> None:
     assert shared(16, 512) == (8, 2)
     assert shared(2, 1024) == (2, 1)  # memory
     assert shared(2, 2048) is None
+    assert shared(2, 128, image_side=2048) == (4, 1)
+    assert shared(2, 128, image_side=5000) is None
     assert shared(1, 512) is None
     assert shared(2, 512, side_by_side=False) is None
     assert shared(2, 512, on_cpu=False) is None
