@@ -135,6 +135,8 @@ def test_an_empty_name_is_not_the_working_folder(name: str) -> None:
 OWN = {
     "input_files.py",
     "surroundings.py",  # what the system says of its memory, in /proc and /sys
+    "cpus.py",  # quotas of control groups
+    "precision.py",  # instructions of the processor, in /proc
     "bench/machine.py",
     "bench/subject_process.py",
     "inference/compiled_cache.py",

@@ -88,8 +88,10 @@ def predict(
     save_tolerance: Annotated[
         float,
         typer.Option(
+            min=0,
+            max=100,
             help="Largest distance in pixels of a dropped polygon point. Up to 0.35, the polygons "
-            "give the label map back exactly."
+            "give the label map back exactly.",
         ),
     ] = 0.35,
     overwrite: Annotated[

@@ -58,6 +58,7 @@ def test_what_writes_takes_out_and_what_takes_json_prints(uses: list[OptionUse])
         "demo",
         "bench",
         "data browse",
+        "data rank",
     }
     assert having["--out"] == writing | converters
     assert having["--json"] >= {"evaluate", "info", "bench", "data check", "data list"} | converters
@@ -79,6 +80,7 @@ def test_settings_are_taken_wherever_a_config_is_read() -> None:
         "export",
         "bench",
         "info",
+        "data rank",
         "web",
         "demo",
     }

@@ -174,7 +174,13 @@ class TestReadLabel:
         with pytest.raises(DataError, match="ids from 0 to 26001"):
             read_label(tmp_path / "a.png")
 
-    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+    def test_gray_with_transparency_is_read(self, tmp_path: Path) -> None:
+        gray = np.array([[0, 1], [2, 255]], np.uint8)
+        opaque = np.array([[255, 255], [255, 0]], np.uint8)
+        Image.fromarray(np.dstack([gray, opaque])).save(tmp_path / "a.png")
+        assert read_label(tmp_path / "a.png").tolist() == [[0, 1], [2, 0]]
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
     def test_colour_masks_say_what_to_do(self, tmp_path: Path, mode: str) -> None:
         Image.fromarray(rgb()).convert(mode).save(tmp_path / "a.png")
         with pytest.raises(DataError, match=r"a\.png: a color image(.|\n)*convert rgb"):
