@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import json
 import os
@@ -34,7 +35,7 @@ class Left(Exception):
     """The time of the call is over; the next call repeats or continues the piece."""
 
 
-class Check:
+class Check(abc.ABC):
     """What a piece may use.
 
     Args:
@@ -51,17 +52,17 @@ class Check:
         self.given_camvid = camvid
         self.commands: list[str] = []
 
+    @abc.abstractmethod
     def run(self, *words: object, expected: int = 0) -> str:
         """Run a command to its end; returns what it printed."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start(self, *words: object) -> subprocess.Popen[str]:
         """Start a command."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self, process: subprocess.Popen[str], expected: int = 0) -> None:
         """Wait for a started command."""
-        raise NotImplementedError
 
     def python(self, program: str, *words: object) -> Any:
         """Run a short program; returns the JSON value of its last line."""

@@ -412,7 +412,7 @@ def test_pictures_beyond_the_limit_of_pillow(tmp_path, monkeypatch):
     assert before == Image.MAX_IMAGE_PIXELS
     # A colour picture of that size as a label is called what it is.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    write_image(tmp_path / "colour.png", np.full((20, 30, 3), (0, 0, 9), np.uint8))
-    pair = Pair("x", tmp_path / "large.png", tmp_path / "colour.png")
+    write_image(tmp_path / "color.png", np.full((20, 30, 3), (0, 0, 9), np.uint8))
+    pair = Pair("x", tmp_path / "large.png", tmp_path / "color.png")
     facts = inspect_pair(Job("train", pair, LabelRule.identity(3), decode_image=False))
     assert facts.findings[0].code == "label-colour"
