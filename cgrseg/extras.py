@@ -14,7 +14,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "uvicorn": "uvicorn",
         "python_multipart": "python-multipart",
     },
-    "convert": {"scipy": "scipy"},
+    "convert": {"scipy": "scipy", "pyarrow": "pyarrow"},
     "wandb": {"wandb": "wandb"},
 }
 """Extra of `pip install "cgrseg[EXTRA]"` to its packages: import name to distribution name."""

@@ -60,6 +60,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("evaluation/outputs.py", ("evaluate", "tools/test.py")),
     ("evaluation", ("evaluate", "run_cgrseg.py", "tools/test.py")),
     ("data/convert/formats/labelme.py", ("data convert labelme",)),
+    ("data/convert/formats/huggingface.py", ("data convert huggingface",)),
     ("data/convert/formats/pascal_context.py", ("data convert pascal-context",)),
     ("data/convert/formats/rgb.py", ("data convert rgb",)),
     ("data/convert/formats/coco_panoptic.py", ("data convert coco-panoptic",)),

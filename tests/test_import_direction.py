@@ -17,7 +17,7 @@ LEVELS: list[set[str]] = [
     {"errors", "loss_terms", "html", "input_files", "matplotlib_import"},
     {"processes"},
     {"cpus"},
-    {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
+    {"extras", "files", "class_names", "console", "devices", "hub", "precision", "progress"}
     | {"provenance", "variants"},
     {"locks", "surroundings", "distributed"},
     {"datasets"},

@@ -78,7 +78,11 @@ def read_label_values(path: Path | str) -> NDArray[Any]:
         (H, W), of the type that the file has.
     """
     path = Path(path)
-    data = read_content(path, "a label map")
+    return decode_label_values(read_content(path, "a label map"), path)
+
+
+def decode_label_values(data: bytes, path: Path | str) -> NDArray[Any]:
+    """As :func:`read_label_values`, for the content of a file; `path` names it in messages."""
     refuse_truncated(path, data)
     step = 1
     if _has_png_header(data) and data[25] in (_GRAY, _PALETTE):
@@ -108,7 +112,7 @@ def read_label_values(path: Path | str) -> NDArray[Any]:
     return raw if step == 1 else (raw // step).astype(raw.dtype)
 
 
-def _stored_values(data: bytes, path: Path) -> NDArray[Any] | None:
+def _stored_values(data: bytes, path: Path | str) -> NDArray[Any] | None:
     """Values of a label file, (H, W), or (H, W, channels) of a color image; None: damaged."""
     try:
         if data.startswith(_INDEXED_MAGICS):
@@ -116,7 +120,7 @@ def _stored_values(data: bytes, path: Path) -> NDArray[Any] | None:
             return _pillow_values(data, path)
         flags = cv2.IMREAD_UNCHANGED
         if data.startswith(JPEG_MAGIC):
-            if path.suffix.lower() not in (".jpg", ".jpeg"):
+            if Path(path).suffix.lower() not in (".jpg", ".jpeg"):
                 raise _lossy(path)
             flags = cv2.IMREAD_GRAYSCALE
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -133,7 +137,7 @@ def _gray(raw: NDArray[Any]) -> NDArray[Any]:
     return color[..., 0] if bool((color == color[..., :1]).all()) else raw
 
 
-def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
+def _pillow_values(data: bytes, path: Path | str) -> NDArray[Any] | None:
     try:
         with open_with_pillow(io.BytesIO(data), ("BMP", "GIF", "TIFF")) as picture:
             pages = getattr(picture, "n_frames", 1)
@@ -161,7 +165,7 @@ def _pillow_values(data: bytes, path: Path) -> NDArray[Any] | None:
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
-def _lossy(path: Path) -> DataError:
+def _lossy(path: Path | str) -> DataError:
     return DataError(
         path,
         found="a label map compressed as JPEG, which changes values along every border",

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from cgrseg.errors import WeightsError
+from cgrseg.hub import download, is_hub_id
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.models.digest import tensors_digest
 from cgrseg.models.plain_pickle import is_dense, load_plain
@@ -88,7 +89,7 @@ def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
     if location.exists():
         return location
     text = str(path)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or location.suffix in _SUFFIXES:
+    if not is_hub_id(text) or location.suffix in _SUFFIXES:
         raise WeightsError(
             text,
             found="there is no such file or folder",
@@ -97,7 +98,7 @@ def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
             remedy="check the path"
             + (f"; the folder {location.parent} holds {_listing(location.parent)}"),
         )
-    return _download(text, hub_options)
+    return download(text, ["*.safetensors", "config.json"], WeightsError, **hub_options)
 
 
 def _listing(folder: Path) -> str:
@@ -105,27 +106,6 @@ def _listing(folder: Path) -> str:
         return "nothing (it does not exist either)"
     names = sorted(p.name for p in folder.iterdir() if p.suffix in {".pth", ".safetensors", ".pt"})
     return ", ".join(names[:6]) if names else "no weight files"
-
-
-def _download(hub_id: str, options: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            hub_id,
-            allow_patterns=["*.safetensors", "config.json"],
-            **{k: v for k, v in options.items() if v is not None},
-        )
-    except Exception as error:  # the hub client raises many unrelated types
-        raise WeightsError(
-            hub_id,
-            found=f"no such local path, and the hub did not give it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'})",
-            expected="a local path, or a hub id that this machine can reach",
-            remedy="check the spelling and the network, or download the file by hand and "
-            "pass its path",
-        ) from error
-    return Path(folder)
 
 
 def _read_folder(folder: Path) -> Checkpoint:

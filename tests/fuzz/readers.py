@@ -227,6 +227,21 @@ def _labelme() -> bytes:
     return json.dumps({"shapes": shapes, "imagePath": "a.png", **size}).encode()
 
 
+def _parquet() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    cell = {"bytes": _encoded(".png", _picture()), "path": None}
+    mask = {"bytes": _label_png(), "path": None}
+    names = {"feature": {"names": ["a", "b", "c"], "_type": "ClassLabel"}, "_type": "List"}
+    info = json.dumps({"info": {"features": {"names": names}}})
+    table = pyarrow.table({"image": [cell] * 3, "label": [mask] * 3})
+    content = io.BytesIO()
+    table = table.replace_schema_metadata({"huggingface": info})
+    pyarrow.parquet.write_table(table, content, row_group_size=2)
+    return content.getvalue()
+
+
 def _tools() -> dict[str, tuple[str, str, bytes, bool]]:
     """Format, file name, content and whether it is JSON, by the name of the annotation tool."""
     size = {"original_height": HEIGHT, "original_width": WIDTH}
@@ -552,6 +567,12 @@ def make_readers() -> dict[str, Reader]:
             )
             for title, (kind, name, content, is_json) in _tools().items()
         },
+        "parquet": Reader(
+            "a.parquet",
+            _parquet(),
+            _converted(tool("huggingface", "a.parquet")),
+            valid=_possible_labels,
+        ),
         "label PNG": Reader(
             "a.png", _label_png(), lambda f: _plain(read_label(f / "a.png")), checked=True
         ),

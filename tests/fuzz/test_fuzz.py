@@ -12,7 +12,8 @@ import torch
 from tests.fuzz.guard import FAULTS, case_of, guard, try_case, undamaged_answer
 from tests.fuzz.readers import SELF_TEST, Reader, make_readers
 
-pytest.importorskip("scipy", reason="needs the extra [convert]")
+for package in ("scipy", "pyarrow"):
+    pytest.importorskip(package, reason="needs the extra [convert]")
 for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(package, reason="needs the extra [export]")
 

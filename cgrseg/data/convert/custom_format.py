@@ -24,6 +24,7 @@ from cgrseg.data.convert.format import (
     Annotations,
     Argument,
     ConversionReport,
+    Embedded,
     Failure,
     Format,
     Option,
@@ -195,22 +196,30 @@ class CustomFormat(Format):
         return [name for name in known if name not in ignored]
 
     def task(
-        self, source: Path, image: Path, split: str | None = None, below: str = "", **more: Any
+        self,
+        source: Path,
+        image: Path,
+        split: str | None = None,
+        below: str = "",
+        embedded: Embedded | None = None,
+        **more: Any,
     ) -> Task:
         """The task of an image, at its places in the custom layout.
 
         Args:
             source: annotation file.
-            image: image file.
+            image: image file; only a name where the image is embedded.
             split: split of the image according to the source; the option `split` replaces it.
             below: folder of the image below the one for images.
+            embedded: image inside the source.
             more: other fields of the task.
         """
         folder = Path(self.split or split or "", below)
         return Task(
             source=source,
             label=self.root / "annotations" / folder / f"{image.stem}.png",
-            image=image,
+            image=image if embedded is None else None,
+            embedded=embedded,
             image_target=self.root / "images" / folder / image.name,
             **more,
         )

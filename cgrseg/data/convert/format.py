@@ -50,6 +50,18 @@ class Option(Argument):
     name_list: bool = False
 
 
+class Embedded(abc.ABC):
+    """A file inside another file; as text, its place for messages."""
+
+    @abc.abstractmethod
+    def read(self) -> bytes:
+        """Content; runs in worker processes.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+
+
 @dataclass(frozen=True)
 class Task:
     """One label map to make.
@@ -57,10 +69,11 @@ class Task:
     Attributes:
         source: annotation file, named by messages.
         label: label map to write.
-        image: image of the label map, of the same size; None: not there.
+        image: image of the label map, of the same size; None: not there, or embedded.
+        embedded: image inside the source, written to `image_target` as it is.
         image_target: where to place the image; None: it stays where it is.
         size: height and width according to the source, compared with the image before drawing;
-            None: not stated.
+            None: not stated.  For :meth:`Format.draw`, it is then the size of the image.
         source_state: :func:`cgrseg.provenance.joint_state` of the source before the format read
             it; None: only :meth:`Format.draw` reads it.
         content: what :meth:`Format.draw` needs besides the source.
@@ -69,6 +82,7 @@ class Task:
     source: Path
     label: Path
     image: Path | None = None
+    embedded: Embedded | None = None
     image_target: Path | None = None
     size: tuple[int, int] | None = None
     source_state: str | None = None

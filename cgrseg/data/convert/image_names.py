@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import io
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from cgrseg.data.file_index import plain_form, visible_files
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write, make_folder, partial_folder
-from cgrseg.input_files import open_input
+from cgrseg.input_files import open_input, read_input
 
 ImageMode = Literal["link", "copy"]
 
@@ -50,18 +51,20 @@ def named_inside(folder: Path, name: str) -> Path:
     return folder / plain
 
 
-def same_content(one: Path, other: Path) -> bool:
+def same_content(one: Path | bytes, other: Path) -> bool:
     """Whether two existing files are one, or hold the same bytes."""
+    if isinstance(one, bytes):
+        return one == read_input(other)
     return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
 
 
 def place_image(
-    source: Path, target: Path, mode: ImageMode = "link", *, replace: bool = False
+    source: Path | bytes, target: Path, mode: ImageMode = "link", *, replace: bool = False
 ) -> None:
     """Place an image at `target`, whole or not at all.
 
     Args:
-        source: existing image.
+        source: existing image, or the content of one.
         target: its new path; an identical file there is left alone.
         mode: 'link' makes a hard link (no disk space; a copy where the file system has no
             links), 'copy' an independent file.
@@ -77,15 +80,16 @@ def place_image(
         if not replace:
             raise DataError(
                 target,
-                found=f"another image than {source}",
+                found="another image than "
+                + (f"{source}" if isinstance(source, Path) else "the one in the source now"),
                 expected="that image, or nothing yet",
                 remedy=f"choose another output folder, or replace it with {option('--overwrite')}",
             )
     make_folder(target.parent)
-    if mode == "link" and _hard_link(source, target):
+    if isinstance(source, Path) and mode == "link" and _hard_link(source, target):
         return
     try:
-        stream = open_input(source)
+        stream = open_input(source) if isinstance(source, Path) else io.BytesIO(source)
     except OSError as error:
         raise DataError(
             source,

@@ -8,6 +8,7 @@ later run cannot mix two encodings, or two sources of one name, in a folder.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from cgrseg.class_names import class_list_text, read_class_list
 from cgrseg.data.convert.format import ConversionReport, Failure, Format, Task
 from cgrseg.data.convert.image_names import ImageMode, place_image
 from cgrseg.data.convert.record import Record, note_of
-from cgrseg.data.image_files import MAX_PIXELS, read_image
+from cgrseg.data.image_files import MAX_PIXELS, decode_image, read_image
 from cgrseg.data.label_files import label_note, write_label_png
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, option
@@ -116,13 +117,19 @@ def _make(
     """Make one label map; number of pixels per value (256,) int64, or why it was skipped."""
     note = note_of(task, generation)  # before anything is read
     try:
-        image_size = None if task.image is None else read_image(task.image).shape[:2]
+        image: Path | bytes | None = task.image
+        image_size = None
+        if task.embedded is not None:
+            image = task.embedded.read()
+            image_size = decode_image(image, str(task.embedded)).shape[:2]
+        elif task.image is not None:
+            image_size = read_image(task.image).shape[:2]
         if task.size is not None:
             _refuse_other_size(task, task.size, image_size)
-        labels = draw(task)
+        labels = draw(dataclasses.replace(task, size=task.size or image_size))
         _refuse_other_size(task, labels.shape, image_size)
-        if task.image is not None and task.image_target is not None:
-            place_image(task.image, task.image_target, image_mode, replace=replaces)
+        if image is not None and task.image_target is not None:
+            place_image(image, task.image_target, image_mode, replace=replaces)
         # The label map comes last: where it exists, the whole task is done.
         write_label_png(task.label, labels, palette, note=note)
         return np.bincount(labels.ravel(), minlength=256)
@@ -142,7 +149,7 @@ def _refuse_other_size(
 ) -> None:
     """Raise unless the size of a label map is possible, and that of its image."""
     height, width = size
-    name = task.label.stem if task.image is None else task.image.name
+    name = task.embedded or (task.label.stem if task.image is None else task.image.name)
     if image_size is not None and image_size != size:
         raise DataError(
             task.source,

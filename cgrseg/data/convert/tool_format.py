@@ -32,11 +32,18 @@ from cgrseg.data.convert.custom_format import (
     OutFolder,
     unused_ignored,
 )
-from cgrseg.data.convert.format import Annotations, Argument, Failure, Option, Task, skipped
+from cgrseg.data.convert.format import (
+    Annotations,
+    Argument,
+    Embedded,
+    Failure,
+    Option,
+    Task,
+    skipped,
+)
 from cgrseg.data.convert.image_names import find_file, named_inside
 from cgrseg.data.convert.regions import Region, Shape, paint
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES, SPLIT_FOLDERS
-from cgrseg.data.image_files import read_image
 from cgrseg.errors import MALFORMED, DataError, option
 from cgrseg.input_files import read_input_text
 from cgrseg.provenance import content_digest, joint_state
@@ -58,7 +65,9 @@ class LabeledImage:
         split: name of the split according to the source.
         folders: where the image may lie, unless the option names a folder.
         names: class names of the regions, where these are read later.
-        mask: file of the mask.
+        mask: the mask.
+        embedded: the image, where it lies inside the source; `image` is then its file name.
+        inputs: other files that the label map depends on.
         codes: class name of each code of the mask, or `UNCOVERED`; None: ignored.
     """
 
@@ -69,7 +78,9 @@ class LabeledImage:
     split: str | None = None
     folders: Sequence[Path] = ()
     names: Iterable[str] = ()
-    mask: Path | None = None
+    mask: Path | Embedded | None = None
+    embedded: Embedded | None = None
+    inputs: Sequence[Path] = ()
     codes: Mapping[int, str | None] = field(default_factory=dict)
 
     @property
@@ -89,12 +100,14 @@ class Source:
         declared: class names in id order; None: the source has no list of them.
         left_out: what has no area or no class, and how often it occurs.
         colors: colors of classes, for the palette of the label maps.
+        notes: remarks for the summary.
     """
 
     images: Sequence[LabeledImage | Failure]
     declared: Sequence[str] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     colors: Mapping[str, Color] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -140,7 +153,8 @@ class ToolFormat(CustomFormat):
                 first = clean_name(self.background)
                 names = [first, *(name for name in names if name != first)]
         table = self.settle_classes(self.classes, found=names, background=self.background)
-        notes = [f"left out: {count} x {what}" for what, count in source.left_out.items()]
+        notes = [*source.notes]
+        notes += [f"left out: {count} x {what}" for what, count in source.left_out.items()]
         if source.declared is None:
             notes += unused_ignored(self.ignored, used)
         left = [name for name in used if name not in (*table.classes, *table.ignored)]
@@ -162,14 +176,13 @@ class ToolFormat(CustomFormat):
     @staticmethod
     def draw(task: Task) -> np.ndarray:
         """The labels of one image."""
-        size = task.size or read_image(cast(Path, task.image)).shape[:2]
-        return np.asarray(task.content(*size))
+        return np.asarray(task.content(*cast(Sequence[int], task.size)))
 
     def _task(self, each: LabeledImage, table: ClassTable, state: str | None) -> Task | Failure:
-        found = self._find_image(each)
+        found = (Path(each.image), "") if each.embedded else self._find_image(each)
         if isinstance(found, Failure):
             return found
-        inputs = [] if each.mask is None else [each.mask]
+        inputs = [*each.inputs, *([each.mask] if isinstance(each.mask, Path) else [])]
         if state is None or each.source != self.source:
             state = joint_state([each.source, *inputs]) if inputs else None
         elif inputs:
@@ -180,6 +193,7 @@ class ToolFormat(CustomFormat):
             path,
             split=each.split,
             below=below,
+            embedded=each.embedded,
             size=each.size,
             source_state=state,
             content=self.drawing(each, table),
@@ -256,8 +270,8 @@ class MaskFormat(ToolFormat):
 
     @staticmethod
     @abc.abstractmethod
-    def read_codes(mask: Path) -> np.ndarray:
-        """Codes of a mask (H, W), whole numbers; runs in worker processes.
+    def read_codes(mask: Any) -> np.ndarray:
+        """Codes of :attr:`LabeledImage.mask` (H, W), whole numbers; runs in worker processes.
 
         Raises:
             DataError: unreadable.
@@ -266,7 +280,7 @@ class MaskFormat(ToolFormat):
     def drawing(self, each: LabeledImage, table: ClassTable) -> Callable[..., np.ndarray]:
         """Replaces each code of the mask by the label value of its class."""
         values = {code: _value(name, table) for code, name in sorted(each.codes.items())}
-        return functools.partial(_replace_codes, type(self), cast(Path, each.mask), values)
+        return functools.partial(_replace_codes, type(self), each.mask, values)
 
 
 @functools.lru_cache(maxsize=1)
@@ -324,7 +338,7 @@ def _paint(
 
 
 def _replace_codes(
-    kind: type[MaskFormat], mask: Path, values: Mapping[int, int], height: int, width: int
+    kind: type[MaskFormat], mask: object, values: Mapping[int, int], height: int, width: int
 ) -> np.ndarray:
     codes = kind.read_codes(mask)
     known = np.array(list(values), dtype=np.int64)

@@ -1,0 +1,433 @@
+"""Parquet files of Hugging Face datasets: against the library `datasets`, and by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cgrseg.data.convert.formats import recognize
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.image_files import read_image
+from cgrseg.errors import DataError, EnvironmentProblem
+from tests.data.test_convert_tools import convert, label_maps
+
+pa = pytest.importorskip("pyarrow", reason="needs the extra [convert]")
+parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra [convert]")
+
+HEIGHT, WIDTH = 12, 16
+NAMES = {"0": "road", "1": "sky"}
+FILE = "data/train-00000-of-00001.parquet"
+
+
+def encoded(seed: int, form: str = "PNG", size: tuple[int, int] = (HEIGHT, WIDTH)) -> bytes:
+    """A random image of this format."""
+    content = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, form)
+    return content.getvalue()
+
+
+def mask(seed: int, high: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, (HEIGHT, WIDTH), dtype=np.uint8)
+
+
+def mask_file(values: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, "PNG")
+    return content.getvalue()
+
+
+def row(seed: int = 0, path: str | None = None, **more: Any) -> dict[str, Any]:
+    cells = {"image": encoded(seed), "label": mask_file(mask(seed)), **more}
+    return {
+        name: {"bytes": value, "path": path if name == "image" else None}
+        if isinstance(value, (bytes, type(None)))
+        else value
+        for name, value in cells.items()
+    }
+
+
+def parquet_bytes(
+    rows: Sequence[dict[str, Any]], features: dict[str, Any] | None = None, **options: Any
+) -> bytes:
+    """A file as `datasets` writes it: structs of bytes and path, features in the metadata."""
+    cell = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({name: pa.array([each[name] for each in rows], cell) for name in rows[0]})
+    if features is None:
+        features = {name: {"_type": "Image"} for name in rows[0]}
+    info = json.dumps({"info": {"features": features}})
+    content = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata({"huggingface": info}), content, **options)
+    return content.getvalue()
+
+
+def dataset(root: Path, files: dict[str, Any], names: Any = NAMES) -> Path:
+    for name, rows in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(rows if isinstance(rows, bytes) else parquet_bytes(rows))
+    if names is not None:
+        (root / "id2label.json").write_text(json.dumps(names))
+    return root
+
+
+def placed(out: Path) -> dict[str, bytes]:
+    paths = (path for path in sorted((out / "images").rglob("*")) if path.is_file())
+    return {path.relative_to(out / "images").as_posix(): path.read_bytes() for path in paths}
+
+
+# ---- what is read ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "auto"])
+def test_a_file_of_the_library_gives_its_label_maps(kind: str, golden_dir: Path, tmp_path: Path):
+    source = golden_dir / "huggingface"
+    report = convert(kind, source, tmp_path)
+    assert report.ok, report.text()
+    maps, names = label_maps(tmp_path)
+    assert names == ("unlabeled", "road", "sky")
+    golden = json.loads((source / "label_maps.json").read_text())
+    for number, wanted in enumerate(golden):
+        np.testing.assert_array_equal(maps[f"val/street {number}.png"], wanted)
+    assert len(maps) == len(golden) == 3
+    rows = parquet.read_table(source / "data/validation-00000-of-00001.parquet")["image"]
+    names_now = ["val/street 0.jpg", "val/street 1.png", "val/street 2.png"]
+    assert placed(tmp_path) == dict(zip(names_now, (r["bytes"].as_py() for r in rows), strict=True))
+
+
+def test_splits_names_and_worker_processes(tmp_path: Path):
+    files = {
+        f"data/{split}-{part:05d}-of-00002.parquet": parquet_bytes(
+            [row(10 * part + k, f"a/{part}{k}.webp") for k in range(10)], row_group_size=3
+        )
+        for split in ("train", "validation", "test")
+        for part in (0, 1)
+    }
+    source = dataset(tmp_path / "in", files)
+    report = convert("huggingface", source, tmp_path / "out", workers=2)
+    assert report.ok and report.written == 60
+    maps, names = label_maps(tmp_path / "out")
+    assert names == ("road", "sky")
+    for split in ("train", "val", "test"):
+        for seed in range(20):
+            np.testing.assert_array_equal(maps[f"{split}/{seed:02d}.png"], mask(seed))
+    assert placed(tmp_path / "out")["val/07.png"] == encoded(7)
+    again = convert("huggingface", source, tmp_path / "out")
+    assert (again.written, again.kept) == (0, 60)
+    one = convert("huggingface", source, tmp_path / "one", split="train")
+    assert one.written == 60
+    assert {name.partition("/")[0] for name in placed(tmp_path / "one")} == {"train"}
+
+
+def test_a_value_may_be_ignored_and_another_is_refused(tmp_path: Path):
+    names = {"0": "other", "1": "road", "2": "sky"}
+    rows = [row(1, label=mask_file(mask(1, 3))), row(2, label=mask_file(mask(2) + 2))]
+    source = dataset(tmp_path / "in", {FILE: rows}, names)
+    report = convert("huggingface", source, tmp_path / "out", ignored=["other"])
+    (failure,) = report.failures
+    assert f"{FILE}, row 1, label: pixels of no class: 3" in failure.message
+    maps, classes = label_maps(tmp_path / "out")
+    assert classes == ("road", "sky")
+    wanted = mask(1, 3).astype(int) - 1
+    np.testing.assert_array_equal(
+        maps["train/train-00000-of-00001_000000.png"], np.where(wanted < 0, 255, wanted)
+    )
+
+
+def test_other_numbers_in_the_list_of_names_make_label_maps_anew(tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row()]})
+    assert convert("huggingface", source, tmp_path / "out").written == 1
+    dataset(source, {}, {"0": "road", "1": "road", "2": "sky"})
+    assert convert("huggingface", source, tmp_path / "out").written == 1
+    (labels,) = label_maps(tmp_path / "out")[0].values()
+    assert not labels.any()
+
+
+@pytest.mark.parametrize("place", [".", "data", FILE])
+def test_names_lie_beside_the_files_or_above(place: str, tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row()]})
+    report = convert("huggingface", source / place, tmp_path / "out")
+    assert report.ok and report.classes == ("road", "sky")
+
+
+def test_names_given_with_the_command(tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row()]}, None)
+    with pytest.raises(DataError, match=r"no names, .*\n.*id2label\.json.*\n.*classes='road,car'"):
+        convert("huggingface", source, tmp_path / "out")
+    options: dict[str, Any] = {"classes": ["none", "road"], "ignored": ["none"]}
+    report = convert("huggingface", source, tmp_path / "out", **options)
+    assert report.classes == ("road",)
+    (labels,) = label_maps(tmp_path / "out")[0].values()
+    np.testing.assert_array_equal(labels, np.where(mask(0) == 0, 255, 0))
+
+
+def test_a_class_of_the_whole_image_names_no_pixels(tmp_path: Path):
+    scene = {"names": ["city", "forest"], "_type": "ClassLabel"}
+    image = {"_type": "Image"}
+    features: dict[str, Any] = {"image": image, "label": image, "scene": scene}
+    source = dataset(tmp_path / "in", {FILE: parquet_bytes([row()], features)}, None)
+    with pytest.raises(DataError, match="no names"):
+        convert("huggingface", source, tmp_path / "out")
+    features["on_image"] = {"feature": {**scene, "names": ["road", "sky"]}, "_type": "Sequence"}
+    dataset(source, {FILE: parquet_bytes([row()], features)}, None)
+    assert convert("huggingface", source, tmp_path / "out").classes == ("road", "sky")
+
+
+def test_columns_of_other_names(tmp_path: Path):
+    rows = [{"photo": row()["image"], "mask": row(1)["label"], "annotation": row(2)["label"]}]
+    source = dataset(tmp_path / "in", {FILE: rows})
+    with pytest.raises(DataError, match=r"photo, mask, annotation.*\n.*\n.*image_column='NAME'"):
+        convert("huggingface", source, tmp_path / "out")
+    with pytest.raises(DataError, match="one column label or annotation or labels or mask"):
+        convert("huggingface", source, tmp_path / "out", image_column="photo")
+    options = {"image_column": "photo", "label_column": "annotation"}
+    assert convert("huggingface", source, tmp_path / "out", **options).ok
+    (labels,) = label_maps(tmp_path / "out")[0].values()
+    np.testing.assert_array_equal(labels, mask(2))
+
+
+def test_several_configurations_are_not_mixed(tmp_path: Path):
+    files = {f"{name}/train/0000.parquet": [row()] for name in ("full", "mini")}
+    source = dataset(tmp_path / "in", files)
+    with pytest.raises(DataError, match=r"configurations: full, mini(.|\n)*such as .*mini"):
+        convert("huggingface", source, tmp_path / "out")
+    assert convert("huggingface", source / "full", tmp_path / "out").ok
+    assert list(label_maps(tmp_path / "out")[0]) == ["train/0000_000000.png"]
+
+
+def test_images_outside_the_file_are_found_beside_it(tmp_path: Path):
+    rows = [row(1, "/home/someone/b.png", image=None), row(2, "../../c.png", image=None)]
+    source = dataset(tmp_path / "in", {FILE: rows})
+    (source / "data" / "b.png").write_bytes(encoded(1))
+    (tmp_path / "c.png").write_bytes(encoded(2))
+    report = convert("huggingface", source, tmp_path / "out")
+    assert list(placed(tmp_path / "out")) == ["train/b.png"]
+    assert "no image '../../c.png'" in report.failures[0].message
+
+
+# ---- what cannot be read -----------------------------------------------------------------------
+
+HOSTILE = [
+    *("../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\..\\evil.png", "a/../evil.png"),
+    *("..", ".", "", ".hidden.png", "x" * 300 + ".png", "a\0b.png", "evil.png/"),
+]
+
+
+def test_hostile_paths_stay_inside_the_folder(tmp_path: Path):
+    rows = [row(k, path) for k, path in enumerate(HOSTILE)]
+    source = dataset(tmp_path / "deep/er/in", {FILE: rows})
+    out = tmp_path / "deep/er/out"
+    report = convert("huggingface", source, out)
+    assert report.ok and report.written == len(HOSTILE)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.is_relative_to(out) or path.is_relative_to(source) for path in files)
+    names = set(placed(out))
+    assert len(names) == len(HOSTILE) and not any("hidden" in name for name in names)
+    assert f"{len(HOSTILE)} images are named after file and row" in report.text()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
+def test_any_path_gives_each_image_a_file_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[str]
+):
+    folder = tmp_path_factory.mktemp("paths")
+    rows = [row(k, path) for k, path in enumerate(paths)]
+    source = dataset(folder / "in", {FILE: rows})
+    report = convert("huggingface", source, folder / "out")
+    assert report.ok, report.text()
+    assert sorted(placed(folder / "out").values()) == sorted(encoded(k) for k in range(len(paths)))
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "no image": ({"image": None}, "row 1: no bytes in image"),
+    "no mask": ({"label": None}, "row 1: no bytes in label"),
+    "an unknown image": ({"image": b"abcdefgh"}, "row 1, image: bytes that begin with b'abcdefgh'"),
+    "an empty image": ({"image": b""}, "row 1, image: bytes that begin with b''"),
+    "half an image": ({"image": encoded(1)[:200]}, "row 1, image: the file ends early"),
+    "half a mask": ({"label": mask_file(mask(1))[:40]}, "row 1, label: the file ends early"),
+    "an empty mask": ({"label": b""}, "row 1, label: the label cannot be decoded"),
+    "a mask in color": ({"label": encoded(1)}, "row 1, label: a color image"),
+    "a mask in JPEG": ({"label": encoded(1, "JPEG")}, "row 1, label: a label map compressed"),
+    "another size": ({"image": encoded(1, size=(5, 5))}, "pixels for .*row 1, image of 5x5"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_row_is_named_and_the_others_converted(kind: str, tmp_path: Path):
+    cells, message = DAMAGED[kind]
+    source = dataset(tmp_path / "in", {FILE: [row(0), row(1, **cells), row(2)]})
+    report = convert("huggingface", source, tmp_path / "out")
+    assert report.written == 2 and len(report.failures) == 1
+    assert re.search(message, report.failures[0].message)
+    assert len(placed(tmp_path / "out")) == 2
+
+
+def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path: Path):
+    content = bytearray(
+        parquet_bytes(
+            [row(k, f"{k}.png") for k in range(12)],
+            row_group_size=4,
+            compression="NONE",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
+    )
+    content[content.index(encoded(5)) + 60] ^= 1
+    source = dataset(tmp_path / "in", {FILE: bytes(content)})
+    report = convert("huggingface", source, tmp_path / "out")
+    assert report.written == 8
+    rows = [failure.message.partition(":")[0].rpartition(" ")[2] for failure in report.failures]
+    assert rows == ["4", "5", "6", "7"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"text"])
+def test_a_file_that_is_no_parquet_is_named(content: bytes, tmp_path: Path):
+    bad = "data/train-00000-of-00002.parquet"
+    source = dataset(tmp_path / "in", {bad: content})
+    with pytest.raises(DataError, match=r"00000-of-00002\.parquet: it cannot be read"):
+        convert("huggingface", source, tmp_path / "out")
+    dataset(source, {"data/train-00001-of-00002.parquet": [row()]})
+    report = convert("huggingface", source, tmp_path / "out")
+    assert report.written == 1 and bad in report.failures[0].message
+
+
+@pytest.mark.parametrize("names", [[], {}, {"a": "road"}, {"0": 5}, {"-1": "road"}, 3, None])
+def test_a_list_of_names_of_another_form(names: Any, tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row()]}, {})
+    (source / "id2label.json").write_text(json.dumps(names))
+    with pytest.raises(DataError, match=r"id2label\.json"):
+        convert("huggingface", source, tmp_path / "out")
+
+
+def test_metadata_of_another_form(tmp_path: Path):
+    forms: list[Any] = [[], 7, {"label": [[[]]]}, {"label": {"_type": "ClassLabel"}}, {"x": 7}]
+    for features in forms:
+        source = dataset(tmp_path / "in", {FILE: parquet_bytes([row()], features)}, None)
+        with pytest.raises(DataError):
+            convert("huggingface", source, tmp_path / "out")
+
+
+def test_a_file_that_changes_is_read_anew_in_the_same_process(tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row(1, "a.png")]})
+    assert convert("huggingface", source, tmp_path / "out").written == 1
+    dataset(source, {FILE: [row(1, "a.png", label=mask_file(mask(9)))]})
+    assert convert("huggingface", source, tmp_path / "out").written == 1
+    (labels,) = label_maps(tmp_path / "out")[0].values()
+    np.testing.assert_array_equal(labels, mask(9))
+    dataset(source, {FILE: [row(2, "a.png")]})  # never two images under one name
+    report = convert("huggingface", source, tmp_path / "out")
+    assert "another image than the one in the source now" in report.failures[0].message
+
+
+# ---- around it ---------------------------------------------------------------------------------
+
+
+def test_the_folder_is_recognized(tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row()]})
+    assert recognize(source) == {"huggingface": Path(FILE).name}
+    assert recognize(source / FILE) == {"huggingface": Path(FILE).name}
+    with pytest.raises(DataError, match=r"cgrseg data convert huggingface .*in OUT"):
+        guess_dataset(source)
+    (source / FILE).write_bytes(b"text")
+    assert recognize(source) == {}
+
+
+def test_without_pyarrow_the_message_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = dataset(tmp_path / "in", {FILE: [row()]})
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(EnvironmentProblem, match=r'pip install "cgrseg\[convert\]"'):
+        convert("huggingface", source, tmp_path / "out")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What a download from the hub asks for, of one dataset repository."""
+
+    root: Path
+    commit = "a" * 40
+
+    def log_message(self, *values: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        place, _, _ = self.path.partition("?")
+        below = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*.*")}
+        files = {name: path.read_bytes() for name, path in below.items()}
+        api, file = "/api/datasets/owner/name", f"/datasets/owner/name/resolve/{self.commit}/"
+        if place == f"{api}/revision/main":
+            siblings = [{"rfilename": name} for name in files]
+            self.answer({"id": "owner/name", "sha": self.commit, "siblings": siblings})
+        elif place == f"{api}/tree/{self.commit}":
+            sizes = [(name, len(content)) for name, content in files.items()]
+            entries = [{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in sizes]
+            self.answer(entries)
+        elif place.startswith(file):
+            self.answer(files[place.removeprefix(file)])
+        else:
+            self.answer(b"", 404)
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Folder of the repository `owner/name`, and the environment that leads to its server."""
+    root = tmp_path / "repository"
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("OneHub", (Hub,), {"root": root})
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    yield root, {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_id_is_downloaded(hub: tuple[Path, dict[str, str]], tmp_path: Path):
+    root, environment = hub
+    dataset(root, {FILE: [row(1, "a.png")], "large.bin": b"not asked for"})
+
+    def run(hub_id: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cgrseg", "data", "convert", "huggingface", hub_id, "out"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    found = run("owner/name")
+    assert found.returncode == 0, found.stderr
+    (labels,) = label_maps(tmp_path / "out")[0].values()
+    np.testing.assert_array_equal(labels, mask(1))
+    assert read_image(tmp_path / "out/images/train/a.png").shape == (HEIGHT, WIDTH, 3)
+    assert not list((tmp_path / "cache").rglob("large.bin"))
+    missing = run("owner/other")
+    assert missing.returncode == 2
+    assert "owner/other: no such local path, and the hub did not give it" in missing.stderr
