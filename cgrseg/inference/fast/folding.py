@@ -18,7 +18,7 @@ class FoldedConv:
     """Weights and geometry of a convolution, O outputs from I inputs.
 
     Attributes:
-        weight: float64 (O, I / groups, kernel height, kernel width).
+        weight: (O, I / groups, kernel height, kernel width), float64 as soon as it is changed.
         bias: float64 (O,).
         stride: stride along both axes.
         padding: zeros added on each side, (rows, columns).
@@ -34,11 +34,11 @@ class FoldedConv:
     @classmethod
     def of(cls, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> FoldedConv:
         """A convolution with the batch norm (eval mode) that follows it folded in."""
-        weight = conv.weight.detach().double()
-        bias = conv.bias
+        weight, bias = conv.weight.detach(), conv.bias
+        zeros = weight.new_zeros(len(weight), dtype=torch.float64)
         folded = cls(
             weight,
-            weight.new_zeros(len(weight)) if bias is None else bias.detach().double(),
+            zeros if bias is None else bias.detach().double(),
             cast("tuple[int, int]", tuple(conv.stride)),
             cast("tuple[int, int]", tuple(conv.padding)),
             conv.groups,
@@ -81,7 +81,7 @@ class FoldedConv:
 
     def plus_subsample(self) -> FoldedConv:
         """A depthwise convolution plus its own input at the kernel's center."""
-        weight = self.weight.clone()
+        weight = self.weight.to(torch.float64, copy=True)
         rows, columns = weight.shape[2] // 2, weight.shape[3] // 2
         weight[:, 0, rows, columns] += 1.0
         return replace(self, weight=weight)
@@ -106,23 +106,21 @@ class FoldedConv:
         )
 
     def module(self) -> nn.Conv2d:
-        """A float32 module without gradients."""
+        """A float32 module without gradients, channels-last."""
         outputs, inputs, rows, columns = self.weight.shape
-        with torch.device(self.weight.device):
-            conv = nn.utils.skip_init(
-                nn.Conv2d,
-                inputs * self.groups,
-                outputs,
-                (rows, columns),
-                stride=self.stride,
-                padding=self.padding,
-                groups=self.groups,
-                dtype=torch.float32,
-            )
-        with torch.no_grad():
-            conv.weight.copy_(self.weight)
-            conv.bias.copy_(self.bias)
-        return conv.requires_grad_(False)
+        conv = nn.Conv2d(
+            inputs * self.groups,
+            outputs,
+            (rows, columns),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+            device="meta",  # no memory and no random numbers for weights that are replaced
+        )
+        weight = self.weight.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        conv.bias = nn.Parameter(self.bias.float(), requires_grad=False)
+        return conv
 
 
 def norm_as_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
