@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from cgrseg.data.check.report import CheckReport
     from cgrseg.datasets.spec import DatasetSpec
 
-app = typer.Typer(
+data = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     help="Datasets: list, convert, check, browse and rank them, or draw a synthetic one.",
 )
-app.add_typer(data_convert.app, name="convert")
+data.add_typer(data_convert.app, name="convert")
 
 Subject = Annotated[
     str,
@@ -62,7 +62,7 @@ Subject = Annotated[
 ]
 
 
-@app.command("list", cls=Command)
+@data.command("list", cls=Command)
 def list_datasets(
     name: Annotated[
         str | None,
@@ -114,7 +114,7 @@ def _describe(spec: DatasetSpec) -> dict[str, object]:
     }
 
 
-@app.command(cls=Command)
+@data.command(cls=Command)
 def check(
     subject: Subject,
     settings: Settings = None,
@@ -221,7 +221,7 @@ def _plot_classes(report: CheckReport, target: Path) -> None:
     save_figure(class_histogram(report.classes, total, title=title), target)
 
 
-@app.command(cls=Command)
+@data.command(cls=Command)
 def browse(
     subject: Subject,
     settings: Settings = None,
@@ -277,7 +277,7 @@ def browse(
         raise typer.Exit(EXIT_PARTLY)
 
 
-@app.command(cls=Command)
+@data.command(cls=Command)
 def rank(
     checkpoint: Annotated[
         str,
@@ -412,7 +412,7 @@ def rank(
         raise typer.Exit(EXIT_PARTLY)
 
 
-@app.command(cls=Command)
+@data.command(cls=Command)
 def synth(
     out: Annotated[Path, typer.Argument(help="Output folder.", show_default=False)],
     train_scenes: TrainScenes = 240,

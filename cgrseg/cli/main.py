@@ -1,23 +1,23 @@
-"""The command `cgrseg`: each module of this package with a function of its own name is a command.
+"""The command `cgrseg`: a module of this package that defines its own name is a command or a group.
 
-Commands import their dependencies when they run, so that `cgrseg --help` is fast.
+A command's module is imported when the command is asked for, and its dependencies when it runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import os
 import pkgutil
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import cgrseg
 from cgrseg import cli
-from cgrseg.cli import data
 from cgrseg.cli.common import Command, Commands
 from cgrseg.cpus import prepare_openmp
 from cgrseg.processes import ending_by_signals
@@ -27,9 +27,48 @@ _MOST_WIDTH = 1000
 _FIRST = ("train", "evaluate", "predict", "export", "report", "info", "bench", "web", "demo")
 """Order of the commands in the help; further ones follow by name."""
 
+
+class _AllCommands(Commands):
+    """The group `cgrseg`, which makes each command when it is asked for."""
+
+    @property
+    def commands(self) -> Any:
+        """All commands by name: for the help, and for the nearest name."""
+        made = {name: _command(name) for name in _names()}
+        return {name: command for name, command in made.items() if command is not None}
+
+    @commands.setter
+    def commands(self, value: Any) -> None:
+        pass  # typer gives the commands that were registered: none
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name; None: there is none."""
+        return _command(cmd_name) if cmd_name in _names() else None
+
+
+@functools.cache
+def _names() -> list[str]:
+    """Modules of this package, in the order of the help."""
+    names = {module.name for module in pkgutil.iter_modules(cli.__path__)} - {"main"}
+    return [*_FIRST, *sorted(names.difference(_FIRST))]
+
+
+@functools.cache
+def _command(name: str) -> Any:
+    """The command or group of a module; None: the module is neither."""
+    found = getattr(importlib.import_module(f"cgrseg.cli.{name}"), name, None)
+    alone = typer.Typer()
+    alone.callback()(lambda: None)
+    if isinstance(found, typer.Typer):
+        alone.add_typer(found, name=name)
+    elif inspect.isfunction(found):
+        alone.command(cls=Command)(found)
+    return typer.main.get_group(alone).commands.get(name)
+
+
 app = typer.Typer(
     name="cgrseg",
-    cls=Commands,
+    cls=_AllCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -54,19 +93,6 @@ def root(
     ] = False,
 ) -> None:
     """Options of the command itself."""
-
-
-def _add_commands() -> None:
-    """Add each module of this package that has a function of its own name."""
-    names = {module.name for module in pkgutil.iter_modules(cli.__path__)} - {"main"}
-    for name in (*_FIRST, *sorted(names.difference(_FIRST))):
-        command = getattr(importlib.import_module(f"cgrseg.cli.{name}"), name, None)
-        if inspect.isfunction(command):
-            app.command(cls=Command)(command)
-
-
-_add_commands()
-app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import typing
@@ -15,6 +16,7 @@ from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from cgrseg.cli.main import app
+from cgrseg.cli.reference import commands
 from cgrseg.config.fields import MAX_SIDE, _split
 from cgrseg.config.loading import load_config
 from cgrseg.config.schema import Config, walk_settings
@@ -169,22 +171,19 @@ def test_assignments_keep_the_bounds() -> None:
         config.train.batch_size = 10**9
 
 
-def options_of(group: Any, names: str = "cgrseg") -> Iterator[Any]:
+def options() -> Iterator[Any]:
     """Name, type and range of every numeric option of every command."""
-    for command in group.registered_commands:
-        name = f"{names} {command.name or command.callback.__name__}"
-        hints = typing.get_type_hints(command.callback, include_extras=True)
+    for name, command in commands():
+        hints = typing.get_type_hints(inspect.unwrap(command.callback), include_extras=True)
         for parameter, hint in hints.items():
             if typing.get_origin(hint) is not typing.Annotated:
                 continue
             base, info = typing.get_args(hint)[:2]
             if isinstance(info, OptionInfo) and {int, float} & {base, *typing.get_args(base)}:
                 yield pytest.param(info, id=f"{name} {parameter}")
-    for inner in group.registered_groups:
-        yield from options_of(inner.typer_instance, f"{names} {inner.name}")
 
 
-OPTIONS = list(options_of(app))
+OPTIONS = list(options())
 
 
 def test_there_are_numeric_options() -> None:

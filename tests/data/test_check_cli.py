@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cgrseg.cli.data import app
+from cgrseg.cli.data import data as app
 from cgrseg.datasets import get_spec, list_specs
 
 

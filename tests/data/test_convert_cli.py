@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cgrseg.cli.data import app
+from cgrseg.cli.data import data as app
 from cgrseg.config.schema import Config
 from cgrseg.data.dataset import EvalDataset, TrainDataset
 from cgrseg.data.image_files import read_image, write_image
