@@ -224,6 +224,21 @@ def test_coco_two_splits_share_one_class_list(tmp_path):
     assert not (tmp_path / "out" / "annotations" / "test").exists()
 
 
+def test_coco_images_of_one_name_keep_their_folders(tmp_path):
+    places = ("a.png", "day/a.png", "night/../night/a.png")
+    road = {"category_id": 7, "segmentation": [sum(SQUARE, ())]}
+    path = coco_file(tmp_path / "in", [road], images=places)
+    report = convert_coco_instances(path, tmp_path / "in", tmp_path / "out", split="train")
+    assert report.ok and report.written == 3
+    for folder in ("images", "annotations"):
+        below = tmp_path / "out" / folder / "train"
+        found = {file.relative_to(below).as_posix() for file in below.rglob("*.png")}
+        assert found == {"a.png", "day/a.png", "night/a.png"}
+    spec = resolve_spec(DataConfig(dataset="custom", root=str(tmp_path / "out")))
+    pairs = find_pairs(spec, tmp_path / "out", "train")
+    assert [pair.stem for pair in pairs] == ["a", "day/a", "night/a"]
+
+
 def test_coco_boxes_without_masks_and_missing_images_are_named(tmp_path):
     path = coco_file(
         tmp_path / "in", [{"category_id": 7, "segmentation": []}], images=("a.png", "b.png")

@@ -7,6 +7,7 @@ a label map cannot: the larger ones are drawn first and the smaller ones on top.
 from __future__ import annotations
 
 import json
+import os.path
 from collections import defaultdict
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -143,6 +144,7 @@ class CocoInstances(CustomFormat):
                 self.task(
                     self.source,
                     path,
+                    below=os.path.relpath(path.parent, self.images),
                     size=(image["height"], image["width"]),
                     source_state=state,
                     content=(image, parts, table.unlabeled),
