@@ -296,6 +296,21 @@ class CustomFormat(Format):
         )
 
 
+@dataclass
+class SourceFormat(CustomFormat):
+    """A format whose source is one file or folder."""
+
+    source: Annotated[Path, Argument("File or folder to convert.")]
+    out: OutFolder
+    _: KW_ONLY
+    images: Annotated[
+        Path | None,
+        Option("Folder of the images. Default: where the source says.", name="image_folder"),
+    ] = None
+    classes: Classes = None
+    background: Background = None
+
+
 def written_name(value: object, where: object) -> str:
     """A class name in a file of another program, cleaned.
 

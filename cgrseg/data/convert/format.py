@@ -8,11 +8,12 @@ help text.  :mod:`cgrseg.data.convert.runner` does the rest.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import inspect
 import shlex
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 
 from cgrseg.data.convert.annotation_writer import AnnotationWriter
-from cgrseg.errors import explain
+from cgrseg.errors import MALFORMED, CGRSegError, DataError, explain
 
 if TYPE_CHECKING:
     from cgrseg.data.convert.image_names import ImageMode
@@ -95,6 +96,35 @@ class Failure:
 
     file: str
     message: str
+
+
+@contextlib.contextmanager
+def reading(
+    where: object, *, expected: str, remedy: str, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Explain errors of the block, which reads a file that may be malformed.
+
+    Args:
+        where: see :class:`cgrseg.errors.CGRSegError`, as `expected` and `remedy`.
+        expected: what the file should be.
+        remedy: what to do.
+        also: errors of the reader besides `OSError` and :data:`cgrseg.errors.MALFORMED`.
+
+    Raises:
+        DataError: the block raised one of these; errors of ours pass.
+    """
+    expected_errors: tuple[type[Exception], ...] = (OSError, *MALFORMED, *also)
+    try:
+        yield
+    except CGRSegError:
+        raise
+    except expected_errors as error:
+        raise DataError(
+            where,
+            found=f"it cannot be read ({type(error).__name__}: {error})",
+            expected=expected,
+            remedy=remedy,
+        ) from error
 
 
 def skipped(

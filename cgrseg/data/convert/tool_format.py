@@ -14,9 +14,9 @@ import itertools
 import json
 import os.path
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -25,19 +25,14 @@ from cgrseg.class_names import clean_name, listed
 from cgrseg.data.convert.color_masks import Color, code_name
 from cgrseg.data.convert.custom_format import (
     IGNORE,
-    Background,
-    Classes,
     ClassTable,
-    CustomFormat,
-    OutFolder,
+    SourceFormat,
     unused_ignored,
 )
 from cgrseg.data.convert.format import (
     Annotations,
-    Argument,
     Embedded,
     Failure,
-    Option,
     Task,
     skipped,
 )
@@ -111,18 +106,8 @@ class Source:
 
 
 @dataclass
-class ToolFormat(CustomFormat):
+class ToolFormat(SourceFormat):
     """A format of an annotation tool or a dataset."""
-
-    source: Annotated[Path, Argument("File or folder to convert.")]
-    out: OutFolder
-    _: KW_ONLY
-    images: Annotated[
-        Path | None,
-        Option("Folder of the images. Default: where the source says.", name="image_folder"),
-    ] = None
-    classes: Classes = None
-    background: Background = None
 
     @abc.abstractmethod
     def find(self) -> Source:

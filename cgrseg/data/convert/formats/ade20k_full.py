@@ -16,7 +16,7 @@ import numpy as np
 
 from cgrseg.data.convert.color_masks import color_codes
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure
+from cgrseg.data.convert.format import Failure, reading
 from cgrseg.data.convert.tool_format import (
     UNCOVERED,
     LabeledImage,
@@ -25,7 +25,7 @@ from cgrseg.data.convert.tool_format import (
     plain_split,
 )
 from cgrseg.data.parallel import run_parallel
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input_text
 
 _ENDING = "_seg.png"
@@ -104,29 +104,28 @@ def _codes(mask: Path) -> dict[int, str | None] | Failure:
     """Class name of each code of a mask."""
     path = _description(mask)
     try:
-        text = read_input_text(path, "latin-1")
-        if path.suffix == ".json":
-            objects = json.loads(text)["annotation"]["object"]
-            named = {
-                int(each["name_ndx"]): each["raw_name"]
-                for each in objects
-                if each["parts"]["part_level"] == 0
-            }
-            found: dict[int, str | None] = {0: UNCOVERED}
-        else:
-            lines = [[word.strip() for word in line.split("#")] for line in text.splitlines()]
-            named = {int(words[0]) | _OBJECT: words[4] for words in lines if words[1:2] == ["0"]}
-            found = {_OBJECT: UNCOVERED}
-        for code, name in named.items():
-            found[code] = written_name(name, f"{path}, object {code & ~_OBJECT}")
-        return found
-    except DataError as error:
-        return Failure(str(path), str(error))
-    except (OSError, *MALFORMED) as error:
-        problem = DataError(
+        with reading(
             path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
             expected="the objects of an image, as ADE20K describes them",
             remedy="unpack the dataset again",
-        )
-        return Failure(str(path), str(problem))
+        ):
+            text = read_input_text(path, "latin-1")
+            if path.suffix == ".json":
+                objects = json.loads(text)["annotation"]["object"]
+                named = {
+                    int(each["name_ndx"]): each["raw_name"]
+                    for each in objects
+                    if each["parts"]["part_level"] == 0
+                }
+                found: dict[int, str | None] = {0: UNCOVERED}
+            else:
+                lines = [[word.strip() for word in line.split("#")] for line in text.splitlines()]
+                named = {
+                    int(words[0]) | _OBJECT: words[4] for words in lines if words[1:2] == ["0"]
+                }
+                found = {_OBJECT: UNCOVERED}
+            for code, name in named.items():
+                found[code] = written_name(name, f"{path}, object {code & ~_OBJECT}")
+            return found
+    except DataError as error:
+        return Failure(str(path), str(error))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
 
 import numpy as np
 
-from cgrseg.data.convert.custom_format import Background, Classes, CustomFormat, OutFolder
-from cgrseg.data.convert.format import Annotations, Argument, Format, Option, Task
+from cgrseg.data.convert.custom_format import SourceFormat
+from cgrseg.data.convert.format import Annotations, Format, Task
 from cgrseg.errors import DataError
 
 
 @dataclass
-class Auto(CustomFormat):
+class Auto(SourceFormat):
     """Any of the other formats, recognized by its files.
 
     Example:
@@ -23,16 +21,6 @@ class Auto(CustomFormat):
     """
 
     name = "auto"
-
-    source: Annotated[Path, Argument("File or folder to convert.")]
-    out: OutFolder
-    _: KW_ONLY
-    images: Annotated[
-        Path | None,
-        Option("Folder of the images. Default: where the source says.", name="image_folder"),
-    ] = None
-    classes: Classes = None
-    background: Background = None
 
     def resolved(self) -> Format:
         """The only format that recognizes the source, with the options given.

@@ -24,7 +24,7 @@ from cgrseg.data.convert.custom_format import (
     OutFolder,
     written_name,
 )
-from cgrseg.data.convert.format import Annotations, Argument, Failure, Task, skipped
+from cgrseg.data.convert.format import Annotations, Argument, Failure, Task, reading, skipped
 from cgrseg.data.convert.image_names import find_file, named_inside
 from cgrseg.data.convert.regions import placed
 from cgrseg.data.convert.shapes import (
@@ -219,7 +219,11 @@ def read_coco(
         DataError: unreadable, not COCO, an annotation of an unknown category or image, or names
             that cannot be class names.
     """
-    try:
+    with reading(
+        path,
+        expected="a COCO instance file with images, annotations and categories",
+        remedy="export it again from the labeling tool",
+    ):
         data = json.loads(read_input_text(path, "utf-8-sig"))
         names = _categories(path, data["categories"])
         images = [
@@ -240,13 +244,6 @@ def read_coco(
                     f"image {item['image_id']}, of which the file lacks one"
                 )
             annotations[item["image_id"]].append(item)
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="a COCO instance file with images, annotations and categories",
-            remedy="export it again from the labeling tool",
-        ) from error
     return names, images, annotations
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from cgrseg.data.convert.color_masks import color_codes
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, Option, skipped
+from cgrseg.data.convert.format import Failure, Option, reading, skipped
 from cgrseg.data.convert.image_names import find_file, named_inside
 from cgrseg.data.convert.tool_format import UNCOVERED, LabeledImage, MaskFormat, Source, peek_json
-from cgrseg.errors import MALFORMED, DataError, option
+from cgrseg.errors import option
 from cgrseg.input_files import read_input_text
 
 
@@ -52,7 +52,11 @@ class CocoPanoptic(MaskFormat):
         folder = self.masks or self.source.with_suffix("")
         places = (self.source.parent / "images", self.source.parent)
         found: list[LabeledImage | Failure] = []
-        try:
+        with reading(
+            self.source,
+            expected="a COCO panoptic file with images, annotations and categories",
+            remedy="download or export it again; files with polygons: cgrseg data convert coco",
+        ):
             data = json.loads(read_input_text(self.source, "utf-8-sig"))
             names = {
                 int(each["id"]): written_name(each["name"], f"{self.source}, category {number}")
@@ -61,13 +65,6 @@ class CocoPanoptic(MaskFormat):
             images = {each["id"]: each for each in data["images"]}
             for each in data["annotations"]:
                 found.append(self._image(each, images[each["image_id"]], names, folder, places))
-        except (OSError, *MALFORMED) as error:
-            raise DataError(
-                self.source,
-                found=f"it cannot be read ({type(error).__name__}: {error})",
-                expected="a COCO panoptic file with images, annotations and categories",
-                remedy="download or export it again; files with polygons: cgrseg data convert coco",
-            ) from error
         return Source(found, [names[key] for key in sorted(names)])
 
     @staticmethod

@@ -7,6 +7,7 @@ Format: https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat/.  A shape
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,12 +24,12 @@ from cgrseg.data.convert.annotation_writer import (
     score_entry,
 )
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, skipped
+from cgrseg.data.convert.format import Failure, reading
 from cgrseg.data.convert.image_names import named_inside
 from cgrseg.data.convert.regions import Ellipse, Polygon, Region, RowRuns, Shape, corners
 from cgrseg.data.convert.shapes import encode_runs
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source, plain_split
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input
 
 FILE_NAME = "annotations.xml"
@@ -153,10 +154,11 @@ class Cvat(ShapeFormat):
             where = f"{path}, image {image}"
             subset = element.get("subset") or ""
             try:
-                size = int(element.attrib["height"]), int(element.attrib["width"])
-                regions = _regions(element, where, left_out)
-            except (DataError, *MALFORMED) as error:
-                images.append(skipped(where, **_unusable(error)))
+                with _reading(where):
+                    size = int(element.attrib["height"]), int(element.attrib["width"])
+                    regions = _regions(element, where, left_out)
+            except DataError as error:
+                images.append(Failure(where, str(error)))
                 continue
             own: list[Path] = []
             with contextlib.suppress(ValueError):  # no subset, or one that leads elsewhere
@@ -212,7 +214,7 @@ def _regions(image: ElementTree.Element, where: str, left_out: Counter[str]) -> 
 
 
 def _read(path: Path) -> ElementTree.Element:
-    try:
+    with _reading(path):
         data = read_input(path)
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
             raise ValueError("it declares a document type, which CVAT never does")
@@ -220,13 +222,11 @@ def _read(path: Path) -> ElementTree.Element:
         if root.tag != "annotations":
             raise ValueError(f"its root is <{root.tag}>, not <annotations>")
         return root
-    except (OSError, ElementTree.ParseError, *MALFORMED) as error:
-        raise DataError(path, **_unusable(error)) from error
 
 
-def _unusable(error: Exception) -> dict[str, str]:
-    return {
-        "found": f"it cannot be read ({type(error).__name__}: {error})",
-        "expected": "annotations.xml in the format 'CVAT for images 1.1'",
-        "remedy": "export the task or project from CVAT again, in this format",
-    }
+_reading = functools.partial(
+    reading,
+    expected="annotations.xml in the format 'CVAT for images 1.1'",
+    remedy="export the task or project from CVAT again, in this format",
+    also=(ElementTree.ParseError,),
+)

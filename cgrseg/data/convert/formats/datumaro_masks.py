@@ -15,10 +15,9 @@ import numpy as np
 
 from cgrseg.data.convert.color_masks import Color, coded_by_color, read_colored_codes
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, Option
+from cgrseg.data.convert.format import Failure, Option, reading
 from cgrseg.data.convert.image_names import index_images
 from cgrseg.data.convert.tool_format import LabeledImage, MaskFormat, Source
-from cgrseg.errors import MALFORMED, DataError
 from cgrseg.input_files import read_input_text
 
 META_FILE = "dataset_meta.json"
@@ -68,7 +67,11 @@ class DatumaroMasks(MaskFormat):
 
 
 def _read_meta(path: Path) -> tuple[list[str], list[Color]]:
-    try:
+    with reading(
+        path,
+        expected="label_map with a name for each id, and segmentation_colors",
+        remedy="export the dataset again",
+    ):
         data = json.loads(read_input_text(path, "utf-8-sig"))
         by_id = {int(key): name for key, name in data["label_map"].items()}
         if sorted(by_id) != list(range(len(by_id))):
@@ -79,10 +82,3 @@ def _read_meta(path: Path) -> tuple[list[str], list[Color]]:
         if len(colors) != len(names) or len(set(colors)) != len(colors):
             raise ValueError(f"it has {len(names)} classes and {len(set(colors))} colors")
         return names, colors
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="label_map with a name for each id, and segmentation_colors",
-            remedy="export the dataset again",
-        ) from error

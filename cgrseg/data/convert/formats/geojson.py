@@ -19,10 +19,10 @@ import numpy as np
 
 from cgrseg.data.convert.annotation_writer import AnnotatedImage, AnnotationWriter, score_entry
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, skipped
+from cgrseg.data.convert.format import Failure, reading
 from cgrseg.data.convert.regions import Polygon, Region, Shape
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source, peek_json
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input_text
 
 SUFFIX = ".geojson"
@@ -103,16 +103,14 @@ class GeoJson(ShapeFormat):
         images: list[LabeledImage | Failure] = []
         for path in files:
             try:
-                images.append(_image(path, top, left_out))
-            except (OSError, DataError, *MALFORMED) as error:
-                images.append(
-                    skipped(
-                        path,
-                        found=f"it cannot be read ({type(error).__name__}: {error})",
-                        expected="a FeatureCollection whose features have a class",
-                        remedy="export it again, or move it out of the folder",
-                    )
-                )
+                with reading(
+                    path,
+                    expected="a FeatureCollection whose features have a class",
+                    remedy="export it again, or move it out of the folder",
+                ):
+                    images.append(_image(path, top, left_out))
+            except DataError as error:
+                images.append(Failure(str(path), str(error)))
         return Source(images, None, left_out)
 
     @staticmethod

@@ -24,14 +24,14 @@ import numpy as np
 
 from cgrseg.class_names import MAX_CLASSES, check_class_names, listed
 from cgrseg.data.convert.custom_format import IGNORE, written_name
-from cgrseg.data.convert.format import Embedded, Failure, Option
+from cgrseg.data.convert.format import Embedded, Failure, Option, reading
 from cgrseg.data.convert.image_names import named_inside
 from cgrseg.data.convert.tool_format import LabeledImage, MaskFormat, Source, plain_split
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.image_files import JPEG_MAGIC, PNG_MAGIC
 from cgrseg.data.label_files import decode_label_values
 from cgrseg.data.parallel import run_parallel
-from cgrseg.errors import MALFORMED, CGRSegError, DataError, option
+from cgrseg.errors import DataError, option
 from cgrseg.extras import require
 from cgrseg.hub import download, is_hub_id
 from cgrseg.input_files import open_input, read_input_text, refuse_special
@@ -246,12 +246,12 @@ class _Rows:
 
     def __init__(self, file: Path, columns: tuple[str, str]) -> None:
         self._name, self._columns = file, columns
-        with _explained(file):
+        with _reading(file):
             self._file = _open(file)
             groups = range(self._file.num_row_groups)
             sizes = [self._file.metadata.row_group(k).num_rows for k in groups]
         self._starts = list(itertools.accumulate(sizes, initial=0))
-        self._damaged: dict[int, tuple[int, str]] = {}  # first row of a group, and why
+        self._damaged: dict[int, tuple[int, Exception]] = {}  # of a group: first row, and why
         # The batch in memory: its row group (none yet), its first row, and how many rows it has.
         self._group, self._first, self._length = -1, 0, 0
         self._batch: Any = None
@@ -263,27 +263,25 @@ class _Rows:
     def __getitem__(self, row: int) -> tuple[tuple[bytes | None, str], tuple[bytes | None, str]]:
         """Bytes and path of image and mask."""
         group = bisect.bisect_right(self._starts, row) - 1
-        first_damaged, reason = self._damaged.get(group, (row + 1, ""))
-        if row >= first_damaged:
-            raise _damaged(f"{self._name}, row {row}", reason)
-        if group != self._group or row < self._first:
-            self._group, self._first, self._length = group, self._starts[group], 0
-            self._batches = self._file.iter_batches(
-                _BATCH, row_groups=[group], columns=list(self._columns)
-            )
-        while row >= self._first + self._length:
-            self._first += self._length
-            self._length = 0
-            try:
-                self._batch = next(self._batches)
-                self._batch.validate()
+        with _reading(f"{self._name}, row {row}"):
+            if group in self._damaged and row >= self._damaged[group][0]:
+                raise self._damaged[group][1]
+            if group != self._group or row < self._first:
+                self._group, self._first, self._length = group, self._starts[group], 0
+                self._batches = self._file.iter_batches(
+                    _BATCH, row_groups=[group], columns=list(self._columns)
+                )
+            while row >= self._first + self._length:
+                self._first, self._length = self._first + self._length, 0
+                try:
+                    self._batch = next(self._batches)
+                    self._batch.validate()
+                except Exception as error:
+                    self._damaged[group] = self._first, error
+                    raise
                 self._length = self._batch.num_rows
-            except Exception as error:  # Arrow's errors are of many classes
-                self._damaged[group] = self._first, f"{type(error).__name__}: {error}"
-                return self[row]
-        with _explained(f"{self._name}, row {row}"):
-            values = (self._batch.column(name)[row - self._first].as_py() for name in self._columns)
-            image, mask = (_content(value) for value in values)
+            cells = (self._batch.column(name)[row - self._first] for name in self._columns)
+            image, mask = (_content(cell.as_py()) for cell in cells)
             return image, mask
 
 
@@ -298,23 +296,12 @@ def _open(file: Path) -> Any:
     return parquet.ParquetFile(str(file), buffer_size=_BUFFER, page_checksum_verification=True)
 
 
-@contextlib.contextmanager
-def _explained(where: object) -> Iterator[None]:
-    try:
-        yield
-    except CGRSegError:
-        raise
-    except Exception as error:  # Arrow's errors are of many classes
-        raise _damaged(where, f"{type(error).__name__}: {error}") from error
-
-
-def _damaged(where: object, reason: str) -> DataError:
-    return DataError(
-        where,
-        found=f"it cannot be read ({reason})",
-        expected="parquet as `datasets` writes it",
-        remedy="download or write the file again",
-    )
+_reading = functools.partial(
+    reading,
+    expected="parquet as `datasets` writes it",
+    remedy="download or write the file again",
+    also=(Exception,),  # Arrow's errors are of many classes
+)
 
 
 def _content(value: Any) -> tuple[bytes | None, str]:
@@ -367,7 +354,7 @@ def _stem(path: str) -> str:
 def _scan(image_column: str | None, label_column: str | None, file: Path) -> _Scan | Failure:
     """Columns, class names and rows of a file; or why it cannot be used."""
     try:
-        with _explained(file):
+        with _reading(file):
             schema = _open(file).schema_arrow
             features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
             names = _class_labels(features.get("info", {}).get("features", {}))
@@ -456,15 +443,12 @@ def _class_labels(features: Any) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _read_names(path: Path) -> dict[int, str]:
-    try:
+    with reading(
+        path,
+        expected='the name of each value, such as {"0": "road", "1": "car"}',
+        remedy="download or correct the file",
+    ):
         names = {int(key): name for key, name in json.loads(read_input_text(path)).items()}
         if not names or min(names) < 0:
             raise ValueError("it names no value, or a negative one")
         return {k: written_name(names[k], f"{path}, {k}") for k in sorted(names)}
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected='the name of each value, such as {"0": "road", "1": "car"}',
-            remedy="download or correct the file",
-        ) from error

@@ -24,7 +24,7 @@ from cgrseg.data.convert.annotation_writer import (
     score_entry,
 )
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, skipped
+from cgrseg.data.convert.format import Failure, reading, skipped
 from cgrseg.data.convert.regions import (
     BrushRuns,
     Ellipse,
@@ -43,7 +43,7 @@ from cgrseg.data.convert.tool_format import (
     peek_json,
 )
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input_text
 
 # Label Studio stores an uploaded file as eight hexadecimal digits, a hyphen, and its name.
@@ -147,16 +147,14 @@ class LabelStudio(ShapeFormat):
         for number, task in enumerate(tasks, start=1):
             where = f"{self.source}, task {task.get('id', number)}"
             try:
-                images.append(self._image(task, where, left_out))
-            except (DataError, *MALFORMED) as error:
-                images.append(
-                    skipped(
-                        where,
-                        found=f"it cannot be read ({type(error).__name__}: {error})",
-                        expected="a task as Label Studio exports it in the format JSON",
-                        remedy="export the project again, or remove the task",
-                    )
-                )
+                with reading(
+                    where,
+                    expected="a task as Label Studio exports it in the format JSON",
+                    remedy="export the project again, or remove the task",
+                ):
+                    images.append(self._image(task, where, left_out))
+            except DataError as error:
+                images.append(Failure(where, str(error)))
         return Source(images, None, left_out)
 
     @staticmethod
@@ -223,20 +221,17 @@ class LabelStudio(ShapeFormat):
 
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
-    try:
+    with reading(
+        path,
+        expected="tasks with data and annotations, as Label Studio exports them in the format "
+        "JSON (not JSON-MIN)",
+        remedy="export the project again in the format JSON",
+    ):
         data = json.loads(read_input_text(path, "utf-8-sig"))
         tasks = data if isinstance(data, list) else [data]
         wanted = {"data", "annotations"}
         if not tasks or not all(isinstance(t, dict) and wanted <= t.keys() for t in tasks):
             raise ValueError("its entries lack 'data' or 'annotations'")
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="tasks with data and annotations, as Label Studio exports them in the format "
-            "JSON (not JSON-MIN)",
-            remedy="export the project again in the format JSON",
-        ) from error
     return tasks
 
 

@@ -28,7 +28,15 @@ from cgrseg.data.convert.custom_format import (
     unused_ignored,
     written_name,
 )
-from cgrseg.data.convert.format import Annotations, Argument, Failure, Option, Task, skipped
+from cgrseg.data.convert.format import (
+    Annotations,
+    Argument,
+    Failure,
+    Option,
+    Task,
+    reading,
+    skipped,
+)
 from cgrseg.data.convert.image_names import find_file, named_inside
 from cgrseg.data.convert.shapes import fill_circle, fill_polygon
 from cgrseg.data.convert.tool_format import peek_json
@@ -213,7 +221,11 @@ def read_labelme(path: Path) -> dict[str, Any]:
     Raises:
         DataError: unreadable, or not a LabelMe file.
     """
-    try:
+    with reading(
+        path,
+        expected="LabelMe's JSON with shapes, imagePath, imageHeight and imageWidth",
+        remedy="open it in LabelMe and save it again, or move it out of the folder",
+    ):
         data = json.loads(read_input_text(path, "utf-8-sig"))
         if not isinstance(data["shapes"], list):
             raise TypeError("'shapes' is no list")
@@ -223,13 +235,6 @@ def read_labelme(path: Path) -> dict[str, Any]:
             "imageHeight": int(data["imageHeight"]),
             "imageWidth": int(data["imageWidth"]),
         }
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="LabelMe's JSON with shapes, imagePath, imageHeight and imageWidth",
-            remedy="open it in LabelMe and save it again, or move it out of the folder",
-        ) from error
 
 
 def _area(shape: dict[str, Any], height: int, width: int) -> np.ndarray:

@@ -15,10 +15,10 @@ import numpy as np
 
 from cgrseg.data.convert.color_masks import Color
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, Option
+from cgrseg.data.convert.format import Failure, Option, reading
 from cgrseg.data.convert.tool_format import LabeledImage, MaskFormat, Source, plain_split
 from cgrseg.data.label_files import read_label
-from cgrseg.errors import MALFORMED, DataError, option
+from cgrseg.errors import DataError, option
 from cgrseg.input_files import read_input_text
 
 Version = Literal["v1.2", "v2.0"]
@@ -90,7 +90,11 @@ def _folders(source: Path, version: str) -> list[Path]:
 
 
 def _read_labels(path: Path) -> list[dict[str, Any]]:
-    try:
+    with reading(
+        path,
+        expected="labels, each with readable, color and evaluate",
+        remedy="unpack the dataset again",
+    ):
         labels = json.loads(read_input_text(path, "utf-8-sig"))["labels"]
         for k, each in enumerate(labels):
             each["readable"] = written_name(each["readable"], f"{path}, label {k}")
@@ -100,10 +104,3 @@ def _read_labels(path: Path) -> list[dict[str, Any]]:
             each["color"] = red, green, blue
             each["evaluate"] = bool(each["evaluate"])
         return list(labels)
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="labels, each with readable, color and evaluate",
-            remedy="unpack the dataset again",
-        ) from error

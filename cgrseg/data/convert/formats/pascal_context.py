@@ -29,6 +29,7 @@ from cgrseg.data.convert.format import (
     Format,
     Option,
     Task,
+    reading,
     skipped,
 )
 from cgrseg.data.convert.image_names import named_inside, read_stems
@@ -175,7 +176,11 @@ class PascalContext(Format):
 
     def _tasks_from_json(self) -> tuple[list[Task], dict[str, list[str]]]:
         state = joint_state([self.source])  # before it is read
-        try:
+        with reading(
+            self.source,
+            expected="PASCAL in Detail's JSON with images, annos_segmentation and categories",
+            remedy="download trainval_merged.json again",
+        ):
             data = json.loads(read_input_text(self.source, "utf-8-sig"))
             images, regions = data["images"], data["annos_segmentation"]
             self._check_categories(
@@ -197,13 +202,6 @@ class PascalContext(Format):
                 tasks.append(replace(task, source_state=state))
                 if each.get("phase") in splits:
                     splits[each["phase"]].append(stem)
-        except (OSError, *MALFORMED) as error:
-            raise DataError(
-                self.source,
-                found=f"it cannot be read ({type(error).__name__}: {error})",
-                expected="PASCAL in Detail's JSON with images, annos_segmentation and categories",
-                remedy="download trainval_merged.json again",
-            ) from error
         return tasks, splits
 
     def _check_categories(self, names: Mapping[int, str]) -> None:

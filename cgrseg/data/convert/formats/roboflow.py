@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, skipped
+from cgrseg.data.convert.format import Failure, reading, skipped
 from cgrseg.data.convert.tool_format import LabeledImage, MaskFormat, Source, plain_split
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.data.label_files import read_label
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input_text
 
 CLASS_FILE = "_classes.csv"
@@ -101,7 +101,12 @@ def _class_files(source: Path) -> list[Path]:
 
 
 def _read_classes(path: Path) -> dict[int, str]:
-    try:
+    with reading(
+        path,
+        expected="lines 'value, class' below the header 'Pixel Value, Class'",
+        remedy="export the dataset again",
+        also=(csv.Error,),
+    ):
         rows = list(csv.reader(read_input_text(path, "utf-8-sig").splitlines()))
         table = {
             int(row[0]): written_name(row[1].strip(), f"{path}, line {number}")
@@ -111,10 +116,3 @@ def _read_classes(path: Path) -> dict[int, str]:
         if not table:
             raise ValueError("it names no class")
         return table
-    except (OSError, csv.Error, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="lines 'value, class' below the header 'Pixel Value, Class'",
-            remedy="export the dataset again",
-        ) from error

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure
+from cgrseg.data.convert.format import Failure, reading
 from cgrseg.data.convert.regions import Bitmap, Polygon, Region, Shape, corners
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source, plain_split
 from cgrseg.data.parallel import run_parallel
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import DataError
 from cgrseg.input_files import read_input_text
 
 _AREAS = ("bitmap", "polygon", "rectangle")
@@ -45,10 +45,8 @@ class Supervisely(ShapeFormat):
     def find(self) -> Source:
         """Classes are those of meta.json, in its order."""
         meta = self.source / "meta.json"
-        try:
+        with _reading(meta):
             titles = [each["title"] for each in _read_json(meta)["classes"]]
-        except MALFORMED as error:
-            raise _unusable(meta, error) from error
         declared = [written_name(title, f"{meta}, class {k}") for k, title in enumerate(titles, 1)]
         files = sorted(self.source.glob("*/ann/*.json"))
         if not files:
@@ -95,44 +93,37 @@ class Supervisely(ShapeFormat):
         return Polygon([outline], holes)
 
 
+_reading = functools.partial(
+    reading, expected="JSON as Supervisely writes it", remedy="download the project again"
+)
+
+
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_input_text(path, "utf-8-sig"))
-    except (OSError, *MALFORMED) as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(where: object, error: Exception) -> DataError:
-    return DataError(
-        where,
-        found=f"it cannot be read ({type(error).__name__}: {error})",
-        expected="JSON as Supervisely writes it",
-        remedy="download the project again",
-    )
+    return json.loads(read_input_text(path, "utf-8-sig"))
 
 
 def _scan(path: Path) -> tuple[tuple[int, int], list[str], Counter[str]] | Failure:
     """Size, class names, and what has no area."""
     try:
-        data = _read_json(path)
-        size = int(data["size"]["height"]), int(data["size"]["width"])
-        left_out = Counter(
-            f"{each['geometryType']}, which has no area"
-            for each in data["objects"]
-            if each["geometryType"] not in _AREAS
-        )
-        return size, sorted({region.name for region in _regions(path)}), left_out
+        with _reading(path):
+            data = _read_json(path)
+            size = int(data["size"]["height"]), int(data["size"]["width"])
+            left_out = Counter(
+                f"{each['geometryType']}, which has no area"
+                for each in data["objects"]
+                if each["geometryType"] not in _AREAS
+            )
+            return size, sorted({region.name for region in _regions(path)}), left_out
     except DataError as error:
         return Failure(str(path), str(error))
-    except MALFORMED as error:
-        return Failure(str(path), str(_unusable(path, error)))
 
 
 def _regions(path: Path) -> list[Region]:
     """Objects with an area, the lowest first."""
     found = []
-    for number, each in enumerate(_read_json(path)["objects"], start=1):
-        place = f"{path}, object {number}"
-        if each["geometryType"] in _AREAS:
-            found.append(Region(written_name(each["classTitle"], place), place, each))
+    with _reading(path):
+        for number, each in enumerate(_read_json(path)["objects"], start=1):
+            place = f"{path}, object {number}"
+            if each["geometryType"] in _AREAS:
+                found.append(Region(written_name(each["classTitle"], place), place, each))
     return found

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, Option, skipped
+from cgrseg.data.convert.format import Failure, Option, reading
 from cgrseg.data.convert.regions import Ellipse, Polygon, Region, Shape, corners
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source, peek_json
-from cgrseg.errors import MALFORMED, DataError, option
+from cgrseg.errors import DataError, option
 from cgrseg.input_files import read_input_text
 
 _AREAS = ("polygon", "rect", "circle", "ellipse")
@@ -58,27 +58,25 @@ class Via(ShapeFormat):
         for key, entry in entries.items():
             where = f"{self.source}, image {key}"
             try:
-                regions = []
-                for number, each in enumerate(_regions_of(entry), start=1):
-                    place, values = f"{where}, region {number}", each["shape_attributes"]
-                    name = _class(each, attribute)
-                    if values.get("name") in _AREAS and name:
-                        regions.append(Region(written_name(name, place), place, values))
-                    else:
-                        left_out[f"{values.get('name')} without a class or an area"] += 1
-                folders = (self.source.parent / "images", self.source.parent)
-                images.append(
-                    LabeledImage(self.source, str(entry["filename"]), regions, folders=folders)
-                )
-            except (DataError, *MALFORMED) as error:
-                images.append(
-                    skipped(
-                        where,
-                        found=f"it cannot be read ({type(error).__name__}: {error})",
-                        expected="filename and regions, as VIA writes them",
-                        remedy="correct the image in VIA, and export again",
+                with reading(
+                    where,
+                    expected="filename and regions, as VIA writes them",
+                    remedy="correct the image in VIA, and export again",
+                ):
+                    regions = []
+                    for number, each in enumerate(_regions_of(entry), start=1):
+                        place, values = f"{where}, region {number}", each["shape_attributes"]
+                        name = _class(each, attribute)
+                        if values.get("name") in _AREAS and name:
+                            regions.append(Region(written_name(name, place), place, values))
+                        else:
+                            left_out[f"{values.get('name')} without a class or an area"] += 1
+                    folders = (self.source.parent / "images", self.source.parent)
+                    images.append(
+                        LabeledImage(self.source, str(entry["filename"]), regions, folders=folders)
                     )
-                )
+            except DataError as error:
+                images.append(Failure(where, str(error)))
         return Source(images, None, left_out)
 
     @staticmethod
@@ -122,20 +120,17 @@ def read_via(path: Path) -> dict[str, Any]:
     Raises:
         DataError: unreadable, or not a VIA file.
     """
-    try:
+    with reading(
+        path,
+        expected="a JSON file of VIA 1.x or 2.x: images with filename and regions",
+        remedy="export the annotations from VIA as JSON",
+    ):
         data = json.loads(read_input_text(path, "utf-8-sig"))
         data = data.get("_via_img_metadata", data)
         if not data or not all(isinstance(data[key]["filename"], str) for key in data):
             raise ValueError("its entries lack 'filename'")
         for entry in data.values():
             _regions_of(entry)
-    except (OSError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="a JSON file of VIA 1.x or 2.x: images with filename and regions",
-            remedy="export the annotations from VIA as JSON",
-        ) from error
     return dict(data)
 
 

@@ -18,12 +18,12 @@ from typing import Annotated, Any
 import yaml
 
 from cgrseg.data.convert.custom_format import written_name
-from cgrseg.data.convert.format import Failure, Option, skipped
+from cgrseg.data.convert.format import Failure, Option, reading, skipped
 from cgrseg.data.convert.image_names import named_inside
 from cgrseg.data.convert.regions import Polygon, Region, Shape, corners
 from cgrseg.data.convert.tool_format import LabeledImage, ShapeFormat, Source
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES, SPLIT_FOLDERS
-from cgrseg.errors import MALFORMED, DataError, option
+from cgrseg.errors import DataError, option
 from cgrseg.input_files import read_input_text
 
 FILE_NAMES = ("data.yaml", "dataset.yaml", "data.yml")
@@ -149,18 +149,16 @@ class Yolo(ShapeFormat):
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
+    with reading(
+        path,
+        expected="a YAML file with names, train and val",
+        remedy="export the dataset again, or correct the file",
+        also=(yaml.YAMLError,),
+    ):
         data = yaml.safe_load(read_input_text(path, "utf-8-sig"))
         if not isinstance(data, Mapping) or not isinstance(data.get("names"), (list, Mapping)):
             raise ValueError("it has no list of names")
         return data
-    except (OSError, yaml.YAMLError, *MALFORMED) as error:
-        raise DataError(
-            path,
-            found=f"it cannot be read ({type(error).__name__}: {error})",
-            expected="a YAML file with names, train and val",
-            remedy="export the dataset again, or correct the file",
-        ) from error
 
 
 def _class_names(data: Mapping[str, Any], path: Path) -> list[str]:
