@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.devices import cpu_threads
-from cgrseg.errors import MALFORMED, WeightsError
+from cgrseg.errors import WeightsError
 from cgrseg.extras import require
 from cgrseg.formats.base import ExportJob, Inputs, QuantizableFormat, Run, matching_nodes
 from cgrseg.formats.description import KEY, Description, check_digest, damaged, sealed
@@ -26,6 +26,8 @@ from cgrseg.precision import Precision
 _KIND = "an ONNX model"
 # Each input shape has a session of its own, with its own copy of the weights.
 _MAX_SESSIONS = 4
+_INPUT = "image"
+_FREE_AXES = ("batch", "height", "width")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -51,7 +53,7 @@ class OnnxFormat(QuantizableFormat):
                 opset_version=job.opset,
                 external_data=False,
                 verbose=False,
-                input_names=["image"],
+                input_names=[_INPUT],
                 output_names=[job.description.gives],
             )
         assert exported is not None
@@ -104,50 +106,46 @@ class OnnxFormat(QuantizableFormat):
         """
         onnxruntime = require("onnxruntime", path)
         content = read_input(path)
-        text = _description_in(content)
+        text = _description_in(content, path)
         description = Description.read(text, path)
         check_digest(content, description, path, _KIND)
         _refuse_external_tensors(content, text, path)
-        threads = cpu_threads()
-        first = _session(onnxruntime, content, {}, path, threads, optimize=False)
-        try:
-            stored = first.get_modelmeta().custom_metadata_map.get(KEY)
-            source = first.get_inputs()[0]
-            name, axes = source.name, list(source.shape)
-        except MALFORMED as error:  # names that are not text, no input
-            raise damaged(path, _KIND, error) from error
-        if stored != text:
-            raise damaged(path, _KIND, "it holds two descriptions")
-        del first
+        threads, axis = cpu_threads(), description.first_side
         sessions: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
         def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
             session = sessions.get(array.shape)
             if session is None:
-                sides = zip(axes, array.shape, strict=True)
-                known = {axis: side for axis, side in sides if isinstance(axis, str)}
+                # Names of free axes; a file has them as far as it was exported for any size.
+                sides = (array.shape[0], *array.shape[axis : axis + 2])
+                known = dict(zip(_FREE_AXES, sides, strict=True))
                 session = _session(onnxruntime, content, known, path, threads)
                 sessions[array.shape] = session
                 if len(sessions) > _MAX_SESSIONS:
                     sessions.popitem(last=False)
             sessions.move_to_end(array.shape)
-            result: NDArray[np.generic] = session.run(None, {name: array})[0]
+            result: NDArray[np.generic] = session.run(None, {_INPUT: array})[0]
             return result
 
         return description, run
 
 
-def _description_in(content: bytes) -> str | None:
+def _description_in(content: bytes, path: Path) -> str | None:
     """The description in a file's metadata, found without a runtime; None: there is none.
 
     A metadata entry is a message of two texts: field 1 the key, field 2 the value, each after
     its length in groups of 7 bits.
+
+    Raises:
+        WeightsError: there are two.
     """
     key = KEY.encode()
     marker = b"\x0a" + bytes([len(key)]) + key + b"\x12"
     start = content.rfind(marker)
     if start < 0:
         return None
+    if content.find(marker) != start:
+        raise damaged(path, _KIND, "it holds two descriptions")
     start += len(marker)
     length = shift = 0
     for byte in content[start : start + 5]:
@@ -180,15 +178,10 @@ def _session(
     known: dict[str, int],
     path: Path,
     threads: int,
-    *,
-    optimize: bool = True,
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own optimization
     options.intra_op_num_threads = threads
-    if not optimize:
-        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.graph_optimization_level = level
     for axis, side in known.items():
         options.add_free_dimension_override_by_name(axis, side)
     try:
@@ -248,10 +241,9 @@ def _name_axes_and_nodes(model: Any, description: Description) -> None:
     """Names for the free axes and for nodes; nothing that identifies this machine."""
     source, target = model.graph.input[0], model.graph.output[0]
     pixels = description.takes == "pixels"
-    names = ["batch", "height", "width", ""] if pixels else ["batch", "", "height", "width"]
-    behind = ["batch", "", "rows", "columns"] if description.gives == "logits" else names[:3]
-    if description.gives == "labels" and not pixels:
-        behind = ["batch", "height", "width"]
+    batch, height, width = _FREE_AXES
+    names = [batch, height, width, ""] if pixels else [batch, "", height, width]
+    behind = [batch, "", "rows", "columns"] if description.gives == "logits" else [*_FREE_AXES]
     for value, wanted in ((source, names), (target, behind)):
         for axis, name in zip(value.type.tensor_type.shape.dim, wanted, strict=True):
             if not axis.HasField("dim_value"):
