@@ -190,7 +190,8 @@ def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: boo
     from cgrseg.inference import augmented
 
     changes = of_sections(settings, ("test",))
-    test = build(merge({"test": test.model_dump()}, changes)).test
+    if changes:
+        test = build(merge({"test": test.model_dump()}, changes)).test
     return augmented(test) if multi_scale else test
 
 

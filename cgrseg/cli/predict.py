@@ -145,15 +145,15 @@ def predict(
         from cgrseg.errors import ConfigError
         from cgrseg.formats import is_exported
         from cgrseg.inference import Predictor, predict_folder
-        from cgrseg.inference.annotation_files import AnnotationSettings
         from cgrseg.precision import check_precision
         from cgrseg.progress import shown_progress
 
+        # Exported files have their own runtime, on the CPU, whatever GPU there is; the device of
+        # other files imports PyTorch.
+        where = device if is_exported(checkpoint) else str(device_of_process(device))
     process = this_process()
     rank, world_size = process.rank, process.world_size
     others = process.launcher == "pytorch"
-    # Exported files have their own runtime, on the CPU, whatever GPU there is.
-    where = device if is_exported(checkpoint) else str(device_of_process(device))
     names, settings = split_settings(images)
     if not names:
         raise ConfigError(
@@ -162,9 +162,11 @@ def predict(
             expected="image files, folders, patterns or videos",
             remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
-    annotations = (
-        AnnotationSettings(save, cast("RegionShape", save_shape), save_tolerance) if save else None
-    )
+    annotations = None
+    if save:
+        from cgrseg.inference.annotation_files import AnnotationSettings
+
+        annotations = AnnotationSettings(save, cast("RegionShape", save_shape), save_tolerance)
     videos = _video_targets(names, out, overlays, legend, bool(save))
     hold_lock(videos[0][1].parent if videos else out, below=not videos)
     predictor = Predictor.from_pretrained(

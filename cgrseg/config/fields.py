@@ -92,10 +92,17 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are errors, assignments are checked."""
+    """A group of settings: unknown keys are errors, assignments are checked.
+
+    Checks are made when a section is first used: most commands use one section, or none.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        validate_assignment=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
     @field_validator("*", mode="before")

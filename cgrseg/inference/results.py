@@ -12,16 +12,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cgrseg.data.label_files import label_note
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError
-from cgrseg.inference.annotation_files import (
-    AnnotationSettings,
-    SavedAnnotations,
-    save_annotations,
-    scores_of,
-)
 from cgrseg.inference.background import BackgroundWriter, read_ahead
 from cgrseg.inference.confidence import save_confidence
 from cgrseg.inference.image_sources import FoundImage, find_images
@@ -31,6 +26,9 @@ from cgrseg.inference.records import PARTS, FolderRecord, scores_in
 from cgrseg.inference.video import VideoReader, VideoWriter
 from cgrseg.locks import locking
 from cgrseg.progress import Progress
+
+if TYPE_CHECKING:
+    from cgrseg.inference.annotation_files import AnnotationSettings, SavedAnnotations
 
 _WRITERS = 4  # threads that encode and write results
 
@@ -112,6 +110,9 @@ def predict_folder(
             `overwrite` is not set.
         EnvironmentProblem: results cannot be written.
     """
+    if annotations is not None:
+        from cgrseg.inference.annotation_files import save_annotations, scores_of
+
     folder = Path(out)
     own = [folder / part for part in PARTS]
     mine = find_images(inputs, leave_out=[*own, *leave_out])[rank::world_size]
