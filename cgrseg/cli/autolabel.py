@@ -209,7 +209,7 @@ def _print_report(report: AutolabelReport, checkpoint: str, out: Path) -> None:
     if report.failed:
         parts.append(f"{len(report.failed)} could not be used")
     lines = [f"{'; '.join(parts)}: {out} (report: {out / REPORT})"]
-    if report.labeled:
+    if report.labeled or report.own:
         lines.append(f"next: {_train_command(checkpoint, out)}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -153,7 +153,8 @@ class DataConfig(Section):
         default_factory=dict,
         description="Further training sets, such as the folder of `cgrseg autolabel`, with the "
         "number of samples of each per sample of `root`: 1 draws as many from both, whatever "
-        "their numbers of images. Their classes must be those of the run, in the same order; all "
+        "their numbers of images. Their classes must be those of the run, in the same order, or "
+        "those of `root` before `merge`, `rename` and `drop`, which then hold for them too; all "
         "their training images are used. Validation is on `root` alone.",
     )
     workers: Annotated[int, Field(ge=0, le=512)] | None = Field(

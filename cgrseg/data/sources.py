@@ -47,9 +47,20 @@ def training_sources(config: DataConfig) -> list[Source]:
 
 
 def extra_settings(config: DataConfig) -> Iterator[DataConfig]:
-    """Settings of each further training set, recognized as `cgrseg data check` does."""
+    """Settings of each further training set, recognized as `cgrseg data check` does.
+
+    A set with the classes that `data.root` has before `data.merge`, `data.rename` and `data.drop`
+    gets these settings too.
+    """
+    edits = {name: getattr(config, name) for name in ("merge", "rename", "drop")}
+    none = {name: type(edit)() for name, edit in edits.items()}
+    before = resolve_spec(config.model_copy(update=none)).classes
+    edited = resolve_spec(config).classes != before
     for folder in config.extra:
-        yield guess_dataset(folder)
+        own = guess_dataset(folder)
+        if edited and resolve_spec(own).classes == before:
+            own = own.model_copy(update=edits)
+        yield own
 
 
 def trained_splits(config: DataConfig) -> list[str]:

@@ -68,8 +68,8 @@ class AutolabelReport:
     """Outcome of :func:`autolabel`.
 
     Attributes:
-        classes: what was kept, per class.
-        labeled: number of images in the dataset.
+        classes: what was kept, per class, in images whose label file is ours.
+        labeled: number of images with a label file of ours.
         empty: images without a confident pixel, which are left out of the dataset.
         own: label files of another program in the place of ours, which were left alone.
         failed: files that could not be used, each with its error.
@@ -174,23 +174,25 @@ def autolabel(
     writer.refuse_other_labels(usable)
     if usable:
         atomic_write_text(out / CLASS_LIST, class_list_text(classes))
-    occurs = np.zeros(len(classes), dtype=np.int64)
+    pixels, occurs = np.zeros((2, len(classes)), np.int64), np.zeros(len(classes), np.int64)
     with shown_progress("labeling", show) as progress:
         results = run_parallel(writer.write, usable, threads=True, progress=progress)
-        for image, (there, own) in zip(usable, results, strict=True):
-            occurs += there
-            if own:
+        for image, written in zip(usable, results, strict=True):
+            if written is None:
                 report.own.append(writer.target(image))
-            elif not there.any():
+                continue
+            pixels += written
+            occurs += written[1] > 0
+            if not written[1].any():
                 report.empty.append(image.path)
-    report.labeled = len(usable) - len(report.empty)
+    report.labeled = len(usable) - len(report.empty) - len(report.own)
     bounds = [*STEPS.tolist(), None]
     report.classes = [
         ClassCount(
             name,
             threshold=bounds[lowest[k]],
-            predicted=int(counts[k].sum()),
-            kept=int(counts[k, lowest[k] :].sum()),
+            predicted=int(pixels[0, k]),
+            kept=int(pixels[1, k]),
             images=int(occurs[k]),
         )
         for k, name in enumerate(classes)
@@ -271,29 +273,31 @@ class _Writer:
                 "label files that another program wrote are left alone",
             )
 
-    def write(self, image: FoundImage) -> tuple[NDArray[np.bool_], bool]:
+    def write(self, image: FoundImage) -> NDArray[np.int64] | None:
         """Write the label map of an image and place the image, unless no pixel is kept.
 
         Returns:
-            Whether each class occurs, (K,); and whether another program wrote the label file.
+            Numbers of predicted and of kept pixels per class, (2, K); None: another program wrote
+            the label file, which is left alone.
         """
         target, note = self.target(image), self._note(image)
-        labels, levels = _stored(self.out / _PREDICTIONS, image)
-        kept = levels >= self.lowest[labels]
-        there = np.bincount(labels[kept], minlength=len(self.lowest)) > 0
         before = label_note(target) if target.is_file() else ""
         if before is None:
-            return there, True
+            return None
+        labels, levels = _stored(self.out / _PREDICTIONS, image)
+        kept = levels >= self.lowest[labels]
+        chosen = (labels.ravel(), labels[kept])
+        pixels = np.stack([np.bincount(each, minlength=len(self.lowest)) for each in chosen])
         placed = self.out / "images" / f"{image.name}{image.path.suffix}"
-        if not there.any():
+        if not pixels[1].any():
             for ours in (target, placed) if before else ():
                 ours.unlink(missing_ok=True)
-            return there, False
+            return pixels
         place_image(image.path, placed, replace=self.overwrite)
         if before != note:
             ids = np.where(kept, labels, np.uint8(IGNORED))
             write_label_png(target, ids, self.predictor.palette, note=note)
-        return there, False
+        return pixels
 
 
 def _stored(folder: Path, image: FoundImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

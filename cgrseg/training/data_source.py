@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cgrseg.config.schema import Config
+from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
+from cgrseg.data.check.leakage import trained_on
 from cgrseg.data.dataset import EvalDataset, TrainDataset, initialize_worker
-from cgrseg.data.pairs import find_pairs
+from cgrseg.data.pairs import Pair, find_pairs, list_pairs
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
 from cgrseg.data.sources import extra_settings, trained_splits
 from cgrseg.datasets.spec import DatasetSpec
@@ -174,6 +177,11 @@ class DatasetSource:
         ).scores
 
 
+def _pairs(data: DataConfig, splits: Iterable[str]) -> list[Pair]:
+    spec = resolve_spec(data)
+    return [pair for split in splits for pair in list_pairs(spec, Path(data.root), split)[0]]
+
+
 def check_before_training(config: Config) -> None:
     """Run the quick form of `cgrseg data check` on each training set, and print its warnings.
 
@@ -182,9 +190,13 @@ def check_before_training(config: Config) -> None:
     """
     bits, evaluate = config.test.image_bits, config.train.evaluate
     reports = [check_dataset(config.data, evaluate=evaluate, image_bits=bits, quick=True)]
+    split = config.data.eval_split
+    validation = _pairs(config.data, [split]) if config.data.extra and evaluate else []
     for extra in extra_settings(config.data):
         splits = trained_splits(extra)
-        reports.append(check_dataset(extra, splits=splits, image_bits=bits, quick=True))
+        report = check_dataset(extra, splits=splits, image_bits=bits, quick=True)
+        report.add(trained_on(validation, split, _pairs(extra, splits)))
+        reports.append(report)
     for report in reports:
         report.raise_for_errors()
         for finding in report.findings:

@@ -98,6 +98,13 @@ def test_other_thresholds_need_a_request_and_no_network(
     again = run(*words, "--keep", "0.3", "--overwrite")
     assert again.exit_code == 0, again.output
     assert "1 with labels of another program, which were left alone" in again.output
+    report = json.loads((out / "autolabel.json").read_text())
+    assert report["labeled_images"] == 3 and "3 images labeled" in again.output
+    made = [read_label(path) for path in files[1:]]
+    assert sum(one["predicted"] for one in report["classes"]) == 3 * 64 * 64
+    for k, one in enumerate(report["classes"]):
+        assert one["kept"] == sum(int((labels == k).sum()) for labels in made)
+        assert one["images"] == sum(bool((labels == k).any()) for labels in made)
     assert (read_label(files[0]) == 3).all()
     assert [path.stat().st_mtime_ns for path in predictions] == times[4:]
     assert all(

@@ -15,7 +15,7 @@ from cgrseg.data.label_files import read_label
 from cgrseg.data.sources import training_sources
 from cgrseg.devices import Placement
 from cgrseg.errors import ConfigError, DataError
-from cgrseg.training.data_source import DatasetSource
+from cgrseg.training.data_source import DatasetSource, check_before_training
 from cgrseg.training.runner import train
 from tests.training.small_run import differing, small_config, write_dataset
 
@@ -99,6 +99,55 @@ def test_other_classes_are_refused(labeled: Path, tmp_path: Path, names: str) ->
     assert str(extra) in str(caught.value)
     assert "other classes than the run: id" in str(caught.value)
     assert "sky, ground, thing" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["sky\nground\nthing\n", "land\nsky\n"])
+def test_rules_for_classes_hold_for_a_set_with_the_same_classes(
+    labeled: Path, tmp_path: Path, names: str
+) -> None:
+    """Labels are sky 0 and ground 1; a set that is labeled in the run's own classes stays."""
+    extra = write_extra(tmp_path / "auto", names=names)
+    config = small_config(
+        labeled, tmp_path / "run", data__extra=str(extra),
+        data__merge={"land": ["ground", "thing"]}, data__rename={"sky": "air"},
+    )  # fmt: skip
+    if names.startswith("land"):
+        with pytest.raises(DataError, match="id 0: 'air' became 'land'"):
+            training_sources(config.data)
+        return
+    run, other = training_sources(config.data)
+    assert run.spec.classes == other.spec.classes == ("air", "land")
+    config.data.drop = ["sky"]
+    config.data.rename = {}
+    for source in training_sources(config.data):
+        assert source.spec.classes == ("land",)
+        label = source.pairs[0].label
+        assert label is not None
+        stored = read_label(label)
+        ids = source.spec.rule_for(label).apply(stored, source=label)
+        assert np.array_equal(ids == 255, (stored == 0) | (stored == 255))
+        assert np.array_equal(ids == 0, (stored == 1) | (stored == 2))
+    (extra / "classes.txt").write_text("land\n")
+    for path in (extra / "annotations").iterdir():
+        cv2.imwrite(str(path), np.where(np.arange(64)[:, None] < 9, 0, np.full((64, 64), 255)))
+    _, other = training_sources(config.data)  # labels in the classes that the run has
+    assert other.spec.classes == ("land",)
+
+
+def test_validation_images_in_an_extra_set_are_told(
+    labeled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = write_extra(tmp_path / "auto")
+    config = small_config(labeled, tmp_path / "run", data__extra=str(extra), train__evaluate=True)
+    check_before_training(config)
+    assert "data.extra" not in caplog.text
+    validated = sorted((labeled / "images/val").iterdir())[0]
+    for name in ("other name.png", validated.name):
+        (extra / "images" / name).write_bytes(validated.read_bytes())
+        label = (extra / "annotations/0.png").read_bytes()
+        (extra / "annotations" / name).with_suffix(".png").write_bytes(label)
+    check_before_training(config)
+    assert "images of val of data.root (1 of them): this one is " + str(validated) in caplog.text
 
 
 def test_an_extra_set_is_checked_before_training(labeled: Path, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ the camera stands still.
 
 from __future__ import annotations
 
+import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
 from cgrseg.data.check.pair import THUMB_SIDE, Facts
+from cgrseg.data.convert.image_names import same_content
 from cgrseg.data.pairs import Pair
 from cgrseg.datasets.findings import Finding
 
@@ -39,6 +42,31 @@ def overlapping_stems(splits: Mapping[str, Sequence[Pair]]) -> Iterator[Finding]
                     "remove it from one of the two lists: a score on images that were trained on "
                     "says nothing",
                 )
+
+
+def trained_on(
+    validation: Sequence[Pair], split: str, trained: Sequence[Pair]
+) -> Iterator[Finding]:
+    """One finding where validation images are, under their names, in a further training set."""
+    named = defaultdict(list)
+    for pair in validation:
+        named[pair.image.name].append(pair.image)
+    found = []
+    for pair in trained:
+        for other in named.get(pair.image.name, ()):
+            with contextlib.suppress(OSError):  # what cannot be read is named by other checks
+                if same_content(pair.image, other):
+                    found.append((pair.image, other))
+    if found:
+        image, other = found[0]
+        yield Finding(
+            "warning",
+            "leak-identical",
+            str(image),
+            f"a set in data.extra holds images of {split} of data.root ({len(found)} of them): "
+            f"this one is {other}",
+            "remove them from that set: a score on images that were trained on says nothing",
+        )
 
 
 def find_leaks(
