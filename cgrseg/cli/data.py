@@ -446,10 +446,11 @@ def _load(
 ) -> Config:
     """A run's settings from a config, or from the folder of a dataset.
 
-    A folder gets the training recipe of its dataset, where there is a published one.
+    A folder gets the training recipe of its dataset, where there is a published one.  For a file of
+    annotations, the error names the command that converts it.
     """
     from cgrseg.config import list_presets, load_config
-    from cgrseg.data.guess import guess_dataset
+    from cgrseg.data.guess import guess_dataset, refuse_known_formats
     from cgrseg.errors import ConfigError
 
     changes = with_changes(settings, data__root=data_root)
@@ -469,4 +470,9 @@ def _load(
             expected="--dataset for a folder only; a config says itself which dataset it uses",
             remedy=f"leave it out, or set data.dataset={dataset}",
         )
-    return load_config(subject, changes)
+    try:
+        return load_config(subject, changes)
+    except ConfigError:
+        if folder.is_file():
+            refuse_known_formats(folder)
+        raise

@@ -72,7 +72,7 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     if len(guessed) == 1:
         return DataConfig(dataset=guessed[0], root=str(root))
     if not guessed:
-        _refuse_known_formats(root)
+        refuse_known_formats(root)
     refuse_misplaced_root(DataConfig(dataset="custom"), root)
     survey = None if guessed else survey_folder(root, names)
     if survey is not None:
@@ -119,23 +119,28 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
         raise DataError(root, found=found, expected="label maps of class ids", remedy=command)
 
 
-def _refuse_known_formats(root: Path) -> None:
-    """Name the format of a folder, or of a file in it, that can be converted.
+def refuse_known_formats(root: Path) -> None:
+    """Name the format of a file, of a folder, or of a file in it, that can be converted.
 
     Raises:
         DataError: a format that :mod:`cgrseg.data.convert.formats` recognizes.
     """
-    from cgrseg.data.convert.formats import recognize  # many modules, which few commands need
+    from cgrseg.data.convert.format import Argument, options_of
+    from cgrseg.data.convert.formats import formats, recognize  # many modules, few commands need it
 
     endings = (".json", ".xml", ".yaml", ".yml")
-    files = [path for path in sorted(root.iterdir()) if path.suffix.lower() in endings]
+    inside = sorted(root.iterdir()) if root.is_dir() else []
+    files = [path for path in inside if path.suffix.lower() in endings]
     for source in [root, *files[:_FILES_TRIED]]:
         for name, reason in recognize(source).items():
+            given = options_of(formats()[name]).items()
+            words = [form.name or field for field, (_, form) in given if type(form) is Argument]
+            places = " ".join(word.upper() for word in words[1:])
             raise DataError(
                 source,
                 found=f"the format {name} (by {reason})",
                 expected="label maps of class ids",
-                remedy=f"cgrseg data convert {name} {source} OUT",
+                remedy=f"cgrseg data convert {name} {source} {places}",
             )
 
 

@@ -108,7 +108,8 @@ def rank_labels(
     regions: list[list[SuspectRegion]] = []
     sizes: list[tuple[int, int]] = []
     labeled: list[int] = []
-    # Regions need the means over all images; probabilities are kept meanwhile, to 1/255.
+    # Regions need the means over all images.  Meanwhile the probabilities of pixels that disagree
+    # are kept: the others are never suspect.
     with tempfile.TemporaryDirectory(prefix="cgrseg-rank-") as folder:
         for done, pair in enumerate(pairs, start=1):
             try:
@@ -124,7 +125,7 @@ def rank_labels(
                 Path(folder) / f"{len(kept)}.npz",
                 labels=labels,
                 prediction=scores.prediction,
-                shares=np.rint(255 * np.stack([scores.confidence, scores.given])).astype(np.uint8),
+                shares=np.stack([scores.confidence, scores.given])[:, labels != scores.prediction],
             )
             kept.append(pair)
             sizes.append((labels.shape[0], labels.shape[1]))
@@ -135,8 +136,9 @@ def rank_labels(
         for number in range(len(kept)):
             with np.load(Path(folder) / f"{number}.npz") as stored:
                 labels, prediction = stored["labels"], stored["prediction"]
-                best, given = stored["shares"] / np.float32(255)
-            suspicion = pixel_suspicion(labels, prediction, best, given, means)
+                shares = np.zeros((2, *labels.shape), np.float32)
+                shares[:, labels != prediction] = stored["shares"]
+            suspicion = pixel_suspicion(labels, prediction, shares[0], shares[1], means)
             regions.append(suspect_regions(suspicion, labels, prediction))
     found = [
         RankedLabel(

@@ -55,6 +55,28 @@ def test_check_finds_says_what_to_do_and_exits_with_one(ade):
     assert run("check", ade, "--split", "train").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "command"),
+    [
+        ("a.geojson", {"features": []}, "geojson {} OUT"),
+        ("a.json", {"images": [], "annotations": [], "categories": []}, "coco {} IMAGE_FOLDER OUT"),
+    ],
+)
+def test_a_file_of_annotations_is_told_the_command_that_converts_it(
+    name, content, command, tmp_path
+):
+    file = tmp_path / name
+    file.write_text(json.dumps(content))
+    for subject in (file, tmp_path):
+        where = tmp_path if subject == tmp_path and name == "a.geojson" else file
+        told = run("check", subject)
+        assert told.exit_code == 2
+        assert f"what to do: cgrseg data convert {command.format(where)}\n" in told.stderr
+    other = tmp_path / "b.txt"
+    other.write_text("{}")
+    assert "not read as configs" in run("check", other).stderr
+
+
 def test_warnings_count_only_when_strict(ade):
     (ade / "images" / "validation" / "ADE_val_00000002.jpg").unlink()
     assert run("check", ade).exit_code == 0

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgrseg.config.schema import DataConfig, TestConfig
+from cgrseg.data.dataset import load_image, load_label
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
 from cgrseg.data.pairs import find_pairs
@@ -169,6 +170,25 @@ def test_a_missing_region_is_found_and_an_ignored_one_is_no_mistake(boxes: Path)
     assert abs(left - 96) <= 8 and abs(top - 72) <= 8
     assert abs(width - 48) <= 16 and abs(height - 40) <= 16
     assert 0.03 < ranking[0].suspicion < 48 * 40 / (128 * 160)
+
+
+def test_suspicion_has_the_precision_of_the_probabilities(boxes: Path) -> None:
+    spec = resolve_spec(DataConfig(dataset="custom", root=str(boxes)))
+    pairs = find_pairs(spec, boxes, "train")
+    predictor = Predictor(RedBackend(), HALVES, spec.classes)
+    confidence = ClassConfidence(2)
+    scored = {}
+    for pair in pairs:
+        labels = load_label(spec, pair)
+        scores = pixel_scores(predictor.backend, load_image(pair, labels), HALVES, labels)
+        assert scores.given is not None
+        confidence.add(labels, scores.given)
+        scored[pair.stem] = labels, scores.prediction, scores.confidence, scores.given
+    labels, prediction, *_ = scored["missing"]
+    suspicion = pixel_suspicion(*scored["missing"], confidence.means())
+    (wanted,) = suspect_regions(suspicion, labels, prediction)
+    (found,) = rank_labels(predictor, spec, pairs)[0][0].regions
+    assert found.suspicion == pytest.approx(wanted.suspicion, rel=1e-6)
 
 
 def test_a_damaged_image_is_named_and_the_others_are_ranked(boxes: Path) -> None:
