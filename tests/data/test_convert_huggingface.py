@@ -262,7 +262,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "half an image": ({"image": encoded(1)[:200]}, "row 1, image: the file ends early"),
     "half a mask": ({"label": mask_file(mask(1))[:40]}, "row 1, label: the file ends early"),
     "an empty mask": ({"label": b""}, "row 1, label: the label cannot be decoded"),
-    "a mask in color": ({"label": encoded(1)}, "row 1, label: a color image"),
+    "a mask in color": ({"label": encoded(1)}, "row 1, label: a mask in color"),
     "a mask in JPEG": ({"label": encoded(1, "JPEG")}, "row 1, label: a label map compressed"),
     "another size": ({"image": encoded(1, size=(5, 5))}, "pixels for .*row 1, image of 5x5"),
 }

@@ -35,7 +35,7 @@ class Auto(SourceFormat):
                 self.source,
                 found="no such file or folder",
                 expected="annotations to convert",
-                remedy="check the path",
+                remedy="check the path; a hub id: cgrseg data convert huggingface",
             )
         reasons = recognize(self.source)
         if len(reasons) != 1:

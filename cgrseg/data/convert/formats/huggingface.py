@@ -29,7 +29,7 @@ from cgrseg.data.convert.image_names import named_inside
 from cgrseg.data.convert.tool_format import LabeledImage, MaskFormat, Source, plain_split
 from cgrseg.data.file_index import plain_form
 from cgrseg.data.image_files import JPEG_MAGIC, PNG_MAGIC
-from cgrseg.data.label_files import decode_label_values
+from cgrseg.data.label_files import ColorLabel, decode_label_values
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError, option
 from cgrseg.extras import require
@@ -53,7 +53,7 @@ _SUFFIXES = {
 }
 _MAGIC = b"PAR1"
 _DEPTH = 3  # levels of folders with parquet files: CONFIGURATION/SPLIT/0000.parquet on the hub
-_BATCH = 16  # rows in memory
+_BATCH = 16  # rows that are decoded at a time
 _BUFFER = 1 << 20  # bytes
 
 
@@ -152,7 +152,16 @@ class HuggingFace(MaskFormat):
     @staticmethod
     def read_codes(mask: Embedded) -> np.ndarray:
         """Values of a mask."""
-        return decode_label_values(mask.read(), str(mask))
+        try:
+            return decode_label_values(mask.read(), str(mask))
+        except ColorLabel as error:
+            raise DataError(
+                mask,
+                found="a mask in color",
+                expected="class ids in gray or with a palette",
+                remedy="choose another column of masks (--label-column), or save image and mask of "
+                "each row as files and use `cgrseg data convert rgb IMAGES MASKS OUT`",
+            ) from error
 
     def _root(self) -> Path:
         """The local source, downloaded where it is a hub id."""
@@ -238,7 +247,7 @@ class _Scan:
 
 
 class _Rows:
-    """Rows of a file by number, read fastest in rising order; few of them are in memory.
+    """Rows of a file by number, read fastest in rising order; one row group is in memory.
 
     Raises:
         DataError: the file or the row is damaged.
