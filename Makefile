@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Modules are compiled when they are first imported: most of what is installed never is.
+# Modules are compiled when they are first imported: most of what is installed never is.  Their
+# bytecode is kept whatever the shell says: a start without it takes more than twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
           --constraint constraints.txt
 CORE   := $(VENV)/.core
@@ -29,6 +31,7 @@ help: ## Show what can be made
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
+	$(BIN)/python -c "from cgrseg import *"  # compiles what the commands import
 	@touch $@
 
 $(TOOLS): $(CORE)

@@ -39,6 +39,20 @@ def test_every_dependency_of_the_makefile_is_pinned(repository: Path) -> None:
     assert pinned["torch"] == "torch==2.13.0"
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_commands_of_the_makefile_keep_bytecode(repository: Path) -> None:
+    told = subprocess.run(
+        ["make", "--file=-", "--no-print-directory", "told"],
+        cwd=repository,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        input="include Makefile\ntold:\n\t@echo \"[$$PYTHONDONTWRITEBYTECODE]\"\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "[]\n"
+
+
 def test_no_file_names_an_index_host(repository: Path) -> None:
     for name in ("pyproject.toml", "constraints.txt", "Makefile"):
         text = (repository / name).read_text()
