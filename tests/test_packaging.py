@@ -45,7 +45,7 @@ def test_commands_of_the_makefile_keep_bytecode(repository: Path) -> None:
         ["make", "--file=-", "--no-print-directory", "told"],
         cwd=repository,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        input="include Makefile\ntold:\n\t@echo \"[$$PYTHONDONTWRITEBYTECODE]\"\n",
+        input='include Makefile\ntold:\n\t@echo "[$$PYTHONDONTWRITEBYTECODE]"\n',
         capture_output=True,
         text=True,
         check=True,

@@ -19,10 +19,9 @@ from PIL import Image
 
 from cgrseg.config.schema import Config
 from cgrseg.data.color import MEAN, STD
-from cgrseg.data.dataset import TrainDataset, load_image, load_label
+from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
-from cgrseg.data.sampling import StreamSampler
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError, option
 from cgrseg.files import atomic_write_text
@@ -190,6 +189,9 @@ def _plain_cards(
 
 def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[Card]:
     """The first samples of the training stream of one process."""
+    from cgrseg.data.dataset import TrainDataset
+    from cgrseg.data.sampling import StreamSampler
+
     dataset = TrainDataset.from_config(config)
     stream = StreamSampler(dataset.sources, config.train.seed, config.train.batch_size)
     for position, index in itertools.islice(stream, count):

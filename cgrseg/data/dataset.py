@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cgrseg.config.schema import AugmentConfig, Config
-from cgrseg.data.geometry import Size
-from cgrseg.data.image_files import FULL_BITS, Reduction, is_jpeg, read_image
+from cgrseg.data.image_files import FULL_BITS, Reduction, is_jpeg
 from cgrseg.data.label_files import read_label
+from cgrseg.data.pair_files import label_path, load_image, load_label
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import Key, sample_generator
@@ -28,7 +28,6 @@ from cgrseg.data.sources import Source, training_sources
 from cgrseg.data.train_transform import Plan, TrainTransform
 from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.datasets.spec import DatasetSpec
-from cgrseg.errors import DataError
 from cgrseg.processes import end_when_parent_terminates, end_with_parent, ignore_signals
 
 
@@ -73,7 +72,7 @@ class _PairDataset(Dataset[Sample]):
         self.spec = spec
         self.pairs = list(pairs)
         for pair in self.pairs:
-            _label_path(spec, pair)
+            label_path(spec, pair)
         self.image_bits = image_bits
 
     def __len__(self) -> int:
@@ -132,7 +131,7 @@ class TrainDataset(_PairDataset[TrainSample]):
         position, index = key
         rng = sample_generator(self.seed, position)
         pair, spec = self.pairs[index], self._specs[index]
-        label = _label_path(spec, pair)
+        label = label_path(spec, pair)
         labels, lookup = self._checked(read_label(label), label, spec.rule_for(label))
         plan = self.transform.plan(labels, rng, lookup)
         image = load_image(pair, labels, self.reduction(pair, labels, plan), self.image_bits)
@@ -199,53 +198,6 @@ class EvalDataset(_PairDataset[EvalSample]):
         }
 
 
-def load_label(spec: DatasetSpec, pair: Pair) -> NDArray[np.uint8]:
-    """Training ids (H, W) of a pair.
-
-    Raises:
-        DataError: no label, unreadable, or ids that the dataset does not have.
-    """
-    label = _label_path(spec, pair)
-    return spec.rule_for(label).apply(read_label(label), source=label)
-
-
-def load_image(
-    pair: Pair,
-    labels: NDArray[np.uint8],
-    reduce: Reduction = 1,
-    bits: int = FULL_BITS,
-) -> NDArray[np.uint8]:
-    """RGB image of a pair, checked to have the size of its label.
-
-    Args:
-        pair: image and label.
-        labels: (H, W), label map of the pair.
-        reduce: decode a JPEG at this fraction of its sides.
-        bits: see :func:`cgrseg.data.image_files.read_image`.
-
-    Returns:
-        (H, W, 3), or both sides divided by `reduce` and rounded up.
-
-    Raises:
-        DataError: unreadable, or another size than the label.
-    """
-    image = read_image(pair.image, reduce=reduce, bits=bits)
-    expected: Size = (-(-labels.shape[0] // reduce), -(-labels.shape[1] // reduce))
-    if image.shape[:2] != expected:
-        swapped = image.shape[:2] == expected[::-1]
-        raise DataError(
-            pair.image,
-            found=f"the image is {image.shape[1] * reduce}x{image.shape[0] * reduce} pixels, "
-            f"its label {pair.label} {labels.shape[1]}x{labels.shape[0]} (width x height)",
-            expected="the same size for both",
-            remedy="the image was turned by its EXIF orientation after it was labeled: turn "
-            "the label too, or remove the orientation tag"
-            if swapped
-            else "check that they belong together, and resize labels by nearest neighbor only",
-        )
-    return image
-
-
 def initialize_worker(worker: int) -> None:
     """Prepare a loader process: one thread, ignores signals, ends with its parent.
 
@@ -257,15 +209,3 @@ def initialize_worker(worker: int) -> None:
     end_when_parent_terminates()
     end_with_parent()
     cv2.setNumThreads(0)
-
-
-def _label_path(spec: DatasetSpec, pair: Pair) -> Path:
-    if pair.label is None:
-        raise DataError(
-            pair.image,
-            found="this split has no labels",
-            expected=f"a split of {spec.title} that is published with labels",
-            remedy="choose another split (data.train_split, data.eval_split), or use "
-            "`cgrseg predict` on these images",
-        )
-    return pair.label

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +24,6 @@ from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.deploy.verify import as_input
 from cgrseg.errors import CGRSegError, ConfigError
-from cgrseg.evaluation import evaluate_model
-from cgrseg.evaluation.loop import EvalItems
 from cgrseg.formats.description import Description, Size
 from cgrseg.inference.exported_backend import ExportedBackend
 from cgrseg.inference.image_sources import find_images
@@ -32,6 +31,9 @@ from cgrseg.inference.segmenting import fit_to_sizes, segment_batch
 from cgrseg.inference.views import NetworkInput, network_size
 from cgrseg.models import CGRSeg
 from cgrseg.progress import Progress, shown_progress
+
+if TYPE_CHECKING:
+    from cgrseg.evaluation.loop import EvalItems
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ def find_labeled_split(
 
 def mean_iou(backend: ExportedBackend, labeled: LabeledSplit, test: TestConfig) -> float:
     """The mIoU 0..1 of a backend."""
+    from cgrseg.evaluation import evaluate_model  # with torchmetrics, a second of imports
+
     with shown_progress("measuring") as progress:
         result = evaluate_model(
             backend,

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.data.dataset import load_image, load_label
 from cgrseg.data.image_files import read_image
+from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import Pair
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.data.dataset import load_image, load_label
 from cgrseg.data.image_files import read_image
+from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError, option
 from cgrseg.evaluation.ranking import Problem, RankedImage, RankedLabel

@@ -14,15 +14,10 @@ from torch.utils.data import DataLoader
 
 from cgrseg.config import load_config
 from cgrseg.config.schema import AugmentConfig, Config, DataConfig
-from cgrseg.data.dataset import (
-    EvalDataset,
-    TrainDataset,
-    initialize_worker,
-    load_image,
-    load_label,
-)
+from cgrseg.data.dataset import EvalDataset, TrainDataset, initialize_worker
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label, write_label_png
+from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import ShardSampler, StreamSampler

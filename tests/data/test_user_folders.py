@@ -15,9 +15,9 @@ from cgrseg.config.schema import DataConfig
 from cgrseg.config.settings import parse_overrides
 from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
-from cgrseg.data.dataset import load_label
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.label_files import read_label
+from cgrseg.data.pair_files import load_label
 from cgrseg.data.pairs import find_pairs, list_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError, DataError
