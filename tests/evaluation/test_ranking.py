@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgrseg.config.schema import DataConfig, TestConfig
-from cgrseg.data.dataset import load_image, load_label
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
+from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import ConfigError
