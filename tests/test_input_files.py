@@ -16,7 +16,9 @@ from cgrseg.class_names import read_lines
 from cgrseg.config import load_config
 from cgrseg.data.convert import convert_coco_instances
 from cgrseg.data.convert.color_masks import read_color_table
+from cgrseg.data.convert.formats.huggingface import HuggingFace
 from cgrseg.data.convert.formats.labelme import read_labelme
+from cgrseg.data.convert.runner import run_conversion
 from cgrseg.data.image_files import is_jpeg, read_image, write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.errors import CGRSegError, DataError
@@ -57,6 +59,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "color table": ("colors.txt", read_color_table),
     "COCO": ("a.json", lambda path: convert_coco_instances(path, path.parent, path.parent / "o")),
     "LabelMe": ("a.json", read_labelme),
+    "parquet": ("a.parquet", lambda p: run_conversion(HuggingFace(p, p.parent / "o"))),
     "video": ("a.mp4", VideoReader),
     "ONNX": ("a.onnx", open_exported),
     "OpenVINO": ("a.xml", open_exported),

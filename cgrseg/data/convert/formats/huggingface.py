@@ -259,6 +259,8 @@ class _Rows:
             self._file = _open(file)
             groups = range(self._file.num_row_groups)
             sizes = [self._file.metadata.row_group(k).num_rows for k in groups]
+            if min(sizes, default=0) < 0:
+                raise ValueError("a row group of fewer than 0 rows")
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._damaged: dict[int, tuple[int, Exception]] = {}  # of a group: first row, and why
         # The batch in memory: its row group (none yet), its first row, and how many rows it has.
@@ -269,12 +271,20 @@ class _Rows:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def after(self, row: int) -> int:
+        """The next row that may be readable."""
+        group = bisect.bisect_right(self._starts, row) - 1
+        lost, _ = self._damaged.get(group, (row + 1, None))
+        return self._starts[group + 1] if row >= lost else row + 1
+
     def __getitem__(self, row: int) -> tuple[tuple[bytes | None, str], tuple[bytes | None, str]]:
         """Bytes and path of image and mask."""
         group = bisect.bisect_right(self._starts, row) - 1
+        lost, reason = self._damaged.get(group, (row + 1, None))
+        if reason is not None and row >= lost:
+            with _reading(f"{self._name}, rows {lost} to {self._starts[group + 1] - 1}"):
+                raise reason
         with _reading(f"{self._name}, row {row}"):
-            if group in self._damaged and row >= self._damaged[group][0]:
-                raise self._damaged[group][1]
             if group != self._group or row < self._first:
                 self._group, self._first, self._length = group, self._starts[group], 0
                 self._batches = self._file.iter_batches(
@@ -287,7 +297,7 @@ class _Rows:
                     self._batch.validate()
                 except Exception as error:
                     self._damaged[group] = self._first, error
-                    raise
+                    return self[row]
                 self._length = self._batch.num_rows
             cells = (self._batch.column(name)[row - self._first] for name in self._columns)
             image, mask = (_content(cell.as_py()) for cell in cells)
@@ -375,7 +385,8 @@ def _scan(image_column: str | None, label_column: str | None, file: Path) -> _Sc
     except DataError as error:
         return Failure(str(file), str(error))
     scan = _Scan(file, columns, names)
-    for number in range(len(rows)):
+    number = 0
+    while number < len(rows):
         try:
             (image, path), (mask, _) = rows[number]
             suffix = "" if image is None else _suffix(image, f"{file}, row {number}, {columns[0]}")
@@ -389,6 +400,7 @@ def _scan(image_column: str | None, label_column: str | None, file: Path) -> _Sc
             scan.rows.append(_Row(number, path, suffix))
         except DataError as error:
             scan.failures.append(Failure(str(file), str(error)))
+        number = rows.after(number)
     return scan
 
 
