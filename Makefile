@@ -15,9 +15,11 @@ SPHINX := $(VENV)/.sphinx
 # More for pytest, e.g. make test PYTEST_ARGS="-k config"
 PYTEST_ARGS ?=
 # A process per core, up to four, each with one thread: small networks gain nothing from more
-# threads, and lose much to each other's.  WORKERS=0 runs the tests in one process.
+# threads, and lose much to each other's.  WORKERS=0 runs the tests in one process.  A process
+# that ends unasked ends the run: pytest-xdist may wait forever for the one in its place.
 WORKERS ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
+          --max-worker-restart 0
 
 # Folders of wheels and more options for scripts/gpu_check.py, e.g. GPU_ARGS="--minutes 9"
 WHEELS ?=

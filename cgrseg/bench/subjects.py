@@ -26,6 +26,7 @@ from cgrseg.deploy.verify import as_input
 from cgrseg.errors import ConfigError, check_choice
 from cgrseg.extras import require
 from cgrseg.formats import is_exported
+from cgrseg.formats.openvino_format import core
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.exported_backend import open_exported
@@ -301,7 +302,7 @@ def _in_openvino(module: torch.nn.Module, example: Tensor, name: str) -> Callabl
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+    request = core(name).compile_model(graph, "CPU", settings).create_infer_request()
 
     def run(batch: Tensor) -> Tensor:
         request.infer([batch.numpy()], share_inputs=True)

@@ -48,8 +48,7 @@ class OpenvinoFormat(QuantizableFormat):
 
     def build(self, job: ExportJob) -> Any:
         """An `openvino.Model`, made from the ONNX form."""
-        openvino = require("openvino", "export as openvino")
-        model = openvino.Core().read_model(ONNX.build(job).SerializeToString(), b"")
+        model = core("export as openvino").read_model(ONNX.build(job).SerializeToString(), b"")
         model.input(0).get_tensor().set_names({"image"})
         model.output(0).get_tensor().set_names({job.description.gives})
         return model
@@ -92,11 +91,27 @@ class OpenvinoFormat(QuantizableFormat):
         yield title, *_open(path, "fp32", resize_tables=False)
 
 
+def core(subject: object) -> Any:
+    """The `openvino.Core` of this process.
+
+    One for all models: with each further one the CPU plugin sets another alternate stack for
+    signals, and takes it away such that the next signal may end the process (2026.4).
+
+    Args:
+        subject: what needs OpenVINO, for the message where it is not installed.
+    """
+    return _core(require("openvino", subject))
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
+
+
 def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Description, Run]:
     """Open a model; `resize_tables`: resize its tables here, far faster than OpenVINO does."""
-    openvino = require("openvino", path)
+    openvino, runtime = require("openvino", path), core(path)
     weights = path.with_suffix(".bin")
-    core = openvino.Core()
     if not weights.is_file():
         raise WeightsError(
             path,
@@ -111,7 +126,7 @@ def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Des
     if _file_digest(weights) != description.weights_file_digest:
         raise damaged(weights, f"the weights that belong to {path.name}", "another content")
     try:
-        model = core.read_model(path, weights)
+        model = runtime.read_model(path, weights)
     except Exception as error:  # the runtime raises RuntimeError for everything
         raise damaged(path, _KIND, error) from error
     if model.get_rt_info([KEY]).astype(str) != text:
@@ -132,7 +147,7 @@ def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Des
                 if resize_tables:
                     _resize_stored_tables(fixed, openvino)
             fixed = _with_classes_last(fixed, openvino)
-            request = core.compile_model(fixed, "CPU", settings).create_infer_request()
+            request = runtime.compile_model(fixed, "CPU", settings).create_infer_request()
             requests[array.shape] = request
             if len(requests) > _MAX_SHAPES:
                 requests.popitem(last=False)
@@ -174,7 +189,7 @@ def run_in_memory(program: Any, threads: int) -> Run:
         "INFERENCE_PRECISION_HINT": _HINTS["fp32"],
         "INFERENCE_NUM_THREADS": threads,
     }
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = core("a network").compile_model(model, "CPU", settings).create_infer_request()
 
     def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
         request.infer([array], share_inputs=True)

@@ -127,25 +127,6 @@ def test_images_without_a_confident_pixel_are_left_out(
     assert len(list(unlabeled.rglob("*.*"))) == 4
 
 
-@pytest.mark.parametrize("kind", ["onnx", "xml"])
-def test_an_exported_file_teaches_as_its_checkpoint_does(
-    run: Run, teacher: Path, unlabeled: Path, tmp_path: Path, kind: str
-) -> None:
-    pytest.importorskip({"onnx": "onnxruntime", "xml": "openvino"}[kind])
-    name = {"onnx": "onnx", "xml": "openvino"}[kind]
-    file = tmp_path / f"teacher.{kind}"
-    made = run("export", teacher / "best.pth", "--format", name, "--out", file)
-    assert made.exit_code == 0, made.output
-    for source, out in ((teacher / "best.pth", "a"), (file, "b")):
-        words = ("autolabel", source, unlabeled, "--out", tmp_path / out, "--keep", "0.5")
-        result = run(*words)
-        assert result.exit_code == 0, result.output
-    assert "next: cgrseg train CONFIG data.extra=" in result.output
-    for one in sorted((tmp_path / "a" / "annotations").rglob("*.png")):
-        other = tmp_path / "b" / one.relative_to(tmp_path / "a")
-        assert (read_label(one) == read_label(other)).mean() > 0.98
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [

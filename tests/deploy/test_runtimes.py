@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 
 from cgrseg.bench.random_weights import draw_weights
+from cgrseg.cli.main import app
 from cgrseg.data.image_files import write_image
+from cgrseg.data.label_files import read_label
 from cgrseg.deploy import Tolerance, export
 from cgrseg.deploy.verify import as_input, sample_images, verify
 from cgrseg.errors import ConfigError, WeightsError
@@ -74,6 +78,52 @@ def test_prediction_needs_no_pytorch_and_is_the_same_without_it(
         written.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in paths})
     assert {"labels/picture.png", "overlays/picture.jpg", "prediction.json"} <= set(written[0])
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_an_exported_file_teaches_as_its_checkpoint_does(
+    suffix: str, onnx_file: Path, openvino_file: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    file = {".onnx": onnx_file, ".xml": openvino_file}[suffix]
+    for number in range(3):
+        write_image(tmp_path / "images" / f"{number}.png", photo(64, 96, seed=number))
+    for source, out in ((checkpoint, "a"), (file, "b")):
+        words = ["autolabel", source, tmp_path / "images", "--out", tmp_path / out, "--keep", "0.5"]
+        result = CliRunner().invoke(app, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        assert "next: cgrseg train CONFIG data.extra=" in result.output
+    label, other = (
+        np.stack(
+            [read_label(path) for path in sorted((tmp_path / out / "annotations").rglob("*.png"))]
+        )
+        for out in "ab"
+    )
+    assert len(label) == 3
+    assert (label == other).mean() > 0.98
+    assert 0.05 < (label == 255).mean() < 0.6
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs a signal of its own")
+def test_a_signal_is_handled_when_models_are_gone(openvino_file: Path) -> None:
+    code = f"""if True:
+        import signal
+        import numpy as np
+        from pathlib import Path
+        from cgrseg.formats.openvino_format import FORMAT
+        seen = []
+        signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+        runs = [FORMAT.open(Path({str(openvino_file)!r}))[1] for _ in range(2)]
+        for run in runs:
+            run(np.zeros((1, 3, 64, 96), np.float32))
+        del run
+        while runs:
+            del runs[0]
+        signal.raise_signal(signal.SIGUSR1)
+        print(len(seen))
+    """
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_onnx_file_is_tidy(onnx_file: Path) -> None:
