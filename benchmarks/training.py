@@ -58,7 +58,7 @@ from cgrseg.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
 from cgrseg.cpus import prepare_openmp
 from cgrseg.devices import Placement
 from cgrseg.files import atomic_write_text
-from cgrseg.models import create_model, efficientformer_v2, layers
+from cgrseg.models import create_model, efficientformer_v2, layers, pyramid
 from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.losses import SegmentationLoss
 from cgrseg.training.optimizer import parameter_groups, rate_factor
@@ -149,7 +149,7 @@ class Step:
             if self.how.precision == "bf16":
                 how.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
             if not self.how.fused:
-                for module in (layers, efficientformer_v2):  # a mock would keep its arguments
+                for module in (layers, efficientformer_v2, pyramid):  # a mock keeps its arguments
                     how.enter_context(patch.object(module, "recomputes", lambda x: False))
             logits = self.network(image)
         marks.append(now())

@@ -24,7 +24,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cgrseg.models.attention_bias import AttentionBias, GeometricBias, offset_index
 from cgrseg.models.attention_parts import in_parts, query_parts, resized_bias_parts
-from cgrseg.models.layers import conv_norm, drop_path, norm_gelu_conv, recomputes
+from cgrseg.models.layers import (
+    conv_norm,
+    drop_path,
+    norm_gelu_conv,
+    recomputes,
+    scaled_norm,
+)
 from cgrseg.variants import BACKBONES
 
 STRIDES = (4, 8, 16, 32)
@@ -53,10 +59,10 @@ class ConvMlp(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
-        x = norm_gelu_conv(self.fc1(x), self.norm1, self.mid)  # (N, C * expansion, H, W)
-        return self.norm2(norm_gelu_conv(x, self.mid_norm, self.fc2))
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """(N, C, H, W) and a scale (C, 1, 1) of the result to the shape of `x`."""
+        x = norm_gelu_conv(x, self.norm1, self.mid, self.fc1)  # (N, C * expansion, H, W)
+        return scaled_norm(norm_gelu_conv(x, self.mid_norm, self.fc2), self.norm2, scale)
 
 
 class Attention(nn.Module):
@@ -106,11 +112,18 @@ class Attention(nn.Module):
         out = _attention(self, attend, query, key, (height, width))  # (N, A, Q, D)
         out = out.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
         out = out + self.v_local(value_map)  # (N, A * D, H, W)
-        if self.stride > 1:
-            out = F.interpolate(
-                out, scale_factor=float(self.stride), mode="bilinear", align_corners=False
-            )
-        return self.proj(out)
+        gelu, conv, norm = self.proj
+
+        def project(values: Tensor) -> Tensor:
+            if self.stride > 1:
+                values = F.interpolate(
+                    values, scale_factor=float(self.stride), mode="bilinear", align_corners=False
+                )
+            return cast(Tensor, conv(gelu(values)))
+
+        if recomputes(out):  # large maps of all values are not kept
+            return norm(checkpoint(project, out, use_reentrant=False, preserve_rng_state=False))
+        return norm(project(out))
 
 
 class LocalGlobalQuery(nn.Module):
@@ -173,7 +186,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
-        return x + self.drop_path(self.layer_scale_2 * self.mlp(x))
+        return x + self.drop_path(self.mlp(x, self.layer_scale_2))
 
 
 class AttentionBlock(ConvBlock):
@@ -318,7 +331,7 @@ class EfficientFormerV2(nn.Module):
             (N, channels[i], H / strides[i], W / strides[i]) for i in 0..3.
         """
         first, norm, _, second, *rest = cast(Any, self.patch_embed)
-        x = norm_gelu_conv(first(x), norm, second)  # (N, channels[0], H/4, W/4)
+        x = norm_gelu_conv(x, norm, second, first)  # (N, channels[0], H/4, W/4)
         for layer in rest:
             x = layer(x)
         features = []

@@ -76,74 +76,128 @@ def conv_norm(
 
 
 class _NormGeluConv(torch.autograd.Function):
-    """Batch norm, GELU and convolution; the backward pass computes norm and GELU again."""
+    """Optional convolution, batch norm, GELU, convolution; only the input is kept."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, norm: nn.BatchNorm2d, gain: Tensor, shift: Tensor, conv: nn.Conv2d,
-        weight: Tensor, bias: Tensor | None,
+        weight: Tensor, bias: Tensor | None, first: nn.Conv2d | None, first_weight: Tensor | None,
+        first_bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
+        inner = x if first is None else _convolve(x, first, first_weight, first_bias)
         normed, mean, scale = torch.native_batch_norm(
-            x, gain, shift, norm.running_mean, norm.running_var, True, cast(float, norm.momentum),
-            norm.eps,
+            inner, gain, shift, norm.running_mean, norm.running_var, True,
+            cast(float, norm.momentum), norm.eps,
         )  # fmt: skip
-        ctx.save_for_backward(x, gain, shift, mean, scale, weight)
-        ctx.norm, ctx.conv = norm, conv
-        padding = cast(tuple[int, int], conv.padding)
-        return F.conv2d(
-            torch.ops.aten.gelu_(normed), weight, bias, conv.stride, padding, conv.dilation,
-            conv.groups,
-        )  # fmt: skip
+        del inner
+        ctx.save_for_backward(x, gain, shift, mean, scale, weight, first_weight, first_bias)
+        ctx.norm, ctx.conv, ctx.first = norm, conv, first
+        return _convolve(torch.ops.aten.gelu_(normed), conv, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, sent: Tensor) -> tuple[Tensor | None, ...]:
         aten = torch.ops.aten
-        x, gain, shift, mean, scale, weight = ctx.saved_tensors
-        by_x, _, by_gain, by_shift, _, by_weight, by_bias = ctx.needs_input_grad
-        conv: nn.Conv2d = ctx.conv
+        x, gain, shift, mean, scale, weight, first_weight, first_bias = ctx.saved_tensors
+        by_x, _, by_gain, by_shift, _, by_weight, by_bias, _, *by_first = ctx.needs_input_grad
+        first: nn.Conv2d | None = ctx.first
+        inner = x if first is None else _convolve(x, first, first_weight, first_bias)
         # The same kernel as in the forward pass, with the statistics of the batch.
-        normed = F.batch_norm(x, mean, scale**-2, gain, shift, training=False, eps=0.0)
-        sent, *of_conv = aten.convolution_backward(
-            sent, F.gelu(normed), weight, [len(weight)], conv.stride, conv.padding, conv.dilation,
-            False, (0, 0), conv.groups, (True, by_weight, by_bias),
-        )  # fmt: skip
+        normed = F.batch_norm(inner, mean, scale**-2, gain, shift, training=False, eps=0.0)
+        sent, *of_conv = _convolution_backward(
+            sent, F.gelu(normed), ctx.conv, weight, (True, by_weight, by_bias)
+        )
         aten.gelu_backward.grad_input(sent, normed, approximate="none", grad_input=sent)
         del normed
+        by_inner = by_x or any(by_first)
         dx, *of_norm = aten.native_batch_norm_backward(
-            sent, x, gain, None, None, mean, scale, True, ctx.norm.eps, (by_x, by_gain, by_shift)
-        )
-        return dx, None, *of_norm, None, *of_conv
+            sent, inner, gain, None, None, mean, scale, True, ctx.norm.eps,
+            (by_inner, by_gain, by_shift),
+        )  # fmt: skip
+        of_first: list[Tensor | None] = [None, None]
+        if first is not None and by_inner:
+            del sent, inner
+            dx, *of_first = _convolution_backward(dx, x, first, first_weight, (by_x, *by_first))
+        return dx, None, *of_norm, None, *of_conv, None, *of_first
 
 
-def norm_gelu_conv(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
+def _convolve(x: Tensor, conv: nn.Conv2d, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    padding = cast(tuple[int, int], conv.padding)
+    return F.conv2d(x, cast(Tensor, weight), bias, conv.stride, padding, conv.dilation, conv.groups)
+
+
+def _convolution_backward(
+    sent: Tensor, x: Tensor, conv: nn.Conv2d, weight: Tensor | None, wanted: tuple[bool, ...]
+) -> Any:
+    """Gradients by input, weight and bias, those that are wanted."""
+    return torch.ops.aten.convolution_backward(
+        sent, x, weight, [conv.out_channels], conv.stride, conv.padding, conv.dilation, False,
+        (0, 0), conv.groups, wanted,
+    )  # fmt: skip
+
+
+def norm_gelu_conv(
+    x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d, first: nn.Conv2d | None = None
+) -> Tensor:
     """Apply batch norm, GELU and convolution; training on a CPU takes a third of the memory.
 
-    Autograd keeps the inputs of all three layers for the backward pass.  Here only `x` is kept, and
-    the backward pass computes the other two inputs again.
+    Autograd keeps the inputs of all layers for the backward pass.  Here only `x` is kept, and
+    the backward pass computes the others again.
 
     Args:
         x: (N, C, H, W).
         norm: batch norm over C channels.
         conv: convolution of C channels, zero padding.
+        first: cheap convolution to C channels, zero padding, applied to `x` beforehand; None: none.
 
     Returns:
-        (N, C', H', W'), equal to `conv(gelu(norm(x)))`; gradients are equal up to rounding.
+        (N, C', H', W'), equal to `conv(gelu(norm(first(x))))`; gradients are equal up to rounding.
     """
-    if not (recomputes(x) and type(norm) is nn.BatchNorm2d and norm.training):
-        return cast(Tensor, conv(F.gelu(norm(x))))
-    weight, bias = conv.weight, conv.bias
+    if not (recomputes(x) and _trains(norm)):
+        return cast(Tensor, conv(F.gelu(norm(x if first is None else first(x)))))
+    parameters: list[Tensor | None] = [conv.weight, conv.bias]
+    parameters += [None, None] if first is None else [first.weight, first.bias]
     if torch.is_autocast_enabled("cpu"):
         kind = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(kind), weight.to(kind)
-        bias = None if bias is None else bias.to(kind)
+        x = x.to(kind)
+        parameters = [None if each is None else each.to(kind) for each in parameters]
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     with torch.autocast("cpu", enabled=False):
         return cast(
             Tensor,
-            _NormGeluConv.apply(x, norm, norm.weight, norm.bias, conv, weight, bias),  # type: ignore[no-untyped-call]
+            _NormGeluConv.apply(  # type: ignore[no-untyped-call]
+                x, norm, norm.weight, norm.bias, conv, *parameters[:2], first, *parameters[2:]
+            ),
         )
+
+
+def _trains(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm uses and records the statistics of this process's batch."""
+    return type(norm) is nn.BatchNorm2d and norm.training
+
+
+def scaled_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor) -> Tensor:
+    """Apply batch norm and a scale per channel; training on a CPU does not keep the normed map.
+
+    Args:
+        x: (N, C, H, W).
+        norm: batch norm over C channels.
+        scale: (C, 1, 1).
+
+    Returns:
+        (N, C, H, W), `scale * norm(x)`; values and gradients are equal up to rounding.
+    """
+    # In half precision the product is float32, and stays so.
+    if not (x.dtype == torch.float32 and recomputes(x) and _trains(norm)):
+        return scale * norm(x)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    factor = scale.flatten()
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight * factor, norm.bias * factor, True,
+        cast(float, norm.momentum), norm.eps,
+    )  # fmt: skip
 
 
 class ConvNormAct(nn.Module):

@@ -10,12 +10,14 @@ M head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from cgrseg.models.layers import ConvNormAct
+from cgrseg.models.layers import ConvNormAct, recomputes
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
 
 
@@ -63,5 +65,15 @@ class ContextFusion(nn.Module):
     def forward(self, local: Tensor, context: Tensor) -> Tensor:
         """Gate `local` (N, C_i, H, W) by `context` (N, C_i, h, w): (N, M, H, W)."""
         gate = F.hardsigmoid(self.fuse2(context))  # relu6(x + 3) / 6
-        gate = F.interpolate(gate, size=local.shape[-2:], mode="bilinear", align_corners=False)
-        return self.fuse1(local) * gate
+        local = self.fuse1(local)
+
+        def gated(local: Tensor, gate: Tensor) -> Tensor:
+            size = local.shape[-2:]
+            return local * F.interpolate(gate, size=size, mode="bilinear", align_corners=False)
+
+        if recomputes(local):  # the enlarged gate is not kept
+            return cast(
+                Tensor,
+                checkpoint(gated, local, gate, use_reentrant=False, preserve_rng_state=False),
+            )
+        return gated(local, gate)
