@@ -33,7 +33,7 @@ help: ## Show what can be made
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
-	$(BIN)/python -c "from cgrseg import *"  # compiles what the commands import
+	$(BIN)/python -c "from cgrseg import *"  # compiles it, PyTorch and most of what the commands import
 	@touch $@
 
 $(TOOLS): $(CORE)

@@ -154,8 +154,8 @@ class DataConfig(Section):
         description="Further training sets, such as the folder of `cgrseg autolabel`, with the "
         "number of samples of each per sample of `root`: 1 draws as many from both, whatever "
         "their numbers of images. Their classes must be those of the run, in the same order, or "
-        "those of `root` before `merge`, `rename` and `drop`, which then hold for them too; all "
-        "their training images are used. Validation is on `root` alone.",
+        "those of `root` before `merge`, `rename` and `drop`, which are then applied to them too. "
+        "All their training images are used. Validation is on `root` alone.",
     )
     workers: Annotated[int, Field(ge=0, le=512)] | None = Field(
         None,

@@ -121,11 +121,13 @@ def rank_labels(
                 continue
             assert scores.given is not None
             confidence.add(labels, scores.given)
+            disagreeing = (labels < spec.num_classes) & (labels != scores.prediction)
             np.savez_compressed(
                 Path(folder) / f"{len(kept)}.npz",
                 labels=labels,
                 prediction=scores.prediction,
-                shares=np.stack([scores.confidence, scores.given])[:, labels != scores.prediction],
+                disagreeing=disagreeing,
+                shares=np.stack([scores.confidence, scores.given])[:, disagreeing],
             )
             kept.append(pair)
             sizes.append((labels.shape[0], labels.shape[1]))
@@ -137,7 +139,7 @@ def rank_labels(
             with np.load(Path(folder) / f"{number}.npz") as stored:
                 labels, prediction = stored["labels"], stored["prediction"]
                 shares = np.zeros((2, *labels.shape), np.float32)
-                shares[:, labels != prediction] = stored["shares"]
+                shares[:, stored["disagreeing"]] = stored["shares"]
             suspicion = pixel_suspicion(labels, prediction, shares[0], shares[1], means)
             regions.append(suspect_regions(suspicion, labels, prediction))
     found = [

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import sys
+import threading
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
@@ -32,6 +33,7 @@ from cgrseg.precision import Precision
 
 _KIND = "an OpenVINO model"
 _MAX_SHAPES = 4
+_CORE = threading.Lock()
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -100,7 +102,9 @@ def core(subject: object) -> Any:
     Args:
         subject: what needs OpenVINO, for the message where it is not installed.
     """
-    return _core(require("openvino", subject))
+    openvino = require("openvino", subject)
+    with _CORE:
+        return _core(openvino)
 
 
 @functools.cache

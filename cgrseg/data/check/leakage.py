@@ -47,7 +47,7 @@ def overlapping_stems(splits: Mapping[str, Sequence[Pair]]) -> Iterator[Finding]
 def trained_on(
     validation: Sequence[Pair], split: str, trained: Sequence[Pair]
 ) -> Iterator[Finding]:
-    """One finding where validation images are, under their names, in a further training set."""
+    """Validation images that a further training set holds under the same name, as one finding."""
     named = defaultdict(list)
     for pair in validation:
         named[pair.image.name].append(pair.image)
