@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cgrseg.data.convert.formats import recognize
+from cgrseg.data.convert.formats import formats, recognize
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.image_files import read_image
 from cgrseg.errors import DataError, EnvironmentProblem
@@ -174,6 +174,23 @@ def test_names_given_with_the_command(tmp_path: Path):
     assert report.classes == ("road",)
     (labels,) = label_maps(tmp_path / "out")[0].values()
     np.testing.assert_array_equal(labels, np.where(mask(0) == 0, 255, 0))
+    kind: Any = formats()["huggingface"]
+    form = kind(source, tmp_path / "two", **options)
+    assert form.read().classes == form.read().classes == ("road",)
+
+
+def test_names_of_an_earlier_conversion_name_the_values(tmp_path: Path):
+    source, out = dataset(tmp_path / "in", {FILE: [row()]}, None), tmp_path / "out"
+    assert convert("huggingface", source, out, classes=["road", "car"]).written == 1
+    report = convert("huggingface", source, out)
+    assert report.kept == 1 and f"class names: {out / 'classes.txt'}" in report.notes
+
+
+def test_class_names_of_which_the_source_has_none_are_an_error(tmp_path: Path):
+    source = dataset(tmp_path / "in", {FILE: [row()]})
+    with pytest.raises(DataError, match=r"classes road, sky, of which none is among .* a, b"):
+        convert("huggingface", source, tmp_path / "out", classes=["a", "b"])
+    assert convert("huggingface", source, tmp_path / "out", classes=["sky", "b"]).ok
 
 
 def test_a_class_of_the_whole_image_names_no_pixels(tmp_path: Path):
@@ -183,6 +200,11 @@ def test_a_class_of_the_whole_image_names_no_pixels(tmp_path: Path):
     source = dataset(tmp_path / "in", {FILE: parquet_bytes([row()], features)}, None)
     with pytest.raises(DataError, match="no names"):
         convert("huggingface", source, tmp_path / "out")
+    category = {**scene, "names": ["p", "q"]}
+    for objects in ([{"category": category}], {"feature": {"category": category}, "_type": "List"}):
+        dataset(source, {FILE: parquet_bytes([row()], {**features, "objects": objects})}, None)
+        with pytest.raises(DataError, match="no names"):
+            convert("huggingface", source, tmp_path / "out")
     features["on_image"] = {"feature": {**scene, "names": ["road", "sky"]}, "_type": "Sequence"}
     dataset(source, {FILE: parquet_bytes([row()], features)}, None)
     assert convert("huggingface", source, tmp_path / "out").classes == ("road", "sky")
@@ -208,6 +230,54 @@ def test_several_configurations_are_not_mixed(tmp_path: Path):
         convert("huggingface", source, tmp_path / "out")
     assert convert("huggingface", source / "full", tmp_path / "out").ok
     assert list(label_maps(tmp_path / "out")[0]) == ["train/0000_000000.png"]
+
+
+def test_configurations_below_data_are_not_mixed(tmp_path: Path):
+    files = {"data/full/train.parquet": [row()], "data/train.parquet": [row()]}
+    source = dataset(tmp_path / "in", files)
+    with pytest.raises(DataError, match=r"configurations: \., full(.|\n)*such as .*data/full"):
+        convert("huggingface", source, tmp_path / "out")
+
+
+def test_files_with_and_without_a_split_are_not_mixed(tmp_path: Path):
+    source = dataset(tmp_path / "in", {"more.parquet": [row()], "test.parquet": [row(1)]})
+    with pytest.raises(DataError, match=r"names of .*more\.parquet, beside(.|\n)*split='train'"):
+        convert("huggingface", source, tmp_path / "out")
+    assert convert("huggingface", source, tmp_path / "out", split="train").written == 2
+
+
+NUMBERED: dict[str, tuple[dict[str, list[str]], set[str]]] = {
+    "folders of the hub": (
+        {"default/train/0000.parquet": [""], "default/validation/0000.parquet": [""]},
+        {"default_train_0000_000000.png", "default_validation_0000_000000.png"},
+    ),
+    "a row with the name of another one": (
+        {"train-0.parquet": ["train-0_000001.jpg", "x.jpg", "x.jpg"]},
+        {"train-0_000000.png", "train-0_000001.png", "train-0_000002.png"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_numbered_names_are_of_one_image_each(kind: str, tmp_path: Path):
+    files, names = NUMBERED[kind]
+    rows = {name: [row(k, path) for k, path in enumerate(paths)] for name, paths in files.items()}
+    source = dataset(tmp_path / "in", rows)
+    report = convert("huggingface", source, tmp_path / "out", split="val")
+    assert report.ok, report.text()
+    assert set(placed(tmp_path / "out")) == {f"val/{name}" for name in names}
+
+
+def test_label_maps_of_earlier_names_are_named(tmp_path: Path):
+    source = dataset(tmp_path / "in", {"train-0.parquet": [row(0, "x.jpg"), row(1, "y.jpg")]})
+    assert convert("huggingface", source, tmp_path / "out").notes[1:] == []
+    other = dataset(tmp_path / "other", {"train-7.parquet": [row(3, "z.jpg")]})
+    assert convert("huggingface", other, tmp_path / "out").notes[1:] == []
+    dataset(source, {"train-1.parquet": [row(2, "x.jpg")]})
+    report = convert("huggingface", source, tmp_path / "out")
+    (note,) = (note for note in report.notes if "earlier runs" in note)
+    assert note.startswith("1 label maps") and "now: train/x.png in " in note
+    assert (tmp_path / "out/annotations/train/x.png").is_file()
 
 
 def test_images_outside_the_file_are_found_beside_it(tmp_path: Path):

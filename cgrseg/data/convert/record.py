@@ -39,6 +39,8 @@ class Record:
         generation: settings and overwriting that the label maps are made by, in the note of each.
             Settings that only add classes or colors keep it.
         replaces: label maps without a note, and other images, are replaced.
+        unclaimed: label maps of earlier runs that their sources, which are among these, no longer
+            give; paths below the folder.
         drops_old: label maps of another generation are removed where their sources fail: they are
             in an encoding that the folder no longer has.
 
@@ -70,6 +72,12 @@ class Record:
         elif changed:
             self._refuse_leftovers(before, names)
         self._sources = {**before, **names}
+        sources = set(names.values())
+        self.unclaimed = sorted(
+            name
+            for name, source in before.items()
+            if name not in names and source in sources and (folder / name).is_file()
+        )
         self.generation = str(known.get("generation", ""))
         if overwrite or not self.generation:
             number = self.generation.partition("-")[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgrseg.class_names import class_list_text, read_class_list
+from cgrseg.class_names import class_list_text, listed, read_class_list
 from cgrseg.data.convert.format import ConversionReport, Failure, Format, Task
 from cgrseg.data.convert.image_names import ImageMode, place_image
 from cgrseg.data.convert.record import Record, note_of
@@ -69,6 +69,12 @@ def run_conversion(format: Format, progress: Progress | None = None) -> Conversi
                 f"{unrecorded} label maps without a record of what they were made from were kept: "
                 "an earlier version made them, or something else has written them since; "
                 f"{option('--overwrite')} makes them anew"
+            )
+        if record.unclaimed:
+            report.notes.append(
+                f"{len(record.unclaimed)} label maps of earlier runs are of no image that these "
+                f"sources name now: {listed(record.unclaimed)} in {format.label_folder}; if other "
+                "names have replaced them, delete them with their images"
             )
         if todo:
             record.write()

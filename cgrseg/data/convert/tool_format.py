@@ -137,13 +137,25 @@ class ToolFormat(SourceFormat):
             if self.background is not None:
                 first = clean_name(self.background)
                 names = [first, *(name for name in names if name != first)]
-        table = self.settle_classes(self.classes, found=names, background=self.background)
+        given = self.classes
+        if given is not None and [*map(clean_name, given)] == source.declared:
+            # The list names the values of the source, so that a name of it may be ignored.
+            given = self.kept_names(self.source, source.declared)
+        table = self.settle_classes(given, found=names, background=self.background)
         notes = [*source.notes]
         notes += [f"left out: {count} x {what}" for what, count in source.left_out.items()]
         if source.declared is None:
             notes += unused_ignored(self.ignored, used)
         left = [name for name in used if name not in (*table.classes, *table.ignored)]
         if left and isinstance(self, MaskFormat):
+            if set(used).isdisjoint(table.classes):
+                raise DataError(
+                    self.source,
+                    found=f"masks of the classes {listed(used)}, of which none is among the class "
+                    f"names {listed(table.classes)}",
+                    expected="at least one of the class names: all pixels would be ignored",
+                    remedy=f"correct {option('--classes')}, or {self.class_file} if it is there",
+                )
             notes.append(f"ignored, because the class names do not hold them: {listed(left)}")
         tasks = [
             each if isinstance(each, Failure) else self._task(each, table, state)

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from cgrseg.class_names import MAX_CLASSES, check_class_names, listed
+from cgrseg.class_names import MAX_CLASSES, check_class_names, listed, read_class_list
 from cgrseg.data.convert.custom_format import IGNORE, written_name
 from cgrseg.data.convert.format import Embedded, Failure, Option, reading
 from cgrseg.data.convert.image_names import named_inside
@@ -112,11 +112,19 @@ class HuggingFace(MaskFormat):
         )
         codes, where = self._class_names(root, table, read)
         known: dict[int, str | None] = {IGNORE: None, **codes}
-        splits = {
-            each.file: self.split or _split_of(each.file.relative_to(folder)) for each in read
+        splits = self._splits(folder, [each.file for each in read])
+        alike = Counter((splits[path], path.stem.casefold()) for path in splits)
+        prefixes = {
+            path: path.stem
+            if alike[split, path.stem.casefold()] == 1
+            else "_".join(path.relative_to(folder).with_suffix("").parts)
+            for path, split in splits.items()
         }
         taken = Counter(
-            (splits[each.file], _stem(row.path).casefold()) for each in read for row in each.rows
+            (splits[each.file], stem.casefold())
+            for each in read
+            for row in each.rows
+            for stem in {_stem(row.path), f"{prefixes[each.file]}_{row.number:06d}"}
         )
         numbered = 0
         for each in read:
@@ -125,7 +133,7 @@ class HuggingFace(MaskFormat):
             for row in each.rows:
                 stem = _stem(row.path)
                 if not stem or taken[split, stem.casefold()] > 1:
-                    stem = f"{each.file.stem}_{row.number:06d}"
+                    stem = f"{prefixes[each.file]}_{row.number:06d}"
                     numbered += bool(row.suffix)
                 images.append(
                     LabeledImage(
@@ -178,6 +186,20 @@ class HuggingFace(MaskFormat):
         patterns = ["*.parquet", CLASS_FILE]
         return download(hub_id, patterns, DataError, repo_type="dataset", revision=self.revision)
 
+    def _splits(self, folder: Path, files: Sequence[Path]) -> dict[Path, str | None]:
+        """Split of each file."""
+        splits = {path: self.split or _split_of(path.relative_to(folder)) for path in files}
+        without = [str(path) for path, split in splits.items() if split is None]
+        if without and len(without) < len(splits):
+            raise DataError(
+                folder,
+                found=f"no split in the names of {listed(without)}, beside files with one",
+                expected="a split in the name of each file, or of none",
+                remedy="rename these files, such as train-0.parquet, or choose one split for all "
+                f"files: {option('--split', 'train')}",
+            )
+        return splits
+
     def _class_names(
         self, root: Path, table: Path | None, scans: Sequence[_Scan]
     ) -> tuple[dict[int, str], str]:
@@ -190,19 +212,20 @@ class HuggingFace(MaskFormat):
             place = f"the feature ClassLabel of {column}"
             named = (written_name(name, f"{scan.file}, {place}") for name in names)
             return dict(enumerate(named)), place
-        if self.classes is None:
-            found = " and ".join(column for column, _ in features) or "no names"
-            raise DataError(
-                root,
-                found=f"{found}, where the names of the masks' values are needed",
-                expected=f"{CLASS_FILE}, or one feature ClassLabel in a list",
-                remedy=f"write {CLASS_FILE} beside the files, such as "
-                '{"0": "road", "1": "car"}, or name the values from 0 on: '
-                f"{option('--classes', 'road,car')}",
-            )
-        # The list names values here, so that a name of it may be ignored.
-        given, self.classes = check_class_names(self.classes, "--classes", most=MAX_CLASSES), None
-        return dict(enumerate(given)), option("--classes")
+        if self.classes is not None:
+            given = check_class_names(self.classes, "--classes", most=MAX_CLASSES)
+            return dict(enumerate(given)), option("--classes")
+        if self.class_file.is_file() and not self.ignored:  # it lacks names that were ignored
+            return dict(enumerate(read_class_list(self.class_file))), str(self.class_file)
+        found = " and ".join(column for column, _ in features) or "no names"
+        raise DataError(
+            root,
+            found=f"{found}, where the names of the masks' values are needed",
+            expected=f"{CLASS_FILE}, or one feature ClassLabel in a list",
+            remedy=f"write {CLASS_FILE} beside the files, such as "
+            '{"0": "road", "1": "car"}, or name the values from 0 on: '
+            f"{option('--classes', 'road,car')}",
+        )
 
 
 @dataclass(frozen=True)
@@ -340,15 +363,19 @@ def _parquet_files(source: Path) -> list[Path]:
 
 def _refuse_configurations(folder: Path, files: Sequence[Path]) -> None:
     """Raise where the folders are several datasets of one repository."""
-    parts = (path.relative_to(folder).parts for path in files)
-    tops = sorted({each[0] if len(each) > 1 else "." for each in parts} - {"data"})
-    tops = [each for each in tops if not _split_of(Path(each))]
+    tops = {}
+    for path in files:
+        below = path.relative_to(folder).parts
+        below = below[1:] if below[0] == "data" else below
+        name = below[0] if len(below) > 1 else "."
+        if not _split_of(Path(name)):
+            tops[name] = path.parents[max(len(below) - 2, 0)]
     if len(tops) > 1:
         raise DataError(
             folder,
-            found=f"parquet files of several configurations: {listed(tops)}",
+            found=f"parquet files of several configurations: {listed(sorted(tops))}",
             expected="one of them",
-            remedy=f"convert one folder, such as {folder / tops[-1]}",
+            remedy=f"convert one folder, such as {tops[max(tops)]}",
         )
 
 
@@ -439,23 +466,19 @@ def _column(schema: Any, given: str | None, known: Sequence[str], file: Path, re
 
 
 def _class_labels(features: Any) -> tuple[str, tuple[str, ...]] | None:
-    """The only column with class names in a list, and these; None: there is not one.
+    """The only column that is a list of class names, and these; None: there is not one.
 
-    A ClassLabel that is not in a list names the image as a whole.
+    A ClassLabel outside a list names the whole image, one in a struct names objects.
     """
-
-    def names_in(feature: Any, in_list: bool) -> Iterator[tuple[str, ...]]:
-        if isinstance(feature, list):
-            for each in feature:
-                yield from names_in(each, True)
-        elif isinstance(feature, dict):
-            if feature.get("_type") == "ClassLabel" and in_list:
-                yield tuple(map(str, feature["names"]))
-            elif feature.get("_type") != "ClassLabel":
-                for each in feature.values():
-                    yield from names_in(each, in_list or "_type" in feature)
-
-    found = {names: column for column, each in features.items() for names in names_in(each, False)}
+    found = {}
+    for column, feature in features.items():
+        inner = feature
+        while isinstance(inner, list) and len(inner) == 1:
+            inner = inner[0]
+        while isinstance(inner, dict) and {"_type", "feature"} <= inner.keys():
+            inner = inner["feature"]
+        if inner is not feature and isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            found[tuple(map(str, inner["names"]))] = column
     return (
         next(((column, names) for names, column in found.items()), None)
         if len(found) == 1
