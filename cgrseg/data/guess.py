@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from cgrseg.class_names import CLASS_LIST, read_class_list
@@ -104,17 +105,17 @@ def _refuse_other_annotations(root: Path, folders: tuple[str, str] | None) -> No
     raw = [each for name in list_specs() if (each := get_spec(name).raw_download) is not None]
     found, command = "", ""
     if folders is not None and table.is_file():
-        images, masks = (root / name for name in folders)
+        images, masks = (shlex.quote(str(root / name)) for name in folders)
         found = f"color masks with {COLOR_TABLE}, as CVAT exports them"
-        command = f"cgrseg data convert rgb {images} {masks} OUT --colors {table}"
+        command = f"cgrseg data convert rgb {images} {masks} OUT --colors {shlex.quote(str(table))}"
     elif here := [each for each in raw if all(any(root.glob(sign)) for sign in each.signs)]:
-        found, command = here[0].found, here[0].command.format(root=root)
+        found, command = here[0].found, here[0].command.format(root=shlex.quote(str(root)))
     elif folders is None:
         annotated = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
         beside = next((folder for folder in annotated if _holds_labelme(folder)), None)
         if beside is not None:
             found = f"JSON files beside their images in {beside}, as LabelMe writes them"
-            command = f"cgrseg data convert labelme {beside} OUT"
+            command = f"cgrseg data convert labelme {shlex.quote(str(beside))} OUT"
     if command:
         raise DataError(root, found=found, expected="label maps of class ids", remedy=command)
 
@@ -140,7 +141,7 @@ def refuse_known_formats(root: Path) -> None:
                 source,
                 found=f"the format {name} (by {reason})",
                 expected="label maps of class ids",
-                remedy=f"cgrseg data convert {name} {source} {places}",
+                remedy=f"cgrseg data convert {name} {shlex.quote(str(source))} {places}",
             )
 
 

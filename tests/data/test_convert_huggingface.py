@@ -396,7 +396,9 @@ def test_a_file_that_is_no_parquet_is_named(content: bytes, tmp_path: Path):
     assert report.written == 1 and bad in report.failures[0].message
 
 
-@pytest.mark.parametrize("names", [[], {}, {"a": "road"}, {"0": 5}, {"-1": "road"}, 3, None])
+@pytest.mark.parametrize(
+    "names", [[], {}, {"a": "road"}, {"0": 5}, {"-1": "road"}, {"1": "a", "01": "b"}, 3, None]
+)
 def test_a_list_of_names_of_another_form(names: Any, tmp_path: Path):
     source = dataset(tmp_path / "in", {FILE: [row()]}, {})
     (source / "id2label.json").write_text(json.dumps(names))
@@ -433,8 +435,14 @@ def test_the_folder_is_recognized(tmp_path: Path):
     assert recognize(source / FILE) == {"huggingface": Path(FILE).name}
     with pytest.raises(DataError, match=r"cgrseg data convert huggingface .*in OUT"):
         guess_dataset(source)
-    (source / FILE).write_bytes(b"text")
-    assert recognize(source) == {}
+    spaced = source.rename(tmp_path / "my set.parquet")  # a folder, as Spark names it
+    with pytest.raises(DataError, match=r"convert huggingface '.*my set\.parquet' OUT"):
+        guess_dataset(spaced)
+    assert convert("huggingface", spaced, tmp_path / "out").ok
+    with pytest.raises(DataError, match="a local source with revision='main'"):
+        convert("huggingface", spaced, tmp_path / "out", revision="main")
+    (spaced / FILE).write_bytes(b"text")
+    assert recognize(spaced) == {}
 
 
 def test_without_pyarrow_the_message_names_the_extra(

@@ -96,8 +96,8 @@ class HuggingFace(MaskFormat):
                 root,
                 found="no parquet files",
                 expected="files such as data/train-00000-of-00001.parquet",
-                remedy=f"of a hub id: {option('--revision', CONVERTED)}, where the hub keeps other "
-                "forms as parquet; of a dataset on disk: write it with to_parquet",
+                remedy="write a dataset on disk with to_parquet; for a hub id, use "
+                f"{option('--revision', CONVERTED)}, where the hub keeps other forms as parquet",
             )
         folder = root if root.is_dir() else root.parent
         _refuse_configurations(folder, files)
@@ -175,6 +175,14 @@ class HuggingFace(MaskFormat):
         """The local source, downloaded where it is a hub id."""
         hub_id = self.source.as_posix()
         if self.source.exists():
+            if self.revision is not None:
+                raise DataError(
+                    self.source,
+                    found=f"a local source with {option('--revision', self.revision)}",
+                    expected="a revision with a hub id only",
+                    remedy=f"leave {option('--revision')} out; to download a hub id of this "
+                    "name, run the command in another folder",
+                )
             return self.source
         if not is_hub_id(hub_id):
             raise DataError(
@@ -354,7 +362,7 @@ def _content(value: Any) -> tuple[bytes | None, str]:
 
 
 def _parquet_files(source: Path) -> list[Path]:
-    if source.suffix == ".parquet":
+    if source.suffix == ".parquet" and not source.is_dir():
         return [source]
     levels = ("*/" * depth + "*.parquet" for depth in range(_DEPTH))
     found = (path for pattern in levels for path in source.glob(pattern))
@@ -492,7 +500,8 @@ def _read_names(path: Path) -> dict[int, str]:
         expected='the name of each value, such as {"0": "road", "1": "car"}',
         remedy="download or correct the file",
     ):
-        names = {int(key): name for key, name in json.loads(read_input_text(path)).items()}
-        if not names or min(names) < 0:
-            raise ValueError("it names no value, or a negative one")
+        entries = json.loads(read_input_text(path))
+        names = {int(key): name for key, name in entries.items()}
+        if not names or min(names) < 0 or len(names) < len(entries):
+            raise ValueError("it names no value, a negative one, or one twice")
         return {k: written_name(names[k], f"{path}, {k}") for k in sorted(names)}
