@@ -141,6 +141,9 @@ def test_a_value_may_be_ignored_and_another_is_refused(tmp_path: Path):
     report = convert("huggingface", source, tmp_path / "out", ignored=["other"])
     (failure,) = report.failures
     assert f"{FILE}, row 1, label: pixels of no class: 3" in failure.message
+    assert re.search(
+        "4 values that are named or ignored(.|\\n)*list, or .*classes", failure.message
+    )
     maps, classes = label_maps(tmp_path / "out")
     assert classes == ("road", "sky")
     wanted = mask(1, 3).astype(int) - 1
@@ -407,10 +410,15 @@ def test_a_list_of_names_of_another_form(names: Any, tmp_path: Path):
 
 
 def test_metadata_of_another_form(tmp_path: Path):
-    forms: list[Any] = [[], 7, {"label": [[[]]]}, {"label": {"_type": "ClassLabel"}}, {"x": 7}]
-    for features in forms:
-        source = dataset(tmp_path / "in", {FILE: parquet_bytes([row()], features)}, None)
-        with pytest.raises(DataError):
+    no_names = {"_type": "ClassLabel"}
+    unused: list[Any] = [{"label": [[[]]]}, {"label": no_names}, {"x": 7}]
+    for features in unused:
+        source = dataset(tmp_path / "in", {FILE: parquet_bytes([row()], features)})
+        assert convert("huggingface", source, tmp_path / "out", overwrite=True).written == 1
+    malformed: list[Any] = [[], 7, {"label": [no_names]}]
+    for features in malformed:
+        source = dataset(tmp_path / "in", {FILE: parquet_bytes([row()], features)})
+        with pytest.raises(DataError, match=f"{FILE}: it cannot be read"):
             convert("huggingface", source, tmp_path / "out")
 
 

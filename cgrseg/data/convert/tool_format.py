@@ -346,7 +346,8 @@ def _replace_codes(
         raise DataError(
             mask,
             found=f"pixels of no class: {shown}" + (" and others" if strange.size > 5 else ""),
-            expected=f"one of the {len(known)} values that the source names",
-            remedy="add the class to the source's own list of classes, or export it again",
+            expected=f"one of the {len(known)} values that are named or ignored",
+            remedy="add the class where the class names are from (the source's own list, or "
+            f"{option('--classes')}), or export it again",
         )
     return np.array(list(values.values()), dtype=np.uint8)[position]
