@@ -100,7 +100,7 @@ class CustomFormat(Format):
     """
 
     _: KW_ONLY
-    split: Annotated[str | None, Option("Default: no split folders.")] = None
+    split: Annotated[str | None, Option("Default: the splits that the input names, if any.")] = None
     ignored: Annotated[
         Sequence[str], Option("Class whose pixels are ignored; may be repeated.", name="ignore")
     ] = ()
