@@ -20,7 +20,6 @@ from .conftest import Run
 from .test_ten_folders import SMALL
 
 FIRST = "cgrseg data check mine"
-FAST = ("A suffix, in one folder", "One class")
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +87,7 @@ def test_what_is_printed_is_what_to_type(
     walk(run, page[name], train=False)
 
 
-@pytest.mark.parametrize(
-    "name", [*FAST, *(pytest.param(k, marks=pytest.mark.slow) for k in TWELVE if k not in FAST)]
-)
+@pytest.mark.parametrize("name", TWELVE)
 def test_from_nothing_to_a_trained_network(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: dict[str, list[str]], name: str
 ) -> None:
