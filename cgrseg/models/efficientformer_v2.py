@@ -40,6 +40,7 @@ BiasForm = Literal["published", "geometric"]
 """How attention biases are resized to the input; see `EfficientFormerV2`."""
 
 _TABLE_INPUT = 512  # pixels per side of the input that the learned bias tables belong to
+_CHEAP = 64  # channels up to which a training step computes a 1x1 convolution a second time
 _IMAGENET_CELLS = 7  # cells per side of ImageNet's tables at stride 32 (224-pixel input)
 
 
@@ -61,7 +62,10 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """(N, C, H, W) and a scale (C, 1, 1) of the result to the shape of `x`."""
-        x = norm_gelu_conv(x, self.norm1, self.mid, self.fc1)  # (N, C * expansion, H, W)
+        first: nn.Conv2d | None = self.fc1
+        if self.fc1.in_channels > _CHEAP:
+            x, first = self.fc1(x), None
+        x = norm_gelu_conv(x, self.norm1, self.mid, first)  # (N, C * expansion, H, W)
         return scaled_norm(norm_gelu_conv(x, self.mid_norm, self.fc2), self.norm2, scale)
 
 
