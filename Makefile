@@ -38,6 +38,8 @@ $(CORE): pyproject.toml constraints.txt
 
 $(TOOLS): $(CORE)
 	$(PIP) --editable ".[dev,convert,export,web]"
+	# Beside the packages, for one test: torchmetrics imports it in each process that can see it.
+	$(PIP) --target $(VENV)/transformers --upgrade --no-deps transformers tokenizers regex
 	@touch $@
 
 $(SPHINX): $(CORE)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cgrseg.transformers_import import register_with_transformers
+
 if TYPE_CHECKING:
     from cgrseg.config import Config, load_config
     from cgrseg.evaluation.evaluate import evaluate
@@ -60,3 +62,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+register_with_transformers("cgrseg.huggingface.config")

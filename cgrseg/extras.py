@@ -15,6 +15,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "python_multipart": "python-multipart",
     },
     "convert": {"scipy": "scipy", "pyarrow": "pyarrow"},
+    "hf": {"transformers": "transformers"},
     "wandb": {"wandb": "wandb"},
 }
 """Extra of `pip install "cgrseg[EXTRA]"` to its packages: import name to distribution name."""

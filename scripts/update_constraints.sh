@@ -20,7 +20,7 @@ echo "torch==$torch_version" > "$work/torch.txt"
     echo "# What the Makefile installs, for Python 3.10 to 3.13."
     echo "# Made by: sh scripts/update_constraints.sh $torch_version"
     "$work/venv/bin/uv" pip compile pyproject.toml \
-        --extra dev --extra convert --extra export --extra web --extra docs --universal --python-version 3.10 \
+        --extra dev --extra convert --extra export --extra web --extra docs --extra hf --universal --python-version 3.10 \
         --constraint "$work/torch.txt" --no-annotate --no-header --quiet
 } > "$work/constraints.txt"
 mv "$work/constraints.txt" constraints.txt

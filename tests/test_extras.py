@@ -31,7 +31,8 @@ def test_the_table_lists_what_each_extra_installs() -> None:
     [
         ("onnx", 'pip install "cgrseg[export]"'),
         ("python_multipart", 'pip install "cgrseg[web]"'),
-        ("transformers", "pip install transformers"),  # no extra installs it
+        ("transformers", 'pip install "cgrseg[hf]"'),
+        ("timm", "pip install timm"),  # no extra installs it
     ],
 )
 def test_the_message_says_how_to_install_a_missing_package(

@@ -14,7 +14,7 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors", "loss_terms", "html", "input_files", "matplotlib_import"},
+    {"errors", "loss_terms", "html", "input_files", "matplotlib_import"} | {"transformers_import"},
     {"processes"},
     {"cpus"},
     {"extras", "files", "class_names", "console", "devices", "hub", "precision", "progress"}
@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
     {"data", "models", "ops", "visual"},
     {"formats"},
     {"inference"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "huggingface"},
     {"reporting", "deploy"},
     {"bench"},
     {"cli"},

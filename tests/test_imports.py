@@ -122,6 +122,8 @@ def test_every_module_imports_with_the_core_dependencies_alone(repository: Path)
         module.name
         for module in pkgutil.walk_packages(cgrseg.__path__, prefix="cgrseg.")
         if not module.name.endswith("__main__")
+        # Subclasses of transformers' classes, which transformers itself causes to be imported.
+        and not module.name.startswith("cgrseg.huggingface.")
     )
     assert len(modules) > 30
     found = run_python(CORE_ALONE.format(blocked=blocked, modules=modules), cwd=repository)

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from cgrseg.class_names import numbered_names
 from cgrseg.errors import MALFORMED
+from cgrseg.files import write_json
 from cgrseg.locks import locking
 from cgrseg.models.checkpoint_files import locate_pretrained, unusable_config
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centers
@@ -239,7 +241,9 @@ class CGRSeg(
 
     @locking(lambda given: given["save_directory"])
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write `model.safetensors` and `config.json` into a folder.
+        """Write `model.safetensors`, `config.json` and `preprocessor_config.json` into a folder.
+
+        `cgrseg` and transformers (`AutoModelForSemanticSegmentation`) both read the folder.
 
         Args:
             save_directory: the folder; created if missing.
@@ -253,8 +257,22 @@ class CGRSeg(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # The present options, not the arguments of the constructor.
-        self._hub_mixin_config = self.options()
+        self._hub_mixin_config = {**self.options(), **self._transformers_options()}
         save_safetensors(self, save_directory / "model.safetensors")
+        # What transformers' AutoImageProcessor needs beside config.json.
+        write_json(
+            save_directory / "preprocessor_config.json", {"preprocessing": self.preprocessing}
+        )
+
+    def _transformers_options(self) -> dict[str, Any]:
+        """Keys of `config.json` by which transformers chooses the classes of cgrseg.huggingface."""
+        names = self.classes or numbered_names(self.num_classes)
+        return {
+            "model_type": "cgrseg",
+            "architectures": ["CGRSegForSemanticSegmentation"],
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+        }
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> CGRSeg:
