@@ -38,15 +38,19 @@ def progress_bar(console: Console) -> RichProgress:
 
 
 @contextlib.contextmanager
-def shown_progress(what: str, enabled: bool = True) -> Iterator[Progress | None]:
+def shown_progress(
+    what: str, enabled: bool = True, *, unit: str = "images"
+) -> Iterator[Progress | None]:
     """Show progress on standard error.
 
     Args:
         what: description of the work, in one or two words.
         enabled: False shows nothing.
+        unit: what is counted.
 
     Yields:
-        A function of (done, total); None where nothing is shown.
+        A function of (done, total), total 0 where it is unknown; None where nothing is shown.
+        What was done before the first call, as of a resumed download, does not count as speed.
     """
     if not enabled or not is_first_process():
         yield None
@@ -54,21 +58,25 @@ def shown_progress(what: str, enabled: bool = True) -> Iterator[Progress | None]
     from rich.console import Console
 
     console, begun = Console(stderr=True), time.monotonic()
+    before: int | None = None
 
-    def speed_and_rest(done: int, total: int) -> tuple[float, float]:
-        rate = done / max(time.monotonic() - begun, 1e-9)
-        return rate, (total - done) / max(rate, 1e-9)
+    def speed_and_rest(done: int, total: int) -> tuple[float, str]:
+        nonlocal before
+        before = max(done - 1, 0) if before is None else before
+        rate = (done - before) / max(time.monotonic() - begun, 1e-9)
+        known = rate > 0 and total >= done
+        return rate, format_seconds((total - done) / rate if known else float("nan"))
 
     if not console.is_terminal:
         last = begun
 
         def print_line(done: int, total: int) -> None:
             nonlocal last
-            if time.monotonic() - last < _LINE_EVERY and done < total:
+            if time.monotonic() - last < _LINE_EVERY and (done < total or not total):
                 return
             last = time.monotonic()
             rate, rest = speed_and_rest(done, total)
-            line = f"{what}: {done}/{total}, {rate:.1f} images/s, {rest:.0f} s left"
+            line = f"{what}: {done}/{total or '?'} {unit}, {rate:.1f} {unit}/s, left {rest}"
             print(line, file=sys.stderr, flush=True)
 
         yield print_line
@@ -78,8 +86,8 @@ def shown_progress(what: str, enabled: bool = True) -> Iterator[Progress | None]
 
         def move(done: int, total: int) -> None:
             rate, rest = speed_and_rest(done, total)
-            text = f"{rate:.1f} images/s  left {format_seconds(rest if done else float('nan'))}"
-            bar.update(task, completed=done, total=total, text=text)
+            text = f"{rate:.1f} {unit}/s  left {rest}"
+            bar.update(task, completed=done, total=total or None, text=text)
 
         yield move
 

@@ -1,4 +1,4 @@
-"""`cgrseg data`: list, convert, check, browse and rank datasets, draw synthetic ones."""
+"""`cgrseg data`: list, fetch, convert, check, browse and rank datasets, draw synthetic ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgrseg.cli import completion, data_convert
+from cgrseg.cli import completion, data_convert, data_fetch
 from cgrseg.cli.common import (
     EXIT_PARTLY,
     Command,
@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 data = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Datasets: list, convert, check, browse and rank them, or draw a synthetic one.",
+    help="Datasets: list, fetch, convert, check, browse and rank them, or draw a synthetic one.",
 )
 data.add_typer(data_convert.app, name="convert")
+data.command(cls=Command)(data_fetch.fetch)
 
 Subject = Annotated[
     str,

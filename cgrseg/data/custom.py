@@ -75,7 +75,7 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         label_rule=rule,
         splits=splits,
         default_root=config.root,
-        how_to_get=HOW_TO_GET,
+        how_to_make=HOW_TO_GET,
         image_suffixes=tuple(image_after + ending for ending in IMAGE_SUFFIXES),
         image_prefix=image_before,
         label_suffix=after + endings[0],

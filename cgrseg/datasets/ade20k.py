@@ -8,7 +8,14 @@ colors are those of mmsegmentation and the challenge's own toolkit.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import DatasetSpec, Recipe, SplitLayout, class_table
+from cgrseg.datasets.spec import (
+    Archive,
+    DatasetSpec,
+    Download,
+    Recipe,
+    SplitLayout,
+    class_table,
+)
 
 CLASSES, PALETTE = class_table("""
     wall 787878, building b47878, sky 06e6e6, floor 503232, tree 04c803, ceiling 787850,
@@ -55,10 +62,19 @@ SPEC = DatasetSpec(
         "test": _VALIDATION,
     },
     default_root="data/ade/ADEChallengeData2016",
-    how_to_get=(
-        "fetch ADEChallengeData2016.zip (0.9 GB) from "
-        "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and unpack it into "
-        "data/ade, so that data/ade/ADEChallengeData2016/images/training exists"
+    download=Download(
+        archives=(
+            Archive(
+                "ADEChallengeData2016.zip",
+                ("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",),
+                parts={"ADEChallengeData2016": ""},
+                size=967_000_000,
+                digest="sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
+                digest_from="the preparation scripts of GluonCV and Segmenter",
+            ),
+        ),
+        terms="images: non-commercial research and education only; annotations: BSD 3-clause",
+        terms_page="https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
     ),
     notes="0 is 'other' and ignored; the challenge's test images have no public labels, so "
     "'test' is the validation set, as in the published configs.",

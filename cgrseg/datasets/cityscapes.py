@@ -8,7 +8,7 @@ those of `cityscapesscripts/helpers/labels.py`.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import Hint, LabelRule
-from cgrseg.datasets.spec import DatasetSpec, SplitLayout, class_table
+from cgrseg.datasets.spec import Archive, DatasetSpec, Download, SplitLayout, class_table
 
 CLASSES, PALETTE = class_table("""
     road 804080, sidewalk f423e8, building 464646, wall 66669c, fence be9999, pole 999999,
@@ -50,10 +50,20 @@ SPEC = DatasetSpec(
         "test": SplitLayout("leftImg8bit/test", None),
     },
     default_root="data/cityscapes",
-    how_to_get=(
-        "register at https://www.cityscapes-dataset.com, fetch leftImg8bit_trainvaltest.zip "
-        "(11 GB) and gtFine_trainvaltest.zip (241 MB), and unpack both into data/cityscapes, so "
-        "that data/cityscapes/leftImg8bit/train exists"
+    download=Download(
+        archives=(
+            Archive(
+                "leftImg8bit_trainvaltest.zip",
+                (),
+                parts={"leftImg8bit": "leftImg8bit"},
+                size=11_600_000_000,
+            ),
+            Archive("gtFine_trainvaltest.zip", (), parts={"gtFine": "gtFine"}, size=253_000_000),
+        ),
+        terms="non-commercial purposes only, after registration",
+        terms_page="https://www.cityscapes-dataset.com/license/",
+        by_hand="register at https://www.cityscapes-dataset.com, download "
+        "leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB)",
     ),
     image_suffixes=("_leftImg8bit.png", "_leftImg8bit.jpg"),
     label_suffix="_gtFine_labelTrainIds.png",

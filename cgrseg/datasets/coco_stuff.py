@@ -20,7 +20,15 @@ share a color there).
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import Hint, LabelRule
-from cgrseg.datasets.spec import DatasetSpec, RawDownload, Recipe, SplitLayout, class_table
+from cgrseg.datasets.spec import (
+    Archive,
+    DatasetSpec,
+    Download,
+    RawDownload,
+    Recipe,
+    SplitLayout,
+    class_table,
+)
 
 CLASSES, PALETTE = class_table("""
     person 00c040, bicycle 00c040, car 004060, motorcycle 80c0c0, airplane 004040, bus 00c0e0,
@@ -116,6 +124,9 @@ _RULE_164K_PREPARED = LabelRule.identity(
     ),
 )
 
+_CALVIN = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
+_TERMS = "images: terms of use of Flickr; annotations of COCO and COCO-Stuff: CC BY 4.0"
+
 _TEST_10K = SplitLayout(images="images/test2014", labels="annotations/test2014")
 
 SPEC_10K = DatasetSpec(
@@ -130,11 +141,20 @@ SPEC_10K = DatasetSpec(
         "test": _TEST_10K,
     },
     default_root="data/coco_stuff10k",
-    how_to_get=(
-        "fetch cocostuff-10k-v1.1.zip (2 GB) from "
-        "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
-        "cocostuff-10k-v1.1.zip, unpack it, then make the folders with "
-        "`cgrseg data convert coco-stuff10k`; data/coco_stuff10k/images/train2014 must exist"
+    download=Download(
+        archives=(
+            Archive(
+                "cocostuff-10k-v1.1.zip",
+                (f"{_CALVIN}/cocostuff-10k-v1.1.zip",),
+                parts={name: name for name in ("images", "annotations", "imageLists")},
+                size=2_000_000_000,
+                raw=True,
+            ),
+        ),
+        terms=_TERMS,
+        terms_page="https://github.com/nightrome/cocostuff10k#licensing",
+        converter="coco-stuff10k",
+        package="scipy",
     ),
     image_suffixes=(".jpg", ".jpeg"),
     label_suffix="_labelTrainIds.png",
@@ -167,12 +187,31 @@ SPEC_164K = DatasetSpec(
         "test": _VAL_164K,
     },
     default_root="data/coco_stuff164k",
-    how_to_get=(
-        "fetch http://images.cocodataset.org/zips/train2017.zip (18 GB) and val2017.zip (1 GB) and "
-        "unpack them into data/coco_stuff164k/images; fetch "
-        "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
-        "stuffthingmaps_trainval2017.zip (0.7 GB) and unpack it into "
-        "data/coco_stuff164k/annotations"
+    download=Download(
+        archives=(
+            *(
+                Archive(
+                    f"{name}.zip",
+                    (f"http://images.cocodataset.org/zips/{name}.zip",),
+                    parts={name: f"images/{name}"},
+                    size=size,
+                    digest=f"md5:{digest}",
+                    digest_from="the data loaders of PaddleDetection and LVIS",
+                )
+                for name, size, digest in (
+                    ("train2017", 19_300_000_000, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+                    ("val2017", 816_000_000, "442b8da7639aecaf257c1dceb8ba8c80"),
+                )
+            ),
+            Archive(
+                "stuffthingmaps_trainval2017.zip",
+                (f"{_CALVIN}/stuffthingmaps_trainval2017.zip",),
+                parts={name: f"annotations/{name}" for name in ("train2017", "val2017")},
+                size=690_000_000,
+            ),
+        ),
+        terms=_TERMS,
+        terms_page="https://github.com/nightrome/cocostuff#licensing",
     ),
     image_suffixes=(".jpg", ".jpeg"),
     other_encodings=(("_labelTrainIds.png", _RULE_164K_PREPARED),),

@@ -8,7 +8,14 @@ Names, order and colors are those of mmsegmentation and the Detail toolkit.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import DatasetSpec, Recipe, SplitLayout, class_table
+from cgrseg.datasets.spec import (
+    Archive,
+    DatasetSpec,
+    Download,
+    Recipe,
+    SplitLayout,
+    class_table,
+)
 
 CLASSES, PALETTE = class_table("""
     background 787878, aeroplane b47878, bag 06e6e6, bed 503232, bedclothes 04c803, bench 787850,
@@ -35,12 +42,34 @@ def _split(name: str) -> SplitLayout:
 
 _SPLITS = {"train": _split("train"), "val": _split("val"), "test": _split("val")}
 _ROOT = "data/VOCdevkit/VOC2010"
-_HOW_TO_GET = (
-    "fetch VOCtrainval_03-May-2010.tar (1.3 GB) from "
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and unpack it into data, so that "
-    "data/VOCdevkit/VOC2010/JPEGImages exists; put trainval_merged.json "
-    "(https://codalabuser.blob.core.windows.net/public/trainval_merged.json) into that VOC2010 "
-    "folder; then make labels and lists with `cgrseg data convert pascal-context`"
+_DOWNLOAD = Download(
+    archives=(
+        Archive(
+            "VOCtrainval_03-May-2010.tar",
+            ("http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar",),
+            parts={"VOCdevkit/VOC2010": ""},
+            size=1_350_000_000,
+            digest="md5:da459979d0c395079b5c75ee67908abb",
+            digest_from="torchvision",
+        ),
+        # The snapshot of the Internet Archive holds the same file: its digest decides.
+        Archive(
+            "trainval_merged.json",
+            (
+                "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
+                "https://web.archive.org/web/2022id_/"
+                "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
+            ),
+            parts={"trainval_merged.json": "trainval_merged.json"},
+            digest="sha1:169325d9f7e9047537fedca7b04de4dddf10b881",
+            digest_from="the preparation script of Segmenter",
+            raw=True,
+        ),
+    ),
+    terms="images: terms of use of Flickr; annotations: none are stated",
+    terms_page="http://host.robots.ox.ac.uk/pascal/VOC/voc2010/#rights",
+    converter="pascal-context",
+    converter_source="trainval_merged.json",
 )
 
 SPEC_59 = DatasetSpec(
@@ -51,7 +80,7 @@ SPEC_59 = DatasetSpec(
     label_rule=LabelRule.reduce_zero(len(CLASSES) - 1),
     splits=_SPLITS,
     default_root=_ROOT,
-    how_to_get=_HOW_TO_GET,
+    download=_DOWNLOAD,
     image_suffixes=(".jpg", ".jpeg"),
     notes="Raw 0 (background) is ignored.",
     order=40,
@@ -80,7 +109,7 @@ SPEC_60 = DatasetSpec(
     label_rule=LabelRule.identity(len(CLASSES)),
     splits=_SPLITS,
     default_root=_ROOT,
-    how_to_get=_HOW_TO_GET,
+    download=_DOWNLOAD,
     image_suffixes=(".jpg", ".jpeg"),
     notes="Raw 0 (background) is a class.",
     order=50,

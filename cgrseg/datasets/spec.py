@@ -102,6 +102,54 @@ class RawDownload:
     command: str
 
 
+@dataclass(frozen=True)
+class Archive:
+    """One file of a download.
+
+    Attributes:
+        name: file name.
+        addresses: where it is published; the next one is tried where one fails.  Empty: it is
+            downloaded by hand.
+        parts: folder or file in the archive to its place below the dataset root.  A part may lie
+            below one more folder.  Everything else is left out.
+        size: about, in bytes; 0: not published.
+        digest: as "md5:..." or "sha1:..."; empty: none is known.
+        digest_from: who published the digest.
+        raw: the parts are input of the converter, not parts of the dataset.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    parts: Mapping[str, str]
+    size: int = 0
+    digest: str = ""
+    digest_from: str = ""
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Download:
+    """What `cgrseg data fetch` downloads, and how it becomes the dataset.
+
+    Attributes:
+        archives: files to download.
+        terms: conditions of use, in words.
+        terms_page: their page.
+        converter: command below `cgrseg data convert` for the raw parts; empty: none is needed.
+        converter_source: file or folder among the raw parts that the converter reads.
+        package: import name of an optional package that the converter needs.
+        by_hand: what to do where a login is needed; empty: the archives have addresses.
+    """
+
+    archives: tuple[Archive, ...]
+    terms: str
+    terms_page: str
+    converter: str = ""
+    converter_source: str = ""
+    package: str = ""
+    by_hand: str = ""
+
+
 @dataclass(frozen=True, repr=False)
 class DatasetSpec:
     """One dataset.
@@ -114,7 +162,8 @@ class DatasetSpec:
         label_rule: encoding of files that end in `label_suffix`.
         splits: split name to layout.
         default_root: default of `data.root` in presets.
-        how_to_get: what to download, from where, and where to put it.
+        download: what `cgrseg data fetch` downloads; None: nothing is published.
+        how_to_make: how to make a dataset that is not downloaded.
         image_suffixes: endings of image files, compared without case.
         label_suffix: ending of label files, compared without case; the rest is the stem.
         image_prefix: start of image file names, before the stem.
@@ -141,7 +190,8 @@ class DatasetSpec:
     label_rule: LabelRule
     splits: Mapping[str, SplitLayout]
     default_root: str
-    how_to_get: str
+    download: Download | None = None
+    how_to_make: str = ""
     image_suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
     label_suffix: str = ".png"
     image_prefix: str = ""
@@ -187,6 +237,22 @@ class DatasetSpec:
     def is_custom(self) -> bool:
         """Whether this is a person's own folder, described by settings."""
         return self.name == "custom"
+
+    @property
+    def how_to_get(self) -> str:
+        """What to do where the dataset is missing."""
+        if self.download is None:
+            return self.how_to_make
+        names = " and ".join(archive.name for archive in self.download.archives)
+        if self.download.by_hand:
+            return (
+                f"{self.download.by_hand}, and run "
+                f"`cgrseg data fetch {self.name} --from FOLDER --out {self.default_root}`"
+            )
+        return (
+            f"`cgrseg data fetch {self.name} --out {self.default_root}` downloads {names} "
+            "and makes that folder, after it has shown the terms of use"
+        )
 
     @property
     def encodings(self) -> tuple[tuple[str, LabelRule], ...]:

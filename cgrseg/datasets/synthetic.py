@@ -25,7 +25,7 @@ SPEC = DatasetSpec(
         "val": SplitLayout(images="images/validation", labels="annotations/validation"),
     },
     default_root="data/synthetic",
-    how_to_get="draw it: `cgrseg data synth data/synthetic`",
+    how_to_make="draw it: `cgrseg data synth data/synthetic`",
     notes="0 is ignored.",
     order=90,
     recipe=Recipe(

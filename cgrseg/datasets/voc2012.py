@@ -6,7 +6,7 @@ Names and colors are those of the development kit; 255 marks object borders.
 from __future__ import annotations
 
 from cgrseg.datasets.label_rules import LabelRule
-from cgrseg.datasets.spec import DatasetSpec, SplitLayout, class_table
+from cgrseg.datasets.spec import Archive, DatasetSpec, Download, SplitLayout, class_table
 
 CLASSES, PALETTE = class_table("""
     background 000000, aeroplane 800000, bicycle 008000, bird 808000, boat 000080, bottle 800080,
@@ -33,10 +33,22 @@ SPEC = DatasetSpec(
     label_rule=LabelRule.identity(len(CLASSES)),
     splits={"train": _split("train"), "val": _split("val"), "trainval": _split("trainval")},
     default_root="data/VOCdevkit/VOC2012",
-    how_to_get=(
-        "fetch VOCtrainval_11-May-2012.tar (2 GB) from "
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and unpack it into data, so that "
-        "data/VOCdevkit/VOC2012/SegmentationClass exists"
+    download=Download(
+        archives=(
+            Archive(
+                "VOCtrainval_11-May-2012.tar",
+                (
+                    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+                    "http://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar",
+                ),
+                parts={"VOCdevkit/VOC2012": ""},
+                size=2_000_000_000,
+                digest="md5:6cd6e144f989b92b3379bac3b3de84fd",
+                digest_from="torchvision",
+            ),
+        ),
+        terms="images: terms of use of Flickr",
+        terms_page="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/#rights",
     ),
     image_suffixes=(".jpg", ".jpeg"),
     notes="Labels are palette PNGs; their indices are the ids.",

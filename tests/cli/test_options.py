@@ -58,6 +58,7 @@ def test_what_writes_takes_out_and_what_takes_json_prints(uses: list[OptionUse])
         "demo",
         "bench",
         "data browse",
+        "data fetch",
         "data rank",
     }
     assert having["--out"] == writing | converters

@@ -125,7 +125,9 @@ class TestPairs:
 
     def test_empty_folder(self, tmp_path: Path) -> None:
         (tmp_path / "images/training").mkdir(parents=True)
-        with pytest.raises(DataError, match=r"no images in it; it is empty(.|\n)*unpack it"):
+        with pytest.raises(
+            DataError, match=r"no images in it; it is empty(.|\n)*cgrseg data fetch ade20k"
+        ):
             find_pairs(get_spec("ade20k"), tmp_path, "train")
 
     def test_labels_of_the_other_encoding_are_not_taken(self, tmp_path: Path) -> None:

@@ -154,7 +154,9 @@ def _chosen_splits(config: DataConfig, spec: DatasetSpec, quick: bool, evaluate:
         return chosen
     layouts = [spec.splits[name] for name in chosen if name in spec.splits]
     for name, layout in spec.splits.items():
-        # 'val' and 'test' are one split in some datasets; once is enough.
+        # 'val' and 'test' are one split in some datasets; once is enough.  'trainval' holds others.
+        if "trainval" in (name, config.train_split):
+            continue
         if layout in layouts or layout.labels is None or not (root / layout.images).is_dir():
             continue
         if layout.list_file is None or (root / layout.list_file).is_file():
