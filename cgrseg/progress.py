@@ -72,10 +72,10 @@ def shown_progress(
 
         def print_line(done: int, total: int) -> None:
             nonlocal last
-            if time.monotonic() - last < _LINE_EVERY and (done < total or not total):
-                return
-            last = time.monotonic()
             rate, rest = speed_and_rest(done, total)
+            if time.monotonic() - last < (_LINE_EVERY if done < total or not total else 0):
+                return
+            last = float("inf") if 0 < total <= done else time.monotonic()
             line = f"{what}: {done}/{total or '?'} {unit}, {rate:.1f} {unit}/s, left {rest}"
             print(line, file=sys.stderr, flush=True)
 

@@ -141,6 +141,7 @@ def test_each_dataset_is_downloaded_laid_out_and_checked(
     root = tmp_path / "data" / name
     result = run(name, "--out", root, "--yes", "--workers", 1)
     assert result.exit_code == 0, result.output
+    assert ".cgrseg.partial" not in result.output
     assert "0 errors" in result.stdout and "to train: cgrseg train cgrseg-t_" in result.stdout
     spec = get_spec(name)
     assert spec.download is not None and spec.download.terms in result.stdout

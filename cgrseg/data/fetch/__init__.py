@@ -164,6 +164,8 @@ def fetch_dataset(
         if not keep_archives:
             _remove_downloads(target, published)
         _move_in(ready, target)
+        if conversion is not None:
+            conversion.out = target  # it was made beside its place
         with shown("checking", "files") as progress:
             report = check_dataset(_config(spec, target), workers=workers, progress=progress)
         kept = target / ARCHIVES if keep_archives else None
