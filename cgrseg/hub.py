@@ -1,13 +1,13 @@
-"""Downloads from the Hugging Face hub, kept in the cache of `huggingface_hub`."""
+"""The Hugging Face hub: downloads, kept in the cache of `huggingface_hub`, and uploads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgrseg.errors import CGRSegError
+from cgrseg.errors import CGRSegError, EnvironmentProblem, option
 
 
 def is_hub_id(text: str) -> bool:
@@ -47,3 +47,77 @@ def download(
             "pass its path",
         ) from error
     return Path(folder)
+
+
+def upload(
+    folder: Path, hub_id: str, *, private: bool, exist_ok: bool, tell: Callable[[str], None]
+) -> str:
+    """Upload the files of a folder to a model repository, as one commit.
+
+    Args:
+        folder: local folder without subfolders.
+        hub_id: as `owner/name`.
+        private: create a private repository.
+        exist_ok: add a commit to a repository that exists.
+        tell: gets the list of files and their size before the upload.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        EnvironmentProblem: no token, no permission, a repository that exists, or no connection.
+            The folder stays as it is.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    names = ", ".join(path.name for path in files)
+    tell(f"uploading {names} ({size / 1e6:.1f} MB) to {api.endpoint}/{hub_id}")
+    try:
+        api.create_repo(hub_id, private=private, exist_ok=exist_ok)
+        api.upload_folder(
+            repo_id=hub_id,
+            folder_path=folder,
+            allow_patterns=[path.name for path in files],
+            commit_message="Publish weights with cgrseg",
+        )
+    except Exception as error:  # the hub client raises many unrelated types
+        raise _upload_problem(error, folder, hub_id, api.endpoint) from error
+    return f"{api.endpoint}/{hub_id}"
+
+
+def _upload_problem(
+    error: Exception, folder: Path, hub_id: str, endpoint: str
+) -> EnvironmentProblem:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = str(error).strip().splitlines()
+    again = f"and run the command again with {option('--overwrite')}"
+    found, remedy = {
+        401: (
+            "the hub was given no valid token",
+            f"log in with hf auth login, or set HF_TOKEN, {again}",
+        ),
+        403: (
+            "the token may not write there",
+            f"use a token with write access, or a name of your own, {again}",
+        ),
+        409: (
+            "the repository exists",
+            f"choose another name, or add a commit to it with {option('--overwrite')}",
+        ),
+    }.get(
+        status or 0,
+        (
+            f"the upload failed ({type(error).__name__}: "
+            f"{reason[0] if reason else 'no reason given'})",
+            f"check the network, HF_ENDPOINT and HF_HUB_OFFLINE, {again}",
+        ),
+    )
+    return EnvironmentProblem(
+        f"{endpoint}/{hub_id}",
+        found=found,
+        expected="a repository that this user may write",
+        remedy=f"{remedy}; the folder {folder} is complete and stays",
+    )

@@ -81,6 +81,8 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", READING_DATA),
     ("deploy/web", ("web",)),
     ("deploy", ("export",)),
+    ("publishing", ("publish",)),
+    ("hub.py", ("publish",)),
     ("inference/autolabel.py", ("autolabel",)),
     ("inference/results.py", ("predict",)),
     ("inference/ready_backend.py", ("predict",)),

@@ -27,7 +27,7 @@ LEVELS: list[set[str]] = [
     {"inference"},
     {"training", "evaluation", "huggingface"},
     {"reporting", "deploy"},
-    {"bench"},
+    {"bench", "publishing"},
     {"cli"},
 ]
 SAME_LEVEL = {("training", "evaluation")}

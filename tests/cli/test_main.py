@@ -21,7 +21,7 @@ from .conftest import Run
 
 COMMANDS = [
     *("train", "evaluate", "predict", "export", "web"),
-    *("info", "bench", "report", "data", "demo", "autolabel"),
+    *("info", "bench", "report", "data", "demo", "autolabel", "publish"),
 ]
 
 # Packages that take more than 20 ms to import, by what a command does.
@@ -111,6 +111,7 @@ def test_bug_of_ours_keeps_its_stack_trace() -> None:
         ("predict MODEL IMAGE --out OUT", NETWORK),
         ("info MODEL", NETWORK),
         ("export MODEL --format none", NETWORK),
+        ("publish MODEL --out OUT/folder", NETWORK),
         ("evaluate cgrseg-t_synthetic MODEL --data-root SCENES", MEASURES),
     ],
 )

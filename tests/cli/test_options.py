@@ -60,6 +60,7 @@ def test_what_writes_takes_out_and_what_takes_json_prints(uses: list[OptionUse])
         "data browse",
         "data fetch",
         "data rank",
+        "publish",
     }
     assert having["--out"] == writing | converters
     assert having["--json"] >= {"evaluate", "info", "bench", "data check", "data list"} | converters
