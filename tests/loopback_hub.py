@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,10 +21,10 @@ OWNER = "someone"
 
 
 class Hub:
-    """Model repositories in memory.
+    """Repositories in memory.
 
     Attributes:
-        files: content by file name of each repository.
+        files: content by file name of each repository: `owner/name`, or `datasets/owner/name`.
         address: value of HF_ENDPOINT.
         stored: uploaded large files by SHA-256, before a commit names them.
     """
@@ -50,25 +51,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        api, names = parts[:2] == ["api", "models"], parts[2:]
-        repository = "/".join(names[:2] if api else parts[:2])
+        path = self.path.partition("?")[0]
+        found = re.fullmatch(
+            r"/(api/)?(datasets/|models/)?([^/]+/[^/]+)(?:/(\w+)/[^/]+)?/?(.*)", path
+        )
+        api, kind, repository, what, name = found.groups() if found else ("", "", "", "", "")
+        repository = f"datasets/{repository}" if kind == "datasets/" else repository
         files = self.hub.files.get(repository)
         if files is None:
             self.answer({"error": "Repository not found"}, 404, "RepoNotFound")
-        elif api and names[2] == "revision":
-            siblings = [{"rfilename": name} for name in files]
+        elif api and what in (None, "revision"):
+            siblings = [{"rfilename": each} for each in files]
             commit = self.hub.commit_of(repository)
             self.answer({"id": repository, "sha": commit, "siblings": siblings})
-        elif api and names[2] == "tree":
+        elif api and what == "tree":
             self.answer(
                 [
                     {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
                     for n, c in files.items()
                 ]
             )
-        elif not api and parts[2] == "resolve" and parts[4] in files:
-            self.answer(files[parts[4]], commit=self.hub.commit_of(repository))
+        elif what == "resolve" and name in files:
+            self.answer(files[name], commit=self.hub.commit_of(repository))
         else:
             self.answer({"error": "Entry not found"}, 404, "EntryNotFound")
 
@@ -165,7 +169,9 @@ def loopback_hub(cache: Path) -> Iterator[Hub]:
             patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
             # Large files take the LFS route: Xet, the default, needs a storage server.
             patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-            patch.setenv("HF_TOKEN", TOKEN)
+            for name, value in (("HF_TOKEN", TOKEN), ("HF_ENDPOINT", hub.address)):
+                patch.setenv(name, value)  # for commands in processes of their own
+            patch.setenv("HF_HUB_CACHE", str(cache))
             yield hub
     finally:
         server.shutdown()

@@ -116,7 +116,6 @@ class CGRSeg(
     repo_url="https://github.com/nizhenliang/CGRSeg",
     paper_url="https://arxiv.org/abs/2405.06228",
     pipeline_tag="image-segmentation",
-    license="apache-2.0",
     tags=["semantic-segmentation", "cgrseg"],
 ):
     """The whole network; build it with :func:`cgrseg.create_model`.

@@ -40,6 +40,11 @@ _PLACE_SIGNS = ("/", "\\", "~")
 # The hub's names of scores, by ours.
 _HUB_METRICS = {"mIoU": "mean_iou", "aAcc": "accuracy", "mAcc": "mean_accuracy"}
 
+_SEVERAL_VIEWS = (
+    "\n- The test settings have several views (windows, scales or mirroring). "
+    "transformers cannot do them; cgrseg does."
+)
+
 _CITATION = """```bibtex
 @inproceedings{ni2024context,
   title={Context-guided spatial feature reconstruction for efficient semantic segmentation},
@@ -97,6 +102,7 @@ def model_card(
     versions: str,
     license_id: str | None,
     hub_id: str | None,
+    plain: bool,
 ) -> str:
     """Text of the card.
 
@@ -110,7 +116,8 @@ def model_card(
         iteration: iterations that trained the weights; None: unknown.
         versions: versions that trained and published the weights.
         license_id: license of the weights as the hub names it; None: none was given.
-        hub_id: hub id in the examples; None: the folder's name stands there.
+        hub_id: hub id in the examples; None: the word FOLDER stands there.
+        plain: whether the test settings mean one plain view, which transformers can do.
     """
     cost = network_cost(
         model.variant,
@@ -127,7 +134,7 @@ def model_card(
     data = None if spec is None else spec.download
     address = hub_id or "FOLDER"
     sections = [
-        _front_matter(name, measured, license_id, str(dataset), None if own else about),
+        _front_matter(name, measured, license_id, str(dataset), None if own else about, plain),
         f"# {name}",
         f"{title} for semantic segmentation (Ni et al., ECCV 2024, "
         f"[arXiv 2405.06228](https://arxiv.org/abs/2405.06228)), trained on {about}: "
@@ -142,12 +149,12 @@ def model_card(
         "| weights | `model.safetensors`, float32 |",
         "## Scores\n\n" + _scores(measured),
         "## Classes\n\n" + _class_table(classes, palette, measured),
-        _usage(address),
+        _usage(address, plain),
         "## Training\n\n" + _training(config, iteration, about, data) + f"\n\n{versions}",
         "## Limits\n\n"
         "- The network knows these classes only, and gives every pixel one of them.\n"
-        f"- It was trained on {about}. Measure it on your own images before you rely on it.\n"
-        "- With transformers, a prediction is one view of the whole image.",
+        f"- It was trained on {about}. Measure it on your own images before you rely on it."
+        + ("" if plain else _SEVERAL_VIEWS),
         "## License\n\n" + _license(license_id),
         "## Citation\n\n" + _CITATION,
     ]
@@ -160,6 +167,7 @@ def _front_matter(
     license_id: str | None,
     dataset: str,
     title: str | None,
+    plain: bool,
 ) -> str:
     shown = measured[0] if measured else None
     found = {} if shown is None else shown.scores
@@ -181,7 +189,7 @@ def _front_matter(
         license=license_id,
         library_name="cgrseg",
         pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "cgrseg", "transformers"],
+        tags=["semantic-segmentation", "cgrseg", *(["transformers"] if plain else [])],
         datasets=None if title is None else [dataset],
         metrics=[_HUB_METRICS[key] for key in scores] or None,
         model_name=name,
@@ -227,8 +235,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _usage(address: str) -> str:
-    return f"""## Use
+def _usage(address: str, plain: bool) -> str:
+    ours = f"""## Use
 
 ```shell
 cgrseg predict {address} street.jpg --out painted
@@ -239,9 +247,8 @@ import cgrseg
 
 result = cgrseg.Predictor.from_pretrained("{address}")("street.jpg")
 result.labels  # (H, W) class ids at the image's own size
-```
-
-With transformers (`pip install "cgrseg[hf]"`), the labels are the same:
+```"""
+    theirs = f"""With transformers (`pip install "cgrseg[hf]"`), the labels are the same:
 
 ```python
 import cgrseg  # registers the classes
@@ -249,6 +256,7 @@ from transformers import pipeline
 
 segments = pipeline("image-segmentation", model="{address}")("street.jpg")
 ```"""
+    return f"{ours}\n\n{theirs}" if plain else ours
 
 
 def _training(

@@ -24,6 +24,7 @@ from cgrseg.files import atomic_write_text, explained, make_folder, partial_fold
 from cgrseg.hub import is_hub_id, upload
 from cgrseg.inference import Predictor, TorchBackend
 from cgrseg.inference.predictor import stored_test_settings
+from cgrseg.inference.segmenting import is_plain
 from cgrseg.input_files import read_input
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
@@ -121,6 +122,7 @@ def publish(
         versions=_versions(checkpoint),
         license_id=license_id,
         hub_id=to,
+        plain=is_plain(shown.test),
     )
     model.classes, model.palette = shown.classes, shown.palette
     model.preprocessing = shown.test.model_dump(mode="json")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import io
 import json
-import os
 import re
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from cgrseg.data.guess import guess_dataset
 from cgrseg.data.image_files import read_image
 from cgrseg.errors import DataError, EnvironmentProblem
 from tests.data.test_convert_tools import convert, label_maps
+from tests.loopback_hub import loopback_hub
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra [convert]")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra [convert]")
@@ -462,77 +458,15 @@ def test_without_pyarrow_the_message_names_the_extra(
         convert("huggingface", source, tmp_path / "out")
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What a download from the hub asks for, of one dataset repository."""
-
-    root: Path
-    commit = "a" * 40
-
-    def log_message(self, *values: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        place, _, _ = self.path.partition("?")
-        below = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*.*")}
-        files = {name: path.read_bytes() for name, path in below.items()}
-        api, file = "/api/datasets/owner/name", f"/datasets/owner/name/resolve/{self.commit}/"
-        if place == f"{api}/revision/main":
-            siblings = [{"rfilename": name} for name in files]
-            self.answer({"id": "owner/name", "sha": self.commit, "siblings": siblings})
-        elif place == f"{api}/tree/{self.commit}":
-            sizes = [(name, len(content)) for name, content in files.items()]
-            entries = [{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in sizes]
-            self.answer(entries)
-        elif place.startswith(file):
-            self.answer(files[place.removeprefix(file)])
-        else:
-            self.answer(b"", 404)
-
-    def answer(self, value: Any, status: int = 200) -> None:
-        content = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Folder of the repository `owner/name`, and the environment that leads to its server."""
-    root = tmp_path / "repository"
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), type("OneHub", (Hub,), {"root": root})
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    yield root, {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_hub_id_is_downloaded(hub: tuple[Path, dict[str, str]], tmp_path: Path):
-    root, environment = hub
-    dataset(root, {FILE: [row(1, "a.png")], "large.bin": b"not asked for"})
-
-    def run(hub_id: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cgrseg", "data", "convert", "huggingface", hub_id, "out"]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
-
-    found = run("owner/name")
-    assert found.returncode == 0, found.stderr
+def test_a_hub_id_is_downloaded(tmp_path: Path):
+    root = dataset(tmp_path / "in", {FILE: [row(1, "a.png")], "large.bin": b"not asked for"})
+    below = {path.relative_to(root).as_posix(): path for path in root.rglob("*.*")}
+    with loopback_hub(tmp_path / "cache") as hub:
+        hub.files["datasets/owner/name"] = {n: path.read_bytes() for n, path in below.items()}
+        convert("huggingface", "owner/name", tmp_path / "out")
+        with pytest.raises(DataError, match="owner/other: no such local path, and the hub did not"):
+            convert("huggingface", "owner/other", tmp_path / "other")
     (labels,) = label_maps(tmp_path / "out")[0].values()
     np.testing.assert_array_equal(labels, mask(1))
     assert read_image(tmp_path / "out/images/train/a.png").shape == (HEIGHT, WIDTH, 3)
     assert not list((tmp_path / "cache").rglob("large.bin"))
-    missing = run("owner/other")
-    assert missing.returncode == 2
-    assert "owner/other: no such local path, and the hub did not give it" in missing.stderr

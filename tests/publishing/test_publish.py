@@ -142,10 +142,16 @@ def test_without_an_evaluation_the_card_says_so(run_folder: Path, tmp_path: Path
     assert "| split val, during the training | 25.00 |" in card
     assert "gave no license" in card
     content = torch.load(alone / "best.pth", weights_only=True)
-    torch.save({"state_dict": content["state_dict"]}, alone / "bare.pth")
+    assert "transformers" in card
+    slide = {"mode": "slide", "crop_size": [32, 32], "stride": [32, 32], "scale": [64, 64]}
+    meta = {"preprocessing": slide}
+    torch.save({"state_dict": content["state_dict"], "meta": meta}, alone / "bare.pth")
     bare = publish(alone / "bare.pth", out=alone / "bare", tell=lambda text: None)
     assert bare.scores == {}
-    assert "without an evaluation" in (alone / "bare/README.md").read_text()
+    card = (alone / "bare/README.md").read_text()
+    assert "without an evaluation" in card
+    assert "transformers cannot do them" in card
+    assert "import pipeline" not in card
 
 
 def test_records_of_other_weights_are_not_taken(run_folder: Path, tmp_path: Path) -> None:
