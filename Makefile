@@ -36,9 +36,10 @@ $(CORE): pyproject.toml constraints.txt
 	$(BIN)/python -c "from cgrseg import *"  # compiles it, PyTorch and most of what the commands import
 	@touch $@
 
+# transformers lies beside the packages, for the tests of cgrseg.huggingface alone: torchmetrics
+# imports it in each process that can see it, which takes 0.8 s.
 $(TOOLS): $(CORE)
 	$(PIP) --editable ".[dev,convert,export,web]"
-	# Beside the packages, for one test: torchmetrics imports it in each process that can see it.
 	$(PIP) --target $(VENV)/transformers --upgrade --no-deps transformers tokenizers regex
 	@touch $@
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -58,6 +57,8 @@ def _register(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a version of transformers without what the class needs
+        import logging
+
         logging.getLogger("cgrseg").warning(
             "transformers cannot open CGRSeg's folders here (%s: %s)", type(error).__name__, error
         )
