@@ -53,7 +53,8 @@ MODES: dict[str, dict[str, Any]] = {
 @functools.cache
 def _network(variant: str) -> CGRSeg:
     torch.manual_seed(0)
-    return draw_weights(create_model(variant, CLASSES, dropout=0.0, drop_path=0.0))
+    options: dict[str, Any] = {"dropout": 0.0, "drop_path": 0.0, "context_blocks": 1}
+    return draw_weights(create_model(variant, CLASSES, **options))
 
 
 def network(variant: str = "cgrseg_t") -> CGRSeg:

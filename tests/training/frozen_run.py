@@ -35,6 +35,7 @@ def train_frozen(data: Path, work_dir: Path, batch_size: int, iterations: int) -
     config = small_config(
         data,
         work_dir,
+        model__context_blocks=5,
         schedule__max_iters=iterations,
         schedule__warmup_iters=0,
         train__batch_size=batch_size,

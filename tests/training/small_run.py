@@ -1,4 +1,4 @@
-"""A training small enough for tests: 8 images of 64x64, three classes, CGRSeg-T."""
+"""A training small enough for tests: 8 images of 64x64, CGRSeg-T with one context block."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small_config(root: Path, work_dir: Path, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "name": "small",
         "work_dir": str(work_dir),
-        "model": {"drop_path": 0.2},
+        "model": {"drop_path": 0.2, "context_blocks": 1},
         "data": {"dataset": "custom", "root": str(root), "workers": 0},
         "augment": {"scale": [64, 64], "crop_size": [64, 64]},
         "test": {"resize": "none"},
@@ -67,5 +67,5 @@ def differing(first: Path, second: Path) -> list[str]:
     """Names of the entries that are not equal bit for bit in two checkpoints."""
     one, other = weights_of(first), weights_of(second)
     assert one.keys() == other.keys()
-    assert len(one) > 900
+    assert len(one) > 850
     return [name for name in one if not torch.equal(one[name], other[name])]

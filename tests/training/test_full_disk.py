@@ -67,7 +67,7 @@ def explained(config: Config) -> int:
 
 def train_on_a_small_disk(root: Path, folder: Path) -> int:
     """Room for two checkpoints, and not for the third beside them."""
-    small_disk(folder, "280m")
+    small_disk(folder, "210m")
     return explained(
         small_config(
             root, folder / "run", augment__crop_size=[32, 32], train__checkpoint_interval=1

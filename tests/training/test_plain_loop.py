@@ -18,7 +18,7 @@ from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train_on
 from tests.training.small_run import weights_of
 
-WARMUP, BATCH, SIDE = 5, 2, 32
+WARMUP, BATCH, SIDE = 3, 2, 32
 
 
 class FixedBatches:
@@ -86,7 +86,7 @@ def plain_loop(model: nn.Module, batches: list[dict[str, Any]], iterations: int)
     return losses
 
 
-@pytest.mark.parametrize("iterations", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("iterations", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_iterations_are_those_of_a_plain_loop(iterations: int, tmp_path: Path) -> None:
     config = Config.model_validate(
         {
@@ -101,8 +101,8 @@ def test_iterations_are_those_of_a_plain_loop(iterations: int, tmp_path: Path) -
         }
     )
     torch.manual_seed(3)
-    ours = create_model("cgrseg_t", 11, dropout=0.0)
-    plain = create_model("cgrseg_t", 11, dropout=0.0).double()
+    ours = create_model("cgrseg_t", 11, dropout=0.0, context_blocks=1)
+    plain = create_model("cgrseg_t", 11, dropout=0.0, context_blocks=1).double()
     plain.load_state_dict(ours.state_dict())
     source = FixedBatches()
     train_on(source, config, Placement("cpu"), model=ours)

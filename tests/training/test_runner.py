@@ -141,15 +141,22 @@ def test_sigterm_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
 
 
 def test_double_precision_resumes_exactly(dataset: Path, tmp_path: Path) -> None:
-    options = {"train__precision": "fp64", "train__ema_decay": 0.5, "augment__crop_size": [32, 32]}
-    train(small_config(dataset, tmp_path / "whole", **options), device="cpu")
-    config = small_config(dataset, tmp_path / "two", **options, train__checkpoint_interval=3)
-    train(config, device="cpu")
-    # as if it had been killed after the third iteration
-    (tmp_path / "two" / "previous.pth").replace(tmp_path / "two" / "latest.pth")
+    config = small_config(
+        dataset,
+        tmp_path / "run",
+        train__precision="fp64",
+        train__ema_decay=0.5,
+        train__checkpoint_interval=2,
+        augment__crop_size=[32, 32],
+        schedule__max_iters=4,
+    )
+    whole = train(config, device="cpu").latest.rename(tmp_path / "whole.pth")
+    # as if it had been killed after the second iteration
+    (tmp_path / "run" / "previous.pth").rename(tmp_path / "run" / "latest.pth")
     result = train(config, device="cpu", auto_resume=True)
+    assert read_table(tmp_path / "run" / "metrics.csv")[-2]["iteration"] == "3"
     assert weights_of(result.latest)["decode_head.conv_seg.weight"].dtype == torch.float64
-    assert differing(result.latest, tmp_path / "whole" / "latest.pth") == []
+    assert differing(result.latest, whole) == []
 
 
 def test_predictions_are_shown_in_tensorboard(dataset: Path, tmp_path: Path) -> None:
@@ -316,7 +323,7 @@ def test_bent_moments_never_reach_the_fused_step(
 ) -> None:
     checkpoint = torch.load(finished / "latest.pth", weights_only=True)
     config = small_config(dataset, tmp_path / "run")
-    module = TrainingModule(create_model("cgrseg_t", 3), config, 3, 0)
+    module = TrainingModule(create_model("cgrseg_t", 3, context_blocks=1), config, 3, 0)
     refuse_other_optimizer(module, checkpoint)
     states = checkpoint["training"]["optimizer"]["state"]
     good = states[0]
