@@ -205,6 +205,14 @@ def _aside(tree: ast.AST, file: str) -> set[int]:
             or getattr(node, "name", "") in ("present_names", "with_compile_value")
             for each in ast.walk(node)
         }
+    if file == "config/mmseg.py":  # names of mmsegmentation, except in what `refuse` says
+        told = {
+            id(each)
+            for node in ast.walk(tree)
+            if getattr(node, "name", "") in ("refuse", "notes")
+            for each in ast.walk(node)
+        }
+        found |= {id(each) for each in ast.walk(tree)} - told
     if file in ("cli/options.py", "cli/reference.py", "errors.py"):
         found |= {
             id(each)

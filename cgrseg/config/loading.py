@@ -18,9 +18,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cgrseg.config.mmseg import refuse
+from cgrseg.config.mmseg_reader import is_mmseg_file
 from cgrseg.config.presets import list_presets, named_preset
 from cgrseg.config.schema import Config
-from cgrseg.config.settings import build, merge, parse_overrides, readable
+from cgrseg.config.settings import (
+    NUM_CLASSES,
+    build,
+    merge,
+    parse_overrides,
+    readable,
+    unknown_setting,
+)
+from cgrseg.datasets import get_spec
 from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.input_files import read_input_text, refuse_special
 
@@ -44,8 +54,22 @@ def load_config(
     config = _load(path_or_name)
     if not overrides:
         return config
-    changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    return build(merge(config.model_dump(), changes))
+    changes = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
+    count = changes.pop(NUM_CLASSES, None)
+    changed = build(merge(config.model_dump(), changes))
+    if count is not None and count != _class_count(changed):
+        raise unknown_setting(NUM_CLASSES)
+    return changed
+
+
+def _class_count(config: Config) -> int | None:
+    """Number of classes, where the settings give it without the dataset's files."""
+    data = config.data
+    if data.merge or data.drop:
+        return None
+    if data.classes is not None:
+        return len(data.classes)
+    return None if data.dataset == "custom" else len(get_spec(data.dataset).classes)
 
 
 def as_config(config: Config | str | Path) -> Config:
@@ -69,6 +93,8 @@ def as_config(config: Config | str | Path) -> Config:
 
 def _load(path_or_name: str | Path) -> Config:
     path = Path(path_or_name)
+    if is_mmseg_file(path):
+        raise refuse(path)
     if path.is_dir() and (path / "config.json").is_file():
         config = _from_json(path / "config.json")
         # The run folder may have been moved since the training.

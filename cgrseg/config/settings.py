@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import logging
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,8 +20,14 @@ from pydantic import ValidationError
 
 from cgrseg.config.fields import admits, describe, field_annotations, subsection
 from cgrseg.config.schema import Config, find_setting
-from cgrseg.config.suggestions import remedy_for_setting
+from cgrseg.config.suggestions import EXACT, remedy_for_setting
 from cgrseg.errors import ConfigError, explain
+from cgrseg.processes import is_first_process
+
+_LOG = logging.getLogger("cgrseg.config")
+
+NUM_CLASSES = "model.decode_head.num_classes"
+"""Name in mmsegmentation of the number of classes, which follows from the class list here."""
 
 
 def parse_value(text: str) -> Any:
@@ -61,14 +68,20 @@ def split_override(text: str) -> tuple[str, str]:
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Parse `key=value` texts into a table by dotted names; the last value of a name wins.
 
+    Names of mmsegmentation with the same meaning and unit are replaced, with a line that says so.
+    `NUM_CLASSES` stays, for :func:`cgrseg.config.loading.load_config` to compare.
+
     Raises:
         ConfigError: a text that is not key=value, or a setting that does not exist.
     """
     parsed: dict[str, Any] = {}
     for text in texts:
-        key, raw = split_override(text)
+        typed, raw = split_override(text)
+        key = EXACT.get(typed, typed)
+        if key != typed and is_first_process():
+            _LOG.info("%s is %s here", typed, key)
         parsed.pop(key, None)
-        parsed[key] = _meant(key, raw)
+        parsed[key] = parse_value(raw) if key == NUM_CLASSES else _meant(key, raw)
     return parsed
 
 

@@ -13,6 +13,50 @@ from collections.abc import Callable, Iterable
 from cgrseg.config.schema import walk_settings
 from cgrseg.errors import ConfigError
 
+_EXACT = {
+    "optimizer.lr": "optim_wrapper.optimizer.lr",
+    "optimizer.betas": "optim_wrapper.optimizer.betas",
+    "optimizer.weight_decay": "optim_wrapper.optimizer.weight_decay",
+    "optimizer.clip_norm": "optimizer_config.grad_clip.max_norm optim_wrapper.clip_grad.max_norm",
+    "optimizer.head_multiplier": "optimizer.paramwise_cfg.custom_keys.head.lr_mult "
+    "optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult",
+    "schedule.max_iters": "runner.max_iters train_cfg.max_iters",
+    "schedule.warmup_iters": "lr_config.warmup_iters",
+    "schedule.warmup_ratio": "lr_config.warmup_ratio",
+    "schedule.power": "lr_config.power",
+    "train.batch_size": "data.samples_per_gpu data.train_dataloader.samples_per_gpu "
+    "train_dataloader.batch_size",
+    "train.accumulate": "optim_wrapper.accumulative_counts optimizer_config.cumulative_iters",
+    "train.eval_interval": "evaluation.interval train_cfg.val_interval",
+    "train.checkpoint_interval": "checkpoint_config.interval default_hooks.checkpoint.interval",
+    "train.log_interval": "log_config.interval default_hooks.logger.interval",
+    "train.load_from": "load_from",
+    "train.seed": "seed randomness.seed",
+    "train.deterministic": "deterministic randomness.deterministic",
+    "data.workers": "data.workers_per_gpu data.train_dataloader.workers_per_gpu "
+    "train_dataloader.num_workers",
+    "data.ignore_index": "model.decode_head.ignore_index",
+    "model.pretrained": "model.backbone.init_cfg.checkpoint model.backbone.pretrained",
+    "model.dropout": "model.decode_head.dropout_ratio",
+    "model.context_blocks": "model.decode_head.next_repeat",
+    "test.mode": "model.test_cfg.mode",
+    "test.crop_size": "model.test_cfg.crop_size",
+    "test.stride": "model.test_cfg.stride",
+    "loss.class_weights": "model.decode_head.loss_decode.class_weight",
+    "loss.ohem_threshold": "model.decode_head.sampler.thresh",
+    "loss.ohem_min_pixels": "model.decode_head.sampler.min_kept",
+}
+"""Settings to the names in mmsegmentation with the same meaning and unit: they are accepted."""
+
+_OWN = ("optimizer.lr", "optimizer.betas", "optimizer.weight_decay", "model.pretrained", "work_dir")
+"""Settings that have the same name in mmsegmentation."""
+
+EXACT: dict[str, str] = {
+    **{name: setting for setting, names in _EXACT.items() for name in names.split()},
+    **{name: name for name in _OWN},
+}
+"""Name in mmsegmentation to the setting with the same meaning and unit."""
+
 _SETTINGS = {
     # optimizer
     "optimizer.lr": "lr lr0 learning_rate base_lr init_lr initial_lr",
@@ -24,20 +68,19 @@ _SETTINGS = {
     "optimizer.layer_decay": "layer_decay_rate lr_layer_decay llrd layer_lr_decay",
     # schedule
     "schedule.max_iters": "max_steps total_iters num_iters num_iterations iterations max_iter "
-    "iters steps total_steps train_steps runner.max_iters train_cfg.max_iters niter",
-    "schedule.warmup_iters": "warmup_steps warmup num_warmup_steps lr_config.warmup_iters "
-    "warmup_iterations",
+    "iters steps total_steps train_steps niter",
+    "schedule.warmup_iters": "warmup_steps warmup num_warmup_steps warmup_iterations",
     "schedule.warmup_ratio": "start_factor warmup_factor warmup_start_factor",
-    "schedule.power": "lr_config.power poly_power lr_power",
+    "schedule.power": "poly_power lr_power",
     # training
     "train.batch_size": "samples_per_gpu batch bs batchsize train_batch_size batch_size_per_gpu "
-    "per_device_train_batch_size per_gpu_train_batch_size imgs_per_gpu train_dataloader.batch_size",
+    "per_device_train_batch_size per_gpu_train_batch_size imgs_per_gpu",
     "train.accumulate": "accumulate_grad_batches gradient_accumulation_steps accumulative_counts "
     "grad_accum grad_accum_steps accumulation_steps cumulative_iters",
-    "train.eval_interval": "evaluation.interval val_interval eval_steps eval_every "
-    "val_check_interval train_cfg.val_interval eval_freq validate_every",
+    "train.eval_interval": "val_interval eval_steps eval_every "
+    "val_check_interval eval_freq validate_every",
     "train.evaluate": "do_eval validate val run_val",
-    "train.checkpoint_interval": "checkpoint_config.interval checkpoint.interval save_steps "
+    "train.checkpoint_interval": "checkpoint.interval save_steps "
     "save_interval save_period every_n_train_steps save_every checkpoint_freq",
     "train.keep_best": "save_total_limit save_top_k max_keep_ckpts checkpoint_hist",
     "train.patience": "early_stopping early_stopping_patience early_stopping.patience",
@@ -47,9 +90,9 @@ _SETTINGS = {
     "train.precision": "amp fp16 bf16 half mixed_precision use_amp native_amp amp_dtype",
     "train.compile": "torch_compile torchcompile jit model_compile",
     "train.channels_last": "memory_format",
-    "train.seed": "random_seed randomness.seed manual_seed seed_everything",
-    "train.deterministic": "randomness.deterministic use_deterministic_algorithms",
-    "train.log_interval": "log_config.interval logger.interval log_every_n_steps logging_steps "
+    "train.seed": "random_seed manual_seed seed_everything",
+    "train.deterministic": "use_deterministic_algorithms",
+    "train.log_interval": "logger.interval log_every_n_steps logging_steps "
     "log_freq print_freq log_every",
     "train.wandb": "use_wandb log_wandb wandb_logger",
     # data
@@ -57,8 +100,7 @@ _SETTINGS = {
     "img_root",
     "data.dataset": "dataset_type data.type data.train.type dataset.type dataset_name data.name "
     "dataset",
-    "data.workers": "workers_per_gpu num_workers dataloader_num_workers n_workers nworkers "
-    "train_dataloader.num_workers",
+    "data.workers": "workers_per_gpu num_workers dataloader_num_workers n_workers nworkers",
     "data.classes": "class_names names label_names metainfo.classes id2label",
     "data.palette": "metainfo.palette colormap color_map",
     "data.images": "img_dir image_dir images_dir data_prefix.img_path img_path img_prefix",
@@ -159,7 +201,7 @@ _SENTENCES = {
 
 MEANINGS: dict[str, str] = {
     name: meaning
-    for table in (_SETTINGS, _SENTENCES)
+    for table in (_EXACT, _SETTINGS, _SENTENCES)
     for meaning, names in table.items()
     for name in names.split()
 }

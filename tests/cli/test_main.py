@@ -21,7 +21,7 @@ from .conftest import Run
 
 COMMANDS = [
     *("train", "evaluate", "predict", "export", "web"),
-    *("info", "bench", "report", "data", "demo", "autolabel", "publish"),
+    *("info", "bench", "report", "data", "demo", "autolabel", "publish", "config"),
 ]
 
 # Packages that take more than 20 ms to import, by what a command does.
@@ -105,6 +105,7 @@ def test_bug_of_ours_keeps_its_stack_trace() -> None:
         ("predict --help", SCHEMA),
         ("data list", SCHEMA),
         ("info", SCHEMA),
+        ("config translate THEIRS", SCHEMA),
         ("info cgrseg_t", SCHEMA),
         ("data check SCENES", IMAGES),
         ("data browse SCENES --out OUT/sheet.html", {*IMAGES, "jinja2"}),
@@ -120,7 +121,9 @@ def test_commands_import_what_they_need(
 ) -> None:
     if words == "info" and _may_have_gpu():
         pytest.skip("PyTorch is asked for the GPUs")
+    (tmp_path / "theirs.py").write_text("evaluation = dict(interval=100)\n")
     places = {
+        "THEIRS": str(tmp_path / "theirs.py"),
         "SCENES": str(scenes),
         "MODEL": str(trained / "latest.pth"),
         "IMAGE": str(next(scenes.rglob("*.jpg"))),

@@ -24,7 +24,8 @@ def test_one_option_is_the_same_in_every_command(uses: list[OptionUse]) -> None:
     for use in uses:
         forms[use.name].add((use.short, use.value, use.meaning))
     assert {name: form for name, form in forms.items() if len(form) > 1} == {}
-    assert len({use.command for use in uses}) == len(dict(commands())) > 15
+    without = {"config translate"}
+    assert {use.command for use in uses} | without == set(dict(commands()))
 
 
 def test_other_options_mean_other_things_and_have_other_short_forms(uses: list[OptionUse]) -> None:
