@@ -51,7 +51,7 @@ def download(
 
 def upload(
     folder: Path, hub_id: str, *, private: bool, exist_ok: bool, tell: Callable[[str], None]
-) -> str:
+) -> tuple[str, str]:
     """Upload the files of a folder to a model repository, as one commit.
 
     Args:
@@ -62,7 +62,7 @@ def upload(
         tell: gets the list of files and their size before the upload.
 
     Returns:
-        Address of the repository.
+        Address of the repository, and the commit.
 
     Raises:
         EnvironmentProblem: no token, no permission, a repository that exists, or no connection.
@@ -77,7 +77,7 @@ def upload(
     tell(f"uploading {names} ({size / 1e6:.1f} MB) to {api.endpoint}/{hub_id}")
     try:
         api.create_repo(hub_id, private=private, exist_ok=exist_ok)
-        api.upload_folder(
+        commit = api.upload_folder(
             repo_id=hub_id,
             folder_path=folder,
             allow_patterns=[path.name for path in files],
@@ -85,7 +85,7 @@ def upload(
         )
     except Exception as error:  # the hub client raises many unrelated types
         raise _upload_problem(error, folder, hub_id, api.endpoint) from error
-    return f"{api.endpoint}/{hub_id}"
+    return f"{api.endpoint}/{hub_id}", str(commit.oid)
 
 
 def _upload_problem(

@@ -96,5 +96,6 @@ def publish(
 
     show(f"checked: labels and confidences of {done.checked} images equal the checkpoint's")
     show(f"published: {done.folder}")
+    show(f"sha256 of model.safetensors: {done.sha256}")
     if done.address is not None:
-        show(f"uploaded: {done.address}")
+        show(f"uploaded: {done.address}, commit {done.revision}")

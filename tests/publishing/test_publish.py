@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -224,7 +225,9 @@ def test_an_uploaded_folder_is_downloaded_by_its_id(
     done = command(run_folder, "--out", tmp_path / "out", "--to", ID, "--license", "cc-by-4.0")
     assert done.exit_code == 0, done.output
     assert "uploading README.md, config.json, model.safetensors, preprocessor" in done.stderr
-    assert f"uploaded: {hub.address}/{ID}" in done.stdout
+    assert f"uploaded: {hub.address}/{ID}, commit {hub.commit_of(ID)}" in done.stdout
+    digest = hashlib.sha256(hub.files[ID]["model.safetensors"]).hexdigest()
+    assert f"sha256 of model.safetensors: {digest}" in done.stdout
     sent = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert hub.files[ID] == sent
     image = next((run_folder.parent / "private-data/images/val").iterdir())
