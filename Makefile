@@ -7,11 +7,13 @@ BIN    := $(VENV)/bin
 # Modules are compiled when they are first imported: most of what is installed never is.  Their
 # bytecode is kept whatever the shell says: a start without it takes more than twice as long.
 unexport PYTHONDONTWRITEBYTECODE
-PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
-          --constraint constraints.txt
+INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check --constraint
+PIP    := $(BIN)/python $(INSTALL) constraints.txt
 CORE   := $(VENV)/.core
 TOOLS  := $(VENV)/.tools
 SPHINX := $(VENV)/.sphinx
+# Runtimes of phones and boards need older versions of some packages: another environment.
+DEVICES := $(VENV)-devices
 # More for pytest, e.g. make test PYTEST_ARGS="-k config"
 PYTEST_ARGS ?=
 # A process per core, up to four, each with one thread: small networks gain nothing from more
@@ -25,7 +27,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses
 WHEELS ?=
 GPU_ARGS ?=
 
-.PHONY: help install test test-slow test-all lint format demo gpu-check gpu-wheels docs build clean
+.PHONY: help install test test-slow test-all test-devices lint format demo gpu-check gpu-wheels docs build clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +49,12 @@ $(SPHINX): $(CORE)
 	$(PIP) --editable ".[docs]"
 	@touch $@
 
+$(DEVICES)/.ready: pyproject.toml constraints-devices.txt
+	$(PYTHON) -m venv $(DEVICES)
+	$(DEVICES)/bin/python $(INSTALL) constraints-devices.txt \
+	    --editable ".[dev,export,executorch,litert,ncnn]"
+	@touch $@
+
 install: $(TOOLS) ## Make .venv and install cgrseg with its developers' tools
 
 test: $(TOOLS) ## Run the tests
@@ -57,6 +65,9 @@ test-slow: $(TOOLS) ## Run the tests that `make test` leaves out
 
 test-all: $(TOOLS) ## Run the tests, the slow ones too
 	$(PYTEST) $(PYTEST_ARGS)
+
+test-devices: $(DEVICES)/.ready ## Run the tests of ExecuTorch, LiteRT and ncnn, in an environment of their own
+	OMP_NUM_THREADS=1 $(DEVICES)/bin/python -m pytest tests/deploy/test_devices.py $(PYTEST_ARGS)
 
 lint: $(TOOLS) ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -85,4 +96,4 @@ build: $(TOOLS) ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove the environment and what builds leave
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(DEVICES) build dist *.egg-info

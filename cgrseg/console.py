@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -67,3 +68,21 @@ def plain_warnings() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def native_output_hidden() -> Iterator[None]:
+    """Hide what libraries write to standard output and standard error, native ones included.
+
+    For libraries that print their progress; their errors are exceptions.
+    """
+    with contextlib.ExitStack() as stack:
+        null = stack.enter_context(open(os.devnull, "wb"))
+        for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            os.dup2(null.fileno(), descriptor)
+            stack.callback(os.dup2, kept, descriptor)
+            stack.callback(stream.flush)  # to nowhere, before the descriptor is back
+        yield

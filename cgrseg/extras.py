@@ -17,6 +17,9 @@ EXTRAS: dict[str, dict[str, str]] = {
     "convert": {"scipy": "scipy", "pyarrow": "pyarrow"},
     "hf": {"transformers": "transformers"},
     "wandb": {"wandb": "wandb"},
+    "executorch": {"executorch": "executorch"},
+    "litert": {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"},
+    "ncnn": {"pnnx": "pnnx", "ncnn": "ncnn"},
 }
 """Extra of `pip install "cgrseg[EXTRA]"` to its packages: import name to distribution name."""
 

@@ -12,6 +12,8 @@ trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet uv
 
+environment="--extra dev --extra convert --extra export --extra web --extra docs --extra hf --extra wandb"
+devices="--extra dev --extra export --extra executorch --extra litert --extra ncnn"
 failed=0
 resolve() { # PYTHON_VERSION LABEL UV_ARGUMENTS...
     python_version=$1
@@ -30,8 +32,12 @@ resolve() { # PYTHON_VERSION LABEL UV_ARGUMENTS...
 }
 
 for version in "$@"; do
-    resolve "$version" "pinned" --all-extras --constraint constraints.txt
+    resolve "$version" "pinned" $environment --constraint constraints.txt
+    resolve "$version" "pinned, devices" $devices --constraint constraints-devices.txt
     resolve "$version" "newest, every extra" --all-extras
+    for extra in executorch litert ncnn; do
+        resolve "$version" "newest, $extra alone" --extra "$extra"
+    done
     resolve "$version" "lowest" --resolution lowest-direct
 done
 exit $failed

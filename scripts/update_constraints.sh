@@ -1,5 +1,7 @@
 #!/bin/sh
-# Write constraints.txt afresh: every version that the Makefile installs, for Python 3.10 to 3.13.
+# Write constraints.txt and constraints-devices.txt afresh: every version that the Makefile
+# installs, for Python 3.10 to 3.13.  The runtimes of phones and boards have a file and an
+# environment of their own, because some of them need older versions of what cgrseg uses.
 #
 # One resolution serves all of them; where a package no longer supports an older Python, its line
 # carries a marker.  torch is pinned by hand because its wheels come in builds (CPU, CUDA) and a
@@ -14,14 +16,24 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet uv
-echo "torch==$torch_version" > "$work/torch.txt"
+echo "torch==$torch_version" > "$work/by-hand.txt"
+# Newer ones are for Python 3.10 alone, an upper bound that uv does not see.
+echo "backports-strenum<1.3" >> "$work/by-hand.txt"
 
-{
-    echo "# What the Makefile installs, for Python 3.10 to 3.13."
-    echo "# Made by: sh scripts/update_constraints.sh $torch_version"
-    "$work/venv/bin/uv" pip compile pyproject.toml \
-        --extra dev --extra convert --extra export --extra web --extra docs --extra hf --universal --python-version 3.10 \
-        --constraint "$work/torch.txt" --no-annotate --no-header --quiet
-} > "$work/constraints.txt"
-mv "$work/constraints.txt" constraints.txt
-echo "constraints.txt: $(grep -c '==' constraints.txt) pins"
+pin() { # FILE EXTRA...
+    file=$1
+    shift
+    extras=$(printf -- '--extra %s ' "$@")
+    {
+        echo "# What the Makefile installs with $*, for Python 3.10 to 3.13."
+        echo "# Made by: sh scripts/update_constraints.sh $torch_version"
+        # shellcheck disable=SC2086
+        "$work/venv/bin/uv" pip compile pyproject.toml $extras --universal --python-version 3.10 \
+            --constraint "$work/by-hand.txt" --no-annotate --no-header --quiet
+    } > "$work/constraints.txt"
+    mv "$work/constraints.txt" "$file"
+    echo "$file: $(grep -c '==' "$file") pins"
+}
+
+pin constraints.txt dev convert export web docs hf
+pin constraints-devices.txt dev export executorch litert ncnn

@@ -53,10 +53,12 @@ def export(
         list[Any] | None,
         size_option(
             "Multiples of 32; may be repeated. Default: any size (with --int8 the size of "
-            "the calibration images; aoti needs a size)."
+            "the calibration images; aoti needs a size, executorch, litert and ncnn need one)."
         ),
     ] = None,
-    batch_size: Annotated[int | None, batch_size_option("Default: any number (aoti: 1).")] = None,
+    batch_size: Annotated[
+        int | None, batch_size_option("Default: any number (formats that need a size: 1).")
+    ] = None,
     takes: Annotated[
         str,
         typer.Option(
@@ -117,7 +119,7 @@ def export(
     ] = None,
     overwrite: Annotated[bool, overwrite_option()] = False,
 ) -> None:
-    """Write a checkpoint as a file for ONNX Runtime, OpenVINO or PyTorch itself.
+    """Write a checkpoint as a file for another runtime.
 
     Each file is opened in its own runtime and compared with the float32 network
     on several images, sizes and batch sizes; an export that differs too much is
@@ -127,6 +129,8 @@ def export(
       cgrseg export best.pth
 
       cgrseg export best.pth --format openvino --size 512x512 --batch-size 1
+
+      cgrseg export best.pth --format litert --size 512x512
 
       cgrseg export best.pth --format openvino --int8 --calibrate images/
     """

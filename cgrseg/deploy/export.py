@@ -13,6 +13,7 @@ import torch
 
 import cgrseg
 from cgrseg.config.settings import build, merge
+from cgrseg.console import native_output_hidden
 from cgrseg.data.color import MEAN, STD
 from cgrseg.deploy.graph import ExportGraph
 from cgrseg.deploy.int8 import Int8Options, Int8Report, quantizable, write_int8
@@ -87,9 +88,10 @@ def export(
             "aoti" (compiled for this machine), or another module of :mod:`cgrseg.formats`.
         out: the file; None: beside the checkpoint.
         sizes: heights and widths, multiples of 32.  One: all tables are resolved for it.
-            Several: one file that is compared on each.  None: any size; aoti needs sizes, and
-            8 bits take the most common one of the calibration images.
-        batch: batch size; None: any (aoti: 1).
+            Several: one file that is compared on each.  None: any size; aoti needs sizes,
+            executorch, litert and ncnn one size, and 8 bits take the most common one of the
+            calibration images.
+        batch: batch size; None: any (formats that need sizes: 1).
         takes: "normalized" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" at 1/8 of the input size, or "labels" at the input size.
         opset: version of the ONNX operators; None: 18.
@@ -111,6 +113,7 @@ def export(
         quantized_format = quantizable(export_format, sizes, gives, opset)
     sizes = checked_sizes(export_format, sizes)
     input_kind, output_kind = _input_kind(takes), check_choice("--output", gives, _OUTPUTS)
+    _check_kinds(export_format, input_kind, output_kind, batch)
     if opset is not None and "opset" not in export_format.options:
         raise ConfigError(
             "--opset",
@@ -145,6 +148,9 @@ def export(
             tell("comparing it with the float32 network")
             batches, allowed = [batch] if batch is not None else [1, 2], tolerance or Tolerance()
             opened = open_exported(draft, trust_code=True)  # written just now
+            if opened.description.delegated is not None:
+                share = 100 * opened.description.delegated
+                tell(f"  {share:.1f} % of the multiply-adds run in the runtime's fast kernels")
             checks += verify(opened, model, sizes or _COMPARED_SIZES, batches, allowed, tell)
             if sizes is None:
                 for title, other, run in export_format.other_runs(draft):
@@ -157,8 +163,9 @@ def export(
 
 def _require_tools(export_format: ExportFormat) -> None:
     """Fail before long work if a package or the compiler is missing."""
-    for package in export_format.packages:
-        require(package, f"export as {export_format.name}")
+    with native_output_hidden():
+        for package in export_format.packages:
+            require(package, f"export as {export_format.name}")
     lacking = missing_compiler(torch.device("cpu")) if export_format.needs_compiler else ""
     if lacking:
         raise EnvironmentProblem(
@@ -181,8 +188,17 @@ def checked_sizes(export_format: ExportFormat, sizes: Sequence[Size] | None) -> 
         raise ConfigError(
             "--size",
             found=f"any, with the format {export_format.name}",
-            expected="one or more sizes: code is compiled for each",
-            remedy="for example --size 512x512; the other formats take any size",
+            expected="one size, for which everything is resolved"
+            if export_format.one_size
+            else "one or more sizes: code is compiled for each",
+            remedy="for example --size 512x512; onnx, openvino and pt2 take any size",
+        )
+    if export_format.one_size and len(set(sizes)) > 1:
+        raise ConfigError(
+            "--size",
+            found=f"{len(sizes)} sizes, with the format {export_format.name}",
+            expected="one size",
+            remedy="export one file per size",
         )
     for height, width in sizes:
         if min(height, width) < 32 or height % 32 or width % 32:
@@ -194,6 +210,26 @@ def checked_sizes(export_format: ExportFormat, sizes: Sequence[Size] | None) -> 
                 remedy=f"round up: {up}",
             )
     return list(dict.fromkeys((int(height), int(width)) for height, width in sizes))
+
+
+def _check_kinds(
+    export_format: ExportFormat, takes: InputKind, gives: OutputKind, batch: int | None
+) -> None:
+    """Refuse an input, an output or a batch size that files of a format cannot have."""
+    problem = ""
+    if takes not in export_format.inputs:
+        problem = f"--input {takes}"
+    elif gives not in export_format.outputs:
+        problem = f"--output {gives}"
+    elif batch is not None and export_format.one_image and batch != 1:
+        problem = f"--batch-size {batch}"
+    if problem:
+        raise ConfigError(
+            problem,
+            found=f"the format {export_format.name}, whose files cannot have it",
+            expected="normalized images, one at a time, and logits",
+            remedy="leave it out, or choose another format",
+        )
 
 
 def _input_kind(takes: str) -> InputKind:

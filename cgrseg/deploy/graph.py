@@ -58,9 +58,9 @@ class ResizedBias(nn.Module):
 
 
 class PyramidPool(nn.Module):
-    """Pyramid pooling without adaptive pooling, as two matrix products per scale.
+    """Pyramid pooling without adaptive pooling, as a matrix product per scale and axis.
 
-    Where the input size is known and sizes divide evenly, it is plain average pooling.
+    Where the input size is known and an axis divides evenly, it is plain average pooling.
 
     Args:
         is_fixed: whether the input size is known.
@@ -77,12 +77,19 @@ class PyramidPool(nn.Module):
         pooled = []
         for feature in features:
             height, width = feature.shape[2:]
-            if self.is_fixed and height % rows == 0 and width % columns == 0:
-                pooled.append(F.avg_pool2d(feature, (height // rows, width // columns)))
+            block = [1, 1]
+            # Products first: some runtimes fail on a product with a single row.
+            if self.is_fixed and height % rows == 0:
+                block[0] = height // rows
             else:
-                down = averaging_matrix(height, rows, feature)
-                across = averaging_matrix(width, columns, feature)
-                pooled.append(down @ feature @ across.T)
+                feature = averaging_matrix(height, rows, feature) @ feature
+            if self.is_fixed and width % columns == 0:
+                block[1] = width // columns
+            else:
+                feature = feature @ averaging_matrix(width, columns, feature).T
+            if block != [1, 1]:
+                feature = F.avg_pool2d(feature, block)
+            pooled.append(feature)
         return torch.cat(pooled, dim=1)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.formats.description import Description, Size
+from cgrseg.formats.description import Description, InputKind, OutputKind, Size
 from cgrseg.precision import Precision
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class ExportFormat(ABC):
         runs_code: whether opening a file runs machine code that it holds.
         needs_compiler: whether writing needs a C++ compiler.
         needs_sizes: whether a file takes given input sizes only.
+        one_size: whether it takes one of them.
+        one_image: whether its batch size is always 1.
+        inputs: kinds of input that a file can have.
+        outputs: kinds of output, likewise.
         default_batch: batch size of the file unless one is given; None: any.
         stem_ending: added to the checkpoint's name in the default file name.
     """
@@ -83,6 +87,10 @@ class ExportFormat(ABC):
     runs_code: ClassVar[bool] = False
     needs_compiler: ClassVar[bool] = False
     needs_sizes: ClassVar[bool] = False
+    one_size: ClassVar[bool] = False
+    one_image: ClassVar[bool] = False
+    inputs: ClassVar[tuple[InputKind, ...]] = ("normalised", "pixels")
+    outputs: ClassVar[tuple[OutputKind, ...]] = ("logits", "labels")
     default_batch: ClassVar[int | None] = None
     stem_ending: ClassVar[str] = ""
 

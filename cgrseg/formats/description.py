@@ -4,11 +4,17 @@ ONNX and OpenVINO files have no checksums: a changed byte gives other weights or
 without an error, or ends the runtime that reads it.  So their description holds the SHA-256 of
 the file, taken while the 64 characters of the digest are zeros.  It shows damage, not malice:
 whoever changes a file on purpose can write a new digest.
+
+Formats without metadata of their own have the description in a ZIP archive behind the model.
+Runtimes read a file from its beginning and ignore what follows; TensorFlow Lite's tools append
+their metadata alike.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cgrseg.errors import WeightsError
 from cgrseg.formats.names import format_names
+from cgrseg.input_files import read_input
 from cgrseg.surroundings import raise_machine_problem
 
 Size = tuple[int, int]
@@ -30,6 +37,8 @@ UNSEALED = "0" * 64
 """The digest while the file is not complete yet."""
 
 _FORMAT = 1
+_APPENDED = "cgrseg.json"
+_LARGEST_APPENDED = 16 << 20
 
 
 class Description(BaseModel):
@@ -53,10 +62,13 @@ class Description(BaseModel):
         takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" (N, K, H / 8, W / 8), or "labels" (N, H, W).
         precision: precision of the weights in the file.
+        delegated: share 0..1 of the multiply-adds that the runtime's fast kernels compute, where a
+            runtime hands parts of a network to such kernels; None: it has one kind.
         source: name of the checkpoint's file or folder.
         source_digest: digest of the checkpoint's weights.
         version: version of this package.
-        weights_file_digest: SHA-256 of the second file of an export; empty: there is none.
+        weights_file_digest: SHA-256 of the other file of an export, which is not the one with the
+            description; empty: there is none.
         file_digest: SHA-256 of the file itself; empty: the format has checksums.
     """
 
@@ -78,6 +90,7 @@ class Description(BaseModel):
     takes: InputKind
     gives: OutputKind
     precision: Literal["fp32", "int8"]
+    delegated: float | None = Field(None, ge=0, le=1)
     source: str
     source_digest: str
     version: str
@@ -167,6 +180,47 @@ def check_digest(content: bytes, description: Description, path: Path, expected:
     found.update(memoryview(content)[place + len(digest) :])
     if found.hexdigest().encode() != digest:
         raise damaged(path, expected, "its bytes are not those that were written")
+
+
+def append_description(path: Path, description: Description) -> None:
+    """Append a ZIP archive with the description to a model.
+
+    Args:
+        path: complete file of the runtime.
+        description: gets the digest of the file and of itself.
+    """
+    text = description.unsealed()
+    digest = hashlib.sha256(read_input(path) + text.encode()).hexdigest()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(_APPENDED), text.replace(UNSEALED, digest))
+
+
+def read_appended(path: Path, expected: str) -> tuple[Description, bytes]:
+    """The description behind a model, and the model itself.
+
+    Args:
+        path: the file.
+        expected: kind of the file, for the message.
+
+    Raises:
+        WeightsError: there is no description, or the content is not what was written.
+    """
+    content = read_input(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entry = archive.getinfo(_APPENDED)
+            if entry.file_size > _LARGEST_APPENDED:
+                raise zipfile.BadZipFile("its description is too large")
+            text, start = archive.read(entry).decode(), entry.header_offset
+    except (zipfile.BadZipFile, KeyError):
+        return Description.read(None, path), b""  # raises
+    except Exception as error:  # damaged bytes can fail in any of a dozen ways
+        raise damaged(path, expected, error) from error
+    description = Description.read(text, path)
+    unsealed = text.replace(description.file_digest, UNSEALED)
+    if hashlib.sha256(content[:start] + unsealed.encode()).hexdigest() != description.file_digest:
+        raise damaged(path, expected, "its bytes are not those that were written")
+    return description, content[:start]
 
 
 def damaged(path: Path, expected: str, reason: object) -> WeightsError:

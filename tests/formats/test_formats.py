@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cgrseg import formats
 from cgrseg.bench.random_weights import draw_weights
 from cgrseg.deploy import export
 from cgrseg.errors import ConfigError, WeightsError
+from cgrseg.formats.description import Description, append_description, read_appended
 from cgrseg.formats.names import format_names
 from cgrseg.inference import Predictor
 from cgrseg.models import create_model
@@ -67,19 +71,45 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_names_and_help_texts() -> None:
-    assert format_names() == ("aoti", "onnx", "openvino", "pt2")
+    assert format_names() == ("aoti", "executorch", "litert", "ncnn", "onnx", "openvino", "pt2")
     assert formats.format_summaries()["pt2"] == "portable PyTorch program"
     assert [formats.load_format(name).name for name in format_names()] == [*format_names()]
 
 
 def test_unknown_names_and_suffixes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'tflite'\s+expected: aoti, onnx, openvino, pt2"):
-        formats.load_format("tflite")
+    with pytest.raises(ConfigError, match=r"'coreml'\s+expected: aoti, executorch, litert, ncnn"):
+        formats.load_format("coreml")
     assert formats.is_exported("A.ONNX") and not formats.is_exported("a.pth")
     file = tmp_path / "a.pth"
     file.touch()
     with pytest.raises(WeightsError, match=r"a\.pth: a file name that ends in '\.pth'"):
         formats.describe(file)
+
+
+@given(model=st.binary(max_size=300), place=st.integers(0, 10_000), change=st.integers(1, 255))
+def test_an_appended_description_shows_damage(model: bytes, place: int, change: int) -> None:
+    """Whatever the model holds, also the marks of a ZIP archive, and wherever a byte changes."""
+    about = Description(
+        kind="litert", variant="cgrseg_t", num_classes=2, classes=["a", "b"], palette=None,
+        mean=(0, 0, 0), std=(1, 1, 1), test=None, sizes=[(64, 96)], batch=1, takes="normalised",
+        gives="logits", precision="fp32", source="best.pth", source_digest="1", version="1",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.tflite")
+        path.write_bytes(model)
+        append_description(path, about)
+        found, content = read_appended(path, "a model")
+        assert content == model
+        assert found.model_copy(update={"file_digest": ""}) == about
+        whole = bytearray(path.read_bytes())
+        whole[place % len(whole)] ^= change
+        path.write_bytes(whole)
+        try:
+            read_appended(path, "a model")
+        except WeightsError:
+            return
+        # Only fields of the archive that say nothing about its content, such as the date.
+        assert place % len(whole) >= len(model)
 
 
 def test_a_format_is_one_file(made_up: str, tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""For LiteRT (TensorFlow Lite), on phones and boards.
+
+The description is in a ZIP archive behind the model, which LiteRT ignores.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.console import native_output_hidden
+from cgrseg.devices import cpu_threads
+from cgrseg.extras import require
+from cgrseg.formats.base import ExportFormat, ExportJob, Run
+from cgrseg.formats.description import Description, append_description, damaged, read_appended
+from cgrseg.formats.torch_program import example_input, quiet_exporter
+from cgrseg.input_files import read_input
+from cgrseg.precision import Precision
+
+_KIND = "a LiteRT model"
+
+
+class LitertFormat(ExportFormat):
+    """LiteRT models, run on the CPU by XNNPACK's kernels."""
+
+    suffix = ".tflite"
+    packages = ("litert_torch", "ai_edge_litert")
+    needs_sizes = True
+    one_size = True
+    default_batch = 1
+
+    def write(self, job: ExportJob, path: Path) -> None:
+        """See :class:`ExportFormat`."""
+        litert_torch = require("litert_torch", "export as litert")
+        assert job.size is not None and job.description.batch is not None  # both are needed
+        example = example_input(job.description, job.size, job.description.batch)
+        with quiet_exporter(), native_output_hidden():
+            litert_torch.convert(job.graph(job.size), (example,)).export(str(path))
+        share = _delegated_share(_interpreter(path, read_input(path)))
+        append_description(path, job.description.model_copy(update={"delegated": share}))
+
+    def describe(self, path: Path) -> Description:
+        """See :class:`ExportFormat`."""
+        return read_appended(path, _KIND)[0]
+
+    def open(self, path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
+        """See :class:`ExportFormat`.
+
+        It uses as many threads as :func:`~cgrseg.devices.cpu_threads` says now.
+        """
+        description, content = read_appended(path, _KIND)
+        interpreter = _interpreter(path, content)
+        source, target = (
+            details[0]["index"]
+            for details in (interpreter.get_input_details(), interpreter.get_output_details())
+        )
+
+        def run(array: NDArray[np.generic]) -> NDArray[np.generic]:
+            interpreter.set_tensor(source, array)
+            interpreter.invoke()
+            found: NDArray[np.generic] = interpreter.get_tensor(target)
+            return found
+
+        return description, run
+
+
+def _interpreter(path: Path, content: bytes) -> Any:
+    """An interpreter with its tensors allocated."""
+    interpreters = require("ai_edge_litert.interpreter", path)
+    try:
+        with native_output_hidden():
+            made = interpreters.Interpreter(model_content=content, num_threads=cpu_threads())
+            made.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise damaged(path, _KIND, error) from error
+    return made
+
+
+def _delegated_share(interpreter: Any) -> float:
+    """Share 0..1 of the multiply-adds that XNNPACK computes.
+
+    The list of operations holds those that were delegated as well.  The ones that run are found
+    from the output backwards, where the result of a delegate hides the operations in it.
+    """
+    shapes = {each["index"]: each["shape"] for each in interpreter.get_tensor_details()}
+    operations = interpreter._get_ops_details()
+    makers: dict[int, Any] = {}
+    for operation in sorted(operations, key=lambda each: each["op_name"] == "DELEGATE"):
+        makers.update(dict.fromkeys(map(int, operation["outputs"]), operation))
+    running: dict[int, Any] = {}
+    wanted = [each["index"] for each in interpreter.get_output_details()]
+    while wanted:
+        operation = makers.get(wanted.pop())
+        if operation is not None and operation["index"] not in running:
+            running[operation["index"]] = operation
+            wanted += map(int, operation["inputs"])
+
+    def multiply_adds(operation: Any) -> int:
+        """Of a convolution or a product: cells of the result times values summed in each."""
+        inputs, result = operation["inputs"], operation["outputs"][0]
+        match operation["op_name"]:
+            case "CONV_2D" | "FULLY_CONNECTED":  # weights (out, ..., in)
+                return prod(map(int, shapes[result])) * prod(map(int, shapes[inputs[1]][1:]))
+            case "DEPTHWISE_CONV_2D":  # weights (1, rows, columns, channels)
+                return prod(map(int, shapes[result])) * prod(map(int, shapes[inputs[1]][1:3]))
+            case "BATCH_MATMUL":
+                return prod(map(int, shapes[result])) * int(shapes[inputs[0]][-1])
+        return 0
+
+    total = sum(map(multiply_adds, operations))
+    return 1 - sum(map(multiply_adds, running.values())) / total
+
+
+FORMAT = LitertFormat()
