@@ -194,10 +194,14 @@ def _aside(tree: ast.AST, file: str) -> set[int]:
         name = getattr(getattr(node, "func", None), "attr", getattr(node, "func", None))
         named = name if isinstance(name, str) else getattr(name, "id", "")
         if named in ("add_argument", "Option", "Argument", "Field", "option") or (
-            named.endswith(("_option", "_argument"))
+            named.endswith(("_option", "_argument", "_flags_of_mmsegmentation"))
         ):
             found |= {id(each) for each in ast.walk(node)}
-    if file in ("config/suggestions.py", "cli/common.py"):  # names of other tools, old names
+    if file in (
+        "config/suggestions.py",
+        "config/flags.py",
+        "cli/common.py",
+    ):  # names of other tools, old names
         found |= {
             id(each)
             for node in ast.walk(tree)

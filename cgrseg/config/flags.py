@@ -8,16 +8,37 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cgrseg.config.suggestions import unknown_option
 from cgrseg.console import plain_warnings, report_problem
 from cgrseg.errors import EXIT_PROBLEM, CGRSegError, ConfigError, FrontEnd, speaking_as
-from cgrseg.processes import Terminated, ending_by_signals
+from cgrseg.processes import Terminated, ending_by_signals, is_first_process
 from cgrseg.surroundings import readable_machine_problems
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+REPLACED = {
+    "--eval-options": "metrics have no options: --format-only --out FOLDER writes the label files "
+    "of a submission",
+    "--show": "there is no window: --show-dir FOLDER writes the overlays",
+    "--wait-time": "there is no window: --show-dir FOLDER writes the overlays",
+}
+"""Flags of mmsegmentation that no script has, to what to use."""
+
+_NOTES = {
+    "options": "--options is --cfg-options here",
+    "amp": "--amp is train.precision=auto here: bf16 where the device computes it in hardware, "
+    "else fp32",
+    "gpu_ids": "--gpu-ids is --gpu-id here: one process uses one GPU, the first of the list",
+    "gpus": "--gpus has no effect: one process uses one GPU",
+    "diff_seed": "--diff-seed has no effect: each process draws its own images and augmentation",
+    "gpu_collect": "--gpu-collect has no effect: processes exchange the counts of the metrics only",
+    "tmpdir": "--tmpdir has no effect: processes exchange the counts of the metrics only",
+}
+"""Accepted flags of mmsegmentation, by attribute, to the note that is printed."""
 _USAGE_STATUS = 2
 
 
@@ -41,6 +62,23 @@ class FlagParser(argparse.ArgumentParser):
         self._settings_flags = dict(settings_flags or {})
         self._takes_settings = takes_settings
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the flags that exist; argparse would take `--show` for `--show-dir`."""
+        for word in sys.argv[1:] if args is None else args:
+            name = word.partition("=")[0]
+            if name in REPLACED:
+                wrong = ConfigError(
+                    name,
+                    found="there is no such option",
+                    expected=", ".join(sorted(self.flags())),
+                    remedy=REPLACED[name],
+                )
+                report_problem(wrong)
+                raise SystemExit(_USAGE_STATUS)
+        return super().parse_known_args(args, namespace)
+
     def parse_with_settings(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse flags; `KEY=VALUE` anywhere has the effect of `--cfg-options KEY=VALUE`."""
         found, rest = self.parse_known_args(argv)
@@ -48,8 +86,25 @@ class FlagParser(argparse.ArgumentParser):
         unknown = [word for word in rest if word not in settings]
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        found.cfg_options = [*found.cfg_options, *settings]
+        for name, note in _NOTES.items():
+            if getattr(found, name, None) not in (None, False) and is_first_process():
+                print(f"note: {note}", file=sys.stderr, flush=True)
+        found.cfg_options = [*found.cfg_options, *(found.options or ()), *settings]
         return found
+
+    def add_flags_of_mmsegmentation(self, *flags: str) -> None:
+        """Accept flags that are hidden in the help; `--local_rank` and `--options` always."""
+        self.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+        self.add_argument("--options", nargs="+", metavar="KEY=VALUE", help=argparse.SUPPRESS)
+        kinds: dict[str, dict[str, Any]] = {
+            "--gpus": {"type": int},
+            "--gpu-ids": {"type": int, "nargs": "+"},
+            "--tmpdir": {},
+        }
+        for flag in flags:
+            names = [flag, *([flag.replace("_", "-")] if "_" in flag else [])]
+            options = kinds.get(flag, {"action": "store_true"})
+            self.add_argument(*names, help=argparse.SUPPRESS, **options)
 
     def flags(self) -> list[str]:
         """All long flags that the help shows."""

@@ -204,8 +204,8 @@ def refuse(path: Path) -> ConfigError:
         found=f"it is a config of mmsegmentation {found.version}; it "
         + "\n  ".join(found.notes()).removeprefix("it "),
         expected="a config of this package",
-        remedy=f"cgrseg config translate {shlex.quote(str(path))} > translated.py, and give translated.py; or "
-        f"give the preset and the differences themselves: {found.overrides()}",
+        remedy=f"cgrseg config translate {shlex.quote(str(path))} > translated.py, and give "
+        f"translated.py; or give the preset and the differences themselves: {found.overrides()}",
     )
 
 

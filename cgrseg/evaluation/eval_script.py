@@ -94,7 +94,7 @@ def build_parser() -> FlagParser:
         "--threads", type=int, metavar="N", help="number of CPU threads (default: all usable cores)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="maximum number of images")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_flags_of_mmsegmentation("--gpu-collect", "--tmpdir")
     return parser
 
 

@@ -62,7 +62,7 @@ def build_parser() -> FlagParser:
         default="none",
         help="who started the processes; detected automatically, accepted for older scripts",
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_flags_of_mmsegmentation("--amp", "--gpus", "--gpu-ids", "--diff_seed")
     return parser
 
 
@@ -75,6 +75,7 @@ def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "train.seed": arguments.seed,
         "train.deterministic": True if arguments.deterministic else None,
         "train.evaluate": False if arguments.no_validate else None,
+        "train.precision": "auto" if arguments.amp else None,
     }
     flags = {key: value for key, value in settings.items() if value is not None}
     return {**flags, **parse_overrides(arguments.cfg_options)}
@@ -88,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_with_settings(argv)
     device = arguments.device or "auto"
-    if arguments.gpu_id is not None:
-        device = f"cuda:{arguments.gpu_id}"
+    gpu = arguments.gpu_id if arguments.gpu_ids is None else arguments.gpu_ids[0]
+    if gpu is not None:
+        device = f"cuda:{gpu}"
 
     def work() -> int:
         use_threads(arguments.threads)
