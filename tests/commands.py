@@ -22,6 +22,7 @@ from tests.training import processes
 from tests.training.small_run import write_dataset
 
 SMALL = [
+    "model.context_blocks=1",
     "augment.scale=[64,64]",
     "augment.crop_size=[64,64]",
     "test.resize=none",

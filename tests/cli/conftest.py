@@ -14,6 +14,7 @@ from cgrseg.data.synthetic import write_dataset
 Run = Callable[..., Result]
 
 SMALL = [
+    "model.context_blocks=1",
     "augment.scale=[64, 64]",
     "augment.crop_size=[64, 64]",
     "train.batch_size=2",

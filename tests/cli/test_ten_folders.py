@@ -20,9 +20,10 @@ from tests.cli.conftest import Run
 from tests.data import folders
 
 SMALL = (
-    "--device cpu train.precision=fp32 schedule.max_iters=4 schedule.warmup_iters=0 "
-    "optimizer.lr=1e-3 train.eval_interval=4 train.batch_size=2 train.log_interval=2 "
-    "data.workers=0 augment.scale=[64,64] augment.crop_size=[32,32] test.scale=[64,64]"
+    "--device cpu model.context_blocks=1 train.precision=fp32 schedule.max_iters=4 "
+    "schedule.warmup_iters=0 optimizer.lr=1e-3 train.eval_interval=4 train.batch_size=2 "
+    "train.log_interval=2 data.workers=0 augment.scale=[64,64] augment.crop_size=[32,32] "
+    "test.scale=[64,64]"
 )
 """Added to each training, so that it is over soon."""
 

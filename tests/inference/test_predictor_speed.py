@@ -133,7 +133,7 @@ def test_threads_are_set(tmp_path: Path) -> None:
 
 
 def test_images_side_by_side_get_the_same_labels_in_order() -> None:
-    model = create_model("cgrseg_t", num_classes=3).eval()
+    model = create_model("cgrseg_t", num_classes=3, context_blocks=1).eval()
     draw_weights(model)
     ours = Predictor(make_backend(model, "cpu"), TestConfig(scale=(128, 64)), CLASSES, PALETTE)
     images = [photo(60, 80 + 40 * (number % 2), number) for number in range(8)]

@@ -26,7 +26,7 @@ from tests.golden_weights import golden_input, set_golden_weights
 
 @pytest.fixture(scope="module")
 def model() -> CGRSeg:
-    built = create_model("cgrseg_t", num_classes=5).eval()
+    built = create_model("cgrseg_t", num_classes=5, context_blocks=1).eval()
     set_golden_weights(built)
     return built
 
@@ -163,7 +163,7 @@ def test_other_threads_use_the_network_while_it_is_converted(model: CGRSeg, tmp_
     def predict() -> list[torch.Tensor]:
         found = []
         with torch.inference_mode():
-            while not converted.is_set():
+            while not converted.wait(0.02):  # most of the processor is left to the conversion
                 found.append(network(image()))
         return found
 
@@ -175,7 +175,7 @@ def test_other_threads_use_the_network_while_it_is_converted(model: CGRSeg, tmp_
         converted.set()
         results = [each for future in running for each in future.result()]
     assert runner is not None, backend.choice
-    assert max(relative(each, expected) for each in results) < 1e-5
+    assert len(results) > 10 and max(relative(each, expected) for each in results) < 1e-5
 
 
 @pytest.mark.usefixtures("without_openvino")
