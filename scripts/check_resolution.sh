@@ -15,12 +15,14 @@ python3 -m venv "$work/venv"
 environment="--extra dev --extra convert --extra export --extra web --extra docs --extra hf --extra wandb"
 devices="--extra dev --extra export --extra executorch --extra litert --extra ncnn"
 failed=0
+# antlr4-python3-runtime, which ExecuTorch brings, has no wheel.
 resolve() { # PYTHON_VERSION LABEL UV_ARGUMENTS...
     python_version=$1
     label=$2
     shift 2
     if "$work/venv/bin/uv" pip compile pyproject.toml --python-version "$python_version" \
-        --only-binary :all: --no-annotate --no-header --quiet "$@" \
+        --only-binary :all: --no-binary antlr4-python3-runtime \
+        --no-annotate --no-header --quiet "$@" \
         > "$work/resolved.txt" 2> "$work/errors.txt"; then
         echo "Python $python_version, $label: $(grep -c '==' "$work/resolved.txt") packages," \
             "$(grep '^torch==' "$work/resolved.txt"), $(grep '^numpy==' "$work/resolved.txt")"
