@@ -17,6 +17,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "convert": {"scipy": "scipy", "pyarrow": "pyarrow"},
     "hf": {"transformers": "transformers"},
     "wandb": {"wandb": "wandb"},
+    "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
     "executorch": {"executorch": "executorch"},
     "litert": {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"},
     "ncnn": {"pnnx": "pnnx", "ncnn": "ncnn"},

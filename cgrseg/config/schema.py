@@ -441,6 +441,7 @@ class TrainConfig(Section):
         "evaluation shows in TensorBoard.",
     )
     wandb: bool = Field(False, description="Log to Weights & Biases too (extra `wandb`).")
+    mlflow: bool = Field(False, description="Log to MLflow too (extra `mlflow`).")
 
 
 class Config(Section):

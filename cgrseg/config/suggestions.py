@@ -95,6 +95,7 @@ _SETTINGS = {
     "train.log_interval": "logger.interval log_every_n_steps logging_steps "
     "log_freq print_freq log_every",
     "train.wandb": "use_wandb log_wandb wandb_logger",
+    "train.mlflow": "use_mlflow log_mlflow mlflow_logger",
     # data
     "data.root": "data_root dataset_root data_dir root_dir data_path dataset_dir root dataset_path "
     "img_root",

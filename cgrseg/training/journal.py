@@ -7,6 +7,7 @@ a batch queue): one line per logged iteration.  In the run folder: `train.log`, 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from cgrseg.config.schema import Config
 from cgrseg.datasets.spec import DatasetSpec
-from cgrseg.extras import require
+from cgrseg.extras import EXTRAS, require
 from cgrseg.files import atomic_write_text
 from cgrseg.inference.decode import Segmentation
 from cgrseg.input_files import read_input_text
@@ -187,9 +188,12 @@ class Journal:
         """Log images, RGB uint8 (H, W, 3) by name."""
         for logger in self.loggers:
             show = getattr(logger, "log_image", None)
+            run_id = getattr(logger, "run_id", None)
             for name, image in images.items():
                 if show is not None:  # Weights & Biases
                     show(key=f"eval/{name}", images=[image], step=iteration)
+                elif run_id is not None:  # MLflow
+                    logger.experiment.log_image(run_id, image, key=f"eval/{name}", step=iteration)
                 else:
                     logger.experiment.add_image(f"eval/{name}", image, iteration, dataformats="HWC")
 
@@ -343,7 +347,7 @@ def side_by_side(
 
 
 def make_loggers(config: Config, run_dir: Path, start: int) -> list[Any]:
-    """TensorBoard in the run folder, and Weights & Biases with `train.wandb`."""
+    """TensorBoard in the run folder; Weights & Biases and MLflow where the settings ask."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
     loggers: list[Any] = [
@@ -352,6 +356,8 @@ def make_loggers(config: Config, run_dir: Path, start: int) -> list[Any]:
     ]
     if config.train.wandb:
         loggers.append(wandb_logger(config, run_dir))
+    if config.train.mlflow:
+        loggers.append(mlflow_logger(config, run_dir))
     return loggers
 
 
@@ -376,4 +382,32 @@ def wandb_logger(config: Config, run_dir: Path) -> Any:
     )
     if known is None:
         atomic_write_text(marker, str(logger.experiment.id))
+    return logger
+
+
+def mlflow_logger(config: Config, run_dir: Path) -> Any:
+    """Lightning's logger for MLflow; a resumed run continues the same MLflow run.
+
+    The store is that of the variable `MLFLOW_TRACKING_URI`, else `mlflow.db` in the run folder.
+
+    Raises:
+        EnvironmentProblem: the package is not installed.
+    """
+    for package in EXTRAS["mlflow"]:
+        require(package, "train.mlflow", otherwise="or set train.mlflow=false")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    marker = run_dir / "mlflow_id.txt"
+    known = read_input_text(marker).strip() if marker.is_file() else None
+    server, folder = os.environ.get("MLFLOW_TRACKING_URI"), run_dir.resolve()
+    logger = MLFlowLogger(
+        experiment_name="cgrseg",
+        run_name=config.name,
+        tracking_uri=server or f"sqlite:///{folder / 'mlflow.db'}",
+        artifact_location=None if server else (folder / "mlflow_artifacts").as_uri(),
+        run_id=known,
+    )
+    if known is None:
+        logger.log_hyperparams(config.model_dump(mode="json"))
+        atomic_write_text(marker, str(logger.run_id))
     return logger

@@ -36,6 +36,7 @@ _HARMLESS = {
     "train.log_images",
     "train.accept_data",
     "train.wandb",
+    "train.mlflow",
 }
 
 
