@@ -22,7 +22,7 @@ from cgrseg.config.schema import Config
 from cgrseg.config.settings import build, merge
 from cgrseg.config.suggestions import EXACT
 from cgrseg.datasets import get_spec
-from cgrseg.errors import ConfigError
+from cgrseg.errors import MALFORMED, ConfigError
 from cgrseg.variants import VARIANTS
 
 _SAME_PLACE = {
@@ -217,7 +217,7 @@ def translate(path: Path | str) -> Translation:
 
     Raises:
         ConfigError: as :func:`cgrseg.config.mmseg_reader.read_mmseg`, and for a file of another
-            form.
+            form or with values of an unexpected type.
     """
     path = Path(path)
     tree = read_mmseg(path)
@@ -228,7 +228,15 @@ def translate(path: Path | str) -> Translation:
             expected="a .py, .json or .yaml file with names such as model, data and optimizer",
             remedy="check the path; cgrseg train takes configs of this package as they are",
         )
-    return _Translator(path, tree).run()
+    try:
+        return _Translator(path, tree).run()
+    except MALFORMED as error:  # values of any type may stand where mmsegmentation has tables
+        raise ConfigError(
+            path,
+            found=f"a value of an unexpected form ({type(error).__name__}: {error})",
+            expected="the tables, lists and numbers of a config that mmsegmentation can run",
+            remedy="correct it, or remove parts of the file until the value is found",
+        ) from error
 
 
 def _look_up(config: Config, name: str) -> Any:

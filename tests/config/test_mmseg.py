@@ -310,6 +310,19 @@ def test_a_hostile_file_runs_nothing(tmp_path: Path, line: str) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    "line", ["param_scheduler = 'a'", "train_cfg = 3", "model = []", "data = dict(train=[1])"]
+)
+def test_values_of_another_type_are_no_bug(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, f"{NEW}\n{line}\n")
+    try:
+        found = translate(path)
+    except ConfigError as error:
+        assert "a value of an unexpected form" in str(error)
+    else:
+        assert found.preset.startswith("cgrseg-")
+
+
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_dumps_of_a_run_are_read(tmp_path: Path, suffix: str) -> None:
     dumped: dict[str, Any] = {
