@@ -169,7 +169,10 @@ def _load_yaml(text: str) -> Any:
         lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
     )
     try:
-        return yaml.load(text, Loader)
+        value = yaml.load(text, Loader)
+        if _size(value) > _MAX_STEPS:
+            raise ValueError(f"it stands for more than {_MAX_STEPS} values")
+        return value
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 
@@ -231,6 +234,22 @@ def _merged(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
             value = _merged(kept, {k: v for k, v in value.items() if k != "_delete_"})
         result[key] = value
     return result
+
+
+def _size(value: Any) -> int:
+    """Number of values in nested tables and lists, counted up to a little over `_MAX_STEPS`.
+
+    A few lines can stand for billions of values: `b = [a, a]; c = [b, b]; ...`.
+    """
+    count, pending = 0, [value]
+    while pending and count <= _MAX_STEPS:
+        count += 1
+        inner = pending.pop()
+        if isinstance(inner, Mapping):
+            pending.extend(inner.values())
+        elif isinstance(inner, (list, tuple)):
+            pending.extend(inner)
+    return count
 
 
 class _NotUnderstood(Exception):
@@ -317,6 +336,7 @@ class _Evaluator:
         if isinstance(node, ast.Name):
             if node.id not in self._names or self._names[node.id] is _UNKNOWN:
                 raise _NotUnderstood
+            self._steps += _size(self._names[node.id])
             return self._names[node.id]
         if isinstance(node, ast.List | ast.Tuple):
             parts = [part for part in map(self._safe, node.elts) if part is not _UNKNOWN]

@@ -298,6 +298,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, text: str, told: st
         "seed = 9 ** 9 ** 9",
         "work_dir = 'x' * 10 ** 9 * 10 ** 9",
         "work_dir = f\"{open('PATH', 'w')}\"",
+        "a = [1, 1]\n" + "a = [a, a]\n" * 60 + "data['train'] = a",
     ],
 )
 def test_a_hostile_file_runs_nothing(tmp_path: Path, line: str) -> None:
@@ -339,6 +340,12 @@ def test_dumps_of_a_run_are_read(tmp_path: Path, suffix: str) -> None:
     assert found.changes == {"train.batch_size": 2, "schedule.max_iters": 20000}
     with pytest.raises(ConfigError, match="config translate"):
         load_config(path)
+
+
+def test_a_short_file_cannot_stand_for_billions_of_values(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 60))]
+    with pytest.raises(ConfigError, match="more than 200000 values"):
+        translate(write(tmp_path, "\n".join([*lines, "evaluation: {interval: 1}"]), "a.yaml"))
 
 
 def test_a_file_of_ours_is_ours(tmp_path: Path) -> None:
