@@ -324,7 +324,7 @@ class _Translator:
         self._train_pipeline()
         self._test_pipeline()
         self._optimizer()
-        self._run_settings()
+        self._run_settings(base[0])
         if "_max_iters_" in self._variables and "schedule.max_iters" not in self._settings:
             self._put("schedule.max_iters", self._variables["_max_iters_"], "_base_")
         made = Translation(
@@ -366,7 +366,8 @@ class _Translator:
         backbone = f"efficientformerv2_{size[1]}" if size is not None else None
         ours = next((n for n, v in VARIANTS.items() if v.backbone == backbone), None)
         self._settings["model.name"] = ours or "cgrseg_t"
-        if ours is not None and "cgr" in str(head or "cgr").lower():
+        self._has_backbone = ours is not None and "cgr" in str(head or "cgr").lower()
+        if self._has_backbone:
             return None
         if kind is None and head is None and whole in (None, "EncoderDecoder"):
             if start is None:
@@ -684,7 +685,7 @@ class _Translator:
             self._notes += [f"param_scheduler.{kind}.{k} = {v}" for k, v in entry.items()]
         return made
 
-    def _run_settings(self) -> None:
+    def _run_settings(self, model: str) -> None:
         norm = self._take("model.decode_head.norm_cfg.type")
         if norm in ("BN", "SyncBN"):
             self._put("model.sync_norm", norm == "SyncBN", "model.decode_head.norm_cfg.type")
@@ -707,17 +708,19 @@ class _Translator:
             value = self._take(name)
             if value:
                 self._note(name, value, "cgrseg train translated.py --resume")
-        weights = self._settings.get("model.pretrained")
-        file = str(weights or "")
+        self._pretrained(model)
+
+    def _pretrained(self, model: str) -> None:
+        """A file without weights of the backbone trains from scratch."""
+        usual = preset(model, "ade20k").model.pretrained
+        if usual is None:
+            return
+        if self._has_backbone and "model.pretrained" not in self._settings:
+            self._put("model.pretrained", None, "model.backbone.init_cfg")
+        file = str(self._settings.get("model.pretrained"))
         if _IMAGENET_FILE.fullmatch(file) and not Path(file).is_file():
-            preset_value = preset(
-                self._settings.get("model.name", "cgrseg_t"), "ade20k"
-            ).model.pretrained
-            if preset_value is not None:
-                del self._settings["model.pretrained"]
-                self._assumed.append(
-                    f"{file} is not there: the preset's ImageNet weights, {preset_value}"
-                )
+            del self._settings["model.pretrained"]
+            self._assumed.append(f"{file} is not there: the preset's ImageNet weights, {usual}")
 
     def _fixed(self, model: str) -> None:
         variant = VARIANTS[model]
