@@ -53,7 +53,7 @@ def export(
         list[Any] | None,
         size_option(
             "Multiples of 32; may be repeated. Default: any size (with --int8 the size of "
-            "the calibration images; aoti needs a size, executorch, litert and ncnn need one)."
+            "the calibration images; aoti needs a size, executorch, litert and ncnn exactly one)."
         ),
     ] = None,
     batch_size: Annotated[
@@ -81,7 +81,7 @@ def export(
     int8: Annotated[
         bool,
         typer.Option(
-            "--int8", help="Quantize to 8 bits (onnx and openvino), and measure the mIoU drop."
+            "--int8", help="Quantize to 8 bits (onnx, openvino, litert), and measure the mIoU drop."
         ),
     ] = False,
     calibrate: Annotated[

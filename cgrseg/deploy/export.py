@@ -111,7 +111,8 @@ def export(
     export_format = load_format(kind)
     if int8 is not None:
         quantized_format = quantizable(export_format, sizes, gives, opset)
-    sizes = checked_sizes(export_format, sizes)
+    if sizes is not None or int8 is None:  # 8 bits take the size of the calibration images
+        sizes = checked_sizes(export_format, sizes)
     input_kind, output_kind = _input_kind(takes), check_choice("--output", gives, _OUTPUTS)
     _check_kinds(export_format, input_kind, output_kind, batch)
     if opset is not None and "opset" not in export_format.options:

@@ -5,6 +5,9 @@ The description is in a ZIP archive behind the model, which LiteRT ignores.
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from cgrseg.console import native_output_hidden
 from cgrseg.devices import cpu_threads
 from cgrseg.extras import require
-from cgrseg.formats.base import ExportFormat, ExportJob, Run
+from cgrseg.formats.base import ExportJob, Inputs, QuantizableFormat, Run, matching_nodes
 from cgrseg.formats.description import Description, append_description, damaged, read_appended
 from cgrseg.formats.torch_program import example_input, quiet_exporter
 from cgrseg.input_files import read_input
@@ -24,7 +27,7 @@ from cgrseg.precision import Precision
 _KIND = "a LiteRT model"
 
 
-class LitertFormat(ExportFormat):
+class LitertFormat(QuantizableFormat):
     """LiteRT models, run on the CPU by XNNPACK's kernels."""
 
     suffix = ".tflite"
@@ -33,15 +36,45 @@ class LitertFormat(ExportFormat):
     one_size = True
     default_batch = 1
 
-    def write(self, job: ExportJob, path: Path) -> None:
-        """See :class:`ExportFormat`."""
+    def build(self, job: ExportJob) -> bytes:
+        """Content of a float32 model."""
         litert_torch = require("litert_torch", "export as litert")
         assert job.size is not None and job.description.batch is not None  # both are needed
         example = example_input(job.description, job.size, job.description.batch)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            quiet_exporter(),
+            native_output_hidden(),
+        ):
+            file = Path(folder, "model.tflite")
+            litert_torch.convert(job.graph(job.size), (example,)).export(str(file))
+            return read_input(file)
+
+    def save(self, model: bytes, description: Description, path: Path) -> None:
+        """Write the content of a model with its description."""
+        path.write_bytes(model)
+        share = _delegated_share(_interpreter(path, model))
+        append_description(path, description.model_copy(update={"delegated": share}))
+
+    def quantize(self, model: bytes, inputs: Inputs, kept: Sequence[str]) -> bytes:
+        """See :class:`QuantizableFormat`; AI Edge Quantizer quantizes, input and output stay."""
+        subject = "quantization for litert"
+        quantizers = require("ai_edge_quantizer.quantizer", subject)
+        recipe = require("ai_edge_quantizer.recipe", subject)
+        interpreter = _interpreter(Path(subject), model)
+        made = quantizers.Quantizer(bytearray(model), recipe.static_wi8_ai8())
+        scopes = _scopes(interpreter)
+        rest = {"op_config": None, "algorithm_key": quantizers.AlgorithmName.NO_QUANTIZE}
+        for boundary in ("INPUT", "OUTPUT"):
+            made.update_quantization_recipe(".*", recipe.TFLOperationName(boundary), **rest)
+        for name in matching_nodes(list(scopes), kept):
+            scope = f"^{re.escape(scopes[name])}"
+            made.update_quantization_recipe(scope, recipe.TFLOperationName("*"), **rest)
+        signature, names = next(iter(interpreter.get_signature_list().items()))
+        values = [{names["inputs"][0]: value} for value in inputs]  # they are read twice
         with quiet_exporter(), native_output_hidden():
-            litert_torch.convert(job.graph(job.size), (example,)).export(str(path))
-        share = _delegated_share(_interpreter(path, read_input(path)))
-        append_description(path, job.description.model_copy(update={"delegated": share}))
+            found = made.calibrate({signature: values}, num_threads=cpu_threads())
+            return bytes(made.quantize(found, enable_progress_report=False).quantized_model)
 
     def describe(self, path: Path) -> Description:
         """See :class:`ExportFormat`."""
@@ -78,6 +111,26 @@ def _interpreter(path: Path, content: bytes) -> Any:
     except (RuntimeError, ValueError) as error:
         raise damaged(path, _KIND, error) from error
     return made
+
+
+def _scopes(interpreter: Any) -> dict[str, str]:
+    """Operations by name, `MODULE/OPERATION_NUMBER` as in ONNX files, to the quantizer's names.
+
+    These are the names of the results: classes with their modules, `CLASS_MODULE/...`.
+    """
+    names = {each["index"]: each["name"] for each in interpreter.get_tensor_details()}
+    alike = {"BATCH_MATMUL": "MatMul", "SOFTMAX": "Softmax", "FULLY_CONNECTED": "MatMul"}
+    found = {}
+    for operation in interpreter._get_ops_details():
+        if operation["op_name"] == "DELEGATE":
+            continue
+        scope = names[int(operation["outputs"][0])]
+        parts = re.findall(r"[^/;]*?[A-Z]\w*?_(\w+)(?=[/;])", scope.partition(";")[0] + ";")
+        kind = alike.get(operation["op_name"], operation["op_name"])
+        # The list of the backbone's stages is not called, so it is in no name.
+        module = re.sub(r"backbone\.(?=\d)", "backbone.layers.", ".".join(parts))
+        found[f"{module}/{kind}_{operation['index']}"] = scope
+    return found
 
 
 def _delegated_share(interpreter: Any) -> float:

@@ -104,11 +104,15 @@ def made(checkpoint: Path) -> Callable[[str], ExportResult]:
     return make
 
 
-@pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "litert"]
+)
 def test_file_is_measured_and_predicts(
     made: Callable[[str], ExportResult], kind: str, checkpoint: Path
 ) -> None:
     """One of the three images would make an upright input; it is fitted, and measured too."""
+    if kind == "litert":
+        pytest.importorskip("litert_torch", reason="needs the extra [litert]: make test-devices")
     result = made(kind)
     found = report_of(result)
     assert found.images == 4 and found.kept_back == ("classifier", "attention products")
@@ -120,6 +124,24 @@ def test_file_is_measured_and_predicts(
     predicted = Predictor.from_pretrained(result.path)(photo(64, 96)).labels
     wanted = Predictor.from_pretrained(checkpoint)(photo(64, 96)).labels
     assert 0.3 < (predicted == wanted).mean() < 1 and 0.5 < found.agreement < 1
+
+
+def test_litert_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
+    pytest.importorskip("litert_torch", reason="needs the extra [litert]: make test-devices")
+    interpreters = pytest.importorskip("ai_edge_litert.interpreter")
+    opened = interpreters.Interpreter(str(made("litert").path))
+    opened.allocate_tensors()
+    assert opened.get_input_details()[0]["dtype"] == np.float32
+    assert opened.get_output_details()[0]["dtype"] == np.float32
+    types = {each["index"]: each["dtype"] for each in opened.get_tensor_details()}
+    computing = [
+        (each["op_name"], {types[int(each["inputs"][0])], types[int(each["outputs"][0])]})
+        for each in opened._get_ops_details()
+    ]
+    convolutions = [found for name, found in computing if name in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    assert convolutions.count({np.int8}) > 50
+    products = [found for name, found in computing if name in ("BATCH_MATMUL", "SOFTMAX")]
+    assert products and all(found == {np.float32} for found in products)
 
 
 def test_onnx_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
