@@ -162,7 +162,7 @@ def run_one(method: str, seed: int, data_root: str, folder: Path) -> None:
     torch.manual_seed(seed)
     model: Any = SegFormerB0(spec) if method == "segformer_b0" else None
     if model is None:
-        model = build_model(config, spec, fresh=True)
+        model = build_model(config, spec)
     else:
         model = model.to(memory_format=torch.channels_last)
     wall, processor = time.perf_counter(), time.process_time()

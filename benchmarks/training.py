@@ -355,6 +355,7 @@ def take_part(name: str, options: argparse.Namespace) -> None:
     config = load_config(
         f"{options.models[0].replace('_', '-')}_ade20k_160k",
         {
+            "model.pretrained": None,
             "data.root": options.data_root,
             "data.check": False,
             "train.batch_size": options.batch,

@@ -112,6 +112,9 @@ else:
     VariantName = Literal[tuple(VARIANTS)]
 """Type of a setting that holds the name of a variant."""
 
+IMAGENET = "imagenet"
+"""Value of `model.pretrained` for the weights of :func:`imagenet_weights`."""
+
 
 def imagenet_weights(name: str) -> str:
     """Hub id of the ImageNet weights that training a variant starts from in the paper.

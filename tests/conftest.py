@@ -2,12 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+IMAGENET_REPOSITORY = "timm/efficientformerv2_s1.snap_dist_in1k"
+_CACHE = pytest.StashKey[str]()
+
+
+def timm_file(variant: str = "efficientformerv2_s1") -> bytes:
+    """A safetensors file with the names and shapes of timm's ImageNet weights, drawn at random."""
+    listing = json.loads((REPOSITORY / "tests/golden/timm_keys.json").read_text(encoding="utf-8"))
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, (shape, dtype) in listing[variant].items():
+        leaf = name.rpartition(".")[2]
+        value = np.zeros(shape, dtype)
+        if leaf == "weight" and len(shape) > 1:
+            value = rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:]))
+        elif leaf in ("weight", "running_var"):
+            value = np.ones(shape, dtype)
+        elif leaf == "gamma":
+            value = np.full(shape, 1e-5, dtype)
+        tensors[name] = value.astype(dtype)
+    return save(tensors, metadata={"format": "pt"})
+
+
+def write_hub_cache(cache: Path) -> None:
+    """A cache of `huggingface_hub` with the ImageNet weights of CGRSeg-T."""
+    content, commit = timm_file(), "0" * 40
+    folder = cache / f"models--{IMAGENET_REPOSITORY.replace('/', '--')}"
+    blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+    pointer = folder / "snapshots" / commit / "model.safetensors"
+    for place in (blob, pointer, folder / "refs" / "main"):
+        place.parent.mkdir(parents=True)
+    blob.write_bytes(content)
+    pointer.symlink_to(Path("../../blobs") / blob.name)
+    (folder / "refs" / "main").write_text(commit)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the default runs of the documents find ImageNet weights, without a network.
+
+    Before any import of `huggingface_hub`, which reads its environment once; the workers of xdist
+    inherit it.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[_CACHE] = tempfile.mkdtemp(prefix="hub_cache_")
+        write_hub_cache(Path(config.stash[_CACHE]))
+        os.environ.update(HF_HUB_CACHE=config.stash[_CACHE], HF_HUB_OFFLINE="1")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the cache."""
+    if _CACHE in config.stash:
+        shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,17 @@ class Hub:
         files: content by file name of each repository: `owner/name`, or `datasets/owner/name`.
         address: value of HF_ENDPOINT.
         stored: uploaded large files by SHA-256, before a commit names them.
+        cuts: number of bytes after which each next download is cut.
+        damaged: number of downloads that get a changed byte.
+        ranges: `Range` header of each download, empty without one.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.stored: dict[str, bytes] = {}
+        self.cuts: list[int] = []
+        self.damaged = 0
+        self.ranges: list[str] = []
         self.address = ""
 
     def commit_of(self, repository: str) -> str:
@@ -72,9 +78,31 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             )
         elif what == "resolve" and name in files:
-            self.answer(files[name], commit=self.hub.commit_of(repository))
+            self.send_file(files[name], self.hub.commit_of(repository))
         else:
             self.answer({"error": "Entry not found"}, 404, "EntryNotFound")
+
+    def send_file(self, content: bytes, commit: str) -> None:
+        """The file or the asked rest of it, cut and damaged as the test wants."""
+        if self.command == "HEAD":
+            self.answer(content, commit=commit)
+            return
+        asked = self.headers.get("Range") or ""
+        self.hub.ranges.append(asked)
+        first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        part = bytearray(content[first:])
+        if self.hub.damaged:
+            self.hub.damaged -= 1
+            part[-1] ^= 1
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.send_header("Connection", "close")
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.end_headers()
+        self.wfile.write(part[: self.hub.cuts.pop(0)] if self.hub.cuts else part)
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -167,11 +195,13 @@ def loopback_hub(cache: Path) -> Iterator[Hub]:
                 hub.address + "/{repo_id}/resolve/{revision}/{filename}",
             )
             patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
             # Large files take the LFS route: Xet, the default, needs a storage server.
             patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
             for name, value in (("HF_TOKEN", TOKEN), ("HF_ENDPOINT", hub.address)):
                 patch.setenv(name, value)  # for commands in processes of their own
             patch.setenv("HF_HUB_CACHE", str(cache))
+            patch.delenv("HF_HUB_OFFLINE", raising=False)
             yield hub
     finally:
         server.shutdown()

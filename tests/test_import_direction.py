@@ -17,10 +17,10 @@ LEVELS: list[set[str]] = [
     {"errors", "loss_terms", "html", "input_files", "matplotlib_import"} | {"transformers_import"},
     {"processes"},
     {"cpus"},
-    {"extras", "files", "class_names", "console", "devices", "hub", "precision", "progress"}
+    {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
     | {"provenance", "variants"},
-    {"locks", "surroundings", "distributed"},
-    {"datasets"},
+    {"locks", "surroundings", "distributed", "downloading"},
+    {"datasets", "hub"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"formats"},

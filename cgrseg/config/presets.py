@@ -91,8 +91,8 @@ def preset(model: str, dataset: str, recipe: str = "published", **changes: Any) 
     row = DATASETS[dataset]
     settings: dict[str, Any] = {
         "name": preset_name(model, row),
-        "model": {"name": model},
         **row.settings,
+        "model": {**row.settings.get("model", {}), "name": model},
     }
     return build(merge(RECIPES[recipe](build(settings)).model_dump(), changes))
 

@@ -34,7 +34,7 @@ from cgrseg.config.fields import (
 from cgrseg.cpus import usable_cpus
 from cgrseg.errors import ConfigError
 from cgrseg.loss_terms import TERMS
-from cgrseg.variants import NETWORK_STRIDE, VariantName
+from cgrseg.variants import IMAGENET, NETWORK_STRIDE, VariantName
 
 _LOADERS = 4  # data loader processes per training process, unless `data.workers` is set
 
@@ -47,9 +47,11 @@ class ModelConfig(Section):
         None, description="Number of pyramid context blocks; none: that of the variant (5)."
     )
     pretrained: str | None = Field(
-        None,
-        description="ImageNet weights of the backbone: a local .pth or .safetensors file, or a "
-        "Hugging Face hub id of timm's EfficientFormerV2. None: from scratch.",
+        IMAGENET,
+        description="Initial weights of the backbone: 'imagenet' (timm's ImageNet weights of the "
+        "variant, downloaded once from the Hugging Face hub; not needed with `train.load_from`), "
+        "a local .pth or .safetensors file, or a hub id of timm's EfficientFormerV2. None: from "
+        "scratch.",
     )
     dropout: BelowOne = Field(
         0.1, description="Probability of channel dropout before the classifier."

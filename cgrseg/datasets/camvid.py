@@ -71,6 +71,7 @@ SPEC = DatasetSpec(
         "CamVid, 11 classes, street scenes of 480x360: a real run that a laptop finishes. Its "
         "validation frames come from a drive that also trains, so quote data.eval_split=test.",
         {
+            "model": {"pretrained": None},
             "data": {"workers": 2},
             "augment": {"scale": [480, 360], "crop_size": [256, 256]},
             "test": {"scale": [480, 360]},

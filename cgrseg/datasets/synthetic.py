@@ -32,6 +32,7 @@ SPEC = DatasetSpec(
         "synthetic",
         "The embedded scenes of `cgrseg data synth`; what `cgrseg demo` trains.",
         {
+            "model": {"pretrained": None},
             "data": {"workers": 1},
             # Scenes of 192x192: the smallest ratio still gives a whole crop.
             "augment": {"scale": [192, 192], "ratio_range": [0.67, 1.1], "crop_size": [128, 128]},

@@ -166,6 +166,7 @@ def evaluate(
             "run": config.name,
             "checkpoint": "a network in memory" if checkpoint is model else str(checkpoint),
             "weights": weights_digest(model),
+            "initial weights": model.initial_weights or "not recorded",
             "variant": model.variant,
             "dataset": spec.name,
             "split": split,

@@ -186,6 +186,7 @@ class CGRSeg(
             tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette is not None else None
         )
         self.preprocessing = preprocessing
+        self.initial_weights = ""  # of the training, as its checkpoint describes them
         self.backbone = EfficientFormerV2(
             table.backbone, table.drop_path, freeze_norm, attention_bias, freeze_backbone
         )

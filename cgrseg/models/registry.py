@@ -60,6 +60,7 @@ def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
         palette=usable_palette(stored["palette"], count, checkpoint.source),
         preprocessing=stored["preprocessing"],
     )
+    model.initial_weights = stored["initial_weights"]
     report = load_checkpoint(model, checkpoint)
     if verbose:
         print(report, file=sys.stderr)

@@ -136,7 +136,7 @@ def save_safetensors(model: nn.Module, path: str | Path) -> None:
 
 
 def stored_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Classes, palette and preprocessing, under the names that known tools give them."""
+    """Classes, palette, preprocessing and the description of the initial weights."""
     meta = checkpoint.meta
     config, dataset = meta.get("config"), meta.get("dataset_meta")  # the second is mmengine's
     places = [meta, dataset if isinstance(dataset, Mapping) else {}]
@@ -149,6 +149,7 @@ def stored_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "classes": first("classes", "CLASSES"),
         "palette": first("palette", "PALETTE"),
         "preprocessing": meta.get("preprocessing") or test,
+        "initial_weights": str(meta.get("initial_weights") or ""),
     }
 
 

@@ -9,7 +9,7 @@ Layout of a file:
 
     state_dict           published parameter names; the averaged weights when a run averages
     meta                 format, variant, context blocks, classes, palette, config, iteration,
-                         version (what every reader of weights needs)
+                         version (what every reader of weights needs), initial weights
     training             only in checkpoints to resume from: optimizer, scaler, iteration,
                          world_size, and the unaveraged weights when a run averages
 """
@@ -41,6 +41,8 @@ FORMAT = 1
 LATEST = "latest.pth"
 PREVIOUS = "previous.pth"
 BEST = "best.pth"
+ORIGIN = "initial_weights"
+"""Key in `meta` of the description of the weights that the run started from."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 

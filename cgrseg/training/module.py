@@ -1,4 +1,4 @@
-"""The network under training: its initial weights, the training step, the averaged weights.
+"""The network under training: its construction, the training step, the averaged weights.
 
 :mod:`~cgrseg.training.optimizer` and :mod:`~cgrseg.training.losses` hold the published recipe;
 this module applies it and counts iterations (optimizer steps of the whole run).
@@ -24,31 +24,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cgrseg.config.schema import Config
 from cgrseg.datasets.spec import DatasetSpec
-from cgrseg.errors import ConfigError
-from cgrseg.models import CGRSeg, create_model, load_weights
+from cgrseg.models import CGRSeg, create_model
 from cgrseg.training.losses import SegmentationLoss, pixel_accuracy
 from cgrseg.training.optimizer import parameter_groups, rate_factor
-from cgrseg.variants import imagenet_weights
 
 
-def build_model(
-    config: Config,
-    spec: DatasetSpec,
-    *,
-    fresh: bool,
-    say: Callable[[str], None] = lambda text: None,
-) -> CGRSeg:
-    """Build the network of a run and load its initial weights.
+def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
+    """Build the network of a run, with random weights.
 
     Args:
         config: config of the run.
         spec: classes and palette.
-        fresh: load `model.pretrained` and `train.load_from`; false when a checkpoint
-            replaces all weights.
-        say: receives a line about the origin of the weights.
-
-    Raises:
-        ConfigError: a frozen backbone without trained weights.
     """
     settings = config.model
     model = create_model(
@@ -64,24 +50,6 @@ def build_model(
         palette=spec.palette,
         preprocessing=config.test.model_dump(mode="json"),
     )
-    untrained = settings.pretrained is None and config.train.load_from is None
-    if fresh and untrained and settings.freeze_backbone:
-        raise ConfigError(
-            "model.freeze_backbone",
-            found="true, for a backbone with random weights",
-            expected="trained weights in the part that is kept as it is",
-            remedy=f"set model.pretrained={imagenet_weights(settings.name)} or "
-            "train.load_from=CHECKPOINT",
-        )
-    if fresh and settings.pretrained is not None:
-        say(str(load_weights(model, settings.pretrained, part="backbone", verbose=False)))
-    if fresh and config.train.load_from is not None:
-        say(str(load_weights(model, config.train.load_from, verbose=False)))
-    elif fresh and untrained:
-        say(
-            "weights: random, from scratch; published results start from ImageNet's backbone: "
-            f"model.pretrained={imagenet_weights(settings.name)}"
-        )
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

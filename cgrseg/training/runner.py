@@ -30,9 +30,14 @@ from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg
 from cgrseg.processes import is_first_process
 from cgrseg.training.callback import RunCallback, score_columns
-from cgrseg.training.checkpointing import BEST, LATEST, CheckpointKeeper, model_meta
+from cgrseg.training.checkpointing import BEST, LATEST, ORIGIN, CheckpointKeeper, model_meta
 from cgrseg.training.data_source import DatasetSource, DataSource
 from cgrseg.training.failures import readable_failures, refuse_too_large
+from cgrseg.training.initial_weights import (
+    load_initial_weights,
+    locate_imagenet,
+    needs_imagenet,
+)
 from cgrseg.training.journal import Journal, make_loggers
 from cgrseg.training.losses import loss_columns
 from cgrseg.training.module import TrainingModule, build_model
@@ -128,6 +133,8 @@ def train(
             transcript.say(
                 f"{run_dir} has no checkpoint to resume from: this run starts from the beginning"
             )
+        if checkpoint is None and needs_imagenet(config):
+            locate_imagenet(config, transcript.say)  # before the work on the data
         source = DatasetSource(config, placement)
         return train_on(source, config, placement, checkpoint, transcript=transcript)
 
@@ -180,10 +187,12 @@ def _train_on(
     if checkpoint is not None:
         checkpoint = refuse_other_data(checkpoint, source.spec, data, config.train.accept_data)
     start = 0 if checkpoint is None else int(checkpoint.state["training"]["iteration"])
+    origin = "" if checkpoint is None else str(checkpoint.state["meta"].get(ORIGIN, ""))
     if model is None:
         torch.manual_seed(config.train.seed)
-        fresh = checkpoint is None
-        model = build_model(config, source.spec, fresh=fresh, say=transcript.say)
+        model = build_model(config, source.spec)
+        if checkpoint is None:
+            origin = load_initial_weights(model, config, transcript.say)
     if config.train.precision == "fp64":
         # Lightning would convert only after the checkpoint's weights were rounded.
         model = model.double()
@@ -200,7 +209,7 @@ def _train_on(
     memory = keeping_all_freed_memory() if on_cpu else contextlib.nullcontext()
     try:
         with memory, quiet_lightning(), readable_failures(config, placement.description, run_dir):
-            meta = {**model_meta(module.model), "data": data}
+            meta = {**model_meta(module.model), "data": data, ORIGIN: origin}
             return _run(
                 config, placement, options, run_dir, source, module, checkpoint, transcript, meta
             )

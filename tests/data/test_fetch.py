@@ -22,17 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from cgrseg import datasets
+from cgrseg import datasets, downloading
 from cgrseg.cli.data import data as app
 from cgrseg.data import fetch
 from cgrseg.data.convert.formats import formats
 from cgrseg.data.convert.runner import run_conversion
-from cgrseg.data.fetch import downloading, fetch_dataset
-from cgrseg.data.fetch.downloading import download
+from cgrseg.data.fetch import fetch_dataset
 from cgrseg.data.fetch.unpack import Damaged, unpack
 from cgrseg.data.label_files import read_label
 from cgrseg.datasets import get_spec
 from cgrseg.datasets.spec import Archive
+from cgrseg.downloading import download
 from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem
 from tests.data.archives import FORMS, FileServer, serving, tarred, zipped
 

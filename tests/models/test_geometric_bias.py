@@ -184,7 +184,7 @@ def test_every_published_name_keeps_its_place_by_default() -> None:
 
 def test_the_setting_reaches_the_network() -> None:
     config = Config(model=ModelConfig(attention_bias="geometric"))
-    model = build_model(config, get_spec("camvid"), fresh=True)
+    model = build_model(config, get_spec("camvid"))
     learned: list[Tensor] = [
         value for name, value in model.named_parameters() if name.endswith("attention_biases")
     ]

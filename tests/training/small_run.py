@@ -37,7 +37,7 @@ def small_config(root: Path, work_dir: Path, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "name": "small",
         "work_dir": str(work_dir),
-        "model": {"drop_path": 0.2, "context_blocks": 1},
+        "model": {"pretrained": None, "drop_path": 0.2, "context_blocks": 1},
         "data": {"dataset": "custom", "root": str(root), "workers": 0},
         "augment": {"scale": [64, 64], "crop_size": [64, 64]},
         "test": {"resize": "none"},

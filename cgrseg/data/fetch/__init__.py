@@ -25,10 +25,10 @@ from cgrseg.data.convert.format import ConversionReport
 from cgrseg.data.convert.formats import formats
 from cgrseg.data.convert.image_names import same_content
 from cgrseg.data.convert.runner import run_conversion
-from cgrseg.data.fetch.downloading import ENDINGS, Unreachable, download, file_digests
 from cgrseg.data.fetch.unpack import Damaged, unpack
 from cgrseg.datasets import get_spec, list_specs
 from cgrseg.datasets.spec import Archive, DatasetSpec, Download
+from cgrseg.downloading import ENDINGS, Unreachable, download, file_digests
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
 from cgrseg.extras import require
 from cgrseg.files import explained, make_folder, partial_folder, write_json

@@ -26,7 +26,7 @@ from cgrseg.files import atomic_write_text, explained
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.progress import Progress
 
-_LOG = logging.getLogger("cgrseg.data")
+_LOG = logging.getLogger("cgrseg.downloading")
 
 ENDINGS = (".partial", ".partial.json")
 """Endings of an unfinished download and of its note."""
