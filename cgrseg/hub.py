@@ -90,7 +90,7 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
     `huggingface_hub` does not resume a download of an earlier process, so
     :mod:`cgrseg.downloading` fetches the content; the cache has the layout of `huggingface_hub`.
     `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HTTPS_PROXY` apply.
-    A file in the cache is used without asking the hub.  Of several processes, one downloads.
+    A file in the cache is used without asking the hub.  One process downloads, the others wait.
 
     Args:
         hub_id: as `owner/name`.
