@@ -18,7 +18,9 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 IMAGENET_REPOSITORY = "timm/efficientformerv2_s1.snap_dist_in1k"
-_CACHE = pytest.StashKey[str]()
+if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers inherit the environment
+    # `huggingface_hub` reads these once, when other files of fixtures import it.
+    os.environ.update(HF_HUB_CACHE=tempfile.mkdtemp(prefix="hub_cache_"), HF_HUB_OFFLINE="1")
 
 
 def timm_file(variant: str = "efficientformerv2_s1") -> bytes:
@@ -52,22 +54,16 @@ def write_hub_cache(cache: Path) -> None:
     (folder / "refs" / "main").write_text(commit)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Let the default runs of the documents find ImageNet weights, without a network.
-
-    Before any import of `huggingface_hub`, which reads its environment once; the workers of xdist
-    inherit it.
-    """
+def pytest_configure() -> None:
+    """Let the default runs of the documents find ImageNet weights, without a network."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        config.stash[_CACHE] = tempfile.mkdtemp(prefix="hub_cache_")
-        write_hub_cache(Path(config.stash[_CACHE]))
-        os.environ.update(HF_HUB_CACHE=config.stash[_CACHE], HF_HUB_OFFLINE="1")
+        write_hub_cache(Path(os.environ["HF_HUB_CACHE"]))
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
+def pytest_unconfigure() -> None:
     """Remove the cache."""
-    if _CACHE in config.stash:
-        shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["HF_HUB_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

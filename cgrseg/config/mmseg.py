@@ -23,7 +23,7 @@ from cgrseg.config.settings import build, merge
 from cgrseg.config.suggestions import EXACT
 from cgrseg.datasets import get_spec
 from cgrseg.errors import MALFORMED, ConfigError
-from cgrseg.variants import VARIANTS
+from cgrseg.variants import IMAGENET, VARIANTS
 
 _SAME_PLACE = {
     "train_dataloader.dataset.": "data.train.",
@@ -708,19 +708,16 @@ class _Translator:
             value = self._take(name)
             if value:
                 self._note(name, value, "cgrseg train translated.py --resume")
-        self._pretrained(model)
+        self._pretrained()
 
-    def _pretrained(self, model: str) -> None:
+    def _pretrained(self) -> None:
         """A file without weights of the backbone trains from scratch."""
-        usual = preset(model, "ade20k").model.pretrained
-        if usual is None:
-            return
         if self._has_backbone and "model.pretrained" not in self._settings:
             self._put("model.pretrained", None, "model.backbone.init_cfg")
         file = str(self._settings.get("model.pretrained"))
         if _IMAGENET_FILE.fullmatch(file) and not Path(file).is_file():
-            del self._settings["model.pretrained"]
-            self._assumed.append(f"{file} is not there: the preset's ImageNet weights, {usual}")
+            self._settings["model.pretrained"] = IMAGENET
+            self._assumed.append(f"{file} is not there: model.pretrained={IMAGENET}")
 
     def _fixed(self, model: str) -> None:
         variant = VARIANTS[model]

@@ -98,7 +98,7 @@ def test_without_a_command_line_warnings_reach_the_screen_once(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("training cgrseg_t on custom (")
-    assert "precision: " in done.stdout.splitlines()[1]
+    assert "precision: " in done.stdout.splitlines()[2]
     assert done.stderr.count("warning: no GPU was found") == 1
     assert done.stderr.count("is not longer than schedule.warmup_iters=500") == 1
     log = (tmp_path / "work_dirs" / "cgrseg-t_custom" / "train.log").read_text()

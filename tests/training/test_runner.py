@@ -390,7 +390,7 @@ def test_random_backbones_are_said(
     train(small_config(dataset, tmp_path / "run", schedule__max_iters=1), device="cpu")
     told = capsys.readouterr().out
     assert "weights: random, from scratch" in told
-    assert "timm/efficientformerv2_s1.snap_dist_in1k" in told
+    assert "model.pretrained=imagenet" in told
 
 
 def test_a_name_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
