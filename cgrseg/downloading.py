@@ -31,6 +31,7 @@ _LOG = logging.getLogger("cgrseg.downloading")
 ENDINGS = (".partial", ".partial.json")
 """Endings of an unfinished download and of its note."""
 _PART = 1 << 20  # bytes
+_MEGABYTE = 10**6
 _SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
 _TRIES = 5  # in a row without a byte
 _PAUSE = 1.0  # seconds before the second try; doubled each time
@@ -149,7 +150,8 @@ def _receive(address: str, partial: Path, note: Path, size: int, progress: Progr
                 with explained(partial):
                     stream.write(part)
                 if progress is not None:
-                    progress(done >> 20, max(version.size or 0, done if version.size else 0) >> 20)
+                    whole = max(version.size or 0, done if version.size else 0)
+                    progress(done // _MEGABYTE, whole // _MEGABYTE)
     return version.size is None or done == version.size
 
 

@@ -147,7 +147,10 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
             fresh.replace(blob)
         return CachedFile(Path(hf_hub_download(hub_id, name, etag_timeout=_ANSWERS_WITHIN)), digest)
     except DataError as error:  # what was received stays
-        raise NotAvailable(f"{error}".splitlines()[0] + "; what was received is kept") from error
+        raise NotAvailable(
+            f"{error}".splitlines()[0]
+            + "; what was received is kept, and the same command resumes it"
+        ) from error
     except OSError as error:
         raise NotAvailable(f"the cache {cache} cannot be written ({error})") from error
 

@@ -98,7 +98,19 @@ _SETTING = re.compile(
 )
 # Of `docker run` and of every command.
 _OTHERS = ("--shm-size", "--help")
-_FILE_ENDINGS = ("txt", "py", "json", "pt", "safetensors", "edu", "log", "csail", "yaml", "yml")
+_FILE_ENDINGS = (
+    "txt",
+    "py",
+    "json",
+    "pt",
+    "safetensors",
+    "edu",
+    "log",
+    "csail",
+    "yaml",
+    "yml",
+    "tflite",
+)
 
 
 @dataclass(frozen=True)
