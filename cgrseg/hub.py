@@ -152,7 +152,7 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
             + "; what was received is kept, and the same command resumes it"
         ) from error
     except OSError as error:
-        raise NotAvailable(f"the cache {cache} cannot be written ({error})") from error
+        raise NotAvailable(f"it cannot be kept in the cache {cache} ({_reason(error)})") from error
 
 
 def _in_cache(hub_id: str, name: str, tell: Callable[[str], None] | None) -> CachedFile | None:

@@ -16,6 +16,7 @@ from cgrseg.config.presets import list_presets, named_preset
 from cgrseg.config.schema import Config
 from cgrseg.evaluation import evaluate
 from cgrseg.hub import NotAvailable, locate_file
+from cgrseg.reporting import report_on
 from cgrseg.training import single_gpu, train_script
 from cgrseg.training.initial_weights import NoImageNetWeights
 from cgrseg.training.runner import train
@@ -76,6 +77,8 @@ def test_it_downloads_verifies_and_trains(
     assert scores.settings["initial weights"] == (
         f"ImageNet: {REPOSITORY}, SHA-256 {DIGEST}; head: random"
     )
+    page = report_on(tmp_path / "run", pictures=False).html.read_text(encoding="utf-8")
+    assert f"initial weights</th><td>ImageNet: {REPOSITORY}, SHA-256 {DIGEST}" in page
     stem = "backbone.patch_embed.0.bias"
     assert weights_of(result.latest)[stem].abs().max() < 0.01  # one iteration from the file's zero
 
@@ -179,6 +182,12 @@ def test_presets_start_from_imagenet_but_those_made_for_training_from_scratch() 
     assert scratch == {n for n in found if "camvid" in n or "synthetic" in n}
     assert set(found.values()) == {None, "imagenet"}
     assert Config().model.pretrained == "imagenet"
+
+
+def test_a_cache_that_cannot_be_written_is_told(hub: Hub, cache: Path) -> None:
+    cache.write_text("in the way")
+    with pytest.raises(NotAvailable, match=f"it cannot be kept in the cache {cache}"):
+        locate()
 
 
 def test_a_damaged_cache_without_digest_names_is_found(hub: Hub, cache: Path) -> None:
