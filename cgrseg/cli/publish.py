@@ -97,5 +97,6 @@ def publish(
     show(f"checked: labels and confidences of {done.checked} images equal the checkpoint's")
     show(f"published: {done.folder}")
     show(f"sha256 of model.safetensors: {done.sha256}")
-    if done.address is not None:
-        show(f"uploaded: {done.address}, commit {done.revision}")
+    if done.row is not None:
+        show(f"uploaded: {done.address}, commit {done.row.revision}")
+        show(f"row for the table of weights by name, cgrseg/published.py: {done.row!r}")

@@ -2,7 +2,8 @@
 
 Supported: PyTorch `.pth`/`.pt` (mmsegmentation's, the EfficientFormerV2 authors',
 averaged-weight wrappers, bare state dicts, our own), `.safetensors`, a folder made
-by `save_pretrained`, and Hugging Face hub ids.  Pickles are read with PyTorch's
+by `save_pretrained`, Hugging Face hub ids, and names of published weights
+(:mod:`cgrseg.published`).  Pickles are read with PyTorch's
 restricted unpickler and a list of safe substitutes
 (:mod:`cgrseg.models.plain_pickle`); everything that would run code is refused.
 """
@@ -20,11 +21,13 @@ from typing import Any
 
 from torch import Tensor
 
+from cgrseg.downloading import file_digests
 from cgrseg.errors import WeightsError
 from cgrseg.hub import download, is_hub_id
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.models.digest import tensors_digest
 from cgrseg.models.plain_pickle import is_dense, load_plain
+from cgrseg.published import PUBLISHED, PublishedWeights
 from cgrseg.surroundings import raise_machine_problem
 
 StateDict = dict[str, Tensor]
@@ -41,6 +44,8 @@ _CONTAINERS = ("state_dict_ema", "state_dict", "model", "module", "model_ema", "
 _COUNTERS = ("n_averaged", "steps")
 # Prefixes by wrappers: data parallel and weight averaging, torch.compile, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network_module.")
+# Files of a repository that are downloaded.
+_PARTS = ("*.safetensors", "config.json")
 # File name suffixes: a missing file with one of them is not taken for a hub id.
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx")
 
@@ -62,11 +67,12 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file, folder or hub id into names and tensors.
+    """Read a file, folder, hub id or name into names and tensors.
 
     Args:
         path: `.pth`, `.pt`, `.bin` or `.safetensors` file; folder written by
-            `save_pretrained`; or a hub id such as "name/repository".
+            `save_pretrained`; a hub id such as "name/repository"; or a name that
+            `cgrseg models` lists.
 
     Raises:
         WeightsError: the file is missing, truncated, foreign or unsafe.
@@ -80,25 +86,49 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def locate_pretrained(path: str | Path, **hub_options: Any) -> Path:
-    """Local file or folder of a path, or of a hub id, which is downloaded.
+    """Local file or folder of a path, a hub id or a name; the latter two are downloaded.
+
+    A local path comes before a name that is the same.
 
     Raises:
-        WeightsError: the path does not exist, or the hub id cannot be downloaded.
+        WeightsError: the path does not exist, the hub id or name cannot be downloaded, or the
+            weights of a name are not those that were published.
     """
     location = Path(os.path.expanduser(path))
     if location.exists():
         return location
     text = str(path)
+    if text in PUBLISHED:
+        return _published(PUBLISHED[text], hub_options)
     if not is_hub_id(text) or location.suffix in _SUFFIXES:
+        names = ", ".join(PUBLISHED)
         raise WeightsError(
             text,
             found="there is no such file or folder",
-            expected="a .pth or .safetensors file, a folder made by save_pretrained, or a "
-            "Hugging Face hub id like 'owner/name'",
+            expected="a .pth or .safetensors file, a folder made by save_pretrained, a "
+            "Hugging Face hub id like 'owner/name', or a name that `cgrseg models` lists"
+            + (f" ({names})" if names else " (none yet)"),
             remedy="check the path"
             + (f"; the folder {location.parent} holds {_listing(location.parent)}"),
         )
-    return download(text, ["*.safetensors", "config.json"], WeightsError, **hub_options)
+    return download(text, _PARTS, WeightsError, **hub_options)
+
+
+def _published(entry: PublishedWeights, hub_options: Mapping[str, Any]) -> Path:
+    """Folder of published weights, compared with the digest of their row."""
+    options = {**hub_options, "revision": entry.revision}
+    folder = download(entry.hub_id, _PARTS, WeightsError, **options)
+    weights = folder / "model.safetensors"
+    found = file_digests(weights)["sha256"] if weights.is_file() else "no model.safetensors"
+    if found != entry.sha256:
+        raise WeightsError(
+            f"{entry.name} ({weights})",
+            found=f"SHA-256 {found}" if weights.is_file() else found,
+            expected=f"SHA-256 {entry.sha256}, that of the published weights",
+            remedy=f"remove the folder {folder.parent.parent}, and download them again; if they "
+            f"differ again, the repository {entry.hub_id} was changed: do not use it",
+        )
+    return folder
 
 
 def _listing(folder: Path) -> str:

@@ -31,6 +31,7 @@ from cgrseg.models import CGRSeg, load_model
 from cgrseg.models.checkpoint_files import Checkpoint, read_checkpoint
 from cgrseg.models.digest import weights_digest
 from cgrseg.processes import signals_deferred
+from cgrseg.published import PublishedWeights
 from cgrseg.publishing.card import Measured, model_card
 from cgrseg.reporting.records import read_evaluation
 
@@ -46,29 +47,19 @@ class Published:
 
     Attributes:
         folder: the folder.
-        name: title of the card.
-        variant: name of the network.
-        dataset: name of the dataset; None: unknown.
-        num_classes: number of classes.
         scores: scores of the card in 0..1 by name; empty without an evaluation.
         sha256: digest of `model.safetensors`.
-        license_id: license as the hub names it; None: none was given.
         checked: number of images on which folder and checkpoint gave the same.
         address: page on the hub; None: not uploaded.
-        revision: commit on the hub; None: not uploaded.
+        row: row of the table of weights by name; None: not uploaded.
     """
 
     folder: Path
-    name: str
-    variant: str
-    dataset: str | None
-    num_classes: int
     scores: dict[str, float]
     sha256: str
-    license_id: str | None
     checked: int
-    address: str | None = None
-    revision: str | None = None
+    address: str | None
+    row: PublishedWeights | None
 
 
 def publish(
@@ -150,22 +141,22 @@ def publish(
                     os.rename(target, staging / "old")
                 os.rename(written, target)
     digest = hashlib.sha256(read_input(target / "model.safetensors")).hexdigest()
-    address = revision = None
+    scores = dict(measured[0].scores) if measured else {}
+    address = row = None
     if to is not None:
         address, revision = upload(target, to, private=private, exist_ok=overwrite, tell=tell)
-    return Published(
-        folder=target,
-        name=title,
-        variant=model.variant,
-        dataset=None if config is None else config.data.dataset,
-        num_classes=model.num_classes,
-        scores=dict(measured[0].scores) if measured else {},
-        sha256=digest,
-        license_id=license_id,
-        checked=len(samples),
-        address=address,
-        revision=revision,
-    )
+        row = PublishedWeights(
+            name=to.partition("/")[2],
+            variant=model.variant,
+            dataset=None if config is None else config.data.dataset,
+            num_classes=model.num_classes,
+            scores=scores,
+            sha256=digest,
+            license_id=license_id,
+            hub_id=to,
+            revision=revision,
+        )
+    return Published(target, scores, digest, len(samples), address, row)
 
 
 def _predictor(model: CGRSeg, source: Path) -> Predictor:

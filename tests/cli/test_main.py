@@ -21,7 +21,7 @@ from .conftest import Run
 
 COMMANDS = [
     *("train", "evaluate", "predict", "export", "web"),
-    *("info", "bench", "report", "data", "demo", "autolabel", "publish", "config"),
+    *("info", "bench", "report", "data", "demo", "autolabel", "publish", "config", "models"),
 ]
 
 # Packages that take more than 20 ms to import, by what a command does.
@@ -105,7 +105,9 @@ def test_bug_of_ours_keeps_its_stack_trace() -> None:
         ("predict --help", SCHEMA),
         ("data list", SCHEMA),
         ("info", SCHEMA),
+        ("models", {*SCHEMA, "huggingface_hub"}),
         ("config translate THEIRS", SCHEMA),
+        ("models", {*SCHEMA, "huggingface_hub"}),
         ("info cgrseg_t", SCHEMA),
         ("data check SCENES", IMAGES),
         ("data browse SCENES --out OUT/sheet.html", {*IMAGES, "jinja2"}),

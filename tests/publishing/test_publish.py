@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from typer.testing import CliRunner, Result
 import cgrseg
 from cgrseg.cli.main import app
 from cgrseg.config.schema import Config
-from cgrseg.errors import EnvironmentProblem
+from cgrseg.data.label_files import read_label
+from cgrseg.errors import EnvironmentProblem, WeightsError
 from cgrseg.evaluation import evaluate
 from cgrseg.hub import upload
+from cgrseg.models import load_model
 from cgrseg.models.digest import weights_digest
+from cgrseg.published import PUBLISHED, PublishedWeights
 from cgrseg.publishing import publish
 from cgrseg.publishing.card import nearest_preset
 from cgrseg.training.checkpointing import FORMAT, model_meta
@@ -234,6 +238,10 @@ def test_an_uploaded_folder_is_downloaded_by_its_id(
     there = cgrseg.Predictor.from_pretrained(ID, device="cpu")(image).labels
     here = cgrseg.Predictor.from_pretrained(folder, device="cpu")(image).labels
     np.testing.assert_array_equal(there, here)
+    shown = done.stdout.partition("cgrseg/published.py: ")[2]
+    row = eval(shown, {"PublishedWeights": PublishedWeights})
+    assert (row.name, row.sha256, row.hub_id) == ("small", digest, ID)
+    assert row.revision == hub.commit_of(ID) and row.scores["mIoU"] > 0
 
     taken = command(run_folder, "--out", tmp_path / "again", "--to", ID)
     assert taken.exit_code == 2
@@ -242,6 +250,53 @@ def test_an_uploaded_folder_is_downloaded_by_its_id(
     assert hub.files[ID] == sent
     upload(tmp_path / "again", ID, private=False, exist_ok=True, tell=lambda text: None)
     assert b"gave no license" in hub.files[ID]["README.md"]
+
+
+def test_weights_by_name(
+    hub: Hub, run_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row in the table is enough: Predictor, commands and load_from take its name."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.files["someone/named"] = files
+    row = PublishedWeights(
+        "scenes", "cgrseg_t", "custom", 3, {"mIoU": 0.25},
+        hashlib.sha256(files["model.safetensors"]).hexdigest(), "cc0-1.0", "someone/named",
+        hub.commit_of("someone/named"),
+    )  # fmt: skip
+    monkeypatch.setitem(PUBLISHED, "scenes", row)
+    image = next((run_folder.parent / "private-data/images/val").iterdir())
+    monkeypatch.chdir(tmp_path)
+    here = cgrseg.Predictor.from_pretrained(folder, device="cpu")(image).labels
+    there = cgrseg.Predictor.from_pretrained("scenes", device="cpu")(image).labels
+    np.testing.assert_array_equal(there, here)
+    done = CliRunner().invoke(app, ["predict", "scenes", str(image), "--out", "found"])
+    assert done.exit_code == 0, done.output
+    (written,) = (tmp_path / "found/labels").iterdir()
+    np.testing.assert_array_equal(read_label(written), here)
+    fresh = cgrseg.create_model("cgrseg_t", 3)
+    cgrseg.load_weights(fresh, "scenes", verbose=False)
+    assert weights_digest(fresh) == weights_digest(load_model(folder, verbose=False))
+    runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
+    listed = runner.invoke(app, ["models"]).stdout
+    assert "scenes" in listed and "25.0" in listed and "someone/named@" in listed
+    assert json.loads(runner.invoke(app, ["models", "--json"]).stdout)["segmentation"] == [
+        asdict(row)
+    ]
+
+    monkeypatch.setitem(PUBLISHED, "scenes", replace(row, sha256="0" * 64))
+    refused = CliRunner().invoke(app, ["predict", "scenes", str(image), "--out", "other"])
+    assert refused.exit_code == 2 and f"expected: SHA-256 {'0' * 64}" in refused.stderr
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(WeightsError, match=r"a name that `cgrseg models` lists \(scenes\)"):
+        load_model("scene")
+
+
+def test_the_table_is_in_order_and_its_absence_is_said() -> None:
+    assert all(name == row.name and "/" not in name for name, row in PUBLISHED.items())
+    listed = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["models"])
+    assert listed.exit_code == 0
+    assert PUBLISHED or "nobody has published any" in listed.stdout
+    assert "timm/efficientformerv2_s2.snap_dist_in1k" in listed.stdout
 
 
 @pytest.mark.parametrize(
