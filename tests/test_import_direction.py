@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"processes"},
     {"cpus"},
     {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
-    | {"provenance", "variants"},
+    | {"provenance", "published", "variants"},
     {"locks", "surroundings", "distributed", "downloading"},
     {"datasets", "hub"},
     {"config"},
