@@ -72,7 +72,7 @@ class NcnnFormat(ExportFormat):
                     found=f"pnnx ended with status {done.returncode}: {done.stderr[-200:].strip()}",
                     expected="an ncnn model",
                     remedy="install the versions of torch and pnnx that cgrseg was tested with "
-                    "(docs/deployment.md)",
+                    "(constraints-devices.txt)",
                 )
             shutil.copyfile(graph, path)
             shutil.copyfile(weights, path.with_suffix(".bin"))

@@ -18,11 +18,11 @@ from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.deploy import export
 from cgrseg.errors import ConfigError, WeightsError
-from cgrseg.extras import EXTRAS
 from cgrseg.formats import describe, load_format
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
+from tests.deploy.device_packages import need_packages
 from tests.inference.fixtures import photo
 
 SIZE = (64, 96)
@@ -37,8 +37,7 @@ def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
     class Files(dict[str, Path]):
         def __missing__(self, kind: str) -> Path:
-            for package in EXTRAS[kind]:
-                pytest.importorskip(package, reason=f"needs the extra [{kind}]: make test-devices")
+            need_packages(kind)
             out = folder / f"small{load_format(kind).suffix}"
             self[kind] = export(checkpoint, kind, out, sizes=[SIZE]).path
             return self[kind]

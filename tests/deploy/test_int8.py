@@ -34,6 +34,7 @@ from cgrseg.formats import describe
 from cgrseg.formats.base import matching_nodes
 from cgrseg.inference import Predictor, TorchBackend
 from cgrseg.models import create_model
+from tests.deploy.device_packages import need_packages
 from tests.inference.fixtures import photo
 
 MISSING = "needs the extra [export]"
@@ -112,7 +113,7 @@ def test_file_is_measured_and_predicts(
 ) -> None:
     """One of the three images would make an upright input; it is fitted, and measured too."""
     if kind == "litert":
-        pytest.importorskip("litert_torch", reason="needs the extra [litert]: make test-devices")
+        need_packages("litert")
     result = made(kind)
     found = report_of(result)
     assert found.images == 4 and found.kept_back == ("classifier", "attention products")
@@ -127,7 +128,7 @@ def test_file_is_measured_and_predicts(
 
 
 def test_litert_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
-    pytest.importorskip("litert_torch", reason="needs the extra [litert]: make test-devices")
+    need_packages("litert")
     interpreters = pytest.importorskip("ai_edge_litert.interpreter")
     opened = interpreters.Interpreter(str(made("litert").path))
     opened.allocate_tensors()
