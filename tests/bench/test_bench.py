@@ -140,13 +140,17 @@ def test_unknown_subject_is_explained(model: CGRSeg) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("segformer-b0", "transformers"), ("yolo26n-sem@64", "ultralytics")]
+    ("name", "package", "remedy"),
+    [
+        ("segformer-b0", "transformers", r'pip install "cgrseg\[hf\]"'),
+        ("yolo26n-sem@64", "ultralytics", "pip install ultralytics"),
+    ],
 )
 def test_peer_that_is_not_installed_is_explained(
-    name: str, package: str, model: CGRSeg, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, remedy: str, model: CGRSeg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(EnvironmentProblem, match=f"pip install {package}"):
+    with pytest.raises(EnvironmentProblem, match=remedy):
         make_subject(name, model, Setting((64, 64), CPU))
 
 
