@@ -48,6 +48,8 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "network_module.")
 _PARTS = ("*.safetensors", "config.json")
 # File name suffixes: a missing file with one of them is not taken for a hub id.
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx")
+# Suffixes of exports that are not archives: weights cannot be read from them.
+_EXPORTS = (".onnx", ".tflite", ".pte", ".xml", ".param")
 
 
 @dataclass
@@ -215,6 +217,13 @@ def _first_bytes(path: Path, count: int = 64) -> bytes:
 
 
 def _foreign_file(path: Path, head: bytes) -> WeightsError:
+    if path.suffix in _EXPORTS and head:
+        return WeightsError(
+            path,
+            found=f"the file is an export ({path.suffix})",
+            expected="the checkpoint that it was made from, a .pth file or a .safetensors file",
+            remedy="pass the checkpoint; `cgrseg predict`, `web` and `bench` take exports",
+        )
     return WeightsError(
         path,
         found=_foreign_kind(head),

@@ -12,6 +12,7 @@ can load.  Three groups need no match:
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -125,14 +126,20 @@ def load_weights(
 
 
 def save_safetensors(model: nn.Module, path: str | Path) -> None:
-    """Write a state dict as safetensors, atomically."""
+    """Write a state dict as safetensors, atomically; equal tensors give equal bytes."""
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     metadata = {"format": "pt", "library": "cgrseg", DIGEST: tensors_digest(tensors)}
     content = save(tensors, metadata=metadata)
+    # The library writes the metadata in random order: the header is written again in a fixed one.
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {**json.loads(content[8:start]), "__metadata__": metadata}
+    fixed = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    fixed += b" " * (-len(fixed) % 8)
     with atomic_write(path) as stream:
-        stream.write(content)
+        stream.write(len(fixed).to_bytes(8, "little") + fixed)
+        stream.write(memoryview(content)[start:])
 
 
 def stored_metadata(checkpoint: Checkpoint) -> dict[str, Any]:

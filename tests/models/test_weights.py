@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cgrseg.errors import WeightsError
 from cgrseg.models import CGRSeg, create_model, load_model, load_weights, read_checkpoint
 from cgrseg.models.efficientformer_v2 import EfficientFormerV2
+from cgrseg.models.weights import save_safetensors
 from tests.golden_weights import golden_input, set_golden_weights
 
 CLASSES = ["road", "sky", "tree"]
@@ -215,6 +216,21 @@ def test_what_is_saved_is_what_the_network_is_now(tmp_path: Path) -> None:
     assert torch.equal(predict(load_model(tmp_path)), predict(model))
     lone = load_model(tmp_path / "model.safetensors")
     assert lone.classes is None and torch.equal(predict(lone), predict(model))
+
+
+def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    for number in range(8):  # the safetensors library orders its metadata at random
+        save_safetensors(layer, tmp_path / f"{number}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert torch.equal(load_file(tmp_path / "0.safetensors")["weight"], layer.weight)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".pte", ".xml", ".param"])
+def test_an_export_is_named_as_such(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"net{suffix}").write_bytes(b"\x08\x0a content")
+    with pytest.raises(WeightsError, match="the file is an export"):
+        read_checkpoint(tmp_path / f"net{suffix}")
 
 
 def test_saved_folder_with_another_number_of_classes_says_so(
