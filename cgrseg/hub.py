@@ -189,7 +189,7 @@ def _reason(error: Exception) -> str:
 
 
 def upload(
-    folder: Path, hub_id: str, *, private: bool, exist_ok: bool, tell: Callable[[str], None]
+    folder: Path, hub_id: str, *, private: bool, update: bool, tell: Callable[[str], None]
 ) -> tuple[str, str]:
     """Upload the files of a folder to a model repository, as one commit.
 
@@ -197,7 +197,7 @@ def upload(
         folder: local folder without subfolders.
         hub_id: as `owner/name`.
         private: create a private repository.
-        exist_ok: add a commit to a repository that exists.
+        update: add a commit to a repository that exists.
         tell: gets the list of files and their size before the upload.
 
     Returns:
@@ -215,7 +215,7 @@ def upload(
     names = ", ".join(path.name for path in files)
     tell(f"uploading {names} ({size / 1e6:.1f} MB) to {api.endpoint}/{hub_id}")
     try:
-        api.create_repo(hub_id, private=private, exist_ok=exist_ok)
+        api.create_repo(hub_id, private=private, exist_ok=update)
         commit = api.upload_folder(
             repo_id=hub_id,
             folder_path=folder,
@@ -231,7 +231,7 @@ def _upload_problem(
     error: Exception, folder: Path, hub_id: str, endpoint: str
 ) -> EnvironmentProblem:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    again = f"and run the command again with {option('--overwrite')}"
+    again = "and run the same command again"
     found, remedy = {
         401: (
             "the hub was given no valid token",
@@ -243,7 +243,7 @@ def _upload_problem(
         ),
         409: (
             "the repository exists",
-            f"choose another name, or add a commit to it with {option('--overwrite')}",
+            f"choose another name, or add a commit to it with {option('--update')}",
         ),
     }.get(
         status or 0,

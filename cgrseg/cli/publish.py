@@ -60,7 +60,12 @@ def publish(
         ),
     ] = None,
     data_root: DataRoot = None,
-    overwrite: Annotated[bool, overwrite_option()] = False,
+    overwrite: Annotated[
+        bool, overwrite_option("A folder of the same weights is uploaded without it.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Add a commit to a hub repository that exists.")
+    ] = False,
 ) -> None:
     """Write trained weights as a folder for other people, and upload it if asked.
 
@@ -87,6 +92,7 @@ def publish(
         to=to,
         private=private,
         overwrite=overwrite,
+        update=update,
         tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
     console = make_console()

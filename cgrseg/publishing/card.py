@@ -6,7 +6,9 @@ a place are shown without it.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,9 +36,11 @@ _PLACES = {
 # Settings that the card shows elsewhere, or that say nothing about the weights.
 _LEFT_OUT = (
     *("name", "work_dir", "data.classes", "data.palette", "data.workers"),
-    *("train.accept_data", "train.wandb"),
+    *("train.accept_data", "train.wandb", "train.mlflow"),
 )
-_PLACE_SIGNS = ("/", "\\", "~")
+# An absolute path, a home folder or a drive, at the beginning of a text or of a part of it.
+_PLACE = re.compile(r"""(?:^|[\s"'=:,;(\[])(?:[/~]|\\\\|[A-Za-z]:[\\/])""")
+_SIGNATURE = "<!-- as written by cgrseg publish, SHA-256 {} -->\n"
 # The hub's names of scores, by ours.
 _HUB_METRICS = {"mIoU": "mean_iou", "aAcc": "accuracy", "mAcc": "mean_accuracy"}
 
@@ -159,6 +163,18 @@ def model_card(
         "## Citation\n\n" + _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def signed_card(text: str) -> str:
+    """A card with its digest in a last line, by which :func:`is_signed` notices edits."""
+    return text + _SIGNATURE.format(hashlib.sha256(text.encode()).hexdigest())
+
+
+def is_signed(content: bytes) -> bool:
+    """Whether a card is as :func:`signed_card` gave it."""
+    text = content.decode(errors="replace").replace("\r\n", "\n")
+    *lines, _ = text.splitlines(keepends=True) or [""]
+    return text == signed_card("".join(lines))
 
 
 def _front_matter(
@@ -315,7 +331,7 @@ def _public(name: str, value: Any) -> str:
         return text
     if name in _PLACES:
         return _PLACES[name]
-    return "PATH" if any(sign in text for sign in _PLACE_SIGNS) else text
+    return "PATH" if _PLACE.search(text) else text
 
 
 def _license(license_id: str | None) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 import cgrseg
 from cgrseg.config import Config
@@ -28,11 +31,11 @@ from cgrseg.inference.segmenting import is_plain
 from cgrseg.input_files import read_input
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg, load_model
-from cgrseg.models.checkpoint_files import Checkpoint, read_checkpoint
+from cgrseg.models.checkpoint_files import DIGEST, Checkpoint, read_checkpoint
 from cgrseg.models.digest import weights_digest
 from cgrseg.processes import signals_deferred
 from cgrseg.published import PublishedWeights
-from cgrseg.publishing.card import Measured, model_card
+from cgrseg.publishing.card import Measured, is_signed, model_card, signed_card
 from cgrseg.reporting.records import read_evaluation
 
 _NAMES = ("best.pth", "latest.pth")
@@ -73,6 +76,7 @@ def publish(
     to: str | None = None,
     private: bool = False,
     overwrite: bool = False,
+    update: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Published:
     """Write a folder of weights that `cgrseg` and transformers open, and upload it if asked.
@@ -90,7 +94,9 @@ def publish(
         data_root: dataset root of the validation images, where it is not that of the run.
         to: hub id to upload to, as "owner/name"; None: no upload.
         private: create a private repository.
-        overwrite: replace an earlier published folder, and add a commit to an existing repository.
+        overwrite: replace an earlier published folder.  For an upload, a folder with the same
+            weights needs no permission; a card that was edited by hand stays and is uploaded.
+        update: add a commit to a repository that exists.
         tell: gets remarks, one line each.
 
     Raises:
@@ -100,10 +106,11 @@ def publish(
         EnvironmentProblem: a folder that cannot be written, or an upload that failed; the folder
             stays.
     """
-    _check_texts(to, license_id)
+    _check_texts(to, license_id, name)
     path = _checkpoint_of(Path(run))
     target = Path(out) if out is not None else _beside(path)
-    _refuse_existing(target, overwrite)
+    again = overwrite or to is not None
+    _refuse_existing(target, again, keep_card=again)
     checkpoint = read_checkpoint(path)
     model = load_model(path, verbose=False)
     config = _config(checkpoint)
@@ -112,18 +119,20 @@ def publish(
     shown = _predictor(model, path)
     if license_id is None:
         tell(f"no license: the card says that none was given; set it with {option('--license')}")
-    card = model_card(
-        title,
-        model,
-        shown.classes,
-        shown.palette,
-        measured,
-        config=config,
-        iteration=_number(checkpoint.meta.get("iteration")),
-        versions=_versions(checkpoint),
-        license_id=license_id,
-        hub_id=to,
-        plain=is_plain(shown.test),
+    card = signed_card(
+        model_card(
+            title,
+            model,
+            shown.classes,
+            shown.palette,
+            measured,
+            config=config,
+            iteration=_number(checkpoint.meta.get("iteration")),
+            versions=_versions(checkpoint),
+            license_id=license_id,
+            hub_id=to,
+            plain=is_plain(shown.test),
+        )
     )
     model.classes, model.palette = shown.classes, shown.palette
     model.preprocessing = shown.test.model_dump(mode="json")
@@ -135,16 +144,17 @@ def publish(
             atomic_write_text(written / "README.md", card)
             model.save_pretrained(written)
             _check(written, shown, samples)
-            _refuse_existing(target, overwrite)  # again: it may have been created meanwhile
-            with signals_deferred():
-                if target.exists():
-                    os.rename(target, staging / "old")
-                os.rename(written, target)
+            same = again and _same_weights(target, written)
+            if same and _card_was_edited(target):
+                tell(f"{target / 'README.md'} was edited by hand: it stays as it is")
+            else:
+                _refuse_existing(target, overwrite or same)
+                _replace(target, written, staging / "old")
     digest = hashlib.sha256(read_input(target / "model.safetensors")).hexdigest()
     scores = dict(measured[0].scores) if measured else {}
     address = row = None
     if to is not None:
-        address, revision = upload(target, to, private=private, exist_ok=overwrite, tell=tell)
+        address, revision = upload(target, to, private=private, update=update, tell=tell)
         row = PublishedWeights(
             name=to.partition("/")[2],
             variant=model.variant,
@@ -165,7 +175,14 @@ def _predictor(model: CGRSeg, source: Path) -> Predictor:
     return Predictor(TorchBackend(model, "cpu"), test, model.classes, model.palette)
 
 
-def _check_texts(to: str | None, license_id: str | None) -> None:
+def _check_texts(to: str | None, license_id: str | None, name: str | None) -> None:
+    if name is not None and (not name.strip() or len(name.splitlines()) > 1):
+        raise ConfigError(
+            option("--name"),
+            found=repr(name),
+            expected="a title of one line",
+            remedy="remove the line breaks, or leave the option out",
+        )
     if to is not None and not is_hub_id(to):
         raise ConfigError(
             option("--to"),
@@ -236,7 +253,7 @@ def _evaluations(
     if others:
         tell(f"not of these weights: {', '.join(others)}")
     score = checkpoint.meta.get("mIoU")
-    remedy = f"evaluate first for more: cgrseg evaluate {path}"
+    remedy = f"evaluate first for more: cgrseg evaluate {shlex.quote(str(path))}"
     if isinstance(score, float) and config is not None:
         tell(f"the card has the mIoU of the validation during the training; {remedy}")
         split = config.data.eval_split
@@ -296,22 +313,62 @@ def _check(folder: Path, expected: Predictor, samples: Sequence[Any]) -> None:
             )
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
+def _replace(target: Path, written: Path, old: Path) -> None:
+    """Move a written folder to its place; the earlier one comes back if that fails."""
+    with signals_deferred():
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(written, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise
+
+
+def _same_weights(target: Path, written: Path) -> bool:
+    """Whether a folder has the weights and settings that were written now."""
+    return all(
+        (target / name).is_file() and read_input(target / name) == read_input(written / name)
+        for name in _FILES - {"README.md"}
+    )
+
+
+def _card_was_edited(folder: Path) -> bool:
+    card = folder / "README.md"
+    return os.path.lexists(card) and not (card.is_file() and is_signed(read_input(card)))
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether the files have the marks of `save_pretrained`."""
+    try:
+        config = json.loads(read_input(folder / "config.json"))
+        with safe_open(str(folder / "model.safetensors"), framework="np") as stream:
+            marked = DIGEST in (stream.metadata() or {})
+    except (OSError, ValueError, RecursionError, SafetensorError, CGRSegError):
+        return False
+    return marked and isinstance(config, dict) and config.get("model_type") == "cgrseg"
+
+
+def _refuse_existing(target: Path, overwrite: bool, *, keep_card: bool = False) -> None:
+    """Refuse to replace what nobody asked to replace, and what this command did not write."""
     if not os.path.lexists(target):
         return
+    remedy = f"choose another one with {option('--out')}"
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+    foreign = ", ".join(sorted(names - _FILES)[:3])
     if not target.is_dir():
         found = "a file of that name"
-    elif not overwrite:
-        found = "a folder of that name"
+    elif foreign:
+        found = f"a folder that holds more than published weights ({foreign})"
+    elif names and not _is_published(target):
+        found = f"a folder that this command did not write ({', '.join(sorted(names))})"
+    elif _card_was_edited(target) and not keep_card:
+        found = "a folder whose README.md was edited by hand"
+        remedy += f", or move README.md elsewhere and replace the rest with {option('--overwrite')}"
+    elif overwrite:
+        return
     else:
-        foreign = sorted({entry.name for entry in target.iterdir()} - _FILES)
-        if not foreign:
-            return
-        found = f"a folder that holds more than published weights ({', '.join(foreign[:3])})"
-    replace = "" if overwrite else f", or replace an earlier one with {option('--overwrite')}"
-    raise ConfigError(
-        target,
-        found=found,
-        expected="a new folder",
-        remedy=f"choose another one with {option('--out')}{replace}",
-    )
+        found = "a folder of that name"
+        remedy += f", or replace it with {option('--overwrite')}"
+    raise ConfigError(target, found=found, expected="a new folder", remedy=remedy)

@@ -28,6 +28,7 @@ from cgrseg.models.digest import weights_digest
 from cgrseg.published import PUBLISHED, PublishedWeights
 from cgrseg.publishing import publish
 from cgrseg.publishing.card import nearest_preset
+from cgrseg.publishing.publish import _replace
 from cgrseg.training.checkpointing import FORMAT, model_meta
 from tests.golden_weights import set_golden_weights
 from tests.loopback_hub import TOKEN, Hub, loopback_hub
@@ -183,12 +184,40 @@ def test_nothing_is_overwritten_unasked(folder: Path, run_folder: Path, tmp_path
     assert refused.exit_code == 2
     assert "more than published weights (thesis.txt)" in refused.stderr
     assert (mine / "thesis.txt").read_text() == "years of work"
+    assert "--overwrite" not in refused.stderr
+    file = tmp_path / "file"
+    file.write_text("years of work")
+    refused = command(run_folder, "--out", file)
+    assert refused.exit_code == 2 and "--overwrite" not in refused.stderr
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (copy / "README.md").write_text("old")
     assert command(run_folder, "--out", copy, "--overwrite").exit_code == 0
-    assert (copy / "README.md").read_text() != "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
+    assert "gave no license" in (copy / "README.md").read_text()
+    (copy / "README.md").write_text("my own words")
+    kept = command(run_folder, "--out", copy, "--overwrite")
+    assert kept.exit_code == 0 and "README.md was edited by hand: it stays" in kept.stderr
+    assert (copy / "README.md").read_text() == "my own words"
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "dropout": 0.5}))
+    refused = command(run_folder, "--out", copy, "--overwrite")
+    assert refused.exit_code == 2 and "whose README.md was edited by hand" in refused.stderr
+    assert (copy / "README.md").read_text() == "my own words"
+    (copy / "README.md").unlink()
+    assert command(run_folder, "--out", copy, "--overwrite").exit_code == 0
+    # The names of published files are no mark of a published folder.
+    (copy / "config.json").write_text('{"model_type": "bert"}')
+    refused = command(run_folder, "--out", copy, "--overwrite")
+    assert refused.exit_code == 2 and "this command did not write" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "file", "mine"]
+
+
+def test_the_earlier_folder_comes_back_if_the_new_one_cannot_be_moved(tmp_path: Path) -> None:
+    target = tmp_path / "published"
+    target.mkdir()
+    (target / "README.md").write_text("earlier")
+    with pytest.raises(FileNotFoundError):
+        _replace(target, tmp_path / "missing", tmp_path / "old")
+    assert (target / "README.md").read_text() == "earlier"
 
 
 def test_a_folder_that_predicts_otherwise_is_discarded(
@@ -212,7 +241,11 @@ def test_a_folder_that_predicts_otherwise_is_discarded(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--to", "name"], "owner/name"), (["--license", "My Own"], "identifier of the hub")],
+    [
+        (["--to", "name"], "owner/name"),
+        (["--license", "My Own"], "identifier of the hub"),
+        (["--name", "a\n# b"], "a title of one line"),
+    ],
 )
 def test_wrong_texts_are_refused_before_any_work(
     arguments: list[str], message: str, run_folder: Path, tmp_path: Path
@@ -248,8 +281,15 @@ def test_an_uploaded_folder_is_downloaded_by_its_id(
     assert "the repository exists" in taken.stderr
     assert (tmp_path / "again" / "model.safetensors").is_file()
     assert hub.files[ID] == sent
-    upload(tmp_path / "again", ID, private=False, exist_ok=True, tell=lambda text: None)
-    assert b"gave no license" in hub.files[ID]["README.md"]
+    # What the message says works as typed: another name, the same folder, an update.
+    again = (run_folder, "--out", tmp_path / "again", "--to")
+    assert "--overwrite" not in taken.stderr and "--update" in taken.stderr
+    assert command(*again, f"{ID}-other").exit_code == 0
+    taken = command(*again, ID, "--overwrite")
+    assert taken.exit_code == 2 and hub.files[ID] == sent
+    (tmp_path / "again/README.md").write_text("my own words")
+    assert command(*again, ID, "--update").exit_code == 0
+    assert hub.files[ID]["README.md"] == b"my own words"
 
 
 def test_weights_by_name(
@@ -315,8 +355,9 @@ def test_a_refused_upload_leaves_the_folder(
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(EnvironmentProblem, match=re.escape(message)) as caught:
-        upload(tmp_path, to, private=True, exist_ok=False, tell=lambda text: None)
+        upload(tmp_path, to, private=True, update=False, tell=lambda text: None)
     assert f"the folder {tmp_path} is complete and stays" in str(caught.value)
+    assert "run the same command again" in str(caught.value)
     assert (tmp_path / "config.json").read_text() == "{}"
     assert to not in hub.files
 
@@ -329,8 +370,15 @@ def test_the_command_of_the_card_gives_the_settings_of_the_run() -> None:
             "optimizer.lr": 1e-3,
             "data.extra": {"/home/x": 2.0},
             "data.images": "~/a",
+            "data.labels": "labels/{split}",
+            "train.mlflow": True,
         },
     )
     base, changed = nearest_preset(config)
     assert base == "cgrseg-t_custom"
-    assert changed == {"optimizer.lr": "0.001", "data.extra": "FURTHER_DATA", "data.images": "PATH"}
+    assert changed == {
+        "optimizer.lr": "0.001",
+        "data.extra": "FURTHER_DATA",
+        "data.images": "PATH",
+        "data.labels": "labels/{split}",
+    }
