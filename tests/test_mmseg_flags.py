@@ -64,3 +64,25 @@ def test_flags_take_effect(
     assert train_script.main(["cgrseg-t_custom", "--gpu-ids", "77", "78"]) == 2
     told = capsys.readouterr().err
     assert "cuda:77" in told or "no NVIDIA GPU" in told
+
+
+@pytest.mark.parametrize("flag", ["--show", "--wait-time", "--eval-options"])
+def test_train_names_no_flag_of_the_test_script(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train_script.build_parser().parse_with_settings(["c.py", flag])
+    told = capsys.readouterr().err
+    assert "tools/test.py only" in told and "--show-dir" not in told and "--format-only" not in told
+
+
+def test_a_hidden_flag_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train_script.build_parser().parse_with_settings(["c.py", "--gpus", "many"])
+    told = capsys.readouterr().err
+    assert "expected: an integer" in told and "SUPPRESS" not in told
+
+
+def test_zero_gpus_get_the_note(capsys: pytest.CaptureFixture[str]) -> None:
+    train_script.build_parser().parse_with_settings(["c.py", "--gpus", "0"])
+    assert capsys.readouterr().err == "note: --gpus has no effect: one process uses one GPU\n"

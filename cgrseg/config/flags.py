@@ -26,7 +26,8 @@ REPLACED = {
     "--show": "there is no window: --show-dir FOLDER writes the overlays",
     "--wait-time": "there is no window: --show-dir FOLDER writes the overlays",
 }
-"""Flags of mmsegmentation that no script has, to what to use."""
+"""Flags of mmsegmentation that no script has, to what to use in `tools/test.py`."""
+_OF_TEST = "leave it out: mmsegmentation has it in tools/test.py only, which measures and draws"
 
 _NOTES = {
     "options": "--options is --cfg-options here",
@@ -69,11 +70,12 @@ class FlagParser(argparse.ArgumentParser):
         for word in sys.argv[1:] if args is None else args:
             name = word.partition("=")[0]
             if name in REPLACED:
+                named = set(re.findall(r"--[a-z][a-z-]+", REPLACED[name]))
                 wrong = ConfigError(
                     name,
                     found="there is no such option",
                     expected=", ".join(sorted(self.flags())),
-                    remedy=REPLACED[name],
+                    remedy=REPLACED[name] if named <= set(self.flags()) else _OF_TEST,
                 )
                 report_problem(wrong)
                 raise SystemExit(_USAGE_STATUS)
@@ -87,7 +89,8 @@ class FlagParser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         for name, note in _NOTES.items():
-            if getattr(found, name, None) not in (None, False) and is_first_process():
+            value = getattr(found, name, None)
+            if value is not None and value is not False and is_first_process():
                 print(f"note: {note}", file=sys.stderr, flush=True)
         found.cfg_options = [*found.cfg_options, *(found.options or ()), *settings]
         return found
@@ -134,7 +137,7 @@ class FlagParser(argparse.ArgumentParser):
         return ConfigError(
             where,
             found=message if wrong is None else wrong[2],
-            expected=usage if action is None or not action.help else action.help,
+            expected=usage if action is None else _expected(action) or usage,
             remedy=f"correct it; {help_command} lists the flags",
         )
 
@@ -147,6 +150,14 @@ class FlagParser(argparse.ArgumentParser):
             return f"{flag} VALUE" if flag is not None else f"{setting}=VALUE, without dashes"
 
         return spell
+
+
+def _expected(action: argparse.Action) -> str | None:
+    """Help of a flag; of a hidden one, the form of its value."""
+    if action.help != argparse.SUPPRESS:
+        return action.help
+    kind = {int: "an integer"}.get(action.type)  # type: ignore[call-overload]
+    return None if action.nargs == 0 else str(action.metavar or kind or "a value")
 
 
 def run_script(work: Callable[[], int]) -> int:

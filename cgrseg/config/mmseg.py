@@ -119,6 +119,12 @@ _PHOTOMETRIC = {
     "saturation_range": "saturation",
     "hue_delta": "hue",
 }
+_NOT_STRUCTURE = (
+    "model.data_preprocessor",
+    *(f"model.decode_head.{key}" for key in ("num_classes", "ignore_index", "sampler")),
+    "model.decode_head.loss_decode",
+)
+"""Settings of any network that say how it is trained, not how it is built."""
 _IMAGENET_FILE = re.compile(r"(?:.*/)?eformer_(?:s1|s2|l)_450\.pth")
 
 
@@ -164,8 +170,8 @@ class Translation:
         changes = self.changes if named_preset(stem) is not None else {"name": stem, **self.changes}
         table = "".join(f"        {key!r}: {value!r},\n" for key, value in changes.items())
         return (
-            f'"""Translated from {self.source.name}, a config of mmsegmentation '
-            f'{self.version}."""\n\nfrom cgrseg.config import load_config\n\n'
+            f"# Translated from {self.source.name!r}, a config of mmsegmentation "
+            f"{self.version}.\n\nfrom cgrseg.config import load_config\n\n"
             f'config = load_config(\n    "{self.preset}",\n    {{\n{table}    }},\n)\n'
         )
 
@@ -247,7 +253,10 @@ def _look_up(config: Config, name: str) -> Any:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name; entries of a list of typed tables are named by their type."""
+    """Settings by dotted name.
+
+    Entries of a list of typed tables are named by their type, the second of a type `TYPE[2]`.
+    """
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
@@ -255,8 +264,12 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if path.endswith("loss_decode") and len(value) == 1:
             yield from _leaves(value[0], path)
             return
+        seen: dict[str, int] = {}
         for entry in value:
             kind = str(entry["type"]).rpartition(".")[2]
+            seen[kind] = seen.get(kind, 0) + 1
+            if seen[kind] > 1:
+                kind += f"[{seen[kind]}]"
             yield f"{path}.{kind}", True
             rest = {key: inner for key, inner in entry.items() if key not in ("type", "transforms")}
             yield from _leaves(rest, f"{path}.{kind}")
@@ -317,7 +330,10 @@ class _Translator:
                 self._put("data.dataset", dataset, "dataset type")
                 self._settings.setdefault("data.root", get_spec(dataset).default_root)
                 self._origins.setdefault("data.root", "dataset type")
-        for name in [name for name in self._left if name in EXACT]:
+        self._list_epochs()
+        # mmsegmentation 0.x reads `data.train_dataloader` over `data`, in any order of the file.
+        exact = [name for name in self._left if name in EXACT]
+        for name in sorted(exact, key=lambda name: name.startswith("data.train_dataloader.")):
             value = self._left.pop(name)
             if not (value is None and EXACT[name] in ("optimizer.clip_norm",)):
                 self._put(EXACT[name], value, name)
@@ -356,6 +372,36 @@ class _Translator:
         text = text if len(text) <= 80 else text[:77] + "..."
         self._notes.append(f"{self._names.get(name, name)} = {text}" + (f": {why}" if why else ""))
 
+    def _list_epochs(self) -> None:
+        """List what the file counts in epochs: this package counts iterations."""
+        get = self._left.get
+        loop = (
+            str(get("train_cfg.type", get("runner.type"))).startswith("Epoch")
+            or get("train_cfg.by_epoch") is True
+            or get("train_cfg.max_epochs", get("runner.max_epochs")) is not None
+        )
+        for name, epochs in {
+            "runner.max_epochs": True,
+            "train_cfg.max_epochs": True,
+            "runner.max_iters": loop,
+            "train_cfg.max_iters": loop,
+            "train_cfg.val_interval": loop,
+            "evaluation.interval": get("evaluation.by_epoch") or loop,
+            "checkpoint_config.interval": get("checkpoint_config.by_epoch", loop),
+            # The default of mmengine's CheckpointHook; the schedules of mmsegmentation say False.
+            "default_hooks.checkpoint.interval": get(
+                "default_hooks.checkpoint.by_epoch", not self._has_base_schedule()
+            ),
+            "lr_config.warmup_iters": get("lr_config.warmup_by_epoch"),
+        }.items():
+            if epochs and name in self._left:
+                self._note(name, self._take(name), "counted in epochs; iterations here")
+        self._take("lr_config.warmup_by_epoch")
+
+    def _has_base_schedule(self) -> bool:
+        """Whether a schedule of mmsegmentation that is not there holds what the file lacks."""
+        return "_max_iters_" in self._variables or "_preset_" in self._variables
+
     # -- parts of the file
 
     def _network(self, start: str | None) -> str | None:
@@ -374,10 +420,7 @@ class _Translator:
                 self._assumed.append("the file names no network: cgrseg_t")
             return None
         for name in [n for n in self._left if n.startswith("model.") and "test_cfg" not in n]:
-            if (
-                not name.startswith("model.data_preprocessor")
-                and name != "model.decode_head.num_classes"
-            ):
+            if not name.startswith(_NOT_STRUCTURE):
                 del self._left[name]
         parts = [str(part) for part in (kind, head) if part is not None]
         return " with ".join(parts) if parts else str(whole)
@@ -485,20 +528,23 @@ class _Translator:
         if self._reduce_zero():
             self._put("data.zero_is_ignore", True, "data.train.reduce_zero_label")
         for key in ("classes", "palette"):
-            value = self._take(f"data.train.{key}", self._take(f"data.train.metainfo.{key}"))
+            name = f"data.train.{key}"
+            name = name if name in self._left else f"data.train.metainfo.{key}"
+            value = self._take(name)
             if isinstance(value, list):
-                self._put(f"data.{key}", value, f"data.train.metainfo.{key}")
+                self._put(f"data.{key}", value, name)
             elif value is not None:
-                self._note(f"data.train.{key}", value, "give the list of names itself")
+                self._note(name, value, "give the list of names itself")
             for split in ("val", "test"):
                 self._take(f"data.{split}.{key}")
                 self._take(f"data.{split}.metainfo.{key}")
-        label = self._take("data.train.seg_map_suffix")
-        image = self._take("data.train.img_suffix")
-        for setting, suffix in (("label_name", label), ("image_name", image)):
-            extra = str(suffix or "").rpartition(".")[0]
+        for setting, name in (
+            ("label_name", "data.train.seg_map_suffix"),
+            ("image_name", "data.train.img_suffix"),
+        ):
+            extra = str(self._take(name) or "").rpartition(".")[0]
             if extra:
-                self._put(f"data.{setting}", f"{{stem}}{extra}", "data.train.seg_map_suffix")
+                self._put(f"data.{setting}", f"{{stem}}{extra}", name)
         for split in ("val", "test"):
             self._take(f"data.{split}.seg_map_suffix")
             self._take(f"data.{split}.img_suffix")
@@ -517,7 +563,11 @@ class _Translator:
 
     def _train_pipeline(self) -> None:
         start = "data.train.pipeline."
-        steps = {n.removeprefix(start).partition(".")[0] for n in self._left if n.startswith(start)}
+        steps = list(
+            dict.fromkeys(
+                n.removeprefix(start).partition(".")[0] for n in self._left if n.startswith(start)
+            )
+        )
         if not steps:
             return
         resize = next((each for each in ("RandomResize", "Resize") if each in steps), None)
@@ -529,13 +579,20 @@ class _Translator:
             self._put("augment.scale", self._take(name), name)
             ratio = f"{start}{resize}.ratio_range"
             self._put("augment.ratio_range", self._take(ratio, [1.0, 1.0]), ratio)
-            keep = self._take(f"{start}{resize}.keep_ratio", resize == "Resize")
-            if keep is not True:
-                self._note(f"{start}{resize}.keep_ratio", keep, "the aspect ratio is always kept")
+            self._keep_ratio(f"{start}{resize}.keep_ratio")
+        else:
+            self._notes.append(
+                "data.train.pipeline without Resize: here images are resized by augment.scale and "
+                "augment.ratio_range"
+            )
         crop, share = f"{start}RandomCrop.crop_size", f"{start}RandomCrop.cat_max_ratio"
         if self._take(f"{start}RandomCrop"):
             self._put("augment.crop_size", self._take(crop), crop)
             self._put("augment.max_class_share", self._take(share, 1.0), share)
+        else:
+            self._notes.append(
+                "data.train.pipeline without RandomCrop: here windows of augment.crop_size are cut"
+            )
         padded = self._take(f"{start}Pad.size")
         if padded is not None and padded != self._settings.get("augment.crop_size", padded):
             self._note(f"{start}Pad.size", padded, "padding is always to the crop size")
@@ -543,22 +600,7 @@ class _Translator:
             found = self._take(start + name, value)
             if found != value and not (name == "Pad.pad_val" and isinstance(found, Mapping)):
                 self._note(start + name, found, f"always {value}")
-        flip = next(
-            (n for n in ("RandomFlip.prob", "RandomFlip.flip_ratio") if start + n in self._left),
-            "RandomFlip",
-        )
-        chance = self._take(start + flip, 0.0)
-        self._take(f"{start}RandomFlip")
-        direction = self._take(f"{start}RandomFlip.direction", "horizontal")
-        setting = {"horizontal": "augment.flip", "vertical": "augment.vertical_flip"}.get(
-            str(direction)
-        )
-        if setting is None or isinstance(chance, bool):
-            self._note(start + flip, [chance, direction])
-        else:
-            self._put(setting, chance, start + flip)
-            if setting != "augment.flip":
-                self._put("augment.flip", 0.0, start + flip)
+        self._flips(start, [step for step in steps if step.partition("[")[0] == "RandomFlip"])
         distorted = self._take(f"{start}PhotoMetricDistortion")
         if not distorted:
             self._put("augment.photometric.probability", 0.0, f"{start}PhotoMetricDistortion")
@@ -573,6 +615,35 @@ class _Translator:
             value = self._take(f"{start}Normalize.{key}")
             if value is not None and value not in _FIXED[f"model.data_preprocessor.{ours}"]:
                 self._note(f"{start}Normalize.{key}", value, "always that of ImageNet, in RGB")
+
+    def _flips(self, start: str, steps: list[str]) -> None:
+        made: dict[str, tuple[Any, str]] = {}
+        for step in steps:
+            names = (f"{start}{step}.prob", f"{start}{step}.flip_ratio", f"{start}{step}")
+            name = next(name for name in names if name in self._left)
+            chance = self._take(name)
+            self._take(f"{start}{step}")
+            direction = self._take(f"{start}{step}.direction", "horizontal")
+            setting = {"horizontal": "augment.flip", "vertical": "augment.vertical_flip"}.get(
+                str(direction)
+            )
+            if setting is None or setting in made or isinstance(chance, bool):
+                self._note(name, [chance, direction])
+            else:
+                made[setting] = chance, name
+        if made or not steps:
+            made.setdefault("augment.flip", (0.0, f"{start}RandomFlip"))
+        for setting, (chance, name) in made.items():
+            self._put(setting, chance, name)
+
+    def _keep_ratio(self, name: str) -> None:
+        """List a resize that distorts: the default is False in mmcv 2 and True in mmcv 1."""
+        reason = "the aspect ratio is always kept"
+        if name not in self._left:
+            reason += "; False is the default of mmcv 2"
+        keep = self._take(name, self._tree.version == "0.x")
+        if keep is not True:
+            self._note(name, keep, reason)
 
     def _test_pipeline(self) -> None:
         start = "data.test.pipeline."
@@ -594,10 +665,11 @@ class _Translator:
             self._put("test.flip", self._take(f"{multi}.flip", False), f"{multi}.flip")
         else:
             self._put("test.scale", self._take(f"{start}Resize.scale"), f"{start}Resize.scale")
-        keep = self._take(f"{start}Resize.keep_ratio", "MultiScale" in multi)
-        if self._take(f"{start}Resize") and keep is not True:
-            self._note(f"{start}Resize.keep_ratio", keep, "the aspect ratio is always kept")
-        resize = "keep_ratio"
+        if self._take(f"{start}Resize"):
+            self._keep_ratio(f"{start}Resize.keep_ratio")
+            resize = "keep_ratio"
+        else:
+            resize = "none"
         for step in ("ResizeToMultiple", "AlignResize", "AlignedResize"):
             if self._take(start + step):
                 resize = "keep_ratio_divisible"
@@ -639,10 +711,30 @@ class _Translator:
                     and self._origins[f"optimizer.{key}"] != "optimizer.paramwise_cfg"
                 ):
                     self._note(f"optimizer.{key}", value, f"a setting of {kind}")
-        if self._left.get("lr_config.policy") == "poly":
+        paramwise = "optimizer.paramwise_cfg."
+        if self._left.get(f"{paramwise}norm_decay_mult") == 0:
+            self._take(f"{paramwise}norm_decay_mult")
+        elif (
+            self._settings.get("optimizer.weight_decay")
+            and "_preset_" not in self._variables
+            and f"{paramwise}custom_keys.norm.decay_mult" not in self._left
+        ):
+            self._notes.append(
+                f"{paramwise}custom_keys without norm.decay_mult: weight decay never acts on "
+                "normalization layers here"
+            )
+        policy = self._left.get("lr_config.policy")
+        constant = policy in (None, "fixed") and kind is not None and not self._has_base_schedule()
+        section = "lr_config" if self._tree.version == "0.x" else "param_scheduler"
+        if constant:
+            self._take("lr_config.policy")
+            self._put("schedule.power", 0.0, section)
+        if constant or policy == "poly":
             warmup = self._take("lr_config.warmup")
             if warmup is None:
-                self._put("schedule.warmup_iters", 0, "lr_config.warmup")
+                self._put("schedule.warmup_iters", 0, section)
+            elif warmup == "linear" and "schedule.warmup_ratio" not in self._settings:
+                self._put("schedule.warmup_ratio", 0.1, "lr_config.warmup")  # mmcv's default
             elif warmup != "linear":
                 self._note("lr_config.warmup", warmup, "the warm-up is always linear")
             self._settings.setdefault("schedule.power", 1.0)
@@ -664,19 +756,26 @@ class _Translator:
             entry = dict(entry)
             kind = str(entry.pop("type", "")).rpartition(".")[2]
             begin, end = entry.pop("begin", 0), entry.pop("end", None)
-            entry.pop("by_epoch", None)
-            if kind == "LinearLR" and begin == 0 and end is not None:
+            epochs = entry.pop("by_epoch", True)  # mmengine's default
+            if epochs and end is not None:
+                self._notes.append(
+                    f"param_scheduler.{kind}.end = {end}: counted in epochs; iterations here"
+                )
+            if kind == "LinearLR" and epochs:
+                made["warmup"] = "linear"
+                made["warmup_ratio"] = entry.pop("start_factor", 1 / 3)
+            elif kind == "LinearLR" and begin == 0 and end is not None:
                 made |= {"warmup": "linear", "warmup_iters": end}
                 made["warmup_ratio"] = entry.pop("start_factor", 1 / 3)
             elif kind == "PolyLR":
                 made |= {"policy": "poly", "power": entry.pop("power", 1.0)}
                 made["min_lr"] = entry.pop("eta_min", 0.0)
-                if begin:
+                if begin and not epochs:
                     self._notes.append(
                         f"param_scheduler.PolyLR.begin = {begin}: the decay counts from iteration 0"
                     )
                 total = (self._tree.values.get("train_cfg") or {}).get("max_iters")
-                if None not in (end, total) and end != total:
+                if not epochs and None not in (end, total) and end != total:
                     self._notes.append(
                         f"param_scheduler.PolyLR.end = {end}: the decay ends at the last iteration"
                     )
@@ -757,7 +856,7 @@ class _Translator:
         wanted = {
             key: value
             for key, value in self._settings.items()
-            if key == "work_dir" or not _same(_look_up(plain, key), value)
+            if key == "work_dir" or not _same(key, _look_up(plain, key), value)
         }
         accepted: dict[str, Any] = {}
         try:
@@ -768,18 +867,23 @@ class _Translator:
                 try:
                     build(merge(plain.model_dump(), {**accepted, key: value}))
                 except ConfigError as error:
-                    self._note(self._origins[key], value, " ".join(str(error).split()))
+                    self._note(
+                        self._origins[key],
+                        value,
+                        " ".join(str(error).partition("what to do:")[0].split()),
+                    )
                 else:
                     accepted[key] = value
         made.changes = accepted
         made.origins = self._origins
 
 
-def _same(ours: Any, theirs: Any) -> bool:
+def _same(key: str, ours: Any, theirs: Any) -> bool:
     if isinstance(ours, str) and isinstance(theirs, str):
         return ours.rstrip("/") == theirs.rstrip("/")
     if isinstance(ours, list) and isinstance(theirs, list):
-        return ours == theirs or (len(ours) == 2 and ours == theirs[::-1] and ours[0] != ours[1])
+        # An image scale is a longest and a shortest side, in any order.
+        return ours == theirs or (key in ("augment.scale", "test.scale") and ours == theirs[::-1])
     return bool(ours == theirs)
 
 

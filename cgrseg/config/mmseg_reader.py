@@ -171,7 +171,7 @@ def _load_yaml(text: str) -> Any:
     try:
         value = yaml.load(text, Loader)
         if _size(value) > _MAX_STEPS:
-            raise ValueError(f"it stands for more than {_MAX_STEPS} values")
+            raise ValueError(f"it stands for more than {_MAX_STEPS} values and characters")
         return value
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
@@ -237,7 +237,7 @@ def _merged(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(value: Any) -> int:
-    """Number of values in nested tables and lists, counted up to a little over `_MAX_STEPS`.
+    """Number of values and characters in nested values, up to a little over `_MAX_STEPS`.
 
     A few lines can stand for billions of values: `b = [a, a]; c = [b, b]; ...`.
     """
@@ -246,9 +246,11 @@ def _size(value: Any) -> int:
         count += 1
         inner = pending.pop()
         if isinstance(inner, Mapping):
-            pending.extend(inner.values())
+            pending.extend((*inner, *inner.values()))
         elif isinstance(inner, (list, tuple)):
             pending.extend(inner)
+        elif isinstance(inner, str):
+            count += len(inner)
     return count
 
 
@@ -285,7 +287,7 @@ class _Evaluator:
                 )
             try:
                 self._statement(node)
-            except _NotUnderstood:
+            except (_NotUnderstood, LookupError, TypeError, ValueError):
                 self._note(node)
         return {k: v for k, v in self._names.items() if v is not _UNKNOWN}
 
@@ -400,8 +402,8 @@ class _Evaluator:
         both = (left, right)
         if any(isinstance(each, (str, list, tuple)) for each in both):
             # Longer values come from no config, and would fill the memory.
-            size = max(len(each) for each in both if isinstance(each, (str, list, tuple)))
-            times = next((each for each in both if isinstance(each, int)), 2)
+            size = sum(_size(each) for each in both if isinstance(each, (str, list, tuple)))
+            times = next((each for each in both if isinstance(each, int)), 1)
             if size * times > _MAX_STEPS:
                 raise _NotUnderstood
         elif any(isinstance(each, int) and abs(each) > 2**63 for each in both):

@@ -127,11 +127,7 @@ tta_pipeline = [dict(type='TestTimeAug', transforms=[
 
 
 # Presets with ImageNet weights: a file without weights trains from scratch.
-SCRATCH: dict[str, Any] = (
-    {}
-    if load_config("cgrseg-t_ade20k_160k").model.pretrained is None
-    else {"model.pretrained": None}
-)
+SCRATCH: dict[str, Any] = {"model.pretrained": None}
 
 
 def write(folder: Path, text: str, name: str = "mine.py") -> Path:
@@ -228,6 +224,7 @@ def test_what_has_no_counterpart_is_listed(
 ) -> None:
     found = translate(write(tmp_path, OLD.replace(before, after)))
     assert any(told in note for note in found.without_counterpart), found.without_counterpart
+    assert not any("what to do" in note for note in found.without_counterpart)
 
 
 def test_another_network_is_named(tmp_path: Path) -> None:
@@ -319,6 +316,132 @@ def test_a_hostile_file_runs_nothing(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError, match=r"config of mmsegmentation 0\.x"):
         load_config(tmp_path / "mine.py")
     assert not mark.exists()
+
+
+EPOCHS_OLD = OLD.replace(
+    "evaluation = dict(interval=4000)",
+    "runner = dict(type='EpochBasedRunner', max_epochs=50)\n"
+    "evaluation = dict(interval=1)\ncheckpoint_config = dict(interval=5)",
+).replace("warmup_iters=1500", "warmup_iters=2, warmup_by_epoch=True")
+EPOCHS_NEW = (
+    NEW.replace("type='IterBasedTrainLoop', max_iters=160000, val_interval=4000",
+                "by_epoch=True, max_epochs=50, val_interval=1")
+    .replace("by_epoch=False, begin=0, end=1500", "begin=0, end=5")
+    .replace("by_epoch=False, interval=4000", "interval=1")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (EPOCHS_OLD, ["runner.max_epochs = 50", "evaluation.interval = 1",
+                      "checkpoint_config.interval = 5", "lr_config.warmup_iters = 2"]),
+        (EPOCHS_NEW, ["train_cfg.max_epochs = 50", "train_cfg.val_interval = 1",
+                      "default_hooks.checkpoint.interval = 1",
+                      "param_scheduler.LinearLR.end = 5"]),
+    ],
+)  # fmt: skip
+def test_epochs_are_listed_and_never_iterations(
+    tmp_path: Path, text: str, names: list[str]
+) -> None:
+    found = translate(write(tmp_path, text))
+    assert found.changes == SCRATCH
+    for name in names:
+        assert f"{name}: counted in epochs; iterations here" in found.without_counterpart
+
+
+def test_a_file_name_is_never_code(tmp_path: Path) -> None:
+    path = write(tmp_path, OLD, 'a"""\nraise SystemExit(7)\n"""\\.py')
+    text = translate(path).python()
+    assert load_config(write(tmp_path, text, "ours.py")).optimizer.lr == 0.00012
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [("a = (1, 2)\na[0] = 3", "a[0] = 3"), ("a = {}\na['b']['c'] = 1", "a['b']['c'] = 1")],
+)
+def test_an_assignment_that_fails_is_listed(tmp_path: Path, lines: str, told: str) -> None:
+    found = translate(write(tmp_path, f"{OLD}{lines}\n"))
+    assert len(found.without_counterpart) == 1
+    assert found.without_counterpart[0].endswith(told)
+
+
+def test_the_loader_of_training_is_read_over_that_of_all_splits(tmp_path: Path) -> None:
+    loader = "train_dataloader=dict(samples_per_gpu=2, workers_per_gpu=3)"
+    for order in (f"{loader}, samples_per_gpu=8, workers_per_gpu=9",
+                  f"samples_per_gpu=8, workers_per_gpu=9, {loader}"):  # fmt: skip
+        found = translate(write(tmp_path, OLD.replace("samples_per_gpu=4", order)))
+        assert found.changes == {**SCRATCH, "train.batch_size": 2, "data.workers": 3}
+
+
+FLIP = "dict(type='RandomFlip', prob=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after", "differences", "told"),
+    [
+        (OLD, FLIP, f"{FLIP}, dict(type='RandomFlip', prob=0.25, direction='vertical')",
+         {"augment.vertical_flip": 0.25}, None),
+        (OLD, FLIP, f"{FLIP}, dict(type='RandomFlip', prob=0.25)", {},
+         'RandomFlip[2].prob = [0.25, "horizontal"]'),
+        (NEW, "ratio_range=(0.5, 2.0), keep_ratio=True", "ratio_range=(0.5, 2.0)", {},
+         "False is the default of mmcv 2"),
+        (NEW, "    dict(type='Resize', scale=(2048, 512), keep_ratio=True),\n", "",
+         {"test.resize": "none"}, None),
+        (OLD, "dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),", "", {},
+         "without RandomCrop"),
+        (OLD, "dict(type='Resize', img_scale=(2048, 512), ratio_range=(0.5, 2.0)),", "", {},
+         "without Resize"),
+        (OLD, "warmup_ratio=1e-6, ", "", {"schedule.warmup_ratio": 0.1}, None),
+        (OLD, "'norm': dict(decay_mult=0.)", "", {}, "without norm.decay_mult"),
+        (NEW, NEW[NEW.index("param_scheduler") : NEW.index("train_cfg = ")], "",
+         {"schedule.power": 0.0, "schedule.warmup_iters": 0}, None),
+        (OLD, "betas=(0.9, 0.999)", "betas=(0.999, 0.9)", {"optimizer.betas": [0.999, 0.9]}, None),
+        (OLD, "img_scale=(2048, 512), ratio", "img_scale=(512, 2048), ratio", {}, None),
+    ],
+)  # fmt: skip
+def test_steps_and_defaults_of_mmsegmentation(
+    tmp_path: Path, text: str, before: str, after: str, differences: dict[str, Any],
+    told: str | None,
+) -> None:  # fmt: skip
+    assert before in text
+    found = translate(write(tmp_path, text.replace(before, after)))
+    assert found.changes == {**SCRATCH, **differences}
+    assert len(found.without_counterpart) == (told is not None), found.without_counterpart
+    assert told is None or told in found.without_counterpart[0]
+
+
+def test_the_loss_of_another_network_is_kept(tmp_path: Path) -> None:
+    text = OLD.replace("efficientformerv2_s1_feat", "ResNet").replace("loss_weight=1.0)", (
+        "loss_weight=0.5, avg_non_ignore=True), ignore_index=254, "
+        "sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=9)"))  # fmt: skip
+    found = translate(write(tmp_path, text))
+    assert found.changes == {
+        "loss.average": "valid",
+        "data.ignore_index": 254,
+        "loss.ohem_threshold": 0.7,
+        "loss.ohem_min_pixels": 9,
+    }
+    assert found.without_counterpart == [
+        "model.decode_head.loss_decode.loss_weight = 0.5: always 1.0"
+    ]
+
+
+def test_names_in_the_report_are_those_of_the_file(tmp_path: Path) -> None:
+    own = OLD.replace(
+        "train=dict(type='ADE20KDataset'",
+        "train=dict(type='Roads', classes=['a', 'b'], img_suffix='_x.png'",
+    ).replace("num_classes=150", "num_classes=2")
+    origins = translate(write(tmp_path, own)).origins
+    assert origins["data.classes"] == "data.train.classes"
+    assert origins["data.image_name"] == "data.train.img_suffix"
+
+
+def test_the_length_of_texts_is_bounded(tmp_path: Path) -> None:
+    lines = "a = 'x' * 100000\nwork_dir = [a] * 1000\n"
+    found = translate(write(tmp_path, OLD + lines))
+    assert any("[a] * 1000" in note for note in found.without_counterpart)
+    assert "work_dir" not in found.changes
 
 
 @pytest.mark.parametrize(
