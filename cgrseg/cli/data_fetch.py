@@ -54,7 +54,7 @@ def fetch(
     """Download a dataset, lay it out, convert and check it.
 
     Shows the terms of use, what is downloaded from where, and how large it is,
-    and asks first. The same command goes on with an interrupted download.
+    and asks first. The same command resumes an interrupted download.
     Existing files are never replaced.
 
     Examples:
@@ -102,7 +102,7 @@ def _ask(name: str) -> None:
             expected="your consent to the terms above",
             remedy="read them, and run the command again with --yes",
         )
-    if not typer.confirm("Do you accept the terms, and shall it be downloaded?"):
+    if not typer.confirm("Accept the terms and download the dataset?"):
         print("nothing was downloaded")
         raise typer.Exit(EXIT_PARTLY)
 

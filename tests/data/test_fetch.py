@@ -407,18 +407,19 @@ def test_a_disk_that_is_too_small_is_told_before(
 
 def test_files_of_yours_are_never_replaced(ade: FileServer, tmp_path: Path) -> None:
     root = tmp_path / "ade"
-    own = root / "images" / "training" / "ADE_train_00000001.jpg"
-    own.parent.mkdir(parents=True)
+    own = root / "objectInfo150.txt"
+    (root / "archives").mkdir(parents=True)
     own.write_bytes(b"mine")
-    (root / "archives").mkdir()
     (root / "archives" / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="files of yours are never replaced"):
+    with pytest.raises(DataError, match="files of yours are never replaced") as caught:
         fetch_dataset("ade20k", root)
-    visible = {place: each for place, each in tree(root).items() if place[0] != "."}
-    assert visible == {
-        "images/training/ADE_train_00000001.jpg": b"mine",
-        "archives/notes.txt": b"mine",
+    assert str(root / ".fetched") in str(caught.value)
+    visible = {
+        place: each
+        for place, each in tree(root).items()
+        if place[0] != "." and not place.endswith(".downloaded")
     }
+    assert visible == {"objectInfo150.txt": b"mine", "archives/notes.txt": b"mine"}
     own.unlink()
     asked = len(ade.asked)
     assert fetch_dataset("ade20k", root).ok
@@ -430,9 +431,33 @@ def test_a_link_out_of_the_root_is_not_followed(ade: FileServer, tmp_path: Path)
     root.mkdir()
     outside.mkdir()
     (root / "images").symlink_to(outside)
-    with pytest.raises(DataError, match="another file"):
+    with pytest.raises(DataError, match="a symlink or a file; nothing was downloaded"):
         fetch_dataset("ade20k", root)
-    assert list(outside.iterdir()) == []
+    (root / "images").unlink()
+    (root / "images" / "training").mkdir(parents=True)
+    (root / "images" / "training" / "own.jpg").touch()
+    with pytest.raises(DataError, match="did not write; nothing was downloaded"):
+        fetch_dataset("ade20k", root)
+    assert list(outside.iterdir()) == [] and ade.asked == []
+
+
+def test_archives_of_yours_in_the_root_are_never_removed(ade: FileServer, tmp_path: Path) -> None:
+    for named in (False, True):
+        root = tmp_path / str(named)
+        own = root / "archives" / ADE
+        own.parent.mkdir(parents=True)
+        own.write_bytes(b"mine")
+        with pytest.raises(DataError, match="another file") as caught:
+            fetch_dataset("ade20k", root)
+        assert str(own) in str(caught.value) and own.read_bytes() == b"mine"
+        own.write_bytes(ade.files[ADE])
+        assert fetch_dataset("ade20k", root, sources=[str(own.parent)] if named else ()).ok
+        assert own.exists() and ade.asked == []
+    (root / "fetch.json").unlink()
+    shutil.rmtree(root / "images")
+    shutil.rmtree(root / "annotations")
+    assert fetch_dataset("ade20k", root).ok
+    assert own.exists() and ade.asked == []
 
 
 def killed_at(step: int, root: Path) -> bool:

@@ -1,9 +1,9 @@
 """Datasets by name: download, unpack, lay out, convert and check what a dataset's file names.
 
-Everything happens below the dataset root.  `archives/` holds downloads and what a stopped one has
-left.  A dataset is unpacked and converted in a partial folder, renamed to `.fetched` when it is
-whole, and moved into place from there, `fetch.json` last: a process that is killed leaves a state
-from which the same call goes on.
+Everything happens below the dataset root. `archives/` holds downloads and what a stopped one has
+left, with the ending `.downloaded`; only these are ever removed. A dataset is unpacked and
+converted in a partial folder, renamed to `.fetched` when it is whole, and moved into place from
+there, `fetch.json` last: a process that is killed leaves a state from which the same call goes on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from cgrseg.progress import Progress
 ARCHIVES = "archives"
 RECORD = "fetch.json"
 _READY = ".fetched"
+_DOWNLOADED = ".downloaded"
 # Room for one more copy of the content beside the archives, and for label maps.
 _UNPACKED = 1.3
 
@@ -123,7 +124,7 @@ def fetch_dataset(
 ) -> Fetched:
     """Download, unpack, lay out, convert and check a dataset of the catalogue.
 
-    A call after an interruption goes on where the one before stopped.  Files of yours below the
+    A call after an interruption resumes the work.  Files of yours below the
     root are never replaced.
 
     Args:
@@ -154,16 +155,19 @@ def fetch_dataset(
             if record.is_file() or not _downloads(target, published):
                 there = check_dataset(_config(spec, target), quick=True)
                 if there.ok:
+                    _settle_downloads(target, published, keep_archives)
                     return Fetched(target, there, there=True)
-            record.unlink(missing_ok=True)
+            if not record.is_file():
+                _refuse_taken(spec, target)
             try:
                 conversion = _make_ready(spec, published, target, sources, shown, workers)
             finally:
                 with contextlib.suppress(OSError):  # it holds a part of a download
                     (target / ARCHIVES).rmdir()
-        if not keep_archives:
-            _remove_downloads(target, published)
+        if (ready / RECORD).is_file():
+            record.unlink(missing_ok=True)
         _move_in(ready, target)
+        _settle_downloads(target, published, keep_archives)
         if conversion is not None:
             conversion.out = target  # it was made beside its place
         with shown("checking", "files") as progress:
@@ -182,6 +186,10 @@ def _make_ready(
 ) -> ConversionReport | None:
     """Make the folder of the whole dataset that only has to be moved into place."""
     places = {each.name: _places(each, published, sources) for each in published.archives}
+    for archive in published.archives:
+        found, own = places[archive.name], root / ARCHIVES / archive.name
+        if os.path.lexists(own) and (not found or _is_address(found[0])):
+            places[archive.name] = [str(own)]  # a file of the user: used, never removed
     for source in sources:
         if all(
             _places(each, published, [source]) == [*each.addresses] for each in published.archives
@@ -192,7 +200,7 @@ def _make_ready(
                 expected="one of the files "
                 + ", ".join(a.name for a in published.archives)
                 + ", or the folder that holds them (an address of a folder ends with a slash)",
-                remedy="correct it",
+                remedy="give one of these files, their folder, or the address of either",
             )
     for name, found in places.items():
         if not found:
@@ -244,7 +252,9 @@ def _obtain(
     """
     problems: dict[str, None] = {}
     for place in places:
-        path = make_folder(folder) / archive.name if _is_address(place) else Path(place)
+        path = Path(place)
+        if _is_address(place):
+            path = make_folder(folder) / f"{archive.name}{_DOWNLOADED}"
         for _ in range(2):
             try:
                 if _is_address(place):
@@ -296,7 +306,7 @@ def _checked_digests(path: Path, archive: Archive) -> dict[str, str]:
             found=f"it is damaged or another file: its {algorithm} is {sums[algorithm]}, not "
             f"{published} (from {archive.digest_from})",
             expected=f"the published {archive.name}",
-            remedy="download it again; nothing was unpacked",
+            remedy="remove this file or replace it by the published one; nothing was unpacked",
         )
     return sums
 
@@ -325,15 +335,48 @@ def _places(archive: Archive, published: Download, sources: Sequence[str]) -> li
 
 def _downloads(root: Path, published: Download) -> list[Path]:
     """Downloads in the root, finished and unfinished ones, with their notes."""
-    names = [f"{each.name}{end}" for each in published.archives for end in ("", *ENDINGS)]
+    names = [
+        f"{each.name}{_DOWNLOADED}{end}" for each in published.archives for end in ("", *ENDINGS)
+    ]
     return [path for name in names if (path := root / ARCHIVES / name).is_file()]
 
 
-def _remove_downloads(root: Path, published: Download) -> None:
+def _settle_downloads(root: Path, published: Download, keep: bool) -> None:
+    """Remove what this command downloaded, or give it the name of the archive."""
     for path in _downloads(root, published):
-        path.unlink()
+        if keep and path.suffix == _DOWNLOADED and not os.path.lexists(path.with_suffix("")):
+            with explained(path):
+                path.rename(path.with_suffix(""))
+        else:
+            path.unlink()
     with contextlib.suppress(OSError):  # it holds other files too, or does not exist
         (root / ARCHIVES).rmdir()
+
+
+def _refuse_taken(spec: DatasetSpec, root: Path) -> None:
+    """Refuse, before a download, folders of the dataset that hold files of the user."""
+    folders = {
+        below
+        for layout in spec.splits.values()
+        for below in (layout.images, layout.labels)
+        if below
+    }
+    for below in sorted(folders):
+        for part in (*[*reversed(Path(below).parents)][1:], Path(below)):
+            place = root / part
+            if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+                found = "it is a symlink or a file"
+            elif part == Path(below) and any(not each.is_dir() for each in place.rglob("*")):
+                found = "it holds files that this command did not write"
+            else:
+                continue
+            raise DataError(
+                place,
+                found=f"{found}; nothing was downloaded",
+                expected="no files there: files of yours are never replaced",
+                remedy="move it away and run the command again, or choose another folder with "
+                "--out",
+            )
 
 
 def _refuse_full_disk(root: Path, needed: float) -> None:
@@ -364,8 +407,8 @@ def _move_in(source: Path, target: Path) -> None:
             found=f"another file than the dataset's is there, and {len(taken) - 1} more below "
             f"{target}",
             expected="the same file, or none: files of yours are never replaced",
-            remedy="move these files away and run the command again, or choose another folder with "
-            "--out",
+            remedy="move these files away and run the command again: the downloaded dataset is in "
+            f"{source} and is moved from there",
         )
     for path in sorted(inside, key=lambda path: path.name == RECORD):
         _move(path, source, target)
