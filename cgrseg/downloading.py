@@ -14,6 +14,7 @@ import json
 import logging
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import cgrseg
-from cgrseg.errors import MALFORMED, DataError
+from cgrseg.errors import MALFORMED, ConfigError, DataError
 from cgrseg.files import atomic_write_text, explained
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.progress import Progress
@@ -58,6 +59,40 @@ class _Version:
     address: str
     mark: str
     size: int | None
+
+
+def checked_address(address: str, setting: str) -> str:
+    """An address, percent-encoded.
+
+    Raises:
+        ConfigError: no address of a web server, or one with a user name or a password.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:  # UnicodeError is one
+        parts, host, port = urllib.parse.urlsplit(""), "", ""
+    if not host or "@" in parts.netloc or any(each in host for each in " %<>"):
+        raise ConfigError(
+            setting,
+            found="an address with a user name or a password"
+            if "@" in parts.netloc
+            else hidden_query(address),
+            expected="http://HOST/PATH or https://HOST/PATH, without a user name or a password",
+            remedy="give such an address, or download the file and give its path",
+        )
+    path, query = (urllib.parse.quote(each, safe="%/:=&?~+!$,;'@()*[]") for each in parts[2:4])
+    host = f"[{host}]" if ":" in host else host
+    return urllib.parse.urlunsplit((parts.scheme, f"{host}{port}", path, query, ""))
+
+
+def hidden_query(address: str) -> str:
+    """An address without its query and its user information, which may hold secrets."""
+    plain = address.partition("#")[0].partition("?")[0]
+    scheme, mark, rest = plain.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def download(address: str, target: Path, size: int, progress: Progress | None = None) -> None:
@@ -97,7 +132,7 @@ def download(address: str, target: Path, size: int, progress: Progress | None = 
         tries = 1 if _length(partial) > before else tries + 1
         if tries == _TRIES:
             raise _unreachable(address, f"{reason}, {_TRIES} times in a row")
-        _LOG.warning("%s: %s; trying again", address, reason)
+        _LOG.warning("%s: %s; trying again", hidden_query(address), reason)
         time.sleep(_PAUSE * 2 ** (tries - 1))
 
 
@@ -187,7 +222,7 @@ def _read_note(note: Path) -> _Version | None:
 
 def _unreachable(address: str, found: str) -> Unreachable:
     return Unreachable(
-        address,
+        hidden_query(address),
         found=found,
         expected="the published file",
         remedy="try again later, or name another place of the file",

@@ -392,6 +392,29 @@ def test_a_file_of_yours_is_used_where_it_is(ade: FileServer, tmp_path: Path) ->
         fetch_dataset("ade20k", tmp_path / "other", sources=[str(tmp_path / "no.zip")])
 
 
+@pytest.mark.parametrize(
+    "source", ["http://[bad/", "http://me:secret@localhost/", "http:///", "http://a b/?secret"]
+)
+def test_no_address_is_refused_without_its_secrets(
+    ade: FileServer, tmp_path: Path, source: str
+) -> None:
+    result = run("ade20k", "--out", tmp_path / "ade", "--yes", "--from", source)
+    assert result.exit_code == 2 and "--from" in result.stderr, result.output
+    assert "secret" not in result.output and ade.asked == []
+
+
+def test_an_address_is_encoded_and_its_query_is_hidden(ade: FileServer, tmp_path: Path) -> None:
+    source = ade.address + f"ä b/{ADE}?token=secret"
+    ade.statuses = [404]
+    result = run("ade20k", "--out", tmp_path / "ade", "--yes", "--from", source)
+    assert result.exit_code == 0 and "secret" not in result.output, result.output
+    assert ade.asked[0][0] == f"/published/%C3%A4%20b/{ADE}?token=secret"
+    ade.statuses = [404, 404]
+    with pytest.raises(DataError, match="answers 404") as caught:
+        fetch_dataset("ade20k", tmp_path / "other", sources=[source])
+    assert "secret" not in str(caught.value)
+
+
 def test_a_disk_that_is_too_small_is_told_before(
     ade: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -592,6 +615,15 @@ def test_a_hostile_archive_leaves_nothing(ade: FileServer, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == [ADE]
 
 
+def damaged_lzma() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("top/x", NOISE)
+    packed = stream.getvalue()
+    start = packed.index(b"top/x") + len(b"top/x") + 4
+    return packed[:start] + b"\xff" * 5 + packed[start + 5 :]
+
+
 def test_archives_that_are_not_whole(tmp_path: Path) -> None:
     for number, (name, packed) in enumerate(
         [
@@ -599,6 +631,7 @@ def test_archives_that_are_not_whole(tmp_path: Path) -> None:
             ("small.tar", tarred({"top/x": NOISE})[:3000]),
             ("small.tar", b"<html>Sign in to the network</html>"),
             ("small.zip", zipped({"other/x": b""})),
+            ("small.zip", damaged_lzma()),
         ]
     ):
         folder = tmp_path / str(number)

@@ -28,7 +28,14 @@ from cgrseg.data.convert.runner import run_conversion
 from cgrseg.data.fetch.unpack import Damaged, unpack
 from cgrseg.datasets import get_spec, list_specs
 from cgrseg.datasets.spec import Archive, DatasetSpec, Download
-from cgrseg.downloading import ENDINGS, Unreachable, download, file_digests
+from cgrseg.downloading import (
+    ENDINGS,
+    Unreachable,
+    checked_address,
+    download,
+    file_digests,
+    hidden_query,
+)
 from cgrseg.errors import ConfigError, DataError, EnvironmentProblem
 from cgrseg.extras import require
 from cgrseg.files import explained, make_folder, partial_folder, write_json
@@ -105,7 +112,9 @@ def plan_text(spec: DatasetSpec, download: Download, root: Path, sources: Sequen
     for archive in download.archives:
         places = _places(archive, download, sources)
         size = f"about {archive.size / 1e9:.2g} GB" if archive.size else "size not published"
-        lines += [f"  {archive.name}, {size}, from {places[0] if places else 'a file of yours'}"]
+        place = places[0] if places else "a file of yours"
+        place = hidden_query(place) if _is_address(place) else place
+        lines += [f"  {archive.name}, {size}, from {place}"]
         checked = f"{archive.digest.partition(':')[0]} from {archive.digest_from}"
         lines += [f"    checked by: {checked if archive.digest else 'the sums in the archive'}"]
     return "\n".join(
@@ -196,7 +205,7 @@ def _make_ready(
         ):
             raise ConfigError(
                 "--from",
-                found=source,
+                found=hidden_query(source) if _is_address(source) else source,
                 expected="one of the files "
                 + ", ".join(a.name for a in published.archives)
                 + ", or the folder that holds them (an address of a folder ends with a slash)",
@@ -272,14 +281,15 @@ def _obtain(
                 if not _is_address(place):
                     raise
                 reason = _first_line(problem).removeprefix(f"{path}: ")
-                problems[f"{place}: {reason}"] = None
+                problems[f"{hidden_query(place)}: {reason}"] = None
                 path.unlink()
             except DataError:  # it is not safe to unpack
                 if _is_address(place):
                     path.unlink()
                 raise
             else:
-                return {"name": archive.name, "from": place, "sha256": sums["sha256"]}
+                shown_place = hidden_query(place) if _is_address(place) else place
+                return {"name": archive.name, "from": shown_place, "sha256": sums["sha256"]}
     raise DataError(
         f"cgrseg data fetch: {archive.name}",
         found="\n  ".join(problems),
@@ -323,6 +333,8 @@ def _places(archive: Archive, published: Download, sources: Sequence[str]) -> li
     """Where to get an archive from: the given sources that have it, then the published places."""
     found = []
     for source in sources:
+        if _is_address(source):
+            source = checked_address(source, "--from")
         name = Path(source.rstrip("/")).name
         if source.endswith("/") if _is_address(source) else (Path(source) / archive.name).is_file():
             found.append(f"{source.rstrip('/')}/{archive.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import shutil
 import stat
 import struct
@@ -29,7 +30,7 @@ _KEPT_FREE = 256 << 20  # bytes
 _BLOCK = 1 << 20
 _ENDINGS = (".zip", ".tar")
 _BROKEN = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, struct.error,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error,
     NotImplementedError, ValueError, IndexError, OSError,
 )  # fmt: skip
 
