@@ -95,7 +95,14 @@ def hidden_query(address: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def download(address: str, target: Path, size: int, progress: Progress | None = None) -> None:
+def download(
+    address: str,
+    target: Path,
+    size: int,
+    progress: Progress | None = None,
+    *,
+    authorization: str | None = None,
+) -> None:
     """Download a file, or the rest of it.
 
     An unfinished file is `target` with the ending `.partial`, and stays after errors.
@@ -105,6 +112,7 @@ def download(address: str, target: Path, size: int, progress: Progress | None = 
         target: file to make; nothing is done where it exists.
         size: about, in bytes; 0: unknown.
         progress: called with (megabytes done, megabytes in all), 0 for an unknown size.
+        authorization: header of that name; a server that the address redirects to does not get it.
 
     Raises:
         Unreachable: the server does not give the file, or gives another one.
@@ -115,7 +123,7 @@ def download(address: str, target: Path, size: int, progress: Progress | None = 
     while not target.is_file():
         before = _length(partial)
         try:
-            if _receive(address, partial, note, size, progress):
+            if _receive(address, partial, note, size, progress, authorization):
                 with explained(target):
                     partial.replace(target)
                     note.unlink(missing_ok=True)
@@ -136,7 +144,14 @@ def download(address: str, target: Path, size: int, progress: Progress | None = 
         time.sleep(_PAUSE * 2 ** (tries - 1))
 
 
-def _receive(address: str, partial: Path, note: Path, size: int, progress: Progress | None) -> bool:
+def _receive(
+    address: str,
+    partial: Path,
+    note: Path,
+    size: int,
+    progress: Progress | None,
+    authorization: str | None,
+) -> bool:
     """Receive what is missing, as far as the connection lasts; whether the file is complete."""
     done, known = _length(partial), _read_note(note)
     headers = {"User-Agent": f"cgrseg/{cgrseg.__version__}", "Accept-Encoding": "identity"}
@@ -146,6 +161,8 @@ def _receive(address: str, partial: Path, note: Path, size: int, progress: Progr
         if known.mark:
             headers["If-Range"] = known.mark
     request = urllib.request.Request(address, headers=headers)
+    if authorization is not None:
+        request.add_unredirected_header("Authorization", authorization)
     try:
         answer = urllib.request.build_opener().open(request, timeout=_SILENCE)
     except urllib.error.HTTPError as error:

@@ -74,7 +74,7 @@ class CachedFile:
 
 
 class NotAvailable(CGRSegError):
-    """A file that is not in the cache and cannot be downloaded; its text is the reason."""
+    """A file that is not whole in the cache and cannot be downloaded; its text is the reason."""
 
 
 def hub_address() -> str:
@@ -84,12 +84,20 @@ def hub_address() -> str:
     return str(constants.ENDPOINT)
 
 
+def cached_path(hub_id: str, name: str) -> Path | None:
+    """Path of a repository's file in the cache of `huggingface_hub`; None: not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, name)
+    return Path(found) if isinstance(found, str) else None
+
+
 def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFile:
-    """A large file of a public repository: verified in the cache, or downloaded and verified.
+    """A large file of a repository: verified in the cache, or downloaded and verified.
 
     `huggingface_hub` does not resume a download of an earlier process, so
     :mod:`cgrseg.downloading` fetches the content; the cache has the layout of `huggingface_hub`.
-    `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HTTPS_PROXY` apply.
+    `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HTTPS_PROXY` apply.
     A file in the cache is used without asking the hub.  One process downloads, the others wait.
 
     Args:
@@ -100,13 +108,25 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
     Raises:
         NotAvailable: no connection, no such file, or a content with another digest.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
     found = _in_cache(hub_id, name, None)
     if found is not None:
         return found
+    try:
+        return _fetch_file(hub_id, name, tell)
+    except NotAvailable as error:
+        kept = cached_path(hub_id, name)
+        state = f"{hub_id} is not in the cache" if kept is None else f"{kept} is damaged"
+        raise NotAvailable(f"{state}, and {error}") from error
+
+
+def _fetch_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFile:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        WeakFileLock,
+        build_hf_headers,
+    )
+
     try:
         address = hf_hub_url(hub_id, name)
         known = get_hf_file_metadata(address, timeout=_ANSWERS_WITHIN)
@@ -121,6 +141,7 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
     cache = Path(constants.HF_HUB_CACHE)
     blob = cache / folder / "blobs" / digest
     fresh = blob.with_name(f"{digest}.download")
+    token = build_hf_headers().get("authorization")
     lock = cache / ".locks" / folder / f"{digest}.download.lock"
     try:
         for each in (blob, lock):
@@ -136,7 +157,7 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
                     done = fresh.with_name(fresh.name + ENDINGS[0]).stat().st_size
                     tell(f"an interrupted download is resumed after {done / 1e6:.1f} MB")
                 with shown_progress("downloading", unit="MB") as progress:
-                    download_address(address, fresh, size, progress)
+                    download_address(address, fresh, size, progress, authorization=token)
                 if file_digests(fresh)["sha256"] == digest:
                     break
                 fresh.unlink()
@@ -157,13 +178,11 @@ def locate_file(hub_id: str, name: str, tell: Callable[[str], None]) -> CachedFi
 
 def _in_cache(hub_id: str, name: str, tell: Callable[[str], None] | None) -> CachedFile | None:
     """The file in the cache, if it is whole; with `tell`, a damaged file is removed."""
-    from huggingface_hub import try_to_load_from_cache
     from safetensors import SafetensorError, safe_open
 
-    found = try_to_load_from_cache(hub_id, name)
-    if not isinstance(found, str):
+    path = cached_path(hub_id, name)
+    if path is None:
         return None
-    path = Path(found)
     # A file of the cache is a symlink to a file that has the digest as its name.
     blob = path.parent / os.readlink(path) if path.is_symlink() else None
     digest = blob.name if blob is not None and _SHA256.fullmatch(blob.name) else None

@@ -77,6 +77,8 @@ class Variant:
     """Length of the strip convolutions, in head and context blocks."""
     drop_path: float
     """Stochastic depth rate of the last backbone block."""
+    imagenet_megabytes: int
+    """Size of the file of :func:`imagenet_weights`, from the number of parameters."""
     context_blocks: int = 5
     """Number of RCMs on the pyramid. The published config file of B says 6 (19.1 M parameters);
     the published table's 18.1 M is 5."""
@@ -95,13 +97,28 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "cgrseg_t": Variant(
-        "efficientformerv2_s1", 128, strip_kernel=11, drop_path=0.0, published_cost=(9.4, 4.0)
+        "efficientformerv2_s1",
+        128,
+        strip_kernel=11,
+        drop_path=0.0,
+        imagenet_megabytes=25,
+        published_cost=(9.4, 4.0),
     ),
     "cgrseg_b": Variant(
-        "efficientformerv2_s2", 256, strip_kernel=11, drop_path=0.02, published_cost=(18.1, 7.6)
+        "efficientformerv2_s2",
+        256,
+        strip_kernel=11,
+        drop_path=0.02,
+        imagenet_megabytes=51,
+        published_cost=(18.1, 7.6),
     ),
     "cgrseg_l": Variant(
-        "efficientformerv2_l", 256, strip_kernel=9, drop_path=0.1, published_cost=(35.7, 14.9)
+        "efficientformerv2_l",
+        256,
+        strip_kernel=9,
+        drop_path=0.1,
+        imagenet_megabytes=106,
+        published_cost=(35.7, 14.9),
     ),
 }
 """The variants by name, smallest first."""

@@ -43,8 +43,8 @@ def autolabel(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="The teacher: a .pth file, a folder of save_pretrained, a hub id, or a file of "
-            "cgrseg export (.onnx, .xml, .pt2).",
+            help="The teacher: a .pth file, a folder of save_pretrained, a hub id, a name of "
+            "cgrseg models, or a file of cgrseg export (.onnx, .xml, .pt2).",
             show_default=False,
         ),
     ],

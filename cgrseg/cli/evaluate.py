@@ -41,8 +41,8 @@ def evaluate(
         typer.Argument(
             metavar="[CONFIG] CHECKPOINT [KEY=VALUE]...",
             help="CONFIG says which dataset (default: that of the run that the checkpoint comes "
-            "from); CHECKPOINT is a .pth file, a folder of save_pretrained, or a hub id; KEY=VALUE "
-            "are settings, e.g. test.flip=true.",
+            "from); CHECKPOINT is a .pth file, a folder of save_pretrained, a hub id, or a "
+            "name of cgrseg models; KEY=VALUE are settings, e.g. test.flip=true.",
             show_default=False,
             autocompletion=completion.config_files_or_settings,
         ),
@@ -220,7 +220,7 @@ def config_of(checkpoint: str, config: str | None, changes: dict[str, Any]) -> C
 
 
 def _beside(checkpoint: str) -> Path:
-    """Folder for the results of a checkpoint: its own, or one named after a hub id."""
+    """Folder for the results of a checkpoint: its own, or one named after a hub id or a name."""
     path = Path(checkpoint).expanduser()
     if not path.exists():
         return Path("work_dirs") / checkpoint.replace("/", "--")

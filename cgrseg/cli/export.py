@@ -33,7 +33,7 @@ def export(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A .pth file, a folder of save_pretrained, or a hub id.",
+            help="A .pth file, a folder of save_pretrained, a hub id, or a name of cgrseg models.",
             show_default=False,
         ),
     ],

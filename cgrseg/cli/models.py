@@ -19,27 +19,33 @@ def models(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from rich.table import Table
+    from rich.table import Column, Table
 
+    from cgrseg.hub import cached_path
     from cgrseg.published import PUBLISHED
     from cgrseg.variants import VARIANTS, imagenet_weights
 
-    backbones = [
-        {
-            "variant": name,
-            "hub_id": imagenet_weights(name),
-            "license": "apache-2.0",
-            "cached": _cached(imagenet_weights(name)),
-        }
-        for name in VARIANTS
-    ]
+    backbones = []
+    for name, variant in VARIANTS.items():
+        source = imagenet_weights(name)
+        cached = cached_path(source, "model.safetensors")
+        backbones.append(
+            {
+                "variant": name,
+                "hub_id": source,
+                "megabytes": variant.imagenet_megabytes,
+                "license": "apache-2.0",
+                "cached": None if cached is None else str(cached),
+            }
+        )
     console = make_console()
     if as_json:
         rows = [asdict(each) for each in PUBLISHED.values()]
         console.print_json(json.dumps({"segmentation": rows, "imagenet": backbones}))
         return
     if PUBLISHED:
-        table = Table("name", "network", "dataset", "mIoU", "license", "repository")
+        repository = Column("repository", overflow="fold")
+        table = Table("name", "network", "dataset", "mIoU", "license", repository)
         for each in PUBLISHED.values():
             score = f"{100 * each.scores['mIoU']:.1f}" if "mIoU" in each.scores else ""
             origin = f"{each.hub_id}@{each.revision[:12]}"
@@ -53,17 +59,9 @@ def models(as_json: AsJson = False) -> None:
             "`cgrseg publish` makes a row.",
             markup=False,
         )
-    table = Table("network", "ImageNet weights of the backbone", "license", "in the cache")
+    console.print("ImageNet weights of the backbones (model.pretrained=imagenet):", markup=False)
     for row in backbones:
-        table.add_row(
-            *(row[key] or "not yet" for key in ("variant", "hub_id", "license", "cached"))
-        )
-    console.print(table)
-
-
-def _cached(hub_id: str) -> str | None:
-    """Path of a repository's weights in the cache of `huggingface_hub`; None: not there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "model.safetensors")
-    return found if isinstance(found, str) else None
+        size = f"about {row['megabytes']} MB"
+        kept = row["cached"] or "not in the cache"
+        line = f"  {row['variant']}  {row['hub_id']}  {size}  {row['license']}  {kept}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

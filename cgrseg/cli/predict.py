@@ -48,8 +48,8 @@ def predict(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A .pth file, a folder of save_pretrained, a hub id, or a file of cgrseg export "
-            "(.onnx, .xml, .pt2).",
+            help="A .pth file, a folder of save_pretrained, a hub id, a name of cgrseg models, "
+            "or a file of cgrseg export (.onnx, .xml, .pt2).",
             show_default=False,
         ),
     ],

@@ -417,8 +417,8 @@ class TrainConfig(Section):
     )
     load_from: str | None = Field(
         None,
-        description="Checkpoint whose weights the whole network starts from (fine-tuning); another "
-        "number of classes keeps everything but the classifier.",
+        description="Checkpoint, hub id or name of `cgrseg models` whose weights the whole network "
+        "starts from (fine-tuning); another number of classes keeps everything but the classifier.",
     )
     accept_data: str | None = Field(
         None,

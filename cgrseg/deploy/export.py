@@ -83,7 +83,8 @@ def export(
     in 8 bits its label maps and mIoU are measured.  If it is out of tolerance, no file is left.
 
     Args:
-        checkpoint: a `.pth` file, a folder of `save_pretrained`, a hub id, or a network.
+        checkpoint: a `.pth` file, a folder of `save_pretrained`, a hub id, a name, or a
+            network.
         kind: export format: "onnx", "openvino", "pt2" (a portable program of `torch.export`),
             "aoti" (compiled for this machine), or another module of :mod:`cgrseg.formats`.
         out: the file; None: beside the checkpoint.
@@ -268,7 +269,7 @@ def target_path(
     if isinstance(checkpoint, CGRSeg):
         return Path(f"{checkpoint.variant}{ending}")
     source = Path(checkpoint)
-    if not source.exists():  # a hub id
+    if not source.exists():  # a hub id or a name
         return Path(f"{source.name}{ending}")
     return source.parent / f"{source.stem if source.is_file() else source.name}{ending}"
 

@@ -24,7 +24,10 @@ def build_parser() -> FlagParser:
         "sh tools/dist_test.sh CONFIG CHECKPOINT GPUS.",
     )
     parser.add_argument("config", help="config file, or the name of a run that is shipped")
-    parser.add_argument("checkpoint", help="a .pth file, a folder of save_pretrained, or a hub id")
+    parser.add_argument(
+        "checkpoint",
+        help="a .pth file, a folder of save_pretrained, a hub id, or a name of `cgrseg models`",
+    )
     parser.add_argument(
         "--eval",
         nargs="+",

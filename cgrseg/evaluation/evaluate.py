@@ -74,7 +74,7 @@ def evaluate(
 
     Args:
         config: a config, or a name, file or run folder that gives one.
-        checkpoint: a file, folder or hub id; or a network.
+        checkpoint: a file, folder, hub id or name; or a network.
         split: name of the split; None: `data.eval_split`.
         device: device to run on; None: a GPU where there is one.
         out: a folder for label PNGs (ids as indices, in the dataset's colors), or a

@@ -131,8 +131,9 @@ class Predictor:
         """Open a checkpoint or an exported file with its classes, palette and test settings.
 
         Args:
-            path_or_hub_id: a `.pth` file, a folder of `save_pretrained`, a hub id, or a file
-                of `cgrseg export` (`.onnx`, `.xml` of OpenVINO, `.pt2`).
+            path_or_hub_id: a `.pth` file, a folder of `save_pretrained`, a hub id, a name
+                of :data:`cgrseg.published.PUBLISHED`, or a file of `cgrseg export` (`.onnx`,
+                `.xml` of OpenVINO, `.pt2`).
             device: device of the network; None: a GPU if there is one, else the CPU.
             precision: "fp32", "bf16", "fp16" or "auto": bf16 where the device computes it in
                 hardware, else fp32.

@@ -45,7 +45,8 @@ def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
     and preprocessing come from the file where it has them.
 
     Args:
-        path: `.pth` or `.safetensors` file, folder of `save_pretrained`, or hub id.
+        path: `.pth` or `.safetensors` file, folder of `save_pretrained`, hub id, or a name
+            of :data:`cgrseg.published.PUBLISHED`.
         verbose: print the report on the standard error stream.
 
     Raises:

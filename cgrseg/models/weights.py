@@ -107,7 +107,8 @@ def load_weights(
 
     Args:
         model: a :class:`cgrseg.models.CGRSeg`; unchanged unless all required tensors can load.
-        path: `.pth` or `.safetensors` file, folder of `save_pretrained`, or hub id.
+        path: `.pth` or `.safetensors` file, folder of `save_pretrained`, hub id, or a name
+            of :data:`cgrseg.published.PUBLISHED`.
         part: "all" for a segmentation checkpoint; "backbone" for ImageNet weights, or
             for the backbone alone of a segmentation checkpoint.
         verbose: print the report on the standard error stream.

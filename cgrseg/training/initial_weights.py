@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Literal
 
 from cgrseg.config.schema import Config
 from cgrseg.downloading import file_digests
 from cgrseg.errors import ConfigError, EnvironmentProblem, speaks_python
 from cgrseg.hub import CachedFile, NotAvailable, hub_address, locate_file
 from cgrseg.models import CGRSeg, load_weights
+from cgrseg.models.checkpoint_files import locate_pretrained
 from cgrseg.variants import IMAGENET, imagenet_weights
 
 _FILE = "model.safetensors"
@@ -22,12 +23,40 @@ class NoImageNetWeights(EnvironmentProblem):
     in_all_processes = True
 
 
-def needs_imagenet(config: Config) -> bool:
+def _needs_imagenet(config: Config) -> bool:
     """Whether a new run of this config starts from the ImageNet weights of its variant."""
     return config.model.pretrained == IMAGENET and config.train.load_from is None
 
 
-def locate_imagenet(config: Config, say: Callable[[str], None] = lambda text: None) -> CachedFile:
+def _other_weights(config: Config) -> dict[Literal["backbone", "all"], str]:
+    """The files, hub ids and names that a new run starts from, by the part that they fill."""
+    pretrained, load_from = config.model.pretrained, config.train.load_from
+    named: dict[Literal["backbone", "all"], str] = {}
+    if pretrained is not None and pretrained != IMAGENET:
+        named["backbone"] = pretrained
+    if load_from is not None:
+        named["all"] = load_from
+    return named
+
+
+def locate_initial_weights(config: Config, say: Callable[[str], None]) -> None:
+    """Find the weights that a new run starts from, or download them.
+
+    Args:
+        config: config of the run.
+        say: receives lines about ImageNet weights.
+
+    Raises:
+        NoImageNetWeights: see :func:`_locate_imagenet`.
+        WeightsError: a file, hub id or name that cannot be had.
+    """
+    if _needs_imagenet(config):
+        _locate_imagenet(config, say)
+    for text in _other_weights(config).values():
+        locate_pretrained(text)
+
+
+def _locate_imagenet(config: Config, say: Callable[[str], None] = lambda text: None) -> CachedFile:
     """The ImageNet weights of a run's variant, verified; downloaded if they are not in the cache.
 
     Args:
@@ -58,7 +87,7 @@ def _unavailable(hub_id: str, reason: str) -> NoImageNetWeights:
         file, none = "add model.pretrained=FILE", "add model.pretrained=null"
     return NoImageNetWeights(
         f"model.pretrained={IMAGENET}",
-        found=f"{hub_id} is not in the cache, and {reason}",
+        found=reason,
         expected=f"the ImageNet weights of the backbone, {_FILE}, from which the published runs "
         "start",
         remedy="one of three ways:\n"
@@ -84,21 +113,21 @@ def load_initial_weights(model: CGRSeg, config: Config, say: Callable[[str], Non
     Raises:
         ConfigError: a frozen backbone without trained weights.
         WeightsError: weights that cannot be read or do not fit.
-        NoImageNetWeights: see :func:`locate_imagenet`.
+        NoImageNetWeights: see :func:`_locate_imagenet`.
     """
-    pretrained, load_from = config.model.pretrained, config.train.load_from
-    hub_id = imagenet_weights(config.model.name)
     origin = []
-    if needs_imagenet(config):
-        found = locate_imagenet(config)
+    if _needs_imagenet(config):
+        found = _locate_imagenet(config)
         say(str(load_weights(model, found.path, part="backbone", verbose=False)))
-        origin.append(f"ImageNet: {hub_id}{_digest(found.path, found.digest)}; head: random")
-    elif pretrained is not None and pretrained != IMAGENET:
-        say(str(load_weights(model, pretrained, part="backbone", verbose=False)))
-        origin.append(f"backbone: {pretrained}{_digest(Path(pretrained).expanduser())}")
-    if load_from is not None:
-        say(str(load_weights(model, load_from, verbose=False)))
-        origin.append(f"checkpoint: {load_from}{_digest(Path(load_from).expanduser())}")
+        digest = found.digest or file_digests(found.path)["sha256"]
+        hub_id = imagenet_weights(config.model.name)
+        origin.append(f"ImageNet: {hub_id}, SHA-256 {digest}; head: random")
+    for part, text in _other_weights(config).items():
+        place = locate_pretrained(text)
+        say(str(load_weights(model, place, part=part, verbose=False)))
+        digest = file_digests(place / _FILE if place.is_dir() else place)["sha256"]
+        kind = "checkpoint" if part == "all" else part
+        origin.append(f"{kind}: {text}, SHA-256 {digest}")
     if origin:
         return "; ".join(origin)
     if config.model.freeze_backbone:
@@ -113,9 +142,3 @@ def load_initial_weights(model: CGRSeg, config: Config, say: Callable[[str], Non
         f"model.pretrained={IMAGENET}"
     )
     return "random, from scratch"
-
-
-def _digest(path: Path, known: str | None = None) -> str:
-    if known is None and path.is_file():
-        known = file_digests(path)["sha256"]
-    return "" if known is None else f", SHA-256 {known}"

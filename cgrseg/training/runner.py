@@ -33,11 +33,7 @@ from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, ORIGIN, CheckpointKeeper, model_meta
 from cgrseg.training.data_source import DatasetSource, DataSource
 from cgrseg.training.failures import readable_failures, refuse_too_large
-from cgrseg.training.initial_weights import (
-    load_initial_weights,
-    locate_imagenet,
-    needs_imagenet,
-)
+from cgrseg.training.initial_weights import load_initial_weights, locate_initial_weights
 from cgrseg.training.journal import Journal, make_loggers
 from cgrseg.training.losses import loss_columns
 from cgrseg.training.module import TrainingModule, build_model
@@ -133,8 +129,8 @@ def train(
             transcript.say(
                 f"{run_dir} has no checkpoint to resume from: this run starts from the beginning"
             )
-        if checkpoint is None and needs_imagenet(config):
-            locate_imagenet(config, transcript.say)  # before the work on the data
+        if checkpoint is None:
+            locate_initial_weights(config, transcript.say)  # before the work on the data
         source = DatasetSource(config, placement)
         return train_on(source, config, placement, checkpoint, transcript=transcript)
 

@@ -30,6 +30,7 @@ from cgrseg.publishing import publish
 from cgrseg.publishing.card import nearest_preset
 from cgrseg.publishing.publish import _replace
 from cgrseg.training.checkpointing import FORMAT, model_meta
+from cgrseg.training.initial_weights import load_initial_weights
 from tests.golden_weights import set_golden_weights
 from tests.loopback_hub import TOKEN, Hub, loopback_hub
 from tests.training.small_run import small_config, write_dataset
@@ -316,6 +317,17 @@ def test_weights_by_name(
     fresh = cgrseg.create_model("cgrseg_t", 3)
     cgrseg.load_weights(fresh, "scenes", verbose=False)
     assert weights_digest(fresh) == weights_digest(load_model(folder, verbose=False))
+    tuned = Config.model_validate({"train": {"load_from": "scenes"}})
+    lines: list[str] = []
+    origin = load_initial_weights(cgrseg.create_model("cgrseg_t", 3), tuned, lines.append)
+    assert origin == f"checkpoint: scenes, SHA-256 {row.sha256}"
+    meta = torch.load(run_folder / "best.pth", weights_only=True)["meta"]
+    Path("run.json").write_text(json.dumps(meta["config"]))
+    done = CliRunner().invoke(app, ["evaluate", "run.json", "scenes", "work_dir=scores"])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "scores/evaluation.json").read_text())["scores"]
+    before = json.loads((run_folder / "evaluation.json").read_text())["scores"]
+    assert found["mIoU"] == pytest.approx(before["mIoU"], abs=1e-6)
     runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
     listed = runner.invoke(app, ["models"]).stdout
     assert "scenes" in listed and "25.0" in listed and "someone/named@" in listed

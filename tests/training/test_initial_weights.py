@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cgrseg import downloading
 from cgrseg.cli.main import main as cgrseg_main
 from cgrseg.config.presets import list_presets, named_preset
 from cgrseg.config.schema import Config
+from cgrseg.errors import WeightsError
 from cgrseg.evaluation import evaluate
 from cgrseg.hub import NotAvailable, locate_file
 from cgrseg.reporting import report_on
 from cgrseg.training import single_gpu, train_script
 from cgrseg.training.initial_weights import NoImageNetWeights
 from cgrseg.training.runner import train
-from cgrseg.variants import imagenet_weights
+from cgrseg.variants import VARIANTS, Variant, imagenet_weights
 from run_cgrseg import DEFAULT_HPARAMS, run_single_gpu
 from tests.conftest import timm_file
-from tests.loopback_hub import Hub, loopback_hub
+from tests.loopback_hub import TOKEN, Hub, loopback_hub
 from tests.training.small_run import small_config, weights_of, write_dataset
 
 REPOSITORY = imagenet_weights("cgrseg_t")
@@ -121,6 +125,11 @@ def test_a_damaged_download_is_repeated_once(hub: Hub, cache: Path) -> None:
     path = next(cache.rglob(NAME))
     blob = path.resolve()
     blob.write_bytes(CONTENT[:-1] + b"\xff")  # in the cache, right size
+    with pytest.MonkeyPatch.context() as offline:
+        offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(NotAvailable, match=f"{path} is damaged, and .* offline"):
+            locate()
+    assert blob.exists()
     hub.damaged = 2
     with pytest.raises(NotAvailable, match="twice"):
         locate()
@@ -132,6 +141,36 @@ def test_a_hub_without_the_file_is_refused(hub: Hub) -> None:
     hub.files.clear()
     with pytest.raises(NotAvailable, match="does not give it"):
         locate()
+
+
+def test_a_mirror_may_need_the_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage server, to which the hub redirects, refuses it."""
+    hub.private = True
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(NotAvailable, match=r"not in the cache, and .* does not give it .*401"):
+        locate()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    locate()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("model__pretrained", "absent.pth"), ("train__load_from", "cgrseg-t_unknown")],
+)
+def test_weights_that_are_not_there_stop_before_the_data(
+    setting: str, value: str, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path / "no dataset", tmp_path / "run", **{setting: value})
+    with pytest.raises(WeightsError, match=f"{value}: there is no such file"):
+        train(config, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_the_stated_size_is_that_of_the_parameters(variant: Variant, golden_dir: Path) -> None:
+    listing = json.loads((golden_dir / "timm_keys.json").read_text(encoding="utf-8"))
+    sizes = [math.prod(s) * np.dtype(d).itemsize for s, d in listing[variant.backbone].values()]
+    assert variant.imagenet_megabytes == round(sum(sizes) / 1e6)
 
 
 ADDED = ("add model.pretrained=FILE", "add model.pretrained=null")
