@@ -223,6 +223,23 @@ def read_appended(path: Path, expected: str) -> tuple[Description, bytes]:
     return description, content[:start]
 
 
+def weights_beside(path: Path) -> Path:
+    """The `.bin` file that belongs to a graph file.
+
+    Raises:
+        WeightsError: it is not there.
+    """
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise WeightsError(
+            path,
+            found=f"no {weights.name} beside it",
+            expected="both files of the model in one folder, with the same name",
+            remedy="copy the .bin file too",
+        )
+    return weights
+
+
 def damaged(path: Path, expected: str, reason: object) -> WeightsError:
     """The error for a file that its runtime cannot read, with the runtime's first line.
 

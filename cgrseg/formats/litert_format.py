@@ -153,7 +153,7 @@ def _delegated_share(interpreter: Any) -> float:
             wanted += map(int, operation["inputs"])
 
     def multiply_adds(operation: Any) -> int:
-        """Of a convolution or a product: cells of the result times values summed in each."""
+        """Cells of the result times values summed in each; 0 unless it convolves or multiplies."""
         inputs, result = operation["inputs"], operation["outputs"][0]
         match operation["op_name"]:
             case "CONV_2D" | "FULLY_CONNECTED":  # weights (out, ..., in)

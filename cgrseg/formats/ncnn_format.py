@@ -16,10 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.devices import cpu_threads
-from cgrseg.errors import EnvironmentProblem, WeightsError
+from cgrseg.errors import EnvironmentProblem
 from cgrseg.extras import require
 from cgrseg.formats.base import ExportFormat, ExportJob, Run
-from cgrseg.formats.description import Description, append_description, damaged, read_appended
+from cgrseg.formats.description import (
+    Description,
+    append_description,
+    damaged,
+    read_appended,
+    weights_beside,
+)
 from cgrseg.formats.torch_program import example_input, exported_program, quiet_exporter
 from cgrseg.input_files import read_input
 from cgrseg.precision import Precision
@@ -82,14 +88,7 @@ class NcnnFormat(ExportFormat):
 
     def describe(self, path: Path) -> Description:
         """See :class:`ExportFormat`."""
-        weights = path.with_suffix(".bin")
-        if not weights.is_file():
-            raise WeightsError(
-                path,
-                found=f"no {weights.name} beside it",
-                expected="both files of the model in one folder, with the same name",
-                remedy="copy the .bin file too",
-            )
+        weights = weights_beside(path)
         description, _ = read_appended(weights, f"the weights that belong to {path.name}")
         if hashlib.sha256(read_input(path)).hexdigest() != description.weights_file_digest:
             raise damaged(path, _KIND, "its bytes are not those that were written")

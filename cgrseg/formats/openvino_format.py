@@ -23,10 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.devices import cpu_threads
-from cgrseg.errors import WeightsError
 from cgrseg.extras import require
 from cgrseg.formats.base import ExportJob, Inputs, QuantizableFormat, Run, matching_nodes
-from cgrseg.formats.description import KEY, Description, check_digest, damaged, sealed
+from cgrseg.formats.description import (
+    KEY,
+    Description,
+    check_digest,
+    damaged,
+    sealed,
+    weights_beside,
+)
 from cgrseg.formats.onnx_format import FORMAT as ONNX
 from cgrseg.input_files import open_input, read_input
 from cgrseg.precision import Precision
@@ -115,14 +121,7 @@ def _core(openvino: Any) -> Any:
 def _open(path: Path, precision: Precision, *, resize_tables: bool) -> tuple[Description, Run]:
     """Open a model; `resize_tables`: resize its tables here, far faster than OpenVINO does."""
     openvino, runtime = require("openvino", path), core(path)
-    weights = path.with_suffix(".bin")
-    if not weights.is_file():
-        raise WeightsError(
-            path,
-            found=f"no {weights.name} beside it",
-            expected="both files of the model in one folder, with the same name",
-            remedy="copy the .bin file too",
-        )
+    weights = weights_beside(path)
     content = read_input(path)
     text = _description_in(content, path)
     description = Description.read(text, path)
