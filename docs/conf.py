@@ -17,7 +17,10 @@ version = release = cgrseg.__version__
 # The source folder is the repository, so that links between documentation, README and
 # benchmark results work here as they do in a checkout.
 root_doc = "docs/index"
-include_patterns = ["docs/**", "benchmarks/results/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    *("docs/**", "benchmarks/results/*.md", "examples/**/*.md"),
+    *("CHANGELOG.md", "CONTRIBUTING.md"),
+]
 exclude_patterns = ["benchmarks/results/accuracy_runs.md"]  # a table for accuracy.md, no page
 
 extensions = [
