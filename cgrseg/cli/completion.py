@@ -70,6 +70,11 @@ def precisions(incomplete: str) -> list[str]:
     return [name for name in PRECISIONS if name.startswith(incomplete)]
 
 
+def stored_precisions(incomplete: str) -> list[str]:
+    """Names of precisions that `cgrseg export --precision` writes."""
+    return [name for name in ("fp32", "fp16") if name.startswith(incomplete)]
+
+
 def _values(incomplete: str) -> list[str]:
     """Values of the typed setting; empty without one."""
     key, value = _setting_before_cursor(incomplete)

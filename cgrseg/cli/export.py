@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, of_sections
 from cgrseg.cli.options import (
     DataRoot,
@@ -15,6 +16,7 @@ from cgrseg.cli.options import (
     batch_size_option,
     out_option,
     overwrite_option,
+    precision_option,
     settings_argument,
     size_option,
     split_option,
@@ -78,6 +80,13 @@ def export(
         int | None,
         typer.Option(help="ONNX operator set. Default: 18.", min=18, max=23, show_default=False),
     ] = None,
+    precision: Annotated[
+        str,
+        precision_option(
+            "With fp16 (onnx, openvino) the file has half the size; input and output stay float32.",
+            completion.stored_precisions,
+        ),
+    ] = "fp32",
     int8: Annotated[
         bool,
         typer.Option(
@@ -132,6 +141,8 @@ def export(
 
       cgrseg export best.pth --format litert --size 512x512
 
+      cgrseg export best.pth --precision fp16
+
       cgrseg export best.pth --format openvino --int8 --calibrate images/
     """
     with quick_imports():
@@ -164,6 +175,7 @@ def export(
         takes=takes,
         gives=gives,
         opset=opset,
+        precision=precision,
         int8=Int8Options(calibrate, calibration_images, data_root, split, limit, max_drop)
         if int8
         else None,

@@ -6,6 +6,7 @@ generated from all options; a test checks that they agree.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -56,6 +57,15 @@ def batch_size_option(detail: str = "") -> Any:
     )
 
 
+def precision_option(detail: str, completed: Callable[[str], list[str]]) -> Any:
+    """`--precision`; `completed`: names for shell completion."""
+    return typer.Option(
+        "--precision",
+        help=f"Precision of the network, fp32 or fp16. {detail}",
+        autocompletion=completed,
+    )
+
+
 def split_option(detail: str) -> Any:
     """`--split`; repeatable where the parameter is a list."""
     return typer.Option("--split", help=f"Name of the split. {detail}", show_default=False)
@@ -98,11 +108,9 @@ Device = Annotated[
 ]
 Precision = Annotated[
     str,
-    typer.Option(
-        "--precision",
-        help="Precision of the network: fp32, bf16, fp16, or auto (bf16 where the device computes "
-        "it in hardware, else fp32).",
-        autocompletion=completion.precisions,
+    precision_option(
+        "Also bf16; or auto: bf16 where the device computes it in hardware, else fp32.",
+        completion.precisions,
     ),
 ]
 Compile = Annotated[

@@ -18,12 +18,13 @@ from cgrseg.data.color import MEAN, STD
 from cgrseg.deploy.graph import ExportGraph
 from cgrseg.deploy.int8 import Int8Options, Int8Report, quantizable, write_int8
 from cgrseg.deploy.staging import refuse_existing, staged
-from cgrseg.deploy.verify import Check, Tolerance, verify
+from cgrseg.deploy.verify import HALF_PRECISION, Check, Tolerance, verify
 from cgrseg.errors import ConfigError, EnvironmentProblem, check_choice
 from cgrseg.extras import require
 from cgrseg.formats import load_format
-from cgrseg.formats.base import ExportFormat, ExportJob
-from cgrseg.formats.description import Description, InputKind, OutputKind, Size
+from cgrseg.formats.base import ExportFormat, ExportJob, QuantizableFormat
+from cgrseg.formats.description import Description, InputKind, OutputKind, Size, StoredPrecision
+from cgrseg.formats.names import format_names
 from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.exported_backend import ExportedBackend, open_exported
 from cgrseg.locks import locking
@@ -71,6 +72,7 @@ def export(
     takes: str = "normalized",
     gives: str = "logits",
     opset: int | None = None,
+    precision: str = "fp32",
     int8: Int8Options | None = None,
     tolerance: Tolerance | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -96,6 +98,8 @@ def export(
         takes: "normalized" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" at 1/8 of the input size, or "labels" at the input size.
         opset: version of the ONNX operators; None: 18.
+        precision: "fp32", or "fp16": float16 weights, half the size; see
+            :attr:`~cgrseg.formats.base.ExportFormat.stored`.
         int8: quantize to 8 bits, with these options.
         tolerance: None: the default one.
         settings: `test.*` by dotted name, which the file keeps instead of the checkpoint's own;
@@ -123,7 +127,8 @@ def export(
             expected="a version of ONNX's operators for the format onnx only",
             remedy="leave it out, or export with --format onnx",
         )
-    target = target_path(checkpoint, kind, out, "" if int8 is None else "-int8")
+    stored = _stored_precision(export_format, precision, int8)
+    target = target_path(checkpoint, kind, out, "" if stored == "fp32" else f"-{stored}")
     refuse_existing(export_format.files(target), overwrite)
     _require_tools(export_format)
     if batch is None:
@@ -132,6 +137,7 @@ def export(
     model = model.cpu().eval()
     description = describe_export(model, checkpoint, kind, sizes, batch, input_kind, output_kind)
     description = with_test_settings(description, settings or {})
+    description = description.model_copy(update={"precision": stored})
 
     def graph(size: Size | None) -> ExportGraph:
         return ExportGraph(model, size, input_kind, output_kind)
@@ -146,9 +152,15 @@ def export(
             )
         else:
             tell(f"writing {target.name}")
-            export_format.write(job, draft)
+            if stored == "fp16":
+                assert isinstance(export_format, QuantizableFormat)
+                made = export_format.build(job)
+                export_format.save(made, description, draft)
+            else:
+                export_format.write(job, draft)
             tell("comparing it with the float32 network")
-            batches, allowed = [batch] if batch is not None else [1, 2], tolerance or Tolerance()
+            batches = [batch] if batch is not None else [1, 2]
+            allowed = tolerance or (HALF_PRECISION if stored == "fp16" else Tolerance())
             opened = open_exported(draft, trust_code=True)  # written just now
             if opened.description.delegated is not None:
                 share = 100 * opened.description.delegated
@@ -159,6 +171,11 @@ def export(
                     tell(f"  and {title}:")
                     backend = ExportedBackend(other, run, draft.name)
                     checks += verify(backend, model, [_SMALL], batches, allowed, tell)
+            if stored == "fp16":
+                assert isinstance(export_format, QuantizableFormat)
+                equal = min(check.labels for check in checks)
+                described = description.model_copy(update={"agreement": equal})
+                export_format.save(made, described, draft)
         megabytes = sum(part.stat().st_size for part in export_format.files(draft)) / 1e6
     return ExportResult(target, megabytes, checks, time.perf_counter() - began, report)
 
@@ -232,6 +249,29 @@ def _check_kinds(
             expected="normalized images, one at a time, and logits",
             remedy="leave it out, or choose another format",
         )
+
+
+def _stored_precision(
+    export_format: ExportFormat, precision: str, int8: Int8Options | None
+) -> StoredPrecision:
+    """The precision of the file's weights.
+
+    Raises:
+        ConfigError: a precision that the format does not have, or two of them.
+    """
+    if int8 is not None and precision == "fp32":
+        return "int8"
+    if int8 is None and precision in ("fp32", "fp16") and precision in export_format.stored:
+        return precision
+    able = [name for name in format_names() if "fp16" in load_format(name).stored]
+    raise ConfigError(
+        "--precision",
+        found=f"{precision}, with --int8"
+        if int8 is not None
+        else f"{precision}, with the format {export_format.name}",
+        expected=f"fp32; or fp16, with the format {' or '.join(able)} and without --int8",
+        remedy="leave it out, or choose another format",
+    )
 
 
 def _input_kind(takes: str) -> InputKind:

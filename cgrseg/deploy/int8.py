@@ -107,7 +107,7 @@ def quantizable(
         ConfigError: it has not.
     """
     problem = ""
-    if not isinstance(export_format, QuantizableFormat):
+    if "int8" not in export_format.stored:
         problem = f"--format {export_format.name}"
     elif gives != "logits":
         problem = f"--output {gives}"
@@ -116,8 +116,9 @@ def quantizable(
     elif opset is not None:
         problem = f"--opset {opset}"
     else:
+        assert isinstance(export_format, QuantizableFormat)
         return export_format
-    able = [n for n in format_names() if isinstance(load_format(n), QuantizableFormat)]
+    able = [name for name in format_names() if "int8" in load_format(name).stored]
     raise ConfigError(
         "--int8",
         found=problem,
@@ -182,9 +183,8 @@ def write_int8(
         tell(f"calibrating; kept in float32: {', '.join(kept)}")
         with shown_progress("calibrating") as progress:
             inputs = CalibrationInputs(paths, test, job.description, progress)
-            export_format.save(
-                export_format.quantize(source, inputs, patterns), job.description, draft
-            )
+            made = export_format.quantize(source, inputs, patterns)
+        export_format.save(made, job.description, draft)
         backend = open_exported(draft)
         equal = label_agreement(backend, reference, sampled_evenly(paths, _COMPARED), test)
         found = f"labels equal on {100 * equal:.2f} %"
@@ -195,6 +195,8 @@ def write_int8(
             good = 100 * (before - after) <= allowed
         tell(f"  {found}")
         if good:
+            described = job.description.model_copy(update={"agreement": equal})
+            export_format.save(made, described, draft)
             return Int8Report(len(paths), kept, equal, before, after, title, unmeasured)
     raise WeightsError(
         f"INT8 export of {job.description.source}",

@@ -40,6 +40,10 @@ class Tolerance:
     labels: float = 0.999
 
 
+HALF_PRECISION = Tolerance(logits=1e-2, labels=0.99)
+"""For float16 weights and float16 arithmetic."""
+
+
 @dataclass(frozen=True)
 class Check:
     """Comparison of export and network at one size and batch size.

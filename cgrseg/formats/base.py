@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.formats.description import Description, InputKind, OutputKind, Size
+from cgrseg.formats.description import (
+    Description,
+    InputKind,
+    OutputKind,
+    Size,
+    StoredPrecision,
+)
 from cgrseg.precision import Precision
 
 if TYPE_CHECKING:
@@ -68,6 +74,7 @@ class ExportFormat(ABC):
         suffix: file name suffix, lower case.
         packages: import names of the packages that writing and checking a file needs.
         options: options of `cgrseg export` for this format alone.
+        stored: precisions that the weights in a file can have.
         precisions: precisions that a file can compute in at run time.
         runs_code: whether opening a file runs machine code that it holds.
         needs_compiler: whether writing needs a C++ compiler.
@@ -83,6 +90,7 @@ class ExportFormat(ABC):
     suffix: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
+    stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32",)
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     runs_code: ClassVar[bool] = False
     needs_compiler: ClassVar[bool] = False
@@ -130,11 +138,13 @@ class ExportFormat(ABC):
 
 
 class QuantizableFormat(ExportFormat):
-    """A format that also holds networks with 8-bit integers."""
+    """A format that also holds networks with float16 weights or 8-bit integers."""
+
+    stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32", "int8")
 
     @abstractmethod
     def build(self, job: ExportJob) -> Any:
-        """The network as a model of the runtime, in memory."""
+        """The network as a model of the runtime, in memory, in float32."""
 
     @abstractmethod
     def quantize(self, model: Any, inputs: Inputs, kept: Sequence[str]) -> Any:
@@ -154,7 +164,11 @@ class QuantizableFormat(ExportFormat):
 
     @abstractmethod
     def save(self, model: Any, description: Description, path: Path) -> None:
-        """Write a model with its description."""
+        """Write a model with its description.
+
+        Where its `precision` is "fp16", a float32 model is written with float16 weights; input and
+        output stay as they are.
+        """
 
     def write(self, job: ExportJob, path: Path) -> None:
         """Write a network to a new file."""

@@ -29,6 +29,7 @@ Size = tuple[int, int]
 Side = Annotated[int, Field(ge=1, le=65_536)]
 InputKind = Literal["normalised", "pixels"]
 OutputKind = Literal["logits", "labels"]
+StoredPrecision = Literal["fp32", "fp16", "int8"]
 
 KEY = "cgrseg"
 """Name of the description in a file's metadata."""
@@ -62,6 +63,8 @@ class Description(BaseModel):
         takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" (N, K, H / 8, W / 8), or "labels" (N, H, W).
         precision: precision of the weights in the file.
+        agreement: share 0..1 of pixels that get the float32 network's label, as the export measured
+            it, in the worst comparison; None: a float32 file, which is within tolerance.
         delegated: share 0..1 of the multiply-adds that the runtime's fast kernels compute, where a
             runtime hands parts of a network to such kernels; None: it has one kind.
         source: name of the checkpoint's file or folder.
@@ -89,7 +92,8 @@ class Description(BaseModel):
     batch: int | None = Field(ge=1, le=65_535)
     takes: InputKind
     gives: OutputKind
-    precision: Literal["fp32", "int8"]
+    precision: StoredPrecision
+    agreement: float | None = Field(None, ge=0, le=1)
     delegated: float | None = Field(None, ge=0, le=1)
     source: str
     source_digest: str

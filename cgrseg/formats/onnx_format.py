@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import graphlib
 import logging
+import re
 import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -30,12 +32,18 @@ _INPUT = "image"
 _FREE_AXES = ("batch", "height", "width")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
+# Nodes that compute in float32 in half precision too.  The class centers sum over all positions:
+# from 2048x2048 pixels on such a sum can exceed the largest float16.  Nodes outside the network
+# normalize pixels, and compare upsampled logits.
+_WIDE = r"network\.head\.guide.*|/.*"
+
 
 class OnnxFormat(QuantizableFormat):
     """ONNX files, run by ONNX Runtime on the CPU."""
 
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
+    stored = ("fp32", "fp16", "int8")
     options = ("opset",)
 
     def build(self, job: ExportJob) -> Any:
@@ -66,6 +74,8 @@ class OnnxFormat(QuantizableFormat):
 
     def save(self, model: Any, description: Description, path: Path) -> None:
         """Write an `onnx.ModelProto` with its description, and no other metadata."""
+        if description.precision == "fp16":
+            model = _in_half_precision(model)
         del model.metadata_props[:]
         entry = model.metadata_props.add()
         entry.key, entry.value = KEY, description.unsealed()
@@ -235,6 +245,32 @@ def _separate_convolutions(onnx: Any, graph: Any) -> None:
     for tensor in list(graph.initializer):
         if tensor.name not in used:
             graph.initializer.remove(tensor)
+
+
+def _in_half_precision(model: Any) -> Any:
+    """A copy that computes in float16, but for some nodes; input and output stay as they are."""
+    onnx = require("onnx", "half precision for onnx")
+    converter = require("onnxruntime.transformers.float16", "half precision for onnx")
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    del source.graph.value_info[:]  # those of weights would be taken for results
+    made = converter.convert_float_to_float16(
+        source,
+        keep_io_types=True,
+        node_block_list=[node.name for node in model.graph.node if re.fullmatch(_WIDE, node.name)],
+    )
+    # The converter appends its casts, some of them twice.
+    nodes = {node.name: node for node in made.graph.node}
+    makers = {output: name for name, node in nodes.items() for output in node.output}
+    needed = {
+        name: [makers[source] for source in node.input if source in makers]
+        for name, node in nodes.items()
+    }
+    ordered = [nodes[name] for name in graphlib.TopologicalSorter(needed).static_order()]
+    del made.graph.node[:], made.graph.value_info[:]
+    made.graph.node.extend(ordered)
+    onnx.checker.check_model(made)
+    return made
 
 
 def _name_axes_and_nodes(model: Any, description: Description) -> None:

@@ -48,6 +48,7 @@ class OpenvinoFormat(QuantizableFormat):
 
     suffix = ".xml"
     packages = ("openvino", "onnx", "onnxscript")
+    stored = ("fp32", "fp16", "int8")
     precisions = tuple(_HINTS)
 
     def files(self, path: Path) -> tuple[Path, ...]:
@@ -64,10 +65,11 @@ class OpenvinoFormat(QuantizableFormat):
     def save(self, model: Any, description: Description, path: Path) -> None:
         """Write an `openvino.Model` with its description: `path` and the `.bin` beside it."""
         openvino = require("openvino", "export as openvino")
-        openvino.save_model(model, path, compress_to_fp16=False)
+        halved = description.precision == "fp16"
+        openvino.save_model(model, path, compress_to_fp16=halved)
         digest = _file_digest(path.with_suffix(".bin"))
         model.set_rt_info(description.unsealed(weights_file_digest=digest), [KEY])
-        openvino.save_model(model, path, compress_to_fp16=False)
+        openvino.save_model(model, path, compress_to_fp16=halved)
         path.write_bytes(sealed(read_input(path)))
 
     def quantize(self, model: Any, inputs: Inputs, kept: Sequence[str]) -> Any:
@@ -258,12 +260,12 @@ def _resize_stored_tables(model: Any, openvino: Any) -> None:
         if operation.get_type_name() != "Interpolate":
             continue
         source = operation.input(0).get_source_output().get_node()
-        is_stored = (
-            source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.f32
-        )
+        if source.get_type_name() == "Convert":  # of float16 weights
+            source = source.input(0).get_source_output().get_node()
+        is_stored = source.get_type_name() == "Constant"
         if is_stored and operation.get_attributes()["mode"] == "cubic":
             *_, height, width = operation.get_output_shape(0)
-            resized = resize_bicubic(np.array(source.data), (height, width))
+            resized = resize_bicubic(np.array(source.data, np.float32), (height, width))
             operation.output(0).replace(openvino.op.Constant(resized).output(0))
 
 

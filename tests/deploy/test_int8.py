@@ -121,6 +121,7 @@ def test_file_is_measured_and_predicts(
     assert found.before is not None and found.after is not None and 0 < found.before < 1
     about = describe(result.path)
     assert about.precision == "int8" and about.sizes == [(64, 96)]
+    assert about.agreement == found.agreement
     assert result.megabytes < 0.6 * checkpoint.stat().st_size / 1e6
     predicted = Predictor.from_pretrained(result.path)(photo(64, 96)).labels
     wanted = Predictor.from_pretrained(checkpoint)(photo(64, 96)).labels

@@ -18,7 +18,7 @@ from cgrseg.cli.main import app
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.deploy import Tolerance, export
-from cgrseg.deploy.verify import as_input, sample_images, verify
+from cgrseg.deploy.verify import HALF_PRECISION, as_input, sample_images, verify
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.formats import describe
 from cgrseg.formats.onnx_format import FORMAT as ONNX
@@ -140,6 +140,46 @@ def test_openvino_agrees(openvino_file: Path, network: CGRSeg) -> None:
     assert len(checks) == 2
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_half_precision_halves_the_file(
+    suffix: str, onnx_file: Path, openvino_file: Path, network: CGRSeg, tmp_path: Path
+) -> None:
+    whole, half = (openvino_file if suffix == ".xml" else onnx_file), tmp_path / f"half{suffix}"
+    about = describe(whole).model_copy(update={"precision": "fp16"})
+    if suffix == ".onnx":
+        ONNX.save(onnx.load(whole), about, half)
+    else:
+        OPENVINO.save(openvino.Core().read_model(whole), about, half)
+    heavy = ".bin" if suffix == ".xml" else suffix
+    assert half.with_suffix(heavy).stat().st_size < 0.55 * whole.with_suffix(heavy).stat().st_size
+    backend = open_exported(half)
+    assert backend.description.precision == "fp16"
+    assert backend.logits(np.zeros((1, 3, 64, 96), np.float32)).dtype == np.float32
+    checks = verify(backend, network, [(64, 96)], [1, 2], HALF_PRECISION)
+    assert all(check.logits is not None and check.logits > 1e-5 for check in checks)
+
+
+def test_half_precision_keeps_sums_over_positions_in_float32(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half.onnx"
+    about = describe(onnx_file).model_copy(update={"precision": "fp16"})
+    ONNX.save(onnx.load(onnx_file), about, half)
+    model = onnx.shape_inference.infer_shapes(onnx.load(half))
+    onnx.checker.check_model(model, full_check=True)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    wide, narrow = (
+        {
+            kinds[node.output[0]]
+            for node in model.graph.node
+            if node.op_type in ("Conv", "MatMul", "ReduceSum", "Softmax", "Exp")
+            and ("head.guide" in node.name) is guide
+        }
+        for guide in (True, False)
+    )
+    assert wide == {onnx.TensorProto.FLOAT} and narrow == {onnx.TensorProto.FLOAT16}
+
+
 @pytest.mark.parametrize(("shape", "size"), [((1, 8, 49, 49), (66, 91)), ((2, 1, 16, 16), (24, 8))])
 def test_tables_are_resized_as_pytorch_does_it(
     shape: tuple[int, ...], size: tuple[int, int]
@@ -221,13 +261,36 @@ def test_openvino_of_any_size(checkpoint: Path, network: CGRSeg, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_label_maps_from_pixels(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_half_precision_of_any_size(kind: str, checkpoint: Path) -> None:
+    result = export(checkpoint, kind, precision="fp16")
+    assert result.path.stem == "small-fp16" and len(result.checks) >= 12
+    about = describe(result.path)
+    assert about.precision == "fp16"
+    assert about.agreement == min(check.labels for check in result.checks) > 0.99
+    assert Predictor.from_pretrained(result.path)(photo(64, 96)).labels.shape == (64, 96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("fp16", 0.99)])
+def test_label_maps_from_pixels(
+    precision: str, least: float, checkpoint: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "labels.onnx"
-    export(checkpoint, "onnx", out, sizes=[(64, 96)], takes="pixels", gives="labels", batch=2)
+    export(
+        checkpoint,
+        "onnx",
+        out,
+        sizes=[(64, 96)],
+        takes="pixels",
+        gives="labels",
+        batch=2,
+        precision=precision,
+    )
     picture = photo(64, 96)
     found = Predictor.from_pretrained(out)(picture)
     wanted = Predictor.from_pretrained(checkpoint)(picture)
-    assert (found.labels == wanted.labels).mean() > 0.999
+    assert (found.labels == wanted.labels).mean() > least
     assert found.labels.dtype == np.uint8
 
 
