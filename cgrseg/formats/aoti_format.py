@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cgrseg.errors import WeightsError
 from cgrseg.formats.base import ExportFormat, ExportJob, Run
-from cgrseg.formats.description import Description, Size
+from cgrseg.formats.description import Description, Size, damaged
 from cgrseg.formats.torch_program import (
     DESCRIPTION_FILE,
     example_input,
@@ -70,6 +70,10 @@ class AotiFormat(ExportFormat):
         import torch
 
         description = self.describe(path)
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not compare the checksums
+            changed = archive.testzip()
+        if changed is not None:
+            raise damaged(path, "a compiled package", f"the checksum of {changed} is wrong")
         models: dict[Size, Callable[[Any], Any]] = {}
 
         def model_for(size: Size) -> Callable[[Any], Any]:

@@ -266,3 +266,8 @@ def test_compiled_packages_are_opened_only_when_asked_for(program: Path, tmp_pat
         open_file(path)
     with pytest.raises(WeightsError, match="does not load here"):
         open_file(path, trust_code=True)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"graph_module")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"checksum of archive/models/model\.json is wrong"):
+        open_file(path, trust_code=True)
