@@ -14,6 +14,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "uvicorn": "uvicorn",
         "python_multipart": "python-multipart",
     },
+    "geo": {"rasterio": "rasterio"},
     "convert": {"scipy": "scipy", "pyarrow": "pyarrow"},
     "hf": {"transformers": "transformers"},
     "wandb": {"wandb": "wandb"},

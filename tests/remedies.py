@@ -84,6 +84,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("publishing", ("publish",)),
     ("hub.py", ("publish",)),
     ("inference/autolabel.py", ("autolabel",)),
+    ("inference/raster.py", ("predict",)),
     ("inference/results.py", ("predict",)),
     ("inference/ready_backend.py", ("predict",)),
     ("reporting/ranking_page.py", ("data rank",)),

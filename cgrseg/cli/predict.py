@@ -65,7 +65,10 @@ def predict(
     ],
     out: Annotated[
         Path,
-        out_option("Folder for labels/ and overlays/, or one video file. Default: predictions."),
+        out_option(
+            "Folder for labels/ and overlays/, or one video file, or the .tif of a label raster. "
+            "Default: predictions."
+        ),
     ] = Path("predictions"),
     overlays: Annotated[bool, typer.Option(help="Overlays of the labels on the images.")] = True,
     legend: Annotated[
@@ -94,6 +97,9 @@ def predict(
             "give the label map back exactly.",
         ),
     ] = 0.35,
+    bands: Annotated[
+        str, typer.Option(metavar="R,G,B", help="Bands of a raster with red, green and blue.")
+    ] = "1,2,3",
     overwrite: Annotated[
         bool, overwrite_option("Without --overwrite existing results are kept.")
     ] = False,
@@ -126,6 +132,10 @@ def predict(
     .mkv, .avi; .webm for browsers), without sound. Videos that are already in the
     folder OUT are kept.
 
+    With --out NAME.tif, a GeoTIFF (or another raster that GDAL reads, also at an
+    address) of any size gives a label raster with the same georeference, and
+    with --save geojson its polygons. Needs the extra [geo].
+
     Exported files (`cgrseg export`) are used like their checkpoint; they run on
     the CPU.
 
@@ -138,6 +148,8 @@ def predict(
 
       cgrseg predict best.onnx street.jpg
 
+      cgrseg predict best.pth scene.tif --out labels.tif --save geojson
+
       cgrseg predict best.pth unlabeled/ --save cvat --save coco
     """
     with quick_imports():
@@ -145,6 +157,7 @@ def predict(
         from cgrseg.errors import ConfigError
         from cgrseg.formats import is_exported
         from cgrseg.inference import Predictor, predict_folder
+        from cgrseg.inference.raster import RASTER_SUFFIXES
         from cgrseg.precision import check_precision
         from cgrseg.progress import shown_progress
 
@@ -162,13 +175,15 @@ def predict(
             expected="image files, folders, patterns or videos",
             remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
+    raster = out.suffix.lower() in RASTER_SUFFIXES and not out.is_dir()
+    numbers = _raster_bands(names, bands, save or []) if raster else []
     annotations = None
-    if save:
+    if save and not raster:
         from cgrseg.inference.annotation_files import AnnotationSettings
 
         annotations = AnnotationSettings(save, cast("RegionShape", save_shape), save_tolerance)
-    videos = _video_targets(names, out, overlays, legend, bool(save))
-    hold_lock(videos[0][1].parent if videos else out, below=not videos)
+    videos = [] if raster else _video_targets(names, out, overlays, legend, bool(save))
+    hold_lock(videos[0][1].parent if videos else out.parent if raster else out, below=not videos)
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,
@@ -180,6 +195,9 @@ def predict(
     predictor.test = test_settings(
         predictor.test, [*(setting or []), *settings], multi_scale=multi_scale
     )
+    if raster:
+        _label_raster(predictor, checkpoint, names[0], out, numbers, bool(save), overwrite)
+        return
     if videos:
         mine = videos[rank::world_size]
         alone = len(mine) == 1 and not others
@@ -222,6 +240,61 @@ def predict(
         _say("annotation files: run the command again in one process, which keeps the label maps")
     if report.failed:
         _end_partly(others)
+
+
+def _raster_bands(names: list[str], bands: str, save: list[str]) -> list[int]:
+    """Numbers of `--bands`.
+
+    Raises:
+        ConfigError: several rasters, other annotation files than GeoJSON, or no numbers.
+    """
+    from cgrseg.errors import ConfigError
+
+    if len(names) > 1 or set(save) - {"geojson"}:
+        raise ConfigError(
+            "IMAGES" if len(names) > 1 else "--save",
+            found=f"{len(names)} of them for one raster" if len(names) > 1 else ", ".join(save),
+            expected="one raster, and --save geojson or none",
+            remedy="run the command once for each raster, or give a folder as --out for images",
+        )
+    numbers = bands.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise ConfigError(
+            "--bands",
+            found=repr(bands),
+            expected="three numbers, such as 3,2,1",
+            remedy="list the numbers of the bands with red, green and blue; gdalinfo shows them",
+        )
+    return [int(number) for number in numbers]
+
+
+def _label_raster(
+    predictor: Predictor,
+    checkpoint: str,
+    source: str,
+    out: Path,
+    bands: list[int],
+    geojson: bool,
+    overwrite: bool,
+) -> None:
+    from cgrseg.inference.raster import predict_raster
+    from cgrseg.progress import shown_progress
+
+    with shown_progress("labeling", unit="windows") as progress:
+        report = predict_raster(
+            predictor,
+            source,
+            out,
+            bands=bands,
+            overwrite=overwrite,
+            checkpoint=checkpoint,
+            geojson=geojson,
+            progress=progress,
+        )
+    height, width = report.size
+    _say(f"{width} x {height} pixels labeled in {report.windows} windows: {out}")
+    if report.polygons is not None:
+        _say(f"{report.polygons} polygons: {out.with_suffix('.geojson')}")
 
 
 def _say_speed(predictor: Predictor, speed: Speed) -> None:

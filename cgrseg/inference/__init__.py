@@ -6,6 +6,7 @@ from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.prediction import Prediction, Speed, Timing
 from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.raster import RasterReport, predict_raster
 from cgrseg.inference.results import FolderReport, VideoReport, predict_folder, predict_video
 from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment
 
@@ -15,6 +16,7 @@ __all__ = [
     "FolderReport",
     "Prediction",
     "Predictor",
+    "RasterReport",
     "Segmentation",
     "Speed",
     "Timing",
@@ -22,6 +24,7 @@ __all__ = [
     "VideoReport",
     "augmented",
     "predict_folder",
+    "predict_raster",
     "predict_video",
     "segment",
 ]

@@ -58,7 +58,7 @@ class FolderRecord:
         overlays: dict[str, Any] | None,
         overwrite: bool,
     ) -> None:
-        made = _made_by(predictor, checkpoint)
+        made = made_by(predictor, checkpoint)
         self._maps = _maps_digest(made)
         self._accepted = {self._maps}
         if made.get("auto"):  # goes on with any form of the network
@@ -162,7 +162,7 @@ def is_made_by(predictor: Predictor, checkpoint: str | Path | None, folder: Path
     """Whether a folder of label maps is what this predictor makes, with nothing else in it."""
     before = read_record(folder / RECORD)
     return not before.get("overwriting") and not _differences(
-        _made_by(predictor, checkpoint), {"compile": False, **before}
+        made_by(predictor, checkpoint), {"compile": False, **before}
     )
 
 
@@ -196,7 +196,7 @@ class VideoRecord:
         palette = [list(color) for color in predictor.palette]
         self._made = {
             "palette": palette,
-            **_made_by(predictor, checkpoint),
+            **made_by(predictor, checkpoint),
             "opacity": opacity,
         }
         self._backend = predictor.backend
@@ -258,7 +258,7 @@ class VideoRecord:
         )
 
 
-def _made_by(predictor: Predictor, checkpoint: str | Path | None) -> dict[str, Any]:
+def made_by(predictor: Predictor, checkpoint: str | Path | None) -> dict[str, Any]:
     """What decides a predictor's label maps, in plain types."""
     return {
         **({"auto": True} if predictor.backend.chooses else {}),

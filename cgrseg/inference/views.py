@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 Input = NDArray[np.float32]
 
-# Windows that go through a GPU together; a CPU gains nothing from more than one.
-_WINDOWS_ON_GPU = 8
 # Minimum bytes per pixel: uint8 and float32 RGB, and the first features.
 _INPUT_BYTES = 40
 
@@ -271,7 +269,7 @@ class SlidingView:
         """Logits of one row of windows side by side: (K, cells, windows * cells)."""
         top = self._starts[0][number]
         strip = self._resized[top : top + self._window[0]]
-        at_once = 1 if self._backend.on_cpu else _WINDOWS_ON_GPU
+        at_once = windows_at_once(self._backend)
         found: list[Logits] = []
         for first in range(0, len(self._starts[1]), at_once):
             batch = []
@@ -283,6 +281,11 @@ class SlidingView:
                 batch.append(network_input(normalized, self._input))
             found.extend(run_network(self._backend, np.concatenate(batch)))
         return joined(found, axis=2)
+
+
+def windows_at_once(backend: Backend) -> int:
+    """Number of windows that go through the network together; a CPU gains nothing from several."""
+    return 1 if backend.on_cpu else 8
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -61,19 +61,26 @@ def test_onnx_predicts_like_the_checkpoint(onnx_file: Path, checkpoint: Path) ->
 @pytest.mark.parametrize("changes", [[], ["test.flip=true"]], ids=["plain", "flip"])
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_prediction_needs_no_pytorch_and_is_the_same_without_it(
-    suffix: str, changes: list[str], onnx_file: Path, openvino_file: Path, tmp_path: Path
+    suffix: str,
+    changes: list[str],
+    onnx_file: Path,
+    openvino_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = {".onnx": onnx_file, ".xml": openvino_file}[suffix]
     write_image(tmp_path / "picture.png", photo(128, 192))
     precision = ["--precision", "auto"] if suffix == ".xml" else []
+    words = ["predict", str(file), "picture.png", *changes, *precision, "--out"]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*words, "with"])
+    assert result.exit_code == 0, result.output
+    code = "import sys; sys.modules['torch'] = None; from cgrseg.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *words, "without"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     written: list[dict[str, bytes]] = []
-    for name, first in (("with", "import torch"), ("without", "sys.modules['torch'] = None")):
-        code = f"import sys; {first}; from cgrseg.cli.main import main; main()"
-        words = ["predict", str(file), "picture.png", *changes, *precision, "--out", name]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+    for name in ("with", "without"):
         paths = [path for path in sorted((tmp_path / name).rglob("*")) if path.is_file()]
         written.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in paths})
     assert {"labels/picture.png", "overlays/picture.jpg", "prediction.json"} <= set(written[0])

@@ -24,20 +24,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frozen_run(
-    dataset: Path, work_dir: Path, *, precision: str = "fp64", **changes: Any
+    dataset: Path, work_dir: Path, *, precision: str = "fp64", blocks: int = 1, **changes: Any
 ) -> list[float]:
     """Losses of a run without random numbers and with norms at their statistics."""
     config = small_config(
         dataset,
         work_dir,
-        model__context_blocks=5,
+        model__context_blocks=blocks,
         train__precision=precision,
         schedule__max_iters=3,
         schedule__warmup_iters=0,
         **{"augment__crop_size": [32, 32], **changes},
     )
     torch.manual_seed(0)
-    model = create_model("cgrseg_t", 3, dropout=0.0, drop_path=0.0)
+    model = create_model("cgrseg_t", 3, context_blocks=blocks, dropout=0.0, drop_path=0.0)
     freeze_all_norms(model)
     place = Placement("cpu")
     train_on(DatasetSource(config, place), config, place, model=model)
@@ -48,12 +48,12 @@ def frozen_run(
 def plain(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     """Folder and losses of a run without options."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    return folder, frozen_run(dataset, folder)
+    return folder, frozen_run(dataset, folder, precision="fp32")
 
 
 def test_accumulating_two_batches_is_one_of_both(dataset: Path, tmp_path: Path) -> None:
     # Attention has more than one place, so that no gradient is zero but for rounding.
-    larger: dict[str, Any] = {"augment__crop_size": [64, 64]}
+    larger: dict[str, Any] = {"augment__crop_size": [64, 64], "blocks": 5}
     whole = frozen_run(dataset, tmp_path / "whole", train__batch_size=4, **larger)
     halves = frozen_run(
         dataset, tmp_path / "halves", train__batch_size=2, train__accumulate=2, **larger
@@ -69,9 +69,9 @@ def test_clipping_changes_the_step_only_when_it_applies(
     dataset: Path, plain: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
     _, free = plain
-    wide = frozen_run(dataset, tmp_path / "wide", optimizer__clip_norm=1e9)
+    wide = frozen_run(dataset, tmp_path / "wide", precision="fp32", optimizer__clip_norm=1e9)
     # AdamW divides by the size of gradients, so only clipping to its epsilon slows it down
-    tight = frozen_run(dataset, tmp_path / "tight", optimizer__clip_norm=1e-12)
+    tight = frozen_run(dataset, tmp_path / "tight", precision="fp32", optimizer__clip_norm=1e-12)
     assert wide == free
     assert tight[0] == free[0]
     assert abs(tight[2] - tight[0]) < 0.1 * abs(free[2] - free[0]) or tight[2] > free[2]
@@ -80,7 +80,8 @@ def test_clipping_changes_the_step_only_when_it_applies(
 def test_averaged_weights_follow_the_decay(
     dataset: Path, plain: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    frozen_run(dataset, tmp_path / "mean", train__ema_decay=0.75, train__checkpoint_interval=1)
+    averaging: dict[str, Any] = {"train__ema_decay": 0.75, "train__checkpoint_interval": 1}
+    frozen_run(dataset, tmp_path / "mean", precision="fp32", **averaging)
     name = "decode_head.conv_seg.weight"
 
     def averaged(path: Path) -> torch.Tensor:
@@ -92,7 +93,7 @@ def test_averaged_weights_follow_the_decay(
     # averaging does not touch what is trained
     assert torch.equal(raw, averaged(plain[0] / "latest.pth"))
     expected = 0.75 * second["state_dict"][name] + 0.25 * raw
-    assert torch.allclose(third["state_dict"][name], expected, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(third["state_dict"][name], expected, rtol=1e-6, atol=1e-8)
 
 
 def test_all_options_together(dataset: Path, tmp_path: Path) -> None:

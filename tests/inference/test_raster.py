@@ -1,0 +1,296 @@
+"""Label rasters of georeferenced scenes: their labels, their georeference, interrupted calls."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from typer.testing import CliRunner
+
+from cgrseg.cli.main import app
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.color import normalize
+from cgrseg.errors import CGRSegError, ConfigError, DataError
+from cgrseg.inference import Predictor, predict_raster
+from cgrseg.inference.raster import CELL, NODATA, Layout
+from tests.inference.fixtures import BlockBackend, photo
+
+rasterio = pytest.importorskip("rasterio", reason="needs the extra [geo]")
+
+SIZE = (157, 211)
+PLACE = rasterio.transform.from_origin(500_000, 5_000_000, 0.5, 0.25)
+
+
+def slide(window: int = 64, stride: int = 40) -> TestConfig:
+    return TestConfig(mode="slide", crop_size=(window, window), stride=(stride, stride))
+
+
+def write_scene(path: Path, image: NDArray[Any], **profile: Any) -> Path:
+    """A GeoTIFF of an image (H, W, bands)."""
+    height, width, count = image.shape
+    options: dict[str, Any] = {"crs": "EPSG:32633", "transform": PLACE, "photometric": "minisblack"}
+    options |= {"dtype": image.dtype, "count": count, "height": height, "width": width} | profile
+    with rasterio.open(path, "w", driver="GTiff", **options) as scene:
+        scene.write(image.transpose(2, 0, 1))
+    return path
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    with rasterio.open(path) as scene:
+        found: NDArray[np.uint8] = scene.read(1)
+    return found
+
+
+@pytest.fixture
+def image() -> NDArray[np.uint8]:
+    return photo(*SIZE)
+
+
+def blended_labels(image: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
+    """Labels from full-size logits in float64, all windows kept."""
+    backend = BlockBackend()
+    starts = [layout.starts(axis) for axis in (0, 1)]
+    cells = [side // CELL for side in layout.window]
+    shape = [places[-1] + n for places, n in zip(starts, cells, strict=True)]
+    padded = np.zeros((3, shape[0] * CELL, shape[1] * CELL), np.float32)
+    padded[:, : image.shape[0], : image.shape[1]] = normalize(image)
+    bells = [np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in cells]
+    bell = torch.from_numpy(np.outer(*bells))
+    total = torch.zeros(backend.num_classes, *shape, dtype=torch.float64)
+    weights = torch.zeros(*shape, dtype=torch.float64)
+    for top in starts[0]:
+        for left in starts[1]:
+            place = (slice(top, top + cells[0]), slice(left, left + cells[1]))
+            pixels = [slice(one.start * CELL, one.stop * CELL) for one in place]
+            window = torch.from_numpy(np.ascontiguousarray(padded[(slice(None), *pixels)]))
+            total[(slice(None), *place)] += bell * backend.logits(window[None])[0].double()
+            weights[place] += bell
+    logits = F.interpolate((total / weights)[None], scale_factor=CELL, mode="bilinear")
+    labels = logits[0].argmax(0).numpy().astype(np.uint8)
+    return labels[: image.shape[0], : image.shape[1]]
+
+
+@pytest.mark.parametrize("size", [SIZE, (64, 64), (30, 200), (160, 100)])
+@pytest.mark.parametrize(("window", "stride"), [(64, 40), (64, 64), (96, 8)])
+def test_labels_are_those_of_full_size_blended_logits(
+    size: tuple[int, int], window: int, stride: int, tmp_path: Path
+) -> None:
+    image = photo(*size)
+    predictor = Predictor(BlockBackend(), slide(window, stride))
+    out = tmp_path / "labels.tif"
+    report = predict_raster(predictor, write_scene(tmp_path / "scene.tif", image), out)
+    layout = Layout(size, (window, window), (stride, stride))
+    wanted = blended_labels(image, layout)
+    assert len(np.unique(wanted)) > 2
+    assert (read(out) == wanted).mean() > 0.9999  # float32 and float64 may differ at ties
+    assert report.windows == len(layout.starts(0)) * len(layout.starts(1))
+    assert sorted(tmp_path.iterdir()) == [out, tmp_path / "scene.tif"]
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(1, 2_000), st.integers(1, 2_000)),
+    st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    st.data(),
+)
+def test_windows_cover_every_pixel_once_in_weight(
+    size: tuple[int, int], window: tuple[int, int], data: st.DataObject
+) -> None:
+    sides = (32 * window[0], 32 * window[1])
+    strides = [data.draw(st.integers(1, side // CELL)) * CELL for side in sides]
+    layout = Layout(size, sides, (strides[0], strides[1]))
+    for axis in (0, 1):
+        starts, weights = layout.starts(axis), layout.weights(axis)
+        assert np.all(np.diff([0, *starts]) <= strides[axis] // CELL)
+        end = starts[-1] + sides[axis] // CELL
+        assert size[axis] <= end * CELL < size[axis] + max(sides[axis], CELL)
+        total = np.zeros(end)
+        for start, share in zip(starts, weights, strict=True):
+            total[start : start + len(share)] += share
+        np.testing.assert_allclose(total, 1, rtol=1e-6)
+    rows = layout.strips()
+    assert rows[0].start == 0 and rows[-1].stop == size[0]
+    assert all(a.stop == b.start and a.start < a.stop for a, b in itertools.pairwise(rows))
+
+
+def test_georeference_colors_and_overviews(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    large = np.tile(image, (4, 6, 1))
+    predictor = Predictor(BlockBackend(), classes=list("abcdefg"))
+    scene = write_scene(tmp_path / "scene.tif", large)
+    out = tmp_path / "labels.tif"
+    predict_raster(predictor, scene, out)
+    with rasterio.open(out) as labels, rasterio.open(scene) as source:
+        assert (labels.crs, labels.transform, labels.shape) == (
+            source.crs,
+            source.transform,
+            source.shape,
+        )
+        assert labels.nodata == NODATA and labels.count == 1 and labels.dtypes == ("uint8",)
+        assert labels.profile["tiled"] and labels.profile["compress"] == "deflate"
+        assert labels.overviews(1) == [2, 4]
+        assert labels.colormap(1)[3][:3] == predictor.palette[3]
+        assert json.loads(labels.tags()["classes"]) == list("abcdefg")
+
+
+def test_pixels_without_data_have_no_label(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    image = np.maximum(image, 1)
+    image[:, 100:] = 0
+    backend = BlockBackend()
+    scene = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    report = predict_raster(Predictor(backend, slide(64, 64)), scene, tmp_path / "out.tif")
+    labels = read(tmp_path / "out.tif")
+    assert (labels[:, 100:] == NODATA).all() and (labels[:, :100] < 7).all()
+    assert report.windows == 3 * 2 == len(backend.seen)  # of 3 rows of 4 windows
+
+
+def test_bands_are_chosen(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    predictor = Predictor(BlockBackend(), slide())
+    mixed = np.concatenate([np.zeros_like(image[..., :1]), image[..., ::-1]], axis=2)
+    for name, pixels in (("plain", image), ("mixed", mixed)):
+        write_scene(tmp_path / f"{name}.tif", pixels)
+    predict_raster(predictor, tmp_path / "plain.tif", tmp_path / "a.tif")
+    predict_raster(predictor, tmp_path / "mixed.tif", tmp_path / "b.tif", bands=(4, 3, 2))
+    assert (read(tmp_path / "a.tif") == read(tmp_path / "b.tif")).all()
+
+
+class Interrupted(BlockBackend):
+    """Ends the process's work after some windows."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def logits(self, batch: Tensor) -> Tensor:
+        if len(self.seen) == self.after:
+            raise KeyboardInterrupt
+        return super().logits(batch)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 13, 19])
+def test_an_interrupted_call_is_resumed(
+    after: int, image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    whole = predict_raster(Predictor(BlockBackend(), slide()), scene, tmp_path / "whole.tif")
+    out = tmp_path / "labels.tif"
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(Predictor(Interrupted(after), slide()), scene, out)
+    assert not out.exists()
+    told: list[tuple[int, int]] = []
+    again = predict_raster(
+        Predictor(BlockBackend(), slide()),
+        scene,
+        out,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert out.read_bytes() == (tmp_path / "whole.tif").read_bytes()
+    assert told[-1] == (whole.windows, whole.windows)
+    assert (again.windows < whole.windows) == (after >= 10)  # a row has five windows
+    assert not (tmp_path / "labels.tif.parts").exists()
+
+
+def test_strips_of_other_settings_are_made_again(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    out = tmp_path / "labels.tif"
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(Predictor(Interrupted(13), slide()), scene, out)
+    write_scene(scene, image[::-1])
+    report = predict_raster(Predictor(BlockBackend(), slide()), scene, out)
+    assert report.windows == 20
+    wanted = blended_labels(np.ascontiguousarray(image[::-1]), Layout(SIZE, (64, 64), (40, 40)))
+    assert (read(out) == wanted).mean() > 0.9999
+
+
+def test_polygons_give_the_labels_back(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    image[:40, :40] = 0
+    scene = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    out = tmp_path / "labels.tif"
+    predictor = Predictor(BlockBackend(), slide(), classes=list("abcdefg"))
+    report = predict_raster(predictor, scene, out, geojson=True)
+    found = json.loads((tmp_path / "labels.geojson").read_text())
+    assert report.polygons == len(found["features"]) > 5
+    assert found["crs"]["properties"]["name"] == "EPSG:32633"
+    drawn = rasterio.features.rasterize(
+        [(one["geometry"], one["properties"]["class"]) for one in found["features"]],
+        out_shape=SIZE,
+        fill=NODATA,
+        transform=PLACE,
+        dtype="uint8",
+    )
+    assert (drawn == read(out)).all()
+    assert {one["properties"]["name"] for one in found["features"]} <= set("abcdefg")
+
+
+def failing(
+    error: type[CGRSegError], match: str, tmp_path: Path, scene: Path, **changes: Any
+) -> None:
+    config = changes.pop("test", slide())
+    with pytest.raises(error, match=match):
+        predict_raster(Predictor(BlockBackend(), config), scene, tmp_path / "labels.tif", **changes)
+    assert not (tmp_path / "labels.tif").exists()
+
+
+def test_scenes_that_cannot_be_used(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    failing(DataError, "GDAL cannot read it", tmp_path, tmp_path / "missing.tif")
+    failing(DataError, r"3 bands, and \[4, 3, 2\]", tmp_path, scene, bands=(4, 3, 2))
+    failing(DataError, r"3 bands, and \[1\]", tmp_path, scene, bands=(1,))
+    failing(ConfigError, "several views", tmp_path, scene, test=TestConfig(flip=True))
+    failing(ConfigError, "windows of 40x40", tmp_path, scene, test=slide(40, 40))
+    failing(ConfigError, "36 and 36 apart", tmp_path, scene, test=slide(64, 36))
+    write_scene(scene, image.astype(np.uint16))
+    failing(DataError, "values of type uint16", tmp_path, scene)
+    write_scene(scene, image)
+    scene.write_bytes(scene.read_bytes()[:-20_000])
+    failing(DataError, "GDAL cannot read it.*\n.*\n.*finished strips", tmp_path, scene)
+
+
+def test_existing_files_are_kept(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    predictor = Predictor(BlockBackend(), slide())
+    kept = tmp_path / "labels.geojson"
+    kept.write_text("mine")
+    with pytest.raises(DataError, match="a file of that name"):
+        predict_raster(predictor, scene, tmp_path / "labels.tif", geojson=True)
+    with pytest.raises(DataError, match="a file of that name"):
+        predict_raster(predictor, scene, scene)
+    assert kept.read_text() == "mine"
+    predict_raster(predictor, scene, tmp_path / "labels.tif", geojson=True, overwrite=True)
+    assert kept.read_text().startswith("{")
+
+
+def test_the_command(
+    image: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        Predictor, "from_pretrained", lambda *_, **__: Predictor(BlockBackend(), slide())
+    )
+    write_scene(tmp_path / "scene.tif", image)
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["predict", "best.pth", *words])
+
+    result = run("scene.tif", "--out", "labels.tif", "--save", "geojson", "--bands", "3,2,1")
+    assert result.exit_code == 0, result.output
+    assert "211 x 157 pixels labeled in 20 windows: labels.tif" in result.output
+    assert "polygons: labels.geojson" in result.output
+    for words, message in (
+        (["scene.tif", "scene.tif"], "2 of them for one raster"),
+        (["scene.tif", "--save", "coco"], "one raster, and --save geojson"),
+        (["scene.tif", "--bands", "red"], "three numbers"),
+    ):
+        result = run(*words, "--out", "new.tif")
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+    assert not (tmp_path / "new.tif").exists()
