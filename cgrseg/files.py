@@ -86,6 +86,21 @@ def explained(target: Path | str) -> Iterator[None]:
         raise writing_problem(target, error) from error
 
 
+def cache_folder() -> Path:
+    """`$CGRSEG_CACHE`, else `cgrseg` in the user's cache folder."""
+    chosen = os.environ.get("CGRSEG_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "cgrseg"
+    try:
+        return Path.home() / ".cache" / "cgrseg"
+    except RuntimeError:  # no HOME, and a user without an entry, as in containers
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        return Path(tempfile.gettempdir()) / f"cgrseg-{user}"
+
+
 def make_folder(path: Path | str) -> Path:
     """Create a folder with its parents.
 

@@ -23,6 +23,7 @@ LEVELS: list[set[str]] = [
     {"datasets", "hub"},
     {"config"},
     {"data", "models", "ops", "visual"},
+    {"page"},
     {"formats"},
     {"inference"},
     {"training", "evaluation", "huggingface"},

@@ -14,14 +14,15 @@ import json
 import logging
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from cgrseg.config.fields import admits, describe, field_annotations, subsection
-from cgrseg.config.schema import Config, find_setting
+from cgrseg.config.schema import Config, TestConfig, find_setting
 from cgrseg.config.suggestions import EXACT, remedy_for_setting
-from cgrseg.errors import ConfigError, explain
+from cgrseg.errors import ConfigError, WeightsError, explain
 from cgrseg.processes import is_first_process
 
 _LOG = logging.getLogger("cgrseg.config")
@@ -241,3 +242,31 @@ def _prefix_of(title: str) -> tuple[str, ...]:
             if inner is not None:
                 pending.append(((*prefix, name), inner))
     return ()
+
+
+def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path) -> TestConfig:
+    """Test settings stored in a file.
+
+    Args:
+        settings: settings by name; None: the file holds none, and those published for ADE20K are
+            used.
+        source: the file, for messages.
+
+    Raises:
+        WeightsError: settings that this version does not have.
+    """
+    if settings is None:
+        _LOG.warning(
+            "%s holds no test settings; the published ones of ADE20K are used (short side 512)",
+            source,
+        )
+        return TestConfig()
+    try:
+        return TestConfig(**settings)
+    except (ValidationError, ConfigError, TypeError) as error:
+        raise WeightsError(
+            source,
+            found=f"test settings that cannot be used ({error})",
+            expected="those of a run, as this version writes them",
+            remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
+        ) from error

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from cgrseg.class_names import CLASS_LIST, read_class_list
+from cgrseg.class_names import CLASS_LIST, numbered_names, read_class_list
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.file_index import cut_suffix, visible_files
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES, find_folders, refuse_misplaced_root
 from cgrseg.data.folder_survey import survey_folder
 from cgrseg.datasets import get_spec, list_specs
-from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.datasets.spec import Color, DatasetSpec, distinct_colors
 from cgrseg.errors import DataError
 
 _LOG = logging.getLogger("cgrseg.data")
@@ -34,6 +35,18 @@ def guess_by_class_count(count: int) -> DatasetSpec | None:
             return spec
     _LOG.warning("the checkpoint has no class names; they are numbered 'class 0' and on")
     return None
+
+
+def names_and_colors(
+    count: int, classes: Sequence[str] | None, palette: Sequence[Color] | None
+) -> tuple[Sequence[str], Sequence[Color]]:
+    """Class names and palette; what is None is guessed from the number of classes, or generated."""
+    spec = guess_by_class_count(count) if classes is None else None
+    if classes is None:
+        classes = spec.classes if spec is not None else numbered_names(count)
+    if palette is None:
+        palette = spec.palette if spec is not None else distinct_colors(count)
+    return classes, palette
 
 
 def guess_dataset(folder: Path | str) -> DataConfig:

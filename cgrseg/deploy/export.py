@@ -89,7 +89,7 @@ def export(
             network.
         kind: export format: "onnx", "openvino", "pt2" (a portable program of `torch.export`),
             "aoti" (compiled for this machine), or another module of :mod:`cgrseg.formats`.
-        out: the file; None: beside the checkpoint.
+        out: the file (the folder for "web"); None: beside the checkpoint.
         sizes: heights and widths, multiples of 32.  One: all tables are resolved for it.
             Several: one file that is compared on each.  None: any size; aoti needs sizes,
             executorch, litert and ncnn one size, and 8 bits take the most common one of the
@@ -138,6 +138,7 @@ def export(
     description = describe_export(model, checkpoint, kind, sizes, batch, input_kind, output_kind)
     description = with_test_settings(description, settings or {})
     description = description.model_copy(update={"precision": stored})
+    export_format.prepare(description)
 
     def graph(size: Size | None) -> ExportGraph:
         return ExportGraph(model, size, input_kind, output_kind)
@@ -151,7 +152,7 @@ def export(
                 quantized_format, checkpoint, job, int8, settings or {}, draft, tell
             )
         else:
-            tell(f"writing {target.name}")
+            tell(f"writing {(target.parent if export_format.main_file else target).name}")
             if stored == "fp16":
                 assert isinstance(export_format, QuantizableFormat)
                 made = export_format.build(job)
@@ -294,6 +295,8 @@ def target_path(
     export_format = load_format(kind)
     suffix = export_format.suffix
     if out is not None:
+        if export_format.main_file:
+            return Path(out) / export_format.main_file
         if Path(out).suffix != suffix:
             named = (
                 Path(out).with_suffix(suffix) if Path(out).name else Path(out) / f"model{suffix}"
@@ -305,7 +308,8 @@ def target_path(
                 remedy=f"for example {named}",
             )
         return Path(out)
-    ending = f"{stem_ending}{export_format.stem_ending}{suffix}"
+    ending = f"{stem_ending}{export_format.stem_ending}"
+    ending += f"/{export_format.main_file}" if export_format.main_file else suffix
     if isinstance(checkpoint, CGRSeg):
         return Path(f"{checkpoint.variant}{ending}")
     source = Path(checkpoint)

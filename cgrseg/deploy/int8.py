@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cgrseg.config import Config
-from cgrseg.config.settings import build, merge
+from cgrseg.config.settings import build, merge, stored_test_settings
 from cgrseg.deploy.calibration import (
     CalibrationInputs,
     find_calibration_images,
@@ -30,7 +30,6 @@ from cgrseg.formats.base import ExportFormat, ExportJob, QuantizableFormat
 from cgrseg.formats.description import Size
 from cgrseg.formats.names import format_names
 from cgrseg.inference.exported_backend import open_exported
-from cgrseg.inference.predictor import stored_test_settings
 from cgrseg.models import CGRSeg, read_checkpoint
 from cgrseg.progress import shown_progress
 

@@ -72,6 +72,7 @@ class ExportFormat(ABC):
 
     Attributes:
         suffix: file name suffix, lower case.
+        main_file: name of the file that stands for an export that is a folder; empty: it is a file.
         packages: import names of the packages that writing and checking a file needs.
         options: options of `cgrseg export` for this format alone.
         stored: precisions that the weights in a file can have.
@@ -88,6 +89,7 @@ class ExportFormat(ABC):
     """
 
     suffix: ClassVar[str]
+    main_file: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32",)
@@ -106,6 +108,10 @@ class ExportFormat(ABC):
     def name(self) -> str:
         """Name for `cgrseg export --format`: the module's name without its ending."""
         return type(self).__module__.rpartition(".")[2].removesuffix("_format")
+
+    def prepare(self, description: Description) -> None:
+        """Fail before long work where a network cannot be written, or get what writing needs."""
+        return
 
     @abstractmethod
     def write(self, job: ExportJob, path: Path) -> None:

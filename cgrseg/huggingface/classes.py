@@ -20,12 +20,12 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cgrseg.config.schema import TestConfig
+from cgrseg.config.settings import stored_test_settings
 from cgrseg.errors import DataError
 from cgrseg.huggingface.config import CGRSegConfig
 from cgrseg.inference.decode import WholeView, decode
 from cgrseg.inference.device_decode import decode_on_device
 from cgrseg.inference.image_sources import as_image
-from cgrseg.inference.predictor import stored_test_settings
 from cgrseg.inference.segmenting import is_plain
 from cgrseg.inference.views import EvalTransform, NetworkInput
 from cgrseg.models import CGRSeg

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import cgrseg
 from cgrseg.errors import EnvironmentProblem
-from cgrseg.files import explained, make_folder
+from cgrseg.files import cache_folder, explained, make_folder
 from cgrseg.input_files import open_input
 from cgrseg.surroundings import raise_machine_problem
 
@@ -96,18 +96,8 @@ _COMPILING = threading.Lock()
 
 
 def default_folder() -> Path:
-    """`$CGRSEG_CACHE/compiled`, else `cgrseg/compiled` in the user's cache folder."""
-    chosen = os.environ.get("CGRSEG_CACHE")
-    if chosen:
-        return Path(chosen) / "compiled"
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base:
-        return Path(base) / "cgrseg" / "compiled"
-    try:
-        return Path.home() / ".cache" / "cgrseg" / "compiled"
-    except RuntimeError:  # no HOME, and a user without an entry, as in containers
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        return Path(tempfile.gettempdir()) / f"cgrseg-{user}" / "compiled"
+    """Folder of compiled networks."""
+    return cache_folder() / "compiled"
 
 
 def target_path(

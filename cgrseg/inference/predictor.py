@@ -19,23 +19,21 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from cgrseg.class_names import (
     check_class_names,
     counted,
-    numbered_names,
     usable_names,
     usable_palette,
 )
 from cgrseg.config.fields import LARGEST_BATCH
 from cgrseg.config.schema import TestConfig
+from cgrseg.config.settings import stored_test_settings
 from cgrseg.cpus import usable_cpus
-from cgrseg.data.guess import guess_by_class_count
+from cgrseg.data.guess import names_and_colors
 from cgrseg.data.image_files import read_image_with_digest
-from cgrseg.datasets.spec import distinct_colors
 from cgrseg.devices import fewer_threads, use_threads
-from cgrseg.errors import CGRSegError, ConfigError, DataError, WeightsError
+from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.formats import is_exported
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.background import Budget, map_in_threads
@@ -86,13 +84,7 @@ class Predictor:
         self.backend = backend
         self.test = test if test is not None else TestConfig()
         count = backend.num_classes
-        spec = guess_by_class_count(count) if classes is None else None
-        if classes is None:
-            classes = spec.classes if spec is not None else numbered_names(count)
-        if palette is None and spec is not None:
-            palette = spec.palette
-        if palette is None:
-            palette = distinct_colors(count)
+        classes, palette = names_and_colors(count, classes, palette)
         for what, given in (("classes", len(classes)), ("palette", len(palette))):
             if given != count:
                 raise ConfigError(
@@ -451,31 +443,3 @@ class _Asked(Backend):
         images, _, height, width = batch.shape
         self.shapes[(images, height, width)] = None
         return torch.zeros(images, self.num_classes, height // 8, width // 8, device=self.device)
-
-
-def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path) -> TestConfig:
-    """Test settings stored in a file.
-
-    Args:
-        settings: settings by name; None: the file holds none, and those published for ADE20K are
-            used.
-        source: the file, for messages.
-
-    Raises:
-        WeightsError: settings that this version does not have.
-    """
-    if settings is None:
-        _LOG.warning(
-            "%s holds no test settings; the published ones of ADE20K are used (short side 512)",
-            source,
-        )
-        return TestConfig()
-    try:
-        return TestConfig(**settings)
-    except (ValidationError, ConfigError, TypeError) as error:
-        raise WeightsError(
-            source,
-            found=f"test settings that cannot be used ({error})",
-            expected="those of a run, as this version writes them",
-            remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
-        ) from error

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 import cgrseg
 from cgrseg.config import Config
-from cgrseg.config.settings import build
+from cgrseg.config.settings import build, stored_test_settings
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.synthetic import make_scene
@@ -26,7 +26,6 @@ from cgrseg.errors import CGRSegError, ConfigError, WeightsError, option
 from cgrseg.files import atomic_write_text, explained, make_folder, partial_folder
 from cgrseg.hub import is_hub_id, upload
 from cgrseg.inference import Predictor, TorchBackend
-from cgrseg.inference.predictor import stored_test_settings
 from cgrseg.inference.segmenting import is_plain
 from cgrseg.input_files import read_input
 from cgrseg.locks import output_lock

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,15 @@ import torch
 from cgrseg.bench.random_weights import draw_weights
 from cgrseg.models import CGRSeg, create_model
 from tests.deploy.web_server import WebServer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    # Containers often have no user namespaces, nor much shared memory.
+    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic"),
+    *("--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
 
 CLASSES = ["sky", "road", "tree", "car", "house"]
 PALETTE = [[10, 20, 30], [128, 64, 128], [0, 200, 0], [0, 0, 250], [90, 90, 0]]
@@ -55,6 +66,25 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert made.printed == ""  # no request wrote a file, or read the secret one
     assert "Traceback" not in made.errors
     assert not any(made.temporary.iterdir())
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; skipped without Playwright, or without a browser that can be launched."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as running:
+        installed = [found for name in BROWSERS if (found := shutil.which(name))]
+        problems = []
+        for path in (None, *installed):
+            try:
+                launched = running.chromium.launch(executable_path=path, args=FLAGS)
+            except playwright.Error as error:
+                problems.append(str(error).splitlines()[0])
+                continue
+            yield launched
+            launched.close()
+            return
+        pytest.skip(f"no Chromium can be launched: {'; '.join(problems)}")
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,9 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_names_and_help_texts() -> None:
-    assert format_names() == ("aoti", "executorch", "litert", "ncnn", "onnx", "openvino", "pt2")
+    assert format_names() == (
+        *("aoti", "executorch", "litert", "ncnn", "onnx", "openvino", "pt2", "web"),
+    )
     assert formats.format_summaries()["pt2"] == "portable PyTorch program"
     assert [formats.load_format(name).name for name in format_names()] == [*format_names()]
 

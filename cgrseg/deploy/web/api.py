@@ -13,7 +13,6 @@ import numpy as np
 
 from cgrseg import __version__
 from cgrseg.data.label_files import encode_label_png
-from cgrseg.data.synthetic import make_scene
 from cgrseg.deploy.web.request_filter import LOG, SEGMENT, internal_error
 from cgrseg.deploy.web.service import PredictionQueue, Refused, Service
 from cgrseg.deploy.web.uploads import Disconnected
@@ -21,14 +20,8 @@ from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem
 from cgrseg.extras import require_extra
 from cgrseg.inference import Prediction
 from cgrseg.inference.views import Image
+from cgrseg.page import MEDIA_TYPES, class_table, page_files
 
-_PAGE_FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
-_EXAMPLE = (11, 0, (480, 640))  # seed, number, height and width of a synthetic scene
 Format = Literal["png", "json", "jpeg"]
 TYPES: dict[str, Format] = {
     "image/png": "png",
@@ -174,12 +167,7 @@ def make_api(service: Service, queue: PredictionQueue) -> Any:
             "models": [
                 {
                     "name": name,
-                    "classes": [
-                        {"id": number, "name": each, "color": list(color)}
-                        for number, (each, color) in enumerate(
-                            zip(predictor.classes, predictor.palette, strict=True)
-                        )
-                    ],
+                    "classes": class_table(predictor.classes, predictor.palette),
                 }
                 for name, predictor in service.models.items()
             ],
@@ -203,14 +191,10 @@ def make_api(service: Service, queue: PredictionQueue) -> Any:
         api.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
 
     # All files are read here, at the start: no request opens a file.
-    for name, media_type in _PAGE_FILES.items():
-        add_file("/" if name == "index.html" else f"/{name}", _content(name), media_type)
-    add_file("/example.jpg", _jpeg(make_scene(*_EXAMPLE)[0]), "image/jpeg")
+    for name, content in page_files("labels_from_server.js").items():
+        media_type = MEDIA_TYPES[Path(name).suffix]
+        add_file("/" if name == "index.html" else f"/{name}", content, media_type)
     return api
-
-
-def _content(name: str) -> bytes:
-    return (Path(__file__).parent / "page" / name).read_bytes()
 
 
 def _refusal(error: CGRSegError) -> Refused:

@@ -13,11 +13,10 @@ from cgrseg.deploy.web.image_header import decoded_size
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor
 from cgrseg.inference.views import Image, network_size
+from cgrseg.page import MAX_CLASSES, MAX_FRAMES, MAX_INPUT_PIXELS, MAX_PIXELS
 from cgrseg.surroundings import raise_machine_problem
 
 Result = TypeVar("Result")
-
-_MAX_CLASSES = 256  # of an indexed PNG
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ class Limits:
     """
 
     upload_bytes: int = 20 << 20
-    pixels: int = 40_000_000
+    pixels: int = MAX_PIXELS
     seconds: float = 60.0
     waiting: int = 16
-    frames: int = 600
-    network_pixels: int = 2_000_000
+    frames: int = MAX_FRAMES
+    network_pixels: int = MAX_INPUT_PIXELS
     stall_seconds: float = 10.0
     connections: int = 1024
 
@@ -83,11 +82,11 @@ class Service:
         self.models = dict(models)
         self.limits = limits
         for name, predictor in self.models.items():
-            if len(predictor.classes) > _MAX_CLASSES:
+            if len(predictor.classes) > MAX_CLASSES:
                 raise ConfigError(
                     name,
                     found=f"{len(predictor.classes)} classes",
-                    expected=f"at most {_MAX_CLASSES}, which is what an indexed PNG holds",
+                    expected=f"at most {MAX_CLASSES}, which is what an indexed PNG holds",
                     remedy="use `cgrseg.Predictor` from Python",
                 )
 

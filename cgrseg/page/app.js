@@ -1,117 +1,19 @@
 // The page: choose an image or a video, get labels, read them.
 //
-// Everything except `server` works on label maps {width, height, ids, png} and does not know
-// where they come from: another object with the same functions can take its place.
+// `labels.js` is labels_from_server.js or labels_in_browser.js: who delivers the page decides.  Its
+// `source` has these functions, and all else is the same for both:
+//
+// - start(): prepare the page; returns what the page promises, a sentence.
+// - models(): {models: [{name, classes: [{id, name, color}]}], limits: {pixels, frames}}.
+// - segment(image, model, signal, tell): label map {width, height, ids} of a Blob or a canvas, with
+//   png(), a Blob; `tell` gets a line of text while the user waits.
+// - example(): Blob of an image.
+
+import { source } from "./labels.js";
 
 const $ = (id) => document.getElementById(id);
 
-// ---- Labels from the server -----------------------------------------------------------------
-
-const server = {
-  token: sessionStorage.getItem("token"),
-
-  asking: null,
-
-  async request(path, options = {}) {
-    const [headers, token] = [{ ...options.headers }, this.token];
-    if (token) headers.Authorization = `Bearer ${token}`;
-    const answer = await fetch(path, { ...options, headers });
-    if (answer.ok) return answer;
-    if (answer.status === 401) {
-      // Several requests may be refused at once: one dialog answers them all.
-      if (token === this.token) {
-        this.asking ??= askForToken(Boolean(token)).finally(() => (this.asking = null));
-        this.token = await this.asking;
-      }
-      return this.request(path, options);
-    }
-    const text = await answer.text();
-    let message = text;
-    try {
-      message = JSON.parse(text).error;
-    } catch {
-      // A proxy answered in its own words.
-    }
-    throw new Error(message || `The server answered with status ${answer.status}.`);
-  },
-
-  async models() {
-    return (await this.request("v1/models")).json();
-  },
-
-  // `onPlace(place, length)` is called while the image waits in the queue.
-  async segment(image, model, signal, onPlace) {
-    const ticket = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16)).join("");
-    const query = new URLSearchParams({ model, ticket, format: "png" });
-    const timer = setInterval(async () => {
-      try {
-        const { place, length } = await (await fetch(`v1/queue?ticket=${ticket}`, {
-          headers: this.token ? { Authorization: `Bearer ${this.token}` } : {},
-        })).json();
-        if (!signal.aborted && place) onPlace(place, length);
-      } catch {
-        // The place is only a hint; the answer itself says what is wrong.
-      }
-    }, 1000);
-    try {
-      const headers = { "Content-Type": "application/octet-stream" };
-      const answer = await this.request(`v1/segment?${query}`, { method: "POST", body: image, headers, signal });
-      return await decodeIndexedPng(await answer.blob());
-    } finally {
-      clearInterval(timer);
-    }
-  },
-};
-
-function askForToken(wasWrong) {
-  const dialog = $("token-dialog");
-  $("token-problem").hidden = !wasWrong;
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve, reject) => {
-    dialog.addEventListener("close", () => {
-      if (!dialog.returnValue) return reject(new Error("The server answers requests with a token only.\nExpected: the token that it printed when it started.\nReload the page and give the token."));
-      sessionStorage.setItem("token", $("token").value);
-      resolve($("token").value);
-    }, { once: true });
-  });
-}
-
 // ---- Label maps -----------------------------------------------------------------------------
-
-// The class ids of an indexed 8-bit PNG. A canvas would give colors, which some browsers alter.
-async function decodeIndexedPng(png) {
-  const bytes = new Uint8Array(await png.arrayBuffer());
-  const view = new DataView(bytes.buffer);
-  const [width, height] = [view.getUint32(16), view.getUint32(20)];
-  const parts = [];
-  for (let at = 8; at < bytes.length; at += 12 + view.getUint32(at)) {
-    const kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
-    if (kind === "IDAT") parts.push(bytes.subarray(at + 8, at + 8 + view.getUint32(at)));
-  }
-  const inflated = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
-  const rows = new Uint8Array(await new Response(inflated).arrayBuffer());
-  const ids = new Uint8Array(width * height);
-  for (let y = 0; y < height; y++) {
-    const filter = rows[y * (width + 1)];
-    const here = y * width;
-    ids.set(rows.subarray(y * (width + 1) + 1, (y + 1) * (width + 1)), here);
-    if (filter === 0) continue;
-    for (let x = 0; x < width; x++) {
-      const left = x ? ids[here + x - 1] : 0;
-      const up = y ? ids[here + x - width] : 0;
-      const corner = x && y ? ids[here + x - width - 1] : 0;
-      ids[here + x] += [0, left, up, (left + up) >> 1, paeth(left, up, corner)][filter];
-    }
-  }
-  return { width, height, ids, png };
-}
-
-function paeth(left, up, corner) {
-  const [a, b, c] = [Math.abs(up - corner), Math.abs(left - corner), Math.abs(left + up - 2 * corner)];
-  if (a <= b && a <= c) return left;
-  return b <= c ? up : corner;
-}
 
 // Classes that occur, with their share of the pixels, largest first.
 function classShares(labels, classes) {
@@ -145,26 +47,26 @@ function paintLabels(canvas, labels, classes, width, height) {
 
 const SHOWN_SIDE = 1600; // longest side in pixels of what is drawn on the screen
 const SAVED_SIDE = 8192; // and of a saved overlay
-const viewer = { labels: null, classes: [], source: null, x: 0, y: 0 };
+const viewer = { labels: null, classes: [], image: null, x: 0, y: 0 };
 
 function fitted(width, height, longest) {
   const factor = Math.min(1, longest / Math.max(width, height));
   return [Math.max(1, Math.round(width * factor)), Math.max(1, Math.round(height * factor))];
 }
 
-function drawSource(canvas, source, width, height) {
+function drawImage(canvas, image, width, height) {
   [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d");
   context.fillStyle = "#888";
   context.fillRect(0, 0, width, height);
-  if (source) context.drawImage(source, 0, 0, width, height);
+  if (image) context.drawImage(image, 0, 0, width, height);
 }
 
-// `source` is what can be drawn on a canvas; null for formats that the browser cannot show.
-function show(source, labels, classes) {
-  Object.assign(viewer, { source, labels, classes });
+// `image` is what can be drawn on a canvas; null for formats that the browser cannot show.
+function show(image, labels, classes) {
+  Object.assign(viewer, { image, labels, classes });
   const size = fitted(labels.width, labels.height, SHOWN_SIDE);
-  drawSource($("image"), source, ...size);
+  drawImage($("image"), image, ...size);
   paintLabels($("paint"), labels, classes, ...size);
   $("stage").classList.toggle("tall", labels.height > labels.width);
   $("legend").replaceChildren(...classShares(labels, classes).map(legendRow));
@@ -186,7 +88,7 @@ function legendRow({ name, color, share }) {
 function overlay(longest) {
   const [width, height] = fitted(viewer.labels.width, viewer.labels.height, longest);
   const [canvas, paint] = [document.createElement("canvas"), document.createElement("canvas")];
-  drawSource(canvas, viewer.source, width, height);
+  drawImage(canvas, viewer.image, width, height);
   paintLabels(paint, viewer.labels, viewer.classes, width, height);
   const context = canvas.getContext("2d");
   context.globalAlpha = $("opacity").value / 100;
@@ -261,7 +163,7 @@ function begin() {
 // Once; after a failure the next image tries again.
 async function loadModels() {
   if (state.models.length) return;
-  Object.assign(state, await server.models());
+  Object.assign(state, await source.models());
   $("model").replaceChildren(...state.models.map(({ name }) => new Option(name)));
   $("model-field").hidden = state.models.length < 2;
 }
@@ -270,8 +172,7 @@ async function labelsOf(image, signal) {
   await loadModels();
   signal.throwIfAborted();
   const model = state.models[$("model").selectedIndex];
-  const labels = await server.segment(image, model.name, signal, (place, length) =>
-    say(`Waiting: place ${place} of ${length} in the queue.`));
+  const labels = await source.segment(image, model, signal, (text) => !signal.aborted && say(text));
   signal.throwIfAborted();
   return { labels, classes: model.classes };
 }
@@ -295,13 +196,13 @@ async function labelImage(file, signal) {
   say("Labeling …");
   const began = performance.now();
   const { labels, classes } = await labelsOf(file, signal);
-  const source = await createImageBitmap(file).catch(() => null);
+  const image = await createImageBitmap(file).catch(() => null);
   signal.throwIfAborted();
-  show(source, labels, classes);
+  show(image, labels, classes);
   say(`${labels.width}×${labels.height} pixels, ${((performance.now() - began) / 1000).toFixed(1)} s.`);
 }
 
-// ---- Video: the browser decodes it, the server gets one frame at a time ---------------------
+// ---- Video: the browser decodes it, one frame is labeled at a time ---------------------
 
 const RATE = 10; // frames per second of a recorded video
 
@@ -340,10 +241,9 @@ async function labelFrame(signal) {
   const video = state.video;
   const frame = document.createElement("canvas");
   const side = Math.sqrt(state.limits.pixels / (video.videoWidth * video.videoHeight)) * Math.max(video.videoWidth, video.videoHeight);
-  drawSource(frame, video, ...fitted(video.videoWidth, video.videoHeight, side));
+  drawImage(frame, video, ...fitted(video.videoWidth, video.videoHeight, side));
   const at = video.currentTime;
-  const image = await new Promise((resolve) => frame.toBlob(resolve, "image/jpeg", 0.95));
-  const { labels, classes } = await labelsOf(image, signal);
+  const { labels, classes } = await labelsOf(frame, signal);
   show(frame, labels, classes);
   $("seek").value = at;
   $("time").textContent = `${at.toFixed(1)} of ${video.duration.toFixed(1)} s`;
@@ -404,7 +304,7 @@ $("record").addEventListener("click", async () => {
     }
     say("Writing the video …");
     save(await encodeVideo(frames, signal), `${state.name}_overlay`);
-    say(`Recorded ${count} frames` + (count < all ? `, the first ${count / RATE} s: the server's limit.` : "."));
+    say(`Recorded ${count} frames` + (count < all ? `, the first ${count / RATE} s: the limit.` : "."));
   } catch (error) {
     if (error.name === "AbortError") say("Stopped.");
     complain(error);
@@ -418,7 +318,7 @@ $("record").addEventListener("click", async () => {
 async function encodeVideo(frames, signal) {
   const canvas = document.createElement("canvas");
   const first = await createImageBitmap(frames[0]);
-  drawSource(canvas, first, first.width, first.height);
+  drawImage(canvas, first, first.width, first.height);
   const recorder = new MediaRecorder(canvas.captureStream(RATE));
   const parts = [];
   recorder.ondataavailable = (event) => parts.push(event.data);
@@ -446,7 +346,7 @@ function save(blob, stem) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
-$("save-labels").addEventListener("click", () => save(viewer.labels.png, `${state.name}_labels`));
+$("save-labels").addEventListener("click", async () => save(await viewer.labels.png(), `${state.name}_labels`));
 $("save-overlay").addEventListener("click", () =>
   overlay(SAVED_SIDE).toBlob((blob) => save(blob, `${state.name}_overlay`), "image/png"));
 $("save-shares").addEventListener("click", () => {
@@ -481,7 +381,7 @@ $("model").addEventListener("change", () => {
 });
 $("example").addEventListener("click", async () => {
   try {
-    openFile(new File([await (await server.request("example.jpg")).blob()], "example.jpg"));
+    openFile(new File([await source.example()], "example.jpg", { type: "image/jpeg" }));
   } catch (error) {
     complain(error);
   }
@@ -499,7 +399,7 @@ $("camera").addEventListener("click", async () => {
 });
 $("shoot").addEventListener("click", () => {
   const frame = document.createElement("canvas");
-  drawSource(frame, $("preview"), $("preview").videoWidth, $("preview").videoHeight);
+  drawImage(frame, $("preview"), $("preview").videoWidth, $("preview").videoHeight);
   frame.toBlob((blob) => openFile(new File([blob], "camera.jpg", { type: blob.type })), "image/jpeg", 0.95);
   $("camera-dialog").close();
 });
@@ -511,16 +411,7 @@ $("camera-dialog").addEventListener("close", () => {
 // ---- Start ----------------------------------------------------------------------------------
 
 async function start() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (token) {
-    server.token = token;
-    sessionStorage.setItem("token", token);
-    history.replaceState(null, "", location.pathname);
-  }
-  $("curl").textContent = [
-    `curl --data-binary @image.jpg '${location.origin}/v1/segment' -o labels.png`,
-    `curl -F file=@image.jpg '${location.origin}/v1/segment?format=json'`,
-  ].join("\n");
+  $("promise").textContent = await source.start();
   await loadModels().catch(complain);
 }
 
