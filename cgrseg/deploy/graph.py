@@ -148,7 +148,8 @@ class ExportGraph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
         if self.takes == "pixels":
-            image = (image.permute(0, 3, 1, 2).float() - self.mean) * self.factor
+            # In this order: TensorRT converts 8-bit inputs and does nothing else with them.
+            image = (image.float().permute(0, 3, 1, 2) - self.mean) * self.factor
         logits = self.network(image)
         if self.gives == "logits":
             return cast(Tensor, logits)

@@ -27,6 +27,7 @@ from cgrseg.formats.openvino_format import resize_bicubic
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
+from tests.deploy.tensorrt_parser import refused
 from tests.inference.fixtures import photo
 
 MISSING = "needs the extra [export]"
@@ -140,6 +141,15 @@ def test_onnx_file_is_tidy(onnx_file: Path) -> None:
     assert model.graph.input[0].name == "image" and model.graph.output[0].name == "logits"
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert str(Path(__file__).parents[2]).encode() not in onnx_file.read_bytes()
+
+
+def test_the_parser_of_tensorrt_takes_files_of_one_size(onnx_file: Path) -> None:
+    model = onnx.load(onnx_file)
+    assert not refused(model)
+    resize = next(node for node in model.graph.node if node.op_type == "Resize")
+    next(each for each in resize.attribute if each.name == "mode").s = b"cubic"
+    model.graph.node[0].op_type = "Unique"
+    assert refused(model) == {"operator Unique", "Resize, cubic"}
 
 
 def test_openvino_agrees(openvino_file: Path, network: CGRSeg) -> None:
