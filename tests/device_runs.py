@@ -39,6 +39,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "weights": {"class_weights": [1.0, 2.0, 0.5, 1.0, 3.0], "label_smoothing": 0.1},
     "valid": {"average": "valid", "initial_weight": 0.4},
     "dice": {"dice_weight": 0.5, "class_weights": [1.0, 2.0, 0.5, 1.0, 3.0]},
+    "lovasz and focal": {"lovasz_weight": 0.5, "focal_weight": 0.5},
     "ohem": {"ohem_threshold": 0.7, "ohem_min_pixels": 100},
 }
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from cgrseg.config.schema import Config, LossConfig
 from cgrseg.errors import ConfigError
-from cgrseg.loss_terms import dice_loss
+from cgrseg.loss_terms import TERMS, dice_loss, focal_loss, lovasz_loss
 from cgrseg.training import losses
 from cgrseg.training.losses import SegmentationLoss, hard_pixels, pixel_accuracy
 from cgrseg.training.module import fused_optimizer
@@ -44,10 +46,11 @@ def test_valid_average_leaves_ignored_pixels_out() -> None:
 
 
 def test_nothing_labelled_gives_zero_and_no_gradient_trouble() -> None:
-    for options in ({}, {"average": "valid"}, {"ohem_threshold": 0.7}, {"dice_weight": 1.0}):
+    added = [{f"{name}_weight": 1.0} for name in TERMS]
+    for options in ({}, {"average": "valid"}, {"ohem_threshold": 0.7}, *added):
         logits = torch.randn(1, 3, 2, 2, requires_grad=True)
         label = torch.full((1, 4, 4), 255)
-        loss = SegmentationLoss(LossConfig(**options), 3)(logits, label)["loss"]
+        loss = SegmentationLoss(LossConfig.model_validate(options), 3)(logits, label)["loss"]
         loss.backward()
         assert float(loss.detach()) == 0.0
         assert logits.grad is not None and float(logits.grad.abs().max()) == 0.0
@@ -110,6 +113,93 @@ def test_dice_skips_classes_without_labels() -> None:
     # only class 0: overlap and prediction 1/2 + 3/4 + 1/4, labelled 3
     expected = 1 - (3.0 + 1) / (4.5 + 1)
     assert float(dice_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_lovasz_by_hand() -> None:
+    logits, _ = two_pixels()
+    label = torch.tensor([[[0, 0], [1, 255]]])
+    # class 0: errors 1/2, 1/4 (true) and 1/4 (wrong); the intersection over union falls from 1
+    # to 1/2 to 0, and the wrong pixel costs nothing more: 1/2 * 1/2 + 1/4 * 1/2
+    # class 1: errors 1/2, 1/4 (wrong) and 1/4 (true): from 1 to 1/2 to 1/3 to 0 or, of the equal
+    # errors the other first, from 1/2 to 0: 1/2 * 1/2 + 1/4 * 1/2
+    expected = (1 / 2 * 1 / 2 + 1 / 4 * 1 / 2 + 1 / 2 * 1 / 2 + 1 / 4 * 1 / 2) / 2
+    assert float(lovasz_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-6)
+    terms = SegmentationLoss(LossConfig.model_validate({"lovasz_weight": 3.0}), 2)(logits, label)
+    assert float(terms["loss"]) == pytest.approx(float(terms["loss_ce"]) + 3 * expected, rel=1e-6)
+
+
+def test_lovasz_of_certain_predictions_is_the_share_outside_the_intersection() -> None:
+    found = torch.tensor([[[0, 0, 1, 2], [1, 1, 1, 0]]])
+    label = torch.tensor([[[0, 1, 1, 1], [1, 255, 1, 0]]])
+    logits = 200.0 * functional.one_hot(found, 3).movedim(-1, 1).double()
+    # class 0: intersection 2 of a union of 3; class 1: 3 of 5; class 2 is in no label
+    expected = (1 / 3 + 2 / 5) / 2
+    assert float(lovasz_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_focal_by_hand() -> None:
+    logits, label = two_pixels()
+    expected = (LN2 / 4 + math.log(4 / 3) / 16 + math.log(4.0) * 9 / 16) / 3
+    assert float(focal_loss(logits, label, 255)) == pytest.approx(expected, rel=1e-6)
+
+
+def plain_term(
+    name: str, logits: NDArray[np.float64], label: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """Value of a term by its definition, pixel by pixel, and its gradient by differences."""
+    classes = logits.shape[1]
+
+    def value(logits: NDArray[np.float64]) -> float:
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        pixels = [
+            (shares[n, :, y, x], label[n, y, x])
+            for n, y, x in np.ndindex(label.shape)
+            if label[n, y, x] != 255
+        ]
+        if name == "focal":
+            return float(np.mean([-((1 - p[k]) ** 2) * math.log(p[k]) for p, k in pixels]))
+        present = [k for k in range(classes) if any(truth == k for _, truth in pixels)]
+        parts = []
+        for k in present:
+            if name == "dice":
+                both = sum(p[k] for p, truth in pixels if truth == k)
+                either = sum(p[k] + (truth == k) for p, truth in pixels)
+                parts.append(1 - (2 * both + 1) / (either + 1))
+                continue
+            errors = sorted(((abs((truth == k) - p[k]), truth == k) for p, truth in pixels))[::-1]
+            total, before = 0.0, 0.0
+            for count in range(1, len(errors) + 1):
+                wrong = errors[:count]  # pixels that count as wrong
+                true = sum(inside for _, inside in errors)
+                kept = true - sum(inside for _, inside in wrong)
+                lost = 1 - kept / (true + sum(not inside for _, inside in wrong))
+                total += wrong[-1][0] * (lost - before)
+                before = lost
+            parts.append(total)
+        return float(np.mean(parts))
+
+    gradient, step = np.zeros_like(logits), 1e-6
+    for place in np.ndindex(logits.shape):
+        moved = np.zeros_like(logits)
+        moved[place] = step
+        gradient[place] = (value(logits + moved) - value(logits - moved)) / (2 * step)
+    return value(logits), gradient
+
+
+@pytest.mark.parametrize("name", list(TERMS))
+@pytest.mark.parametrize("seed", range(3))
+def test_terms_and_gradients_are_those_of_their_definition(name: str, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    logits = draws.normal(0, 2, (2, 4, 3, 2))
+    label = draws.choice([0, 1, 3, 255], (2, 3, 2))
+    wanted, slope = plain_term(name, logits, label)
+    given = torch.from_numpy(logits).requires_grad_()
+    found = TERMS[name].compute(given, torch.from_numpy(label), 255)
+    found.backward()
+    assert given.grad is not None
+    assert float(found.detach()) == pytest.approx(wanted, rel=1e-12)
+    np.testing.assert_allclose(given.grad.numpy(), slope, rtol=1e-5, atol=1e-8)
+    assert np.abs(slope).max() > 1e-3
 
 
 def test_first_prediction_adds_its_own_loss() -> None:
