@@ -83,7 +83,8 @@ def export(
     precision: Annotated[
         str,
         precision_option(
-            "With fp16 (onnx, openvino) the file has half the size; input and output stay float32.",
+            "With fp16 (litert, ncnn, onnx, openvino) the file has about half the size; input "
+            "and output stay float32.",
             completion.stored_precisions,
         ),
     ] = "fp32",

@@ -143,14 +143,32 @@ class ExportFormat(ABC):
         yield from ()
 
 
-class QuantizableFormat(ExportFormat):
-    """A format that also holds networks with float16 weights or 8-bit integers."""
+class HalvableFormat(ExportFormat):
+    """A format that also holds networks with float16 weights.
 
-    stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32", "int8")
+    Where the `precision` of the description is "fp16", :meth:`build` or :meth:`save` makes them;
+    input and output stay as they are.
+    """
+
+    stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32", "fp16")
 
     @abstractmethod
     def build(self, job: ExportJob) -> Any:
-        """The network as a model of the runtime, in memory, in float32."""
+        """The network as a model of the runtime, in memory."""
+
+    @abstractmethod
+    def save(self, model: Any, description: Description, path: Path) -> None:
+        """Write a model with its description."""
+
+    def write(self, job: ExportJob, path: Path) -> None:
+        """Write a network to a new file."""
+        self.save(self.build(job), job.description, path)
+
+
+class QuantizableFormat(HalvableFormat):
+    """A format that also holds networks with 8-bit integers."""
+
+    stored = ("fp32", "fp16", "int8")
 
     @abstractmethod
     def quantize(self, model: Any, inputs: Inputs, kept: Sequence[str]) -> Any:
@@ -167,18 +185,6 @@ class QuantizableFormat(ExportFormat):
         Raises:
             EnvironmentProblem: a package is not installed, or a pattern has no node.
         """
-
-    @abstractmethod
-    def save(self, model: Any, description: Description, path: Path) -> None:
-        """Write a model with its description.
-
-        Where its `precision` is "fp16", a float32 model is written with float16 weights; input and
-        output stay as they are.
-        """
-
-    def write(self, job: ExportJob, path: Path) -> None:
-        """Write a network to a new file."""
-        self.save(self.build(job), job.description, path)
 
 
 def matching_nodes(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

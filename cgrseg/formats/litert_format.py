@@ -52,6 +52,8 @@ class LitertFormat(QuantizableFormat):
 
     def save(self, model: bytes, description: Description, path: Path) -> None:
         """Write the content of a model with its description."""
+        if description.precision == "fp16":
+            model = _in_half_precision(model)
         path.write_bytes(model)
         share = _delegated_share(_interpreter(path, model))
         append_description(path, description.model_copy(update={"delegated": share}))
@@ -99,6 +101,20 @@ class LitertFormat(QuantizableFormat):
             return found
 
         return description, run
+
+
+def _in_half_precision(model: bytes) -> bytes:
+    """A copy whose convolutions and fully connected layers have float16 weights."""
+    subject = "half precision for litert"
+    made = require("ai_edge_quantizer.quantizer", subject)
+    operations = require("ai_edge_quantizer.recipe", subject).TFLOperationName
+    quantizer = made.Quantizer(bytearray(model))
+    for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        quantizer.add_weight_only_config(
+            ".*", operations(name), num_bits=16, algorithm_key=made.AlgorithmName.FLOAT_CASTING
+        )
+    with native_output_hidden():
+        return bytes(quantizer.quantize(enable_progress_report=False).quantized_model)
 
 
 def _interpreter(path: Path, content: bytes) -> Any:

@@ -7,7 +7,6 @@ ZIP archive behind the weights, which ncnn ignores.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from cgrseg.devices import cpu_threads
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.extras import require
-from cgrseg.formats.base import ExportFormat, ExportJob, Run
+from cgrseg.formats.base import ExportJob, HalvableFormat, Run
 from cgrseg.formats.description import (
     Description,
     append_description,
@@ -34,7 +33,7 @@ _KIND = "an ncnn model"
 _INPUT, _OUTPUT = "in0", "out0"
 
 
-class NcnnFormat(ExportFormat):
+class NcnnFormat(HalvableFormat):
     """ncnn models, run on the CPU."""
 
     suffix = ".param"
@@ -51,20 +50,21 @@ class NcnnFormat(ExportFormat):
         """Weights, then the graph."""
         return path.with_suffix(".bin"), path
 
-    def write(self, job: ExportJob, path: Path) -> None:
-        """See :class:`ExportFormat`; pnnx converts a trace in which all sizes are numbers."""
+    def build(self, job: ExportJob) -> tuple[bytes, bytes]:
+        """Graph and weights; pnnx converts a trace in which all sizes are numbers."""
         import torch
 
         pnnx = require("pnnx", "export as ncnn")
         assert job.size is not None and job.description.batch == 1
         example = example_input(job.description, job.size, 1)
+        halved = int(job.description.precision == "fp16")
         program = exported_program(job).module(check_guards=False)
         with torch.no_grad(), quiet_exporter(), tempfile.TemporaryDirectory() as folder:
             traced = torch.jit.trace(program, example, check_trace=False)
             traced.save(f"{folder}/network.pt")
             shape = ",".join(map(str, example.shape))
             done = subprocess.run(
-                [pnnx.EXEC_PATH, "network.pt", f"inputshape=[{shape}]", "fp16=0"],
+                [pnnx.EXEC_PATH, "network.pt", f"inputshape=[{shape}]", f"fp16={halved}"],
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -80,10 +80,15 @@ class NcnnFormat(ExportFormat):
                     remedy="install the versions of torch and pnnx that cgrseg was tested with "
                     "(constraints-devices.txt)",
                 )
-            shutil.copyfile(graph, path)
-            shutil.copyfile(weights, path.with_suffix(".bin"))
-        digest = hashlib.sha256(read_input(path)).hexdigest()
-        described = job.description.model_copy(update={"weights_file_digest": digest})
+            return read_input(graph), read_input(weights)
+
+    def save(self, model: tuple[bytes, bytes], description: Description, path: Path) -> None:
+        """Write graph and weights, with the description behind the weights."""
+        graph, weights = model
+        path.write_bytes(graph)
+        path.with_suffix(".bin").write_bytes(weights)
+        digest = hashlib.sha256(graph).hexdigest()
+        described = description.model_copy(update={"weights_file_digest": digest})
         append_description(path.with_suffix(".bin"), described)
 
     def describe(self, path: Path) -> Description:

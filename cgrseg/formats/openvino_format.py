@@ -48,7 +48,6 @@ class OpenvinoFormat(QuantizableFormat):
 
     suffix = ".xml"
     packages = ("openvino", "onnx", "onnxscript")
-    stored = ("fp32", "fp16", "int8")
     precisions = tuple(_HINTS)
 
     def files(self, path: Path) -> tuple[Path, ...]:

@@ -85,7 +85,10 @@ def test_predict_on_a_machine_with_a_gpu(
         (("--int8", "--size", "64x65"), "round up: 64x96"),
         (("--int8", "--precision", "fp16"), "--precision: fp16, with --int8"),
         (("--precision", "fp16", "--format", "pt2"), "--precision: fp16, with the format pt2"),
-        (("--precision", "half"), "fp32; or fp16, with the format onnx or openvino"),
+        (
+            ("--precision", "half"),
+            "fp32; or fp16, with the format litert or ncnn or onnx or openvino",
+        ),
         (("--format", "openvino", "--out", "model.XML"), "for example model.xml"),
         (("--batch-size", "0"), "--batch-size: '0': "),
         (("--size", "64x"), "--size: '64x'"),

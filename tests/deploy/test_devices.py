@@ -17,8 +17,11 @@ from cgrseg.bench.random_weights import draw_weights
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.deploy import export
+from cgrseg.deploy.verify import HALF_PRECISION, verify
 from cgrseg.errors import ConfigError
 from cgrseg.formats import describe, load_format
+from cgrseg.formats.description import read_appended
+from cgrseg.formats.litert_format import FORMAT as LITERT
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
@@ -64,6 +67,27 @@ def test_a_file_says_what_it_is(kind: str, files: dict[str, Path]) -> None:
         assert about.delegated is None
     else:
         assert about.delegated is not None and 0.95 <= about.delegated <= 1
+
+
+@pytest.mark.parametrize("kind", ["litert", "ncnn"])
+def test_half_precision_halves_the_file(
+    kind: str, files: dict[str, Path], network: CGRSeg, tmp_path: Path
+) -> None:
+    whole, half = files[kind], tmp_path / f"half{files[kind].suffix}"
+    if kind == "ncnn":
+        (check,) = export(network, kind, half, sizes=[SIZE], precision="fp16").checks
+        assert describe(half).agreement == check.labels
+    else:  # without a second conversion
+        about = describe(whole).model_copy(update={"precision": "fp16"})
+        LITERT.save(read_appended(whole, "a model")[1], about, half)
+        (check,) = verify(open_exported(half), network, [SIZE], [1], HALF_PRECISION)
+        assert describe(half).delegated == describe(whole).delegated
+    assert describe(half).precision == "fp16"
+    assert check.labels >= 0.99 and check.logits is not None and 1e-5 < check.logits < 1e-2
+    before, after = (
+        sum(part.stat().st_size for part in load_format(kind).files(path)) for path in (whole, half)
+    )
+    assert after < 0.55 * before
 
 
 @pytest.mark.parametrize("kind", KINDS)
