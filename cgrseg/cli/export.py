@@ -83,7 +83,7 @@ def export(
     precision: Annotated[
         str,
         precision_option(
-            "With fp16 (litert, ncnn, onnx, openvino) the file has about half the size; input "
+            "With fp16 (litert, ncnn, onnx, openvino, web) the file has about half the size; input "
             "and output stay float32.",
             completion.stored_precisions,
         ),
@@ -91,7 +91,9 @@ def export(
     int8: Annotated[
         bool,
         typer.Option(
-            "--int8", help="Quantize to 8 bits (onnx, openvino, litert), and measure the mIoU drop."
+            "--int8",
+            help="Quantize to 8 bits (executorch, litert, onnx, openvino, web), and measure the "
+            "mIoU drop.",
         ),
     ] = False,
     calibrate: Annotated[

@@ -22,7 +22,7 @@ from cgrseg.deploy.verify import HALF_PRECISION, Check, Tolerance, verify
 from cgrseg.errors import ConfigError, EnvironmentProblem, check_choice
 from cgrseg.extras import require
 from cgrseg.formats import load_format
-from cgrseg.formats.base import ExportFormat, ExportJob, HalvableFormat
+from cgrseg.formats.base import ExportFormat, ExportJob, InMemoryFormat
 from cgrseg.formats.description import Description, InputKind, OutputKind, Size, StoredPrecision
 from cgrseg.formats.names import format_names
 from cgrseg.inference.compiled_cache import missing_compiler
@@ -154,7 +154,7 @@ def export(
         else:
             tell(f"writing {(target.parent if export_format.main_file else target).name}")
             if stored == "fp16":
-                assert isinstance(export_format, HalvableFormat)
+                assert isinstance(export_format, InMemoryFormat)
                 made = export_format.build(job)
                 export_format.save(made, description, draft)
             else:
@@ -173,7 +173,7 @@ def export(
                     backend = ExportedBackend(other, run, draft.name)
                     checks += verify(backend, model, [_SMALL], batches, allowed, tell)
             if stored == "fp16":
-                assert isinstance(export_format, HalvableFormat)
+                assert isinstance(export_format, InMemoryFormat)
                 equal = min(check.labels for check in checks)
                 described = description.model_copy(update={"agreement": equal})
                 export_format.save(made, described, draft)

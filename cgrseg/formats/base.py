@@ -143,14 +143,12 @@ class ExportFormat(ABC):
         yield from ()
 
 
-class HalvableFormat(ExportFormat):
-    """A format that also holds networks with float16 weights.
+class InMemoryFormat(ExportFormat):
+    """A format whose model is in memory first: a file is written again when more is known of it.
 
-    Where the `precision` of the description is "fp16", :meth:`build` or :meth:`save` makes them;
-    input and output stay as they are.
+    Where the `precision` of the description is "fp16", :meth:`build` or :meth:`save` makes float16
+    weights; input and output stay as they are.
     """
-
-    stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32", "fp16")
 
     @abstractmethod
     def build(self, job: ExportJob) -> Any:
@@ -165,10 +163,8 @@ class HalvableFormat(ExportFormat):
         self.save(self.build(job), job.description, path)
 
 
-class QuantizableFormat(HalvableFormat):
+class QuantizableFormat(InMemoryFormat):
     """A format that also holds networks with 8-bit integers."""
-
-    stored = ("fp32", "fp16", "int8")
 
     @abstractmethod
     def quantize(self, model: Any, inputs: Inputs, kept: Sequence[str]) -> Any:

@@ -32,6 +32,7 @@ class LitertFormat(QuantizableFormat):
 
     suffix = ".tflite"
     packages = ("litert_torch", "ai_edge_litert")
+    stored = ("fp32", "fp16", "int8")
     needs_sizes = True
     one_size = True
     default_batch = 1

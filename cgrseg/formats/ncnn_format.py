@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cgrseg.devices import cpu_threads
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.extras import require
-from cgrseg.formats.base import ExportJob, HalvableFormat, Run
+from cgrseg.formats.base import ExportJob, InMemoryFormat, Run
 from cgrseg.formats.description import (
     Description,
     append_description,
@@ -33,11 +33,12 @@ _KIND = "an ncnn model"
 _INPUT, _OUTPUT = "in0", "out0"
 
 
-class NcnnFormat(HalvableFormat):
+class NcnnFormat(InMemoryFormat):
     """ncnn models, run on the CPU."""
 
     suffix = ".param"
     packages = ("pnnx", "ncnn")
+    stored = ("fp32", "fp16")
     needs_sizes = True
     one_size = True
     one_image = True

@@ -43,6 +43,7 @@ class OnnxFormat(QuantizableFormat):
 
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
+    stored = ("fp32", "fp16", "int8")
     options = ("opset",)
 
     def build(self, job: ExportJob) -> Any:

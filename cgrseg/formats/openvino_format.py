@@ -48,6 +48,7 @@ class OpenvinoFormat(QuantizableFormat):
 
     suffix = ".xml"
     packages = ("openvino", "onnx", "onnxscript")
+    stored = ("fp32", "fp16", "int8")
     precisions = tuple(_HINTS)
 
     def files(self, path: Path) -> tuple[Path, ...]:

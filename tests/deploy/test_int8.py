@@ -27,11 +27,13 @@ from cgrseg.deploy.calibration import (
     mean_iou,
 )
 from cgrseg.deploy.export import describe_export
+from cgrseg.deploy.graph import ExportGraph
 from cgrseg.deploy.int8 import Int8Options, Int8Report
+from cgrseg.deploy.verify import as_input, sample_images
 from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem, WeightsError
 from cgrseg.evaluation import evaluate_model
 from cgrseg.formats import describe
-from cgrseg.formats.base import matching_nodes
+from cgrseg.formats.base import ExportJob, matching_nodes
 from cgrseg.inference import Predictor, TorchBackend
 from cgrseg.models import create_model
 from tests.deploy.device_packages import need_packages
@@ -106,14 +108,14 @@ def made(checkpoint: Path) -> Callable[[str], ExportResult]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "litert"]
+    "kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "litert", "executorch"]
 )
 def test_file_is_measured_and_predicts(
     made: Callable[[str], ExportResult], kind: str, checkpoint: Path
 ) -> None:
     """One of the three images would make an upright input; it is fitted, and measured too."""
-    if kind == "litert":
-        need_packages("litert")
+    if kind in ("litert", "executorch"):
+        need_packages(kind)
     result = made(kind)
     found = report_of(result)
     assert found.images == 4 and found.kept_back == ("classifier", "attention products")
@@ -144,6 +146,28 @@ def test_litert_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -
     assert convolutions.count({np.int8}) > 50
     products = [found for name, found in computing if name in ("BATCH_MATMUL", "SOFTMAX")]
     assert products and all(found == {np.float32} for found in products)
+
+
+def test_executorch_keeps_back_what_it_should() -> None:
+    need_packages("executorch")
+    from cgrseg.formats.executorch_format import FORMAT
+
+    model = draw_weights(create_model("cgrseg_t", 3, context_blocks=1))
+    about = describe_export(model, model, "executorch", [(32, 64)], 1, "normalised", "logits")
+    built = FORMAT.build(ExportJob(model, lambda size: ExportGraph(model, size), about))
+    inputs = [as_input(sample_images(1, (32, 64), seed)).numpy() for seed in range(2)]
+    quantized = FORMAT.quantize(built, inputs, PATTERNS).program
+    found = {True: 0, False: 0}
+    for node in quantized.graph.nodes:
+        kind = str(node.target).partition(".")[2]
+        if kind.startswith(("conv2d", "linear", "matmul")):
+            in_bits = all("dequantize" in str(source.target) for source in node.args[:2])
+            assert not in_bits or kind == "conv2d.default"
+            found[in_bits] += 1
+    assert found[True] > 100 and found[False] > 20
+    image = next(node for node in quantized.graph.nodes if node.name == "image")
+    (logits,) = quantized.graph.output_node().args[0]
+    assert image.meta["val"].dtype == logits.meta["val"].dtype == torch.float32
 
 
 def test_onnx_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
