@@ -72,6 +72,14 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     yield ctypes.CDLL(str(folder / "glue.so"))
 
 
+def test_the_sketch_for_ios_compiles(headers: ctypes.CDLL) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++") or ""
+    sketch = EXAMPLE.parent / "ios/segmenter.cpp"
+    words = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    done = subprocess.run([compiler, *words, sketch], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def numbers(*values: int) -> ctypes.Array[ctypes.c_int]:
     return (ctypes.c_int * len(values))(*values)
 
