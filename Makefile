@@ -52,7 +52,7 @@ $(SPHINX): $(CORE)
 $(DEVICES)/.ready: pyproject.toml constraints-devices.txt
 	$(PYTHON) -m venv $(DEVICES)
 	$(DEVICES)/bin/python $(INSTALL) constraints-devices.txt \
-	    --editable ".[dev,export,executorch,litert,ncnn]"
+	    --editable ".[dev,export,executorch,litert,coreml,ncnn]"
 	@touch $@
 
 install: $(TOOLS) ## Make .venv and install cgrseg with its developers' tools

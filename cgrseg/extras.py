@@ -21,6 +21,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
     "executorch": {"executorch": "executorch"},
     "litert": {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"},
+    "coreml": {"coremltools": "coremltools"},
     "ncnn": {"pnnx": "pnnx", "ncnn": "ncnn"},
 }
 """Extra of `pip install "cgrseg[EXTRA]"` to its packages: import name to distribution name."""

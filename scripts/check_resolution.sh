@@ -13,7 +13,7 @@ python3 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet uv
 
 environment="--extra dev --extra convert --extra export --extra geo --extra web --extra docs --extra hf --extra wandb --extra mlflow"
-devices="--extra dev --extra export --extra executorch --extra litert --extra ncnn"
+devices="--extra dev --extra export --extra executorch --extra litert --extra coreml --extra ncnn"
 failed=0
 # antlr4-python3-runtime, which ExecuTorch brings, has no wheel.
 resolve() { # PYTHON_VERSION LABEL UV_ARGUMENTS...
@@ -37,7 +37,7 @@ for version in "$@"; do
     resolve "$version" "pinned" $environment --constraint constraints.txt
     resolve "$version" "pinned, devices" $devices --constraint constraints-devices.txt
     resolve "$version" "newest, every extra" --all-extras
-    for extra in executorch litert ncnn; do
+    for extra in executorch litert coreml ncnn; do
         resolve "$version" "newest, $extra alone" --extra "$extra"
     done
     resolve "$version" "lowest" --resolution lowest-direct

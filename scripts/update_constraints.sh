@@ -36,4 +36,4 @@ pin() { # FILE EXTRA...
 }
 
 pin constraints.txt dev convert export geo web docs hf
-pin constraints-devices.txt dev export executorch litert ncnn
+pin constraints-devices.txt dev export executorch litert coreml ncnn

@@ -55,7 +55,8 @@ def export(
         list[Any] | None,
         size_option(
             "Multiples of 32; may be repeated. Default: any size (with --int8 the size of "
-            "the calibration images; aoti needs a size, executorch, litert and ncnn exactly one)."
+            "the calibration images; aoti needs a size, coreml, executorch, litert and ncnn "
+            "exactly one)."
         ),
     ] = None,
     batch_size: Annotated[

@@ -92,7 +92,7 @@ def export(
         out: the file (the folder for "web"); None: beside the checkpoint.
         sizes: heights and widths, multiples of 32.  One: all tables are resolved for it.
             Several: one file that is compared on each.  None: any size; aoti needs sizes,
-            executorch, litert and ncnn one size, and 8 bits take the most common one of the
+            coreml, executorch, litert and ncnn one size, and 8 bits take the most common one of the
             calibration images.
         batch: batch size; None: any (formats that need sizes: 1).
         takes: "normalized" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
@@ -159,26 +159,34 @@ def export(
                 export_format.save(made, description, draft)
             else:
                 export_format.write(job, draft)
-            tell("comparing it with the float32 network")
-            batches = [batch] if batch is not None else [1, 2]
-            allowed = tolerance or (HALF_PRECISION if stored == "fp16" else Tolerance())
-            opened = open_exported(draft, trust_code=True)  # written just now
-            if opened.description.delegated is not None:
-                share = 100 * opened.description.delegated
-                tell(f"  {share:.1f} % of the multiply-adds run in the runtime's fast kernels")
-            checks += verify(opened, model, sizes or _COMPARED_SIZES, batches, allowed, tell)
-            if sizes is None:
-                for title, other, run in export_format.other_runs(draft):
-                    tell(f"  and {title}:")
-                    backend = ExportedBackend(other, run, draft.name)
-                    checks += verify(backend, model, [_SMALL], batches, allowed, tell)
+            if export_format.compared:
+                tell("comparing it with the float32 network")
+                batches = [batch] if batch is not None else [1, 2]
+                allowed = tolerance or (HALF_PRECISION if stored == "fp16" else Tolerance())
+                opened = open_exported(draft, trust_code=True)  # written just now
+                if opened.description.delegated is not None:
+                    share = 100 * opened.description.delegated
+                    tell(f"  {share:.1f} % of the multiply-adds run in the runtime's fast kernels")
+                checks += verify(opened, model, sizes or _COMPARED_SIZES, batches, allowed, tell)
+                if sizes is None:
+                    for title, other, run in export_format.other_runs(draft):
+                        tell(f"  and {title}:")
+                        backend = ExportedBackend(other, run, draft.name)
+                        checks += verify(backend, model, [_SMALL], batches, allowed, tell)
+            else:
+                tell("not compared with the float32 network: this machine does not run the file")
             if stored == "fp16":
                 assert isinstance(export_format, InMemoryFormat)
                 equal = min(check.labels for check in checks)
                 described = description.model_copy(update={"agreement": equal})
                 export_format.save(made, described, draft)
-        megabytes = sum(part.stat().st_size for part in export_format.files(draft)) / 1e6
+        megabytes = sum(_size(part) for part in export_format.files(draft)) / 1e6
     return ExportResult(target, megabytes, checks, time.perf_counter() - began, report)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
 
 
 def _require_tools(export_format: ExportFormat) -> None:

@@ -99,7 +99,7 @@ def averaging_matrix(cells: int, target: int, like: Tensor) -> Tensor:
     first = wanted * cells // target
     behind = ((wanted + 1) * cells + target - 1) // target
     cell = torch.arange(cells, device=like.device)[None]
-    inside = ((cell >= first) & (cell < behind)).to(like.dtype)
+    inside = torch.logical_and(cell >= first, cell < behind).to(like.dtype)  # Core ML lacks `&`
     return inside / inside.sum(dim=1, keepdim=True)
 
 

@@ -56,8 +56,11 @@ def staged(files: Sequence[Path], overwrite: bool = False) -> Iterator[Path]:
         try:
             yield folder / target.name
             for file in files:
-                with (folder / file.name).open("rb") as stream:
-                    os.fsync(stream.fileno())
+                written = folder / file.name
+                for part in (written, *written.rglob("*")):
+                    if not part.is_dir():
+                        with part.open("rb") as stream:
+                            os.fsync(stream.fileno())
             refuse_moved(target.parent)
             refuse_existing(files, overwrite)
             with signals_deferred():

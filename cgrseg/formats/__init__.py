@@ -60,8 +60,10 @@ def format_of(path: Path) -> ExportFormat:
     Raises:
         WeightsError: no such file, or one that is damaged or not an export.
     """
+    formats = _formats_with(path.suffix)
     try:
-        refuse_special(path)
+        if not (path.is_dir() and any(each.folder for each in formats)):
+            refuse_special(path)
     except OSError as error:
         raise WeightsError(
             path,
@@ -69,7 +71,6 @@ def format_of(path: Path) -> ExportFormat:
             expected="a file written by cgrseg export",
             remedy="check the path and the permissions",
         ) from error
-    formats = _formats_with(path.suffix)
     if not formats:
         raise WeightsError(
             path,

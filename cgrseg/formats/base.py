@@ -77,6 +77,8 @@ class ExportFormat(ABC):
         options: options of `cgrseg export` for this format alone.
         stored: precisions that the weights in a file can have.
         precisions: precisions that a file can compute in at run time.
+        folder: whether an export is a folder.
+        compared: whether files can be opened here, and are compared with the network.
         runs_code: whether opening a file runs machine code that it holds.
         needs_compiler: whether writing needs a C++ compiler.
         needs_sizes: whether a file takes given input sizes only.
@@ -94,6 +96,8 @@ class ExportFormat(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     stored: ClassVar[tuple[StoredPrecision, ...]] = ("fp32",)
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    folder: ClassVar[bool] = False
+    compared: ClassVar[bool] = True
     runs_code: ClassVar[bool] = False
     needs_compiler: ClassVar[bool] = False
     needs_sizes: ClassVar[bool] = False

@@ -67,6 +67,7 @@ class Description(BaseModel):
             it, in the worst comparison; None: a float32 file, which is within tolerance.
         delegated: share 0..1 of the multiply-adds that the runtime's fast kernels compute, where a
             runtime hands parts of a network to such kernels; None: it has one kind.
+        compared: whether the file was compared with the float32 network.
         source: name of the checkpoint's file or folder.
         source_digest: digest of the checkpoint's weights.
         version: version of this package.
@@ -95,6 +96,7 @@ class Description(BaseModel):
     precision: StoredPrecision
     agreement: float | None = Field(None, ge=0, le=1)
     delegated: float | None = Field(None, ge=0, le=1)
+    compared: bool = True
     source: str
     source_digest: str
     version: str

@@ -1,4 +1,4 @@
-"""ExecuTorch, LiteRT and ncnn, each written and run by its own packages.
+"""ExecuTorch, LiteRT and ncnn, each written and run by its own packages; Core ML, written alone.
 
 `make test-devices` installs these in an environment of their own; elsewhere the tests are skipped.
 """
@@ -18,7 +18,7 @@ from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label
 from cgrseg.deploy import export
 from cgrseg.deploy.verify import HALF_PRECISION, verify
-from cgrseg.errors import ConfigError
+from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
 from cgrseg.formats import describe, load_format
 from cgrseg.formats.description import read_appended
 from cgrseg.formats.litert_format import FORMAT as LITERT
@@ -149,3 +149,29 @@ def test_settings_that_cannot_be(
     with pytest.raises(ConfigError, match=message):
         export(network, kind, out, **settings)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_core_ml_is_written_and_not_compared(checkpoint: Path, tmp_path: Path) -> None:
+    """coremltools reads back what it wrote; only Apple's systems run it."""
+    need_packages("coreml")
+    told: list[str] = []
+    result = export(
+        checkpoint, "coreml", tmp_path / "small.mlpackage", sizes=[SIZE], tell=told.append
+    )
+    assert not result.checks and "not compared" in told[-1] and result.megabytes > 10
+    about = describe(result.path)
+    assert (about.kind, about.sizes, about.batch, about.compared) == ("coreml", [SIZE], 1, False)
+    spec = pytest.importorskip("coremltools").utils.load_spec(str(result.path)).description
+    (source,), (target,) = spec.input, spec.output
+    assert (source.name, target.name) == ("image", "logits")
+    assert list(source.type.multiArrayType.shape) == [1, 3, *SIZE]
+    assert list(target.type.multiArrayType.shape) == [1, about.num_classes, 8, 12]
+    parts = [path for path in result.path.rglob("*") if path.is_file()]
+    assert not any(str(Path(__file__).parents[2]).encode() in path.read_bytes() for path in parts)
+    with pytest.raises(EnvironmentProblem, match="only Apple's systems run"):
+        open_exported(result.path)
+    with pytest.raises(ConfigError, match=r"small\.mlpackage: a folder of that name"):
+        export(checkpoint, "coreml", result.path, sizes=[SIZE], overwrite=True)
+    next(path for path in parts if path.suffix == ".mlmodel").write_bytes(b"anything")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        describe(result.path)

@@ -72,15 +72,15 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_names_and_help_texts() -> None:
     assert format_names() == (
-        *("aoti", "executorch", "litert", "ncnn", "onnx", "openvino", "pt2", "web"),
+        *("aoti", "coreml", "executorch", "litert", "ncnn", "onnx", "openvino", "pt2", "web"),
     )
     assert formats.format_summaries()["pt2"] == "portable PyTorch program"
     assert [formats.load_format(name).name for name in format_names()] == [*format_names()]
 
 
 def test_unknown_names_and_suffixes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'coreml'\s+expected: aoti, executorch, litert, ncnn"):
-        formats.load_format("coreml")
+    with pytest.raises(ConfigError, match=r"'mnn'\s+expected: aoti, coreml, executorch, litert"):
+        formats.load_format("mnn")
     assert formats.is_exported("A.ONNX") and not formats.is_exported("a.pth")
     file = tmp_path / "a.pth"
     file.touch()
