@@ -195,6 +195,7 @@ def test_half_precision_keeps_sums_over_positions_in_float32(
         for guide in (True, False)
     )
     assert wide == {onnx.TensorProto.FLOAT} and narrow == {onnx.TensorProto.FLOAT16}
+    assert not refused(model)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 8, 49, 49), (66, 91)), ((2, 1, 16, 16), (24, 8))])
