@@ -31,6 +31,8 @@ _POLICY = (
     "style-src 'self'; img-src 'self'; media-src blob:; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; require-trusted-types-for 'script'; trusted-types worker"
 )
+# Features of WebGPU that a network needs; None: it runs on the CPU only.
+_GPU_FEATURES: dict[str, list[str] | None] = {"fp32": [], "fp16": ["shader-f16"], "int8": None}
 _CHARSET = '<meta charset="utf-8">'
 # Netlify and Cloudflare Pages read this file; docs/deployment.md says what other servers need.
 _HEADERS = """/*
@@ -110,7 +112,7 @@ def _about(description: Description, size: int) -> dict[str, Any]:
     return {
         "name": Path(description.source).stem,
         "bytes": size,
-        "gpu": description.precision != "int8",
+        "gpu_features": _GPU_FEATURES[description.precision],
         "classes": class_table(classes, palette),
         "settings": {
             "resize": test.resize,

@@ -23,9 +23,9 @@ export const source = {
     const answer = await fetch("network.json");
     if (!answer.ok) throw new Error(`The server answered with status ${answer.status} for network.json.`);
     this.model = await answer.json();
-    const { name, classes, limits, gpu } = this.model;
+    const { name, classes, limits, gpu_features: features } = this.model;
     const devices = [{ name: `${name}, on the CPU`, classes, device: CPU }];
-    if (gpu && (await hasGpu())) devices.unshift({ name: `${name}, on the GPU`, classes, device: GPU });
+    if (features && (await hasGpu(features))) devices.unshift({ name: `${name}, on the GPU`, classes, device: GPU });
     this.startWorker(devices[0].device);
     return { models: devices, limits };
   },
@@ -59,7 +59,7 @@ export const source = {
     const labeled = new Promise((resolve, reject) => {
       worker.onmessage = ({ data }) => {
         if (data.text) tell(data.text);
-        else if (data.error) reject(new Error(data.error));
+        else if (data.error) reject(new Error(this.device === GPU ? `${data.error}\nThe CPU can be chosen as the model.` : data.error));
         else resolve(data);
       };
       worker.postMessage({ image: content }, content instanceof ImageBitmap ? [content] : []);
@@ -72,7 +72,9 @@ export const source = {
   },
 };
 
-async function hasGpu() {
+// Whether there is a GPU, not its emulation on the CPU.
+async function hasGpu(features) {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return Boolean(adapter) && !adapter.info?.isFallbackAdapter;
+  if (!adapter || adapter.info?.isFallbackAdapter) return false;
+  return features.every((feature) => adapter.features.has(feature));
 }

@@ -7,6 +7,8 @@
 import { networkInput, planInput, upsampleArgmax } from "./segmenting.js";
 
 const MOST_SESSIONS = 2; // each holds a copy of the weights, for one input size
+// Waiting threads sleep: where other programs run too, those that spin take their own work's time.
+const SLEEPING = { session: { intra_op: { allow_spinning: "0" } } };
 const RUNTIMES = { wasm: "./ort.wasm.min.mjs", webgpu: "./ort.webgpu.min.mjs" };
 
 let setUp; // promise of {ort, model, device, content}
@@ -92,7 +94,7 @@ async function sessionFor(ort, content, device, height, width) {
   if (!session) {
     self.postMessage({ text: `Preparing the network for ${width}×${height} pixels …` });
     const freeDimensionOverrides = { batch: 1, height, width };
-    session = await ort.InferenceSession.create(content, { executionProviders: [device], freeDimensionOverrides });
+    session = await ort.InferenceSession.create(content, { executionProviders: [device], freeDimensionOverrides, extra: SLEEPING });
     for (const [old, unused] of [...sessions].slice(0, sessions.size + 1 - MOST_SESSIONS)) {
       sessions.delete(old);
       await unused.release();

@@ -182,6 +182,7 @@ def test_a_folder_has_all_that_a_browser_needs(
     told = json.loads((tmp_path / "network.json").read_text())
     assert told["bytes"] == (tmp_path / "network.onnx").stat().st_size
     assert [each["name"] for each in told["classes"]] == list("abcdefg")
+    assert told["gpu_features"] == []
     assert told["settings"]["scale"] == [96, 64] and told["settings"]["sizes"] == [[64, 96]]
     assert describe(page).kind == describe(tmp_path / "network.onnx").kind == "web"
 
