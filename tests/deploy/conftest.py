@@ -29,18 +29,17 @@ CLASSES = ["sky", "road", "tree", "car", "house"]
 PALETTE = [[10, 20, 30], [128, 64, 128], [0, 200, 0], [0, 0, 250], [90, 90, 0]]
 
 
-@pytest.fixture(scope="session")
-def network() -> CGRSeg:
-    model = create_model("cgrseg_t", len(CLASSES), context_blocks=1)
+def small_network(variant: str = "cgrseg_t") -> CGRSeg:
+    """A network of five classes."""
+    model = create_model(variant, len(CLASSES), context_blocks=1)
     model.classes = tuple(CLASSES)
     model.palette = tuple((r, g, b) for r, g, b in PALETTE)
     model.preprocessing = {"scale": [96, 64]}
     return draw_weights(model)
 
 
-@pytest.fixture(scope="session")
-def checkpoint(network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
+def write_checkpoint(network: CGRSeg, path: Path) -> Path:
+    """Its checkpoint, as the training writes it."""
     meta = {
         "format": 1,
         "variant": network.variant,
@@ -51,6 +50,16 @@ def checkpoint(network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> Pat
     }
     torch.save({"state_dict": network.state_dict(), "meta": meta}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def network() -> CGRSeg:
+    return small_network()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(network, tmp_path_factory.mktemp("checkpoint") / "small.pth")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from cgrseg.inference import Predictor, TorchBackend
 from cgrseg.models import create_model
 from tests.deploy.device_packages import need_packages
 from tests.inference.fixtures import photo
+from tests.small_variant import small_variant
 
 MISSING = "needs the extra [export]"
 onnx = pytest.importorskip("onnx", reason=MISSING)
@@ -68,9 +69,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def variant() -> Iterator[str]:
+    with small_variant() as name:
+        yield name
+
+
 @pytest.fixture(scope="module")
-def save(scenes: Path) -> Save:
-    model = draw_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
+def save(scenes: Path, variant: str) -> Save:
+    model = draw_weights(create_model(variant, len(SYNTHETIC_CLASSES)))
 
     def write(path: Path, config: dict[str, Any] | None) -> Path:
         meta = {

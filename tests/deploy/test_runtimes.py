@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,28 @@ from cgrseg.formats.openvino_format import resize_bicubic
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
+from tests.deploy.conftest import small_network, write_checkpoint
 from tests.deploy.tensorrt_parser import refused
 from tests.inference.fixtures import photo
+from tests.small_variant import small_variant
 
 MISSING = "needs the extra [export]"
 onnx = pytest.importorskip("onnx", reason=MISSING)
 pytest.importorskip("onnxscript", reason=MISSING)
 pytest.importorskip("onnxruntime", reason=MISSING)
 openvino = pytest.importorskip("openvino", reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[CGRSeg]:
+    """Small: every test here converts it, or what was made of it."""
+    with small_variant() as name:
+        yield small_network(name)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network: CGRSeg, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(network, tmp_path_factory.mktemp("checkpoint") / "small.pth")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import pickle
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from cgrseg.inference.compiled_cache import missing_compiler
 from cgrseg.inference.ready_backend import ReadyBackend, make_backend
 from cgrseg.models import CGRSeg, create_model
 from tests.golden_weights import golden_input, set_golden_weights
+from tests.small_variant import small_variant
 
 
 @pytest.fixture(scope="module")
-def model() -> CGRSeg:
-    built = create_model("cgrseg_t", num_classes=5, context_blocks=1).eval()
-    set_golden_weights(built)
-    return built
+def model() -> Iterator[CGRSeg]:
+    with small_variant() as name:
+        built = create_model(name, num_classes=5).eval()
+        set_golden_weights(built)
+        yield built
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from cgrseg.models import create_model
 from cgrseg.models.attention_bias import AttentionBias, offset_index
 from cgrseg.models.efficientformer_v2 import Attention, EfficientFormerV2
 from tests.golden_weights import set_golden_weights
+from tests.small_variant import small_variant
 
 
 def brute_force_index(cells: int, query_stride: int) -> Tensor:
@@ -245,7 +246,8 @@ def test_a_trace_as_the_first_use_equals_the_network() -> None:
     forms: list[tuple[str, Literal["error", "ignore"]]]
     forms = [("published", "error"), ("geometric", "ignore")]
     for form, quiet in forms:
-        model = create_model("cgrseg_t", num_classes=3, attention_bias=form).eval()
+        with small_variant() as name:
+            model = create_model(name, num_classes=3, attention_bias=form).eval()
         set_golden_weights(model)
         example = torch.rand(1, 3, 64, 96)
         with warnings.catch_warnings():
