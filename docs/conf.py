@@ -48,7 +48,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|concurrent|contextlib|enum|pathlib|signal|typing)\..*"),
     (r"py:.*", r"cgrseg\.config\.schema\..*"),
     (r"py:.*", r"(huggingface_hub|lightning|numpy|pydantic|torch|torchmetrics)\..*"),
-    (r"py:.*", r"(rich\..*|Console)"),
+    # Names of annotations that are imported for type checkers alone.
+    (r"py:.*", r"(rich\..*|Console|Precision|Tensor)"),
 ]
 
 html_theme = "furo"

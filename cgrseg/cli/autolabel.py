@@ -44,7 +44,7 @@ def autolabel(
         typer.Argument(
             metavar="CHECKPOINT",
             help="The teacher: a .pth file, a folder of save_pretrained, a hub id, a name of "
-            "cgrseg models, or a file of cgrseg export (.onnx, .xml, .pt2).",
+            "cgrseg models, or a file of cgrseg export (.onnx, .xml, ...).",
             show_default=False,
         ),
     ],

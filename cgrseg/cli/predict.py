@@ -49,7 +49,7 @@ def predict(
         typer.Argument(
             metavar="CHECKPOINT",
             help="A .pth file, a folder of save_pretrained, a hub id, a name of cgrseg models, "
-            "or a file of cgrseg export (.onnx, .xml, .pt2).",
+            "or a file of cgrseg export (.onnx, .xml, ...).",
             show_default=False,
         ),
     ],

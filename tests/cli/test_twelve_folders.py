@@ -26,7 +26,7 @@ FIRST = "cgrseg data check mine"
 def page(repository: Path) -> dict[str, list[str]]:
     """Title of each section to the lines of its console."""
     text = (repository / "docs" / "labels_as_they_lie.md").read_text(encoding="utf-8")
-    found = re.findall(r"^### \d+\. (.*?)\n.*?```console\n(.*?)```", text, re.M | re.S)
+    found = re.findall(r"^## \d+\. (.*?)\n.*?```console\n(.*?)```", text, re.M | re.S)
     return {title: block.splitlines() for title, block in found}
 
 
