@@ -78,7 +78,7 @@ class Variant:
     drop_path: float
     """Stochastic depth rate of the last backbone block."""
     imagenet_megabytes: int
-    """Size of the file of :func:`~cgrseg.variants.imagenet_weights`, from the parameters' number."""
+    """Size of the file of :func:`~cgrseg.variants.imagenet_weights`."""
     context_blocks: int = 5
     """Number of RCMs on the pyramid. The published config file of B says 6 (19.1 M parameters);
     the published table's 18.1 M is 5."""
