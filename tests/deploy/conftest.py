@@ -22,6 +22,8 @@ FLAGS = [
     *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic"),
     *("--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
+    # WebGPU, computed by the CPU: pages do not offer it to their users.
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
 ]
 

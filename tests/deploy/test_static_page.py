@@ -48,6 +48,22 @@ ISOLATED = {
 """The headers that threads need; those of the file `_headers`."""
 
 
+ASK_WORKER = """async (device) => {
+    const model = await (await fetch("network.json")).json();
+    const image = await (await fetch("example.jpg")).blob();
+    const worker = new Worker("worker.js", { type: "module" });
+    worker.postMessage({ device, model });
+    worker.postMessage({ image });
+    return new Promise((resolve, reject) => {
+        worker.onmessage = ({ data }) => {
+            if (data.error) reject(new Error(data.error));
+            if (data.ids) resolve([...data.ids]);
+        };
+    });
+}"""
+"""Labels of the example, from a worker of the page."""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of 150 classes with weights as varied as trained ones, for any size."""
@@ -122,6 +138,7 @@ def test_labels_are_those_of_onnx_runtime(
         assert page.evaluate("crossOriginIsolated") is bool(headers)
         assert "sent nowhere" in page.locator("#promise").inner_text()
         assert page.locator("#program").is_hidden()
+        assert page.locator("#model option").all_inner_texts() == ["cgrseg_t in memory, on the CPU"]
         assert equal_labels(page, image, site / "network.onnx", tmp_path) >= 0.999
         wide = tmp_path / "wide.jpg"
         Image.fromarray(make_scene(4, 0, (240, 640))[0]).save(wide, quality=95)
@@ -154,6 +171,21 @@ def test_half_precision(browser: Any, network: CGRSeg, tmp_path: Path) -> None:
     Image.fromarray(photo(200, 300)).save(image)
     with window_of(browser, out, ISOLATED) as window:
         assert equal_labels(window.open(), image, out / "network.onnx", tmp_path) >= 0.99
+
+
+def test_webgpu_gives_the_labels_of_the_cpu(browser: Any, network: CGRSeg, tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    export(network, "web", out, sizes=[(64, 96)])
+    with serving(out, {}) as address:
+        page = browser.new_page()
+        page.goto(f"{address}icon.svg")  # without the policy of the page, so that it starts workers
+        assert page.evaluate(
+            "navigator.gpu.requestAdapter().then((each) => each.info.isFallbackAdapter)"
+        )
+        on_cpu, on_gpu = (np.array(page.evaluate(ASK_WORKER, each)) for each in ("wasm", "webgpu"))
+        page.close()
+    assert on_cpu.size == 640 * 480 and len(np.unique(on_cpu)) > 1
+    assert (on_cpu == on_gpu).mean() >= 0.999
 
 
 def test_it_works_without_its_server(browser: Any, site: Path, image: Path, tmp_path: Path) -> None:
