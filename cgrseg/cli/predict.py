@@ -98,8 +98,13 @@ def predict(
         ),
     ] = 0.35,
     bands: Annotated[
-        str, typer.Option(metavar="R,G,B", help="Bands of a raster with red, green and blue.")
-    ] = "1,2,3",
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Bands of a raster with red, green and blue. Default: 1,2,3.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, overwrite_option("Without --overwrite existing results are kept.")
     ] = False,
@@ -176,14 +181,26 @@ def predict(
             remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
     raster = out.suffix.lower() in RASTER_SUFFIXES and not out.is_dir()
-    numbers = _raster_bands(names, bands, save or []) if raster else []
+    for_images = legend is not None or not overlays or save_shape != "polygon"
+    if raster:
+        _check_raster(names, save or [], for_images or batch_size != 1, world_size)
+    elif bands is not None:
+        raise ConfigError(
+            "--bands",
+            found="given for images",
+            expected="a raster: a .tif as --out",
+            remedy="leave it out, or give --out labels.tif",
+        )
     annotations = None
     if save and not raster:
         from cgrseg.inference.annotation_files import AnnotationSettings
 
         annotations = AnnotationSettings(save, cast("RegionShape", save_shape), save_tolerance)
     videos = [] if raster else _video_targets(names, out, overlays, legend, bool(save))
-    hold_lock(videos[0][1].parent if videos else out.parent if raster else out, below=not videos)
+    hold_lock(
+        videos[0][1].parent if videos else out.parent if raster else out,
+        below=not (videos or raster),
+    )
     predictor = Predictor.from_pretrained(
         checkpoint,
         where,
@@ -196,7 +213,7 @@ def predict(
         predictor.test, [*(setting or []), *settings], multi_scale=multi_scale
     )
     if raster:
-        _label_raster(predictor, checkpoint, names[0], out, numbers, bool(save), overwrite)
+        _label_raster(predictor, checkpoint, names[0], out, bands or "1,2,3", bool(save), overwrite)
         return
     if videos:
         mine = videos[rank::world_size]
@@ -242,21 +259,44 @@ def predict(
         _end_partly(others)
 
 
-def _raster_bands(names: list[str], bands: str, save: list[str]) -> list[int]:
-    """Numbers of `--bands`.
+def _check_raster(names: list[str], save: list[str], for_images: bool, processes: int) -> None:
+    """Refuse what rasters do not have.
 
     Raises:
-        ConfigError: several rasters, other annotation files than GeoJSON, or no numbers.
+        ConfigError: several rasters or processes, or options for images.
     """
     from cgrseg.errors import ConfigError
 
-    if len(names) > 1 or set(save) - {"geojson"}:
+    found = ""
+    if len(names) > 1:
+        found = f"{len(names)} inputs"
+    elif processes > 1:
+        found = f"{processes} processes"
+    elif for_images or set(save) - {"geojson"}:
+        found = "options for images"
+    if found:
         raise ConfigError(
-            "IMAGES" if len(names) > 1 else "--save",
-            found=f"{len(names)} of them for one raster" if len(names) > 1 else ", ".join(save),
-            expected="one raster, and --save geojson or none",
-            remedy="run the command once for each raster, or give a folder as --out for images",
+            "--out",
+            found=f"a raster, with {found}",
+            expected="one raster, one process, and of the options for images --save geojson alone",
+            remedy="run the command once for each raster without the others, or give a folder as "
+            "--out for images",
         )
+
+
+def _label_raster(
+    predictor: Predictor,
+    checkpoint: str,
+    source: str,
+    out: Path,
+    bands: str,
+    geojson: bool,
+    overwrite: bool,
+) -> None:
+    from cgrseg.errors import ConfigError
+    from cgrseg.inference.raster import predict_raster
+    from cgrseg.progress import shown_progress
+
     numbers = bands.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
         raise ConfigError(
@@ -265,27 +305,12 @@ def _raster_bands(names: list[str], bands: str, save: list[str]) -> list[int]:
             expected="three numbers, such as 3,2,1",
             remedy="list the numbers of the bands with red, green and blue; gdalinfo shows them",
         )
-    return [int(number) for number in numbers]
-
-
-def _label_raster(
-    predictor: Predictor,
-    checkpoint: str,
-    source: str,
-    out: Path,
-    bands: list[int],
-    geojson: bool,
-    overwrite: bool,
-) -> None:
-    from cgrseg.inference.raster import predict_raster
-    from cgrseg.progress import shown_progress
-
     with shown_progress("labeling", unit="windows") as progress:
         report = predict_raster(
             predictor,
             source,
             out,
-            bands=bands,
+            bands=[int(number) for number in numbers],
             overwrite=overwrite,
             checkpoint=checkpoint,
             geojson=geojson,

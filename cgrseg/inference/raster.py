@@ -3,8 +3,9 @@
 A scene is read row of windows by row of windows at its own resolution.  Windows begin at multiples
 of eight pixels, so that their logits, which stand for squares of eight pixels, lie on one grid for
 the whole scene.  There overlapping windows are blended with cosine weights, and the blended logits
-are resized and decided as one image's are (:mod:`cgrseg.ops.array_argmax`): no pixel knows where a
-window ends.  Memory grows with the width of the scene, not with its height.
+are resized and decided as those of one image (:mod:`cgrseg.ops.array_argmax`): labels have no seam
+where a window ends.  Memory grows with the width of the scene, not with its height; polygons are
+all in memory at once.
 
 Finished strips are kept beside the target until the whole raster is written, so that the same call
 resumes.
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +30,17 @@ from numpy.typing import NDArray
 from cgrseg.data.color import normalize
 from cgrseg.data.geometry import round_up
 from cgrseg.data.label_files import label_note, read_label, write_label_png
-from cgrseg.errors import ConfigError, DataError, option
+from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem, option
 from cgrseg.extras import require
-from cgrseg.files import atomic_path, atomic_write
+from cgrseg.files import partial_folder, remove_leftovers
 from cgrseg.inference.backends import run_network
 from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.records import made_by
 from cgrseg.inference.views import network_input, windows_at_once
+from cgrseg.input_files import refuse_special
 from cgrseg.locks import locking
 from cgrseg.ops.array_argmax import array_argmax
+from cgrseg.processes import signals_deferred
 from cgrseg.progress import Progress
 from cgrseg.provenance import file_state, settings_digest
 from cgrseg.variants import NETWORK_STRIDE
@@ -49,7 +54,10 @@ NODATA = 255
 CELL = 8
 """Pixels per cell of the logits, along each axis."""
 
+_STRIP = "strip "  # begins the note of a strip's file
 _WINDOW = (512, 512)
+_WIDEST = 1_000_000  # pixels of a PNG file that its readers accept
+_PLACING = ("AREA_OR_POINT",)  # tags that belong to the transform
 _BLOCK = 512  # side of the tiles of the written raster
 _CACHE = 128 << 20  # bytes of decoded blocks that GDAL may keep
 
@@ -107,36 +115,75 @@ def predict_raster(
         EnvironmentProblem: rasterio is missing, or the target cannot be written.
     """
     rasterio = require("rasterio", source)
+    warnings = require("rasterio.errors", source)
     out = Path(out)
     polygons = out.with_suffix(".geojson") if geojson else None
-    for path in filter(None, (out, polygons)):
-        if path.exists() and not overwrite:
-            raise DataError(
-                path,
-                found="a file of that name",
-                expected="a name that is free",
-                remedy=f"choose another name, or replace it with {option('--overwrite')}",
-            )
     with contextlib.ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
-        with _reading(source):
-            scene = stack.enter_context(rasterio.open(source))
+        stack.enter_context(catch_warnings())
+        simplefilter("ignore", warnings.NotGeoreferencedWarning)
+        scene = stack.enter_context(_opened(source))
         _check(scene, source, bands, predictor)
+        _check_targets(out, polygons, scene, overwrite)
         layout = Layout.of(predictor, (scene.height, scene.width))
         made = {
             **made_by(predictor, checkpoint),
-            "raster": [str(source), file_state(source), scene.height, scene.width, list(bands)],
+            "raster": [scene.height, scene.width, list(bands)],
+            "files": [[name, file_state(name)] for name in sorted({str(source), *scene.files})],
             "layout": [layout.window, layout.stride],
         }
         parts = out.with_name(f"{out.name}.parts")
         strips = _Strips(predictor, scene, bands, layout, parts, settings_digest(made))
-        with _reading(source):
+        with _reading(source, "finished strips are kept, and the same command goes on with them"):
             strips.write(progress)
-        with atomic_path(out) as partial:
-            _assemble(scene, strips, predictor, partial)
-        count = None if polygons is None else _write_polygons(out, polygons, predictor)
+        folder = stack.enter_context(partial_folder(out.parent, out.name))
+        with _writing(out):
+            _assemble(scene, strips, predictor, folder / out.name)
+        count = None
+        if polygons is not None:
+            with _writing(polygons):
+                count = _write_polygons(folder / out.name, folder / polygons.name, predictor)
+        with signals_deferred():
+            for path in _sidecars(out):
+                path.unlink(missing_ok=True)
+            for path in filter(None, (polygons, out)):
+                (folder / path.name).replace(path)
         strips.remove()
     return RasterReport(out, layout.size, strips.windows_run, count)
+
+
+def _sidecars(out: Path) -> list[Path]:
+    """Files in which GDAL keeps more about a raster; they would outlive it."""
+    return [out.with_name(f"{out.name}.{ending}") for ending in ("aux.xml", "ovr", "msk")]
+
+
+def _check_targets(out: Path, polygons: Path | None, scene: Any, overwrite: bool) -> None:
+    """Refuse targets of another suffix, those that exist, and the files of the scene."""
+    if out.suffix.lower() not in RASTER_SUFFIXES:
+        raise ConfigError(
+            "out",
+            found=str(out),
+            expected=f"a name that ends with {' or '.join(RASTER_SUFFIXES)}",
+            remedy="rename it",
+        )
+    inputs = [path for path in map(Path, scene.files) if path.exists()]
+    for path in filter(None, (out, polygons, *_sidecars(out))):
+        itself = path.exists() and any(path.samefile(one) for one in inputs)
+        if itself or (path.exists() and not overwrite):
+            raise DataError(
+                path,
+                found="a file of the scene itself" if itself else "a file of that name",
+                expected="a name that is free",
+                remedy="choose another name"
+                + ("" if itself else f", or replace it with {option('--overwrite')}"),
+            )
+    if polygons is not None and scene.gcps[0] and scene.transform.is_identity:
+        raise ConfigError(
+            "polygons",
+            found="a scene that is placed by ground control points",
+            expected="one with a transform, for polygons in its coordinates",
+            remedy="warp it first: gdalwarp SCENE WARPED.tif; or leave out the polygons",
+        )
 
 
 @dataclass(frozen=True)
@@ -161,13 +208,12 @@ class Layout:
             ConfigError: ratios, a mirrored image, or windows that the network does not take.
         """
         test, sizes = predictor.test, predictor.backend.sizes
-        if test.flip or list(test.ratios) != [1.0] or predictor.backend.output == "labels":
+        if test.flip or list(test.ratios) != [1.0]:
             raise ConfigError(
                 "test.flip" if test.flip else "test.ratios",
-                found="several views, or a file that gives label maps, for a raster",
-                expected="one view at the raster's own resolution, decided from logits",
-                remedy="set test.flip=false test.ratios=[1.0], with a checkpoint or an export of "
-                "logits",
+                found="several views of a raster",
+                expected="one view at the raster's own resolution",
+                remedy="set test.flip=false test.ratios=[1.0]",
             )
         if test.mode == "slide":
             window, stride = tuple(test.crop_size), tuple(test.stride)
@@ -198,7 +244,7 @@ class Layout:
     def weights(self, axis: int) -> NDArray[np.float32]:
         """Shares of each window in its cells along an axis: (windows, cells of a window).
 
-        Of all windows over a cell they sum to 1.
+        The shares of all windows over a cell sum to 1.
         """
         cells = self.window[axis] // CELL
         bell = np.sin(np.pi * (np.arange(cells) + 0.5) / cells) ** 2
@@ -227,7 +273,7 @@ class _Strips:
         note: str,
     ) -> None:
         self._predictor, self._scene, self._bands = predictor, scene, list(bands)
-        self._layout, self._folder, self._note = layout, folder, note
+        self._layout, self._folder, self._note = layout, folder, f"{_STRIP}{note}"
         self._starts = (layout.starts(0), layout.starts(1))
         self._weights = (layout.weights(0), layout.weights(1))
         self._cells = self._starts[1][-1] + layout.window[1] // CELL
@@ -237,7 +283,8 @@ class _Strips:
 
     def write(self, progress: Progress | None) -> None:
         """Write the strips that are missing."""
-        missing = [n for n in range(len(self.rows)) if label_note(self._file(n)) != self._note]
+        self._refuse_others()
+        missing = [number for number in range(len(self.rows)) if not self._is_ready(number)]
         columns = len(self._starts[1])
         self._predictor.backend.expect(len(missing) * columns)
         for done, number in enumerate(missing, start=len(self.rows) - len(missing) + 1):
@@ -253,11 +300,37 @@ class _Strips:
             yield rows, read_label(self._file(number))
 
     def remove(self) -> None:
-        """Remove the strips, and their folder where nothing else is in it."""
-        for number in range(len(self.rows)):
-            self._file(number).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+        """Remove the strips, also those of an earlier call, and their folder."""
+        for path in self._folder.iterdir():
+            path.unlink()
+        self._folder.rmdir()
+
+    def _refuse_others(self) -> None:
+        """Refuse a folder of that name that holds anything but strips."""
+        if not os.path.lexists(self._folder):
+            return
+        if self._folder.is_dir():
+            remove_leftovers(self._folder)
+        found = sorted(self._folder.iterdir()) if self._folder.is_dir() else [self._folder]
+        for path in found:
+            if not (label_note(path) or "").startswith(_STRIP):
+                raise DataError(
+                    path,
+                    found="a file that is no strip of a label raster",
+                    expected=f"no {self._folder.name}, or one that an interrupted call left",
+                    remedy="move it away, or choose another name for the raster",
+                )
+
+    def _is_ready(self, number: int) -> bool:
+        """Whether a strip of these settings is there, whole."""
+        path, rows = self._file(number), self.rows[number]
+        if label_note(path) != self._note:
+            return False
+        try:
+            found = read_label(path).shape
+        except DataError:
+            return False
+        return found == (rows.stop - rows.start, self._layout.size[1])
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06d}.png"
@@ -331,7 +404,7 @@ def _check(scene: Any, source: str | Path, bands: Sequence[int], predictor: Pred
     if len(bands) != 3 or not all(1 <= band <= scene.count for band in bands):
         raise DataError(
             source,
-            found=f"{scene.count} bands, and {list(bands)} of them asked for",
+            found=f"{scene.count} bands, where {list(bands)} are asked for",
             expected="the numbers of the bands with red, green and blue, from 1",
             remedy=f"name them with {option('--bands')}: the network takes three",
         )
@@ -344,6 +417,20 @@ def _check(scene: Any, source: str | Path, bands: Sequence[int], predictor: Pred
             remedy="convert it with the range of values that shows the scene well: "
             "gdal_translate -ot Byte -scale LEAST MOST 0 255 SOURCE TARGET",
         )
+    if any(scene.colorinterp[band - 1].name == "palette" for band in bands):
+        raise DataError(
+            source,
+            found="a palette, whose numbers are no brightness",
+            expected="bands with red, green and blue",
+            remedy="convert it: gdal_translate -expand rgb SOURCE TARGET",
+        )
+    if scene.width > _WIDEST:
+        raise DataError(
+            source,
+            found=f"{scene.width} pixels a row",
+            expected=f"at most {_WIDEST}",
+            remedy="cut it into parts: gdal_translate -srcwin",
+        )
     if predictor.backend.num_classes > NODATA:
         raise ConfigError(
             "number of classes",
@@ -351,11 +438,40 @@ def _check(scene: Any, source: str | Path, bands: Sequence[int], predictor: Pred
             expected=f"at most {NODATA}: rasters hold 8-bit labels",
             remedy="predict tiles as images",
         )
+    if predictor.backend.output == "labels":
+        raise ConfigError(
+            "exported model",
+            found="a file that gives label maps",
+            expected="logits, which overlapping windows are blended from",
+            remedy="export it again: cgrseg export CHECKPOINT --output logits",
+        )
 
 
 @contextlib.contextmanager
-def _reading(source: str | Path) -> Iterator[None]:
-    """Name the scene when GDAL cannot read it (any more)."""
+def _opened(source: str | Path) -> Iterator[Any]:
+    """The scene; a .tif file is read as nothing but a GeoTIFF."""
+    rasterio = require("rasterio", source)
+    local = os.path.lexists(source)
+    if local:
+        try:
+            refuse_special(source)
+        except OSError as error:
+            raise DataError(
+                source,
+                found=f"it cannot be opened: {error.strerror or error}",
+                expected="a file with a raster",
+                remedy="check the path",
+            ) from error
+    plain = local and Path(source).suffix.lower() in RASTER_SUFFIXES
+    with contextlib.ExitStack() as stack:
+        with _reading(source):
+            scene = stack.enter_context(rasterio.open(source, driver="GTiff" if plain else None))
+        yield scene
+
+
+@contextlib.contextmanager
+def _reading(source: str | Path, more: str = "") -> Iterator[None]:
+    """Name the scene when GDAL cannot read it."""
     errors = require("rasterio.errors", source)
     try:
         yield
@@ -364,8 +480,23 @@ def _reading(source: str | Path) -> Iterator[None]:
             source,
             found=f"GDAL cannot read it: {error}",
             expected="a raster that GDAL reads to its end",
-            remedy="check path or address with gdalinfo; finished strips are kept, and the same "
-            "command goes on with them",
+            remedy="check path or address with gdalinfo" + (f"; {more}" if more else ""),
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the target when GDAL cannot write it; its errors have no common class."""
+    try:
+        yield
+    except CGRSegError:
+        raise
+    except Exception as error:
+        raise EnvironmentProblem(
+            path,
+            found=f"it cannot be written: {error}",
+            expected="room on the disk, and a folder that may be written to",
+            remedy="make room; finished strips are kept, and the same command goes on with them",
         ) from error
 
 
@@ -388,18 +519,35 @@ def _assemble(scene: Any, strips: _Strips, predictor: Predictor, path: Path) -> 
         "bigtiff": "if_safer",
     }
     with rasterio.open(path, "w", **profile) as target:
-        points, system = scene.gcps
-        if points:
-            target.gcps = (points, system)
+        if scene.gcps[0]:
+            target.gcps = scene.gcps
+        if scene.rpcs is not None:
+            target.rpcs = scene.rpcs
+        # With points, GDAL would move them by a pixel for this tag.
+        placed = (
+            {} if scene.gcps[0] else {k: scene.tags()[k] for k in _PLACING if k in scene.tags()}
+        )
         colors = {number: (*color, 255) for number, color in enumerate(predictor.palette)}
         target.write_colormap(1, {**colors, NODATA: (0, 0, 0, 0)})
-        target.update_tags(classes=json.dumps(list(predictor.classes), ensure_ascii=False))
+        names = json.dumps(list(predictor.classes), ensure_ascii=False)
+        target.update_tags(classes=names, **placed)
         for rows, labels in strips:
             window = ((rows.start, rows.stop), (0, scene.width))
             target.write(labels, 1, window=window)
     factors = [2**n for n in range(1, 16) if max(scene.shape) > _BLOCK * 2 ** (n - 1)]
     with rasterio.open(path, "r+") as target:
         target.build_overviews(factors, rasterio.enums.Resampling.nearest)
+    # GDAL reports a full disk when it closes a file, or not at all.
+    with rasterio.open(path) as target:
+        for rows, labels in strips:
+            window = ((rows.start, rows.stop), (0, scene.width))
+            if not np.array_equal(target.read(1, window=window), labels):
+                raise OSError("the disk is full, or does not keep what is written")
+        if target.overviews(1) != factors:
+            raise OSError("there was no room for the overviews")
+        for factor in factors:
+            shape = (-(-scene.height // factor), -(-scene.width // factor))
+            target.read(1, out_shape=shape)
 
 
 def _write_polygons(labels: Path, path: Path, predictor: Predictor) -> int:
@@ -407,7 +555,7 @@ def _write_polygons(labels: Path, path: Path, predictor: Predictor) -> int:
     rasterio = require("rasterio", path)
     features = require("rasterio.features", path)
     count = 0
-    with rasterio.open(labels) as scene, atomic_write(path) as stream:
+    with rasterio.open(labels) as scene, path.open("wb") as stream:
 
         def say(text: str) -> None:
             stream.write(text.encode())

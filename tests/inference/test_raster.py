@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,14 +23,18 @@ from typer.testing import CliRunner
 from cgrseg.cli.main import app
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.color import normalize
-from cgrseg.errors import CGRSegError, ConfigError, DataError
-from cgrseg.inference import Predictor, predict_raster
+from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem
+from cgrseg.inference import Predictor, predict_raster, raster
 from cgrseg.inference.raster import CELL, NODATA, Layout
 from tests.inference.fixtures import BlockBackend, photo
 
 rasterio = pytest.importorskip("rasterio", reason="needs the extra [geo]")
 
 SIZE = (157, 211)
+RPC = rasterio.rpc.RPC(
+    *(100.0, 10.0, 50.0, 5.0, [1.0] * 20, [2.0] * 20, 80.0, 70.0, 20.0, 2.0),
+    *([3.0] * 20, [4.0] * 20, 60.0, 60.0, 0.5, 0.5),
+)
 PLACE = rasterio.transform.from_origin(500_000, 5_000_000, 0.5, 0.25)
 
 
@@ -231,6 +238,159 @@ def test_polygons_give_the_labels_back(image: NDArray[np.uint8], tmp_path: Path)
     assert {one["properties"]["name"] for one in found["features"]} <= set("abcdefg")
 
 
+def test_an_overwritten_raster_leaves_nothing_of_the_old_one(
+    image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    out = tmp_path / "labels.tif"
+    sidecar = tmp_path / "labels.tif.aux.xml"
+    sidecar.write_text("<PAMDataset></PAMDataset>")
+    predictor = Predictor(BlockBackend(), slide())
+    with pytest.raises(DataError, match=r"labels\.tif\.aux\.xml: a file of that name"):
+        predict_raster(predictor, scene, out)
+    predict_raster(predictor, scene, out, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == [out, scene]
+
+
+@pytest.mark.parametrize("geojson", [False, True])
+def test_the_scene_itself_is_never_overwritten(
+    geojson: bool, image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    link = tmp_path / "other.tif"
+    link.symlink_to(scene)
+    before = scene.read_bytes()
+    for out in (scene, link):
+        with pytest.raises(DataError, match="a file of the scene itself"):
+            predict_raster(
+                Predictor(BlockBackend(), slide()), scene, out, overwrite=True, geojson=geojson
+            )
+    assert scene.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes")
+def test_a_full_disk_leaves_no_raster_and_keeps_the_strips(
+    image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    import resource
+
+    noise = np.random.default_rng(0).integers(0, 256, (1_200, 800, 3), np.uint8)
+    scene = write_scene(tmp_path / "scene.tif", noise)
+    out = tmp_path / "labels.tif"
+    predictor = Predictor(BlockBackend(), slide())
+    predict_raster(predictor, scene, tmp_path / "whole.tif")
+    size = (tmp_path / "whole.tif").stat().st_size
+    least = 8_192  # bytes of a strip, 64 rows at most
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (size // 2, size - 1_000, size - 1):
+        assert limit > 2 * least
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+        try:
+            with pytest.raises(EnvironmentProblem, match=r"labels\.tif: it cannot be written"):
+                predict_raster(predictor, scene, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert not out.exists() and (tmp_path / "labels.tif.parts").is_dir()
+    assert predict_raster(predictor, scene, out).windows == 0
+    assert out.read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
+def test_interrupted_polygons_are_resumed(
+    image: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    out = tmp_path / "labels.tif"
+    predictor = Predictor(BlockBackend(), slide())
+
+    def stop(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(raster, "_write_polygons", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_raster(predictor, scene, out, geojson=True)
+    assert not out.exists()
+    report = predict_raster(predictor, scene, out, geojson=True)
+    assert report.windows == 0 and report.polygons
+
+
+def test_strips_are_told_from_other_files(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", image)
+    parts = tmp_path / "labels.tif.parts"
+    parts.mkdir()
+    mine = parts / "000000.png"
+    assert cv2.imwrite(str(mine), image)
+    predictor = Predictor(BlockBackend(), slide())
+    with pytest.raises(DataError, match="no strip of a label raster"):
+        predict_raster(predictor, scene, tmp_path / "labels.tif")
+    assert list(parts.iterdir()) == [mine]
+    mine.unlink()
+    # A strip that was damaged, and those of a layout with more rows, are made again or removed.
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(Predictor(Interrupted(70), slide(32, 16)), scene, tmp_path / "labels.tif")
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(Predictor(Interrupted(19), slide()), scene, tmp_path / "labels.tif")
+    content = mine.read_bytes()
+    mine.write_bytes(content[:-40] + b"x" * 40)
+    predict_raster(predictor, scene, tmp_path / "labels.tif")
+    wanted = blended_labels(image, Layout(SIZE, (64, 64), (40, 40)))
+    assert (read(tmp_path / "labels.tif") == wanted).mean() > 0.9999
+    assert not parts.exists()
+
+
+def test_strips_of_a_scene_whose_parts_changed_are_made_again(
+    image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    part = write_scene(tmp_path / "part.tif", image)
+    scene = tmp_path / "scene.vrt"
+    band = (
+        '<VRTRasterBand dataType="Byte" band="{0}"><SimpleSource><SourceFilename '
+        'relativeToVRT="1">part.tif</SourceFilename><SourceBand>{0}</SourceBand></SimpleSource>'
+        "</VRTRasterBand>"
+    )
+    bands = "".join(band.format(number) for number in (1, 2, 3))
+    size = f'rasterXSize="{SIZE[1]}" rasterYSize="{SIZE[0]}"'
+    scene.write_text(f"<VRTDataset {size}>{bands}</VRTDataset>")
+    out = tmp_path / "labels.tif"
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(Predictor(Interrupted(13), slide()), scene, out)
+    write_scene(part, image[::-1])
+    assert predict_raster(Predictor(BlockBackend(), slide()), scene, out).windows == 20
+    # The same text behind the name of a GeoTIFF names no other files.
+    disguised = scene.rename(tmp_path / "disguised.tif")
+    out.unlink()
+    failing(DataError, "GDAL cannot read it", tmp_path, disguised)
+
+
+def test_other_ways_to_place_a_scene_are_kept(image: NDArray[np.uint8], tmp_path: Path) -> None:
+    points = [
+        rasterio.control.GroundControlPoint(row, col, 10.0 + col, 50.0 - row)
+        for row, col in ((0, 0), (0, 200), (150, 0))
+    ]
+    predictor = Predictor(BlockBackend(), slide())
+    scene = write_scene(tmp_path / "scene.tif", image)
+    with rasterio.open(scene, "r+") as opened:
+        opened.update_tags(AREA_OR_POINT="Point")
+        opened.rpcs = RPC
+    predict_raster(predictor, scene, tmp_path / "labels.tif")
+    with rasterio.open(tmp_path / "labels.tif") as labels:
+        assert labels.tags()["AREA_OR_POINT"] == "Point" and labels.transform == PLACE
+        assert labels.rpcs.to_dict() == RPC.to_dict()
+    (tmp_path / "labels.tif").unlink()
+    write_scene(scene, image, transform=rasterio.Affine.identity(), crs=None)
+    with rasterio.open(scene, "r+") as opened:
+        opened.gcps = (points, rasterio.CRS.from_epsg(4326))
+    with pytest.raises(ConfigError, match="ground control points"):
+        predict_raster(predictor, scene, tmp_path / "labels.tif", geojson=True)
+    predict_raster(predictor, scene, tmp_path / "labels.tif")
+    with rasterio.open(tmp_path / "labels.tif") as labels, rasterio.open(scene) as given:
+        found, system = labels.gcps
+        assert [(one.row, one.col, one.x, one.y) for one in found] == [
+            (one.row, one.col, one.x, one.y) for one in given.gcps[0]
+        ]
+        assert system.to_epsg() == 4326
+
+
 def failing(
     error: type[CGRSegError], match: str, tmp_path: Path, scene: Path, **changes: Any
 ) -> None:
@@ -243,16 +403,26 @@ def failing(
 def test_scenes_that_cannot_be_used(image: NDArray[np.uint8], tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "scene.tif", image)
     failing(DataError, "GDAL cannot read it", tmp_path, tmp_path / "missing.tif")
-    failing(DataError, r"3 bands, and \[4, 3, 2\]", tmp_path, scene, bands=(4, 3, 2))
-    failing(DataError, r"3 bands, and \[1\]", tmp_path, scene, bands=(1,))
+    failing(DataError, r"3 bands, where \[4, 3, 2\]", tmp_path, scene, bands=(4, 3, 2))
+    failing(DataError, r"3 bands, where \[1\]", tmp_path, scene, bands=(1,))
     failing(ConfigError, "several views", tmp_path, scene, test=TestConfig(flip=True))
     failing(ConfigError, "windows of 40x40", tmp_path, scene, test=slide(40, 40))
     failing(ConfigError, "36 and 36 apart", tmp_path, scene, test=slide(64, 36))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.tif")
+        failing(DataError, "pipe", tmp_path, tmp_path / "pipe.tif")
+    write_scene(scene, image[..., :1], photometric="palette")
+    with rasterio.open(scene, "r+") as opened:
+        opened.write_colormap(1, {0: (1, 2, 3)})
+    failing(DataError, "a palette", tmp_path, scene, bands=(1, 1, 1))
+    write_scene(scene, image)
+    with pytest.raises(ConfigError, match="a name that ends with"):
+        predict_raster(Predictor(BlockBackend(), slide()), scene, tmp_path / "labels.png")
     write_scene(scene, image.astype(np.uint16))
     failing(DataError, "values of type uint16", tmp_path, scene)
     write_scene(scene, image)
     scene.write_bytes(scene.read_bytes()[:-20_000])
-    failing(DataError, "GDAL cannot read it.*\n.*\n.*finished strips", tmp_path, scene)
+    failing(DataError, "GDAL cannot read it", tmp_path, scene)
 
 
 def test_existing_files_are_kept(image: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -262,7 +432,7 @@ def test_existing_files_are_kept(image: NDArray[np.uint8], tmp_path: Path) -> No
     kept.write_text("mine")
     with pytest.raises(DataError, match="a file of that name"):
         predict_raster(predictor, scene, tmp_path / "labels.tif", geojson=True)
-    with pytest.raises(DataError, match="a file of that name"):
+    with pytest.raises(DataError, match="a file of the scene itself"):
         predict_raster(predictor, scene, scene)
     assert kept.read_text() == "mine"
     predict_raster(predictor, scene, tmp_path / "labels.tif", geojson=True, overwrite=True)
@@ -286,11 +456,14 @@ def test_the_command(
     assert "211 x 157 pixels labeled in 20 windows: labels.tif" in result.output
     assert "polygons: labels.geojson" in result.output
     for words, message in (
-        (["scene.tif", "scene.tif"], "2 of them for one raster"),
-        (["scene.tif", "--save", "coco"], "one raster, and --save geojson"),
+        (["scene.tif", "scene.tif"], "a raster, with 2 inputs"),
+        (["scene.tif", "--save", "coco"], "a raster, with options for images"),
+        (["scene.tif", "--no-overlays"], "a raster, with options for images"),
         (["scene.tif", "--bands", "red"], "three numbers"),
     ):
         result = run(*words, "--out", "new.tif")
         assert result.exit_code == 2
         assert message in " ".join(result.output.split())
     assert not (tmp_path / "new.tif").exists()
+    result = run("scene.tif", "--bands", "3,2,1", "--out", "folder")
+    assert result.exit_code == 2 and "given for images" in result.output
