@@ -62,8 +62,9 @@ def dice_loss(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
 def lovasz_loss(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
     """Lovász-softmax (Berman et al. 2018), averaged over the present classes.
 
-    A smooth bound of one minus the intersection over union of the whole batch: errors of a class,
-    largest first, each times what it costs the union that the larger ones left.
+    A continuous form of one minus the intersection over union of the whole batch: the errors of a
+    class in falling order, each weighted by how much the intersection over union falls when its
+    pixel is wrong besides those before it.
 
     Args:
         logits: (N, K, H, W), at the label's size.

@@ -70,8 +70,11 @@ class AotiFormat(ExportFormat):
         import torch
 
         description = self.describe(path)
-        with zipfile.ZipFile(path) as archive:  # PyTorch does not compare the checksums
-            changed = archive.testzip()
+        try:
+            with zipfile.ZipFile(path) as archive:  # PyTorch does not compare the checksums
+                changed = archive.testzip()
+        except Exception as error:  # of zlib, or of what an archive asks for
+            raise damaged(path, "a compiled package", error) from error
         if changed is not None:
             raise damaged(path, "a compiled package", f"the checksum of {changed} is wrong")
         models: dict[Size, Callable[[Any], Any]] = {}

@@ -104,6 +104,9 @@ class OnnxFormat(QuantizableFormat):
                 weight_type=quantization.QuantType.QInt8,
                 nodes_to_exclude=ignored,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
+                # Weights of 7 bits: with more, kernels of processors without VNNI add two
+                # products into 16 bits, which then overflow.
+                reduce_range=True,
             )
             return onnx.load(target)
 

@@ -49,7 +49,7 @@ _PARTS = ("*.safetensors", "config.json")
 # File name suffixes: a missing file with one of them is not taken for a hub id.
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx")
 # Suffixes of exports that are not archives: weights cannot be read from them.
-_EXPORTS = (".onnx", ".tflite", ".pte", ".xml", ".param")
+_EXPORTS = (".onnx", ".tflite", ".pte", ".xml", ".param", ".html")
 
 
 @dataclass

@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "upsample_argmax.hpp"
@@ -25,7 +27,10 @@ struct Image {
 
 // Reads a binary PPM file (P6) with 8 bits per value.  Throws std::runtime_error.
 inline Image read_ppm(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file) throw std::runtime_error(path + ": there is no such file, or it cannot be read");
+    const auto length = static_cast<std::uint64_t>(file.tellg());
+    file.seekg(0);
     std::string magic(2, '\0');
     file.read(magic.data(), 2);
     int width = 0, height = 0, largest = 0;
@@ -42,9 +47,11 @@ inline Image read_ppm(const std::string& path) {
         throw std::runtime_error(path + ": expected a binary PPM file (P6, 8 bits) of at most " +
                                  std::to_string(longest) + " pixels a side");
     }
+    const auto bytes = std::uint64_t{3} * static_cast<std::uint64_t>(height) *
+                       static_cast<std::uint64_t>(width);
+    if (length < bytes) throw std::runtime_error(path + ": the file is cut short");
     Image image{{height, width}, {}};
-    image.pixels.resize(std::size_t{3} * static_cast<std::size_t>(height) *
-                        static_cast<std::size_t>(width));
+    image.pixels.resize(static_cast<std::size_t>(bytes));
     file.read(reinterpret_cast<char*>(image.pixels.data()),
               static_cast<std::streamsize>(image.pixels.size()));
     if (!file) throw std::runtime_error(path + ": the file is cut short");
@@ -62,10 +69,16 @@ inline void write_pgm(const std::string& path, const std::vector<int>& labels, S
         if (wide) content.push_back(static_cast<char>(label >> 8));
         content.push_back(static_cast<char>(label & 255));
     }
-    std::ofstream file(path, std::ios::binary);
+    const std::string partial = path + ".partial";  // a file of that name stays whole until then
+    std::ofstream file(partial, std::ios::binary);
     file.write(content.data(), static_cast<std::streamsize>(content.size()));
     file.close();
-    if (!file) throw std::runtime_error(path + ": cannot be written");
+    std::error_code problem;
+    if (file) std::filesystem::rename(partial, path, problem);
+    if (!file || problem) {
+        std::filesystem::remove(partial, problem);
+        throw std::runtime_error(path + ": cannot be written");
+    }
 }
 
 // Size of an image within the network's input, its ratio kept, rounded as `cgrseg predict` does.

@@ -223,8 +223,15 @@ def test_the_program_labels_as_python_does(checkpoint: Path, tmp_path: Path) -> 
         found = cv2.imread(str(pgm), cv2.IMREAD_UNCHANGED)
         assert found is not None and np.array_equal(found, predictor(picture).labels)
     (tmp_path / "cut.ppm").write_bytes(ppm.read_bytes()[:-1])
-    for wrong, message in (("cut.ppm", "cut short"), ("labels.pgm", "expected a binary PPM file")):
-        command = [str(build / "segment"), str(model), str(tmp_path / wrong), "out.pgm"]
+    (tmp_path / "huge.ppm").write_bytes(b"P6 30000 30000 255\n")
+    for wrong, message, target in (
+        ("cut.ppm", "cut short", "out.pgm"),
+        ("huge.ppm", "cut short", "out.pgm"),
+        ("labels.pgm", "expected a binary PPM file", "out.pgm"),
+        ("missing.ppm", "there is no such file", "out.pgm"),
+        ("picture.ppm", "cannot be written", "build"),
+    ):
+        command = [str(build / "segment"), str(model), str(tmp_path / wrong), target]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and message in done.stderr
-    assert not (tmp_path / "out.pgm").exists()
+    assert not (tmp_path / "out.pgm").exists() and not list(tmp_path.glob("*.partial"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cgrseg.formats import load_format
 from cgrseg.formats.base import ExportJob
 from cgrseg.formats.description import read_appended
 from cgrseg.formats.names import format_names
+from cgrseg.formats.torch_program import DESCRIPTION_FILE
 from cgrseg.models import CGRSeg
 from tests.deploy.device_packages import need_package
 from tests.inference.fixtures import description, photo
@@ -132,6 +134,34 @@ def test_models_of_other_software(export: Path, tmp_path: Path) -> None:
     result = predict(path, tmp_path)
     assert_refused(result, export.stem, tmp_path)
     assert "without the description" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(8, b"\x63"), (6, b"\x01"), (-1, b"\x00")],
+    ids=["an unknown compression", "encryption", "a damaged stream"],
+)
+def test_archives_that_zipfile_refuses_in_other_ways(
+    place: int, value: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt2"
+    about = description(kind="aoti", sizes=[SIZE], batch=1)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"model/extra/{DESCRIPTION_FILE}", about.model_dump_json())
+        archive.writestr("model/data/code", bytes(range(256)) * 8, zipfile.ZIP_DEFLATED)
+        start = archive.getinfo("model/data/code").header_offset
+    content = bytearray(path.read_bytes())
+    if place < 0:  # the packed bytes
+        begin = start + 30 + len("model/data/code")
+        content[begin : begin + 8] = b"\xff" * 8
+    else:  # the header of the member, and its copy in the directory
+        listed = content.rindex(b"PK\x01\x02")
+        for begin in (start + place, listed + place + 2):
+            content[begin : begin + 1] = value
+    path.write_bytes(content)
+    result = predict(path, tmp_path)
+    assert_refused(result, "model.pt2", tmp_path)
+    assert "compiled package" in result.stderr
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -192,6 +192,16 @@ def test_onnx_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> 
     assert sum(is_quantised(node) for node in computing if node.name not in kept) > 50
 
 
+def test_onnx_sums_of_two_products_fit_into_16_bits(made: Callable[[str], ExportResult]) -> None:
+    """As processors without VNNI add them: the file then computes alike everywhere."""
+    graph = onnx.load(made("onnx").path).graph
+    stored = [onnx.numpy_helper.to_array(one) for one in graph.initializer]
+    weights = [values for values in stored if values.dtype == np.int8 and values.ndim > 1]
+    most = max(int(np.abs(values.astype(np.int32)).max()) for values in weights)
+    assert len(weights) > 20 and 2 * 255 * most < 2**15
+    assert most > 50  # no bit more is lost
+
+
 @pytest.mark.slow
 def test_openvino_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
     model = openvino.Core().read_model(made("openvino").path)
