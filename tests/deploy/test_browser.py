@@ -23,11 +23,22 @@ import pytest
 from PIL import Image
 
 from cgrseg.inference import Predictor
+from tests.deploy.browser import (
+    Window,
+    clip,
+    keep,
+    labels_in,
+    playwright,
+    saved,
+    upload,
+    wait_for_labels,
+    wait_for_status,
+    wait_until,
+)
 from tests.deploy.conftest import CLASSES
 from tests.deploy.web_server import free_port
 from tests.inference.fixtures import photo
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 pytest.importorskip("fastapi", reason="needs the extra [web]")
 pytestmark = pytest.mark.slow
 
@@ -66,48 +77,6 @@ def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield found
 
 
-class Window:
-    """A window of the browser, whose pages ask one server only and fail nowhere silently.
-
-    Attributes:
-        address: of the server.
-        context: of Playwright.
-        asked: addresses of all requests.
-        refusals: statuses that the test expects; the browser writes them into its console.
-    """
-
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        options.setdefault("viewport", {"width": 1280, "height": 900})
-        self.address = address
-        self.context = browser.new_context(**options)
-        self.asked: list[str] = []
-        self.refusals: list[int] = []
-        self._problems: list[str] = []
-        self.context.on("request", lambda request: self.asked.append(request.url))
-        self.context.on("weberror", lambda error: self._problems.append(str(error.error)))
-        self.context.on("console", self._note)
-
-    def _note(self, said: Any) -> None:
-        if said.type == "error" and not any(f"status of {n}" in said.text for n in self.refusals):
-            self._problems.append(said.text)
-
-    def open(self) -> Any:
-        page = self.context.new_page()
-        page.goto(self.address)
-        playwright.expect(page.locator("#model option")).not_to_have_count(0)
-        return page
-
-    def segmented(self) -> int:
-        """How many images were sent."""
-        return sum("/v1/segment" in url for url in self.asked)
-
-    def close(self) -> None:
-        self.context.close()
-        assert self.segmented()
-        assert not [url for url in self.asked if not url.startswith((self.address, "blob:"))]
-        assert not self._problems
-
-
 @pytest.fixture
 def window(browser: Any, address: str) -> Iterator[Window]:
     opened = Window(browser, address)
@@ -120,52 +89,11 @@ def page(window: Window) -> Any:
     return window.open()
 
 
-def keep(page: Any, name: str) -> None:
-    """A screenshot for a person to look at."""
-    folder = os.environ.get("CGRSEG_SCREENSHOTS")
-    if folder:
-        page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
-
-
-def upload(page: Any, path: Path) -> None:
-    page.set_input_files("#file", str(path))
-
-
-def wait_for_labels(page: Any, size: str = "") -> None:
-    wait_for_status(page, f"{size} pixels")
-
-
-def wait_for_status(page: Any, words: str) -> None:
-    playwright.expect(page.locator("#status[role=status]")).to_contain_text(words, timeout=120_000)
-
-
-def wait_until(page: Any, expression: str) -> None:
-    """Playwright's own waiting for an expression is what the page's policy forbids."""
-    for _ in range(1_200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    pytest.fail(f"never true: {expression}")
-
-
-def saved(page: Any, button: str, folder: Path) -> Path:
-    """What a button downloads, under the name that the page gives it."""
-    with page.expect_download(timeout=120_000) as download:
-        page.click(button)
-    path = folder / download.value.suggested_filename
-    download.value.save_as(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "street.jpg"
     Image.fromarray(photo(300, 480)).save(path, quality=95)
     return path
-
-
-def labels_in(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
 
 
 def test_upload_hover_and_download(
@@ -245,17 +173,6 @@ def test_paste_and_drop(
     wait_for_labels(page, "480×300")
     expected = Predictor.from_pretrained(checkpoint)(picture)
     assert np.array_equal(labels_in(saved(page, "#save-labels", tmp_path)), expected.labels)
-
-
-def clip(path: Path, frames: int, rate: int) -> Path:
-    """A video whose left part is white, and wider from frame to frame."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), rate, (160, 120))
-    for number in range(frames):
-        frame = np.zeros((120, 160, 3), np.uint8)
-        frame[:, : 16 + 144 * number // frames] = 255
-        writer.write(frame)
-    writer.release()
-    return path
 
 
 def test_video(window: Window, tmp_path: Path) -> None:

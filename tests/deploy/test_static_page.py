@@ -24,7 +24,7 @@ from cgrseg.data.synthetic import make_scene
 from cgrseg.deploy import export
 from cgrseg.inference import Predictor
 from cgrseg.models import CGRSeg, create_model
-from tests.deploy.test_browser import (
+from tests.deploy.browser import (
     Window,
     clip,
     keep,
