@@ -107,6 +107,24 @@ def copy_runtime(folder: Path) -> None:
             assert source is not None  # the digest says so
             with (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target)
+    for license_file, target_name in find_licenses().items():
+        shutil.copyfile(license_file, folder / target_name)
+
+
+def find_licenses() -> dict[Path, str]:
+    """The license files of the Python package, and their names beside the page.
+
+    Raises:
+        EnvironmentProblem: a build of the package that has none.
+    """
     package = Path(require("onnxruntime", "export as web").__file__).parent
-    for source_name, target_name in LICENSES.items():
-        shutil.copyfile(package / source_name, folder / target_name)
+    found = {package / source: target for source, target in LICENSES.items()}
+    for path in found:
+        if not path.is_file():
+            raise EnvironmentProblem(
+                path,
+                found="missing from this build of ONNX Runtime",
+                expected="the license that has to be beside the page",
+                remedy="install the published package onnxruntime instead of this build",
+            )
+    return found

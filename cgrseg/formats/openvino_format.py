@@ -84,6 +84,10 @@ class OpenvinoFormat(QuantizableFormat):
             subset_size=len(inputs),
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
+            # Weights of 7 bits, as in ONNX: sums of two products stay within 16 bits.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE
+            ),
         )
 
     def open(self, path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:

@@ -8,12 +8,19 @@ from typing import Any
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.config.settings import stored_test_settings
+from cgrseg.data.geometry import round_up
 from cgrseg.data.guess import names_and_colors
 from cgrseg.errors import ConfigError
 from cgrseg.formats.base import Run
 from cgrseg.formats.description import Description
 from cgrseg.formats.onnx_format import OnnxFormat
-from cgrseg.formats.onnxruntime_web import FILES, LICENSES, copy_runtime, locate_package
+from cgrseg.formats.onnxruntime_web import (
+    FILES,
+    LICENSES,
+    copy_runtime,
+    find_licenses,
+    locate_package,
+)
 from cgrseg.page import (
     MAX_CLASSES,
     MAX_FRAMES,
@@ -23,6 +30,7 @@ from cgrseg.page import (
     page_files,
 )
 from cgrseg.precision import Precision
+from cgrseg.variants import NETWORK_STRIDE
 
 _MODEL = "network.onnx"
 # WebAssembly needs 'wasm-unsafe-eval'; worker.js alone may be started as a worker.
@@ -74,6 +82,7 @@ class WebFormat(OnnxFormat):
                 expected=f"at most {MAX_CLASSES}, which a label map of the page can hold",
                 remedy="choose another format",
             )
+        find_licenses()
         locate_package()
 
     def files(self, path: Path) -> tuple[Path, ...]:
@@ -109,6 +118,8 @@ def _about(description: Description, size: int) -> dict[str, Any]:
     classes, palette = names_and_colors(
         description.num_classes, description.classes, description.palette
     )
+    sizes = [*(description.sizes or []), (test.scale[0], test.scale[1])]
+    largest = max(round_up(a, NETWORK_STRIDE) * round_up(b, NETWORK_STRIDE) for a, b in sizes)
     return {
         "name": Path(description.source).stem,
         "bytes": size,
@@ -124,7 +135,7 @@ def _about(description: Description, size: int) -> dict[str, Any]:
         },
         "limits": {
             "pixels": MAX_PIXELS,
-            "input_pixels": MAX_INPUT_PIXELS,
+            "input_pixels": max(MAX_INPUT_PIXELS, largest),
             "frames": MAX_FRAMES,
         },
     }

@@ -20,7 +20,7 @@ export const source = {
   },
 
   async models() {
-    const answer = await fetch("network.json");
+    const answer = await fetch("network.json", { cache: "no-cache" });
     if (!answer.ok) throw new Error(`The server answered with status ${answer.status} for network.json.`);
     this.model = await answer.json();
     const { name, classes, limits, gpu_features: features } = this.model;

@@ -42,7 +42,7 @@ function threads() {
 }
 
 async function read(name, size) {
-  const answer = await fetch(name);
+  const answer = await fetch(name, { cache: "no-cache" }); // one of an earlier export may be kept
   if (!answer.ok) throw new Error(`The server answered with status ${answer.status} for ${name}.`);
   const content = new Uint8Array(size);
   const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
@@ -79,6 +79,7 @@ async function decode(image, most) {
   });
   const { width, height } = bitmap;
   if (width * height > most) {
+    bitmap.close();
     throw new Error(`The image has ${width}×${height} pixels.\nExpected: at most ${most / 1e6} megapixels.\nMake it smaller.`);
   }
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
@@ -93,12 +94,12 @@ async function sessionFor(ort, content, device, height, width) {
   let session = sessions.get(name);
   if (!session) {
     self.postMessage({ text: `Preparing the network for ${width}×${height} pixels …` });
-    const freeDimensionOverrides = { batch: 1, height, width };
-    session = await ort.InferenceSession.create(content, { executionProviders: [device], freeDimensionOverrides, extra: SLEEPING });
-    for (const [old, unused] of [...sessions].slice(0, sessions.size + 1 - MOST_SESSIONS)) {
+    for (const [old, unused] of [...sessions].slice(0, Math.max(0, sessions.size + 1 - MOST_SESSIONS))) {
       sessions.delete(old);
       await unused.release();
     }
+    const freeDimensionOverrides = { batch: 1, height, width };
+    session = await ort.InferenceSession.create(content, { executionProviders: [device], freeDimensionOverrides, extra: SLEEPING });
   }
   sessions.delete(name);
   sessions.set(name, session); // the last one used comes last

@@ -217,6 +217,10 @@ def test_openvino_keeps_back_what_it_should(made: Callable[[str], ExportResult])
     assert len(inside) > 10 and not [name for name in inside if is_quantised(nodes[name])]
     others = [node for name, node in nodes.items() if name not in kept]
     assert sum(is_quantised(n) for n in others if n.get_type_name() in computing) > 50
+    stored = [n for n in nodes.values() if n.get_type_name() == "Constant"]
+    weights = [n.get_data() for n in stored if n.get_element_type() == openvino.Type.i8]
+    most = max(int(np.abs(values.astype(np.int32)).max()) for values in weights)
+    assert len(weights) > 20 and 50 < most <= 64  # as those of ONNX
 
 
 @pytest.mark.slow

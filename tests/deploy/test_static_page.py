@@ -22,6 +22,7 @@ from PIL import Image
 from cgrseg.bench.random_weights import draw_weights
 from cgrseg.data.synthetic import make_scene
 from cgrseg.deploy import export
+from cgrseg.deploy.int8 import Int8Options
 from cgrseg.inference import Predictor
 from cgrseg.models import CGRSeg, create_model
 from tests.deploy.browser import (
@@ -164,11 +165,17 @@ def test_labels_are_those_of_onnx_runtime(
         keep(page, f"static-{len(headers)}")
 
 
-def test_half_precision(browser: Any, network: CGRSeg, tmp_path: Path) -> None:
-    out = tmp_path / "half"
-    export(network, "web", out, sizes=[(64, 96)], precision="fp16")
+@pytest.mark.parametrize("bits", [16, 8])
+def test_reduced_precision(bits: int, browser: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """Sums of 8 bits overflow in neither of the two."""
+    out = tmp_path / "reduced"
     image = tmp_path / "scene.png"
     Image.fromarray(photo(200, 300)).save(image)
+    eight = Int8Options(calibrate=[str(image)], max_drop=None)
+    if bits == 8:
+        export(checkpoint, "web", out, sizes=[(64, 96)], int8=eight)
+    else:
+        export(checkpoint, "web", out, sizes=[(64, 96)], precision="fp16")
     with window_of(browser, out, ISOLATED) as window:
         assert equal_labels(window.open(), image, out / "network.onnx", tmp_path) >= 0.99
 
