@@ -181,9 +181,10 @@ def predict(
             remedy="name at least one: cgrseg predict CHECKPOINT IMAGES... [KEY=VALUE]...",
         )
     raster = out.suffix.lower() in RASTER_SUFFIXES and not out.is_dir()
-    for_images = legend is not None or not overlays or save_shape != "polygon"
     if raster:
-        _check_raster(names, save or [], for_images or batch_size != 1, world_size)
+        shown = legend is not None or not overlays
+        for_images = shown or save_shape != "polygon" or batch_size != 1
+        _check_raster(names, save or [], for_images, world_size)
     elif bands is not None:
         raise ConfigError(
             "--bands",

@@ -230,20 +230,32 @@ def read_appended(path: Path, expected: str) -> tuple[Description, bytes]:
 
 
 def weights_beside(path: Path) -> Path:
-    """The `.bin` file that belongs to a graph file.
+    """The `.bin` file that belongs to a graph file; errors as for :func:`file_beside`."""
+    return file_beside(
+        path.with_suffix(".bin"),
+        path,
+        expected="both files of the model in one folder, with the same name",
+        remedy="copy the .bin file too",
+    )
+
+
+def file_beside(beside: Path, path: Path, *, expected: str, remedy: str) -> Path:
+    """A further file of an export.
+
+    Args:
+        beside: the further file.
+        path: the file that the user named.
+        expected: for the message.
+        remedy: likewise.
 
     Raises:
         WeightsError: it is not there.
     """
-    weights = path.with_suffix(".bin")
-    if not weights.is_file():
+    if not beside.is_file():
         raise WeightsError(
-            path,
-            found=f"no {weights.name} beside it",
-            expected="both files of the model in one folder, with the same name",
-            remedy="copy the .bin file too",
+            path, found=f"no {beside.name} beside it", expected=expected, remedy=remedy
         )
-    return weights
+    return beside
 
 
 def damaged(path: Path, expected: str, reason: object) -> WeightsError:

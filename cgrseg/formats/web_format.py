@@ -12,7 +12,7 @@ from cgrseg.data.geometry import round_up
 from cgrseg.data.guess import names_and_colors
 from cgrseg.errors import ConfigError
 from cgrseg.formats.base import Run
-from cgrseg.formats.description import Description
+from cgrseg.formats.description import Description, file_beside
 from cgrseg.formats.onnx_format import OnnxFormat
 from cgrseg.formats.onnxruntime_web import (
     FILES,
@@ -102,7 +102,13 @@ class WebFormat(OnnxFormat):
 
     def open(self, path: Path, precision: Precision = "fp32") -> tuple[Description, Run]:
         """See :class:`ExportFormat`; the network beside the page is opened."""
-        return super().open(path.with_name(_MODEL), precision)
+        network = file_beside(
+            path.with_name(_MODEL),
+            path,
+            expected="the whole folder of the page",
+            remedy="copy the whole folder",
+        )
+        return super().open(network, precision)
 
     @staticmethod
     def _page() -> dict[str, bytes]:

@@ -36,6 +36,7 @@ from cgrseg.files import partial_folder, remove_leftovers
 from cgrseg.inference.backends import run_network
 from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.records import made_by
+from cgrseg.inference.results import refuse_taken
 from cgrseg.inference.views import network_input, windows_at_once
 from cgrseg.input_files import refuse_special
 from cgrseg.locks import locking
@@ -57,7 +58,6 @@ CELL = 8
 _STRIP = "strip "  # begins the note of a strip's file
 _WINDOW = (512, 512)
 _WIDEST = 1_000_000  # pixels of a PNG file that its readers accept
-_PLACING = ("AREA_OR_POINT",)  # tags that belong to the transform
 _BLOCK = 512  # side of the tiles of the written raster
 _CACHE = 128 << 20  # bytes of decoded blocks that GDAL may keep
 
@@ -166,17 +166,8 @@ def _check_targets(out: Path, polygons: Path | None, scene: Any, overwrite: bool
             expected=f"a name that ends with {' or '.join(RASTER_SUFFIXES)}",
             remedy="rename it",
         )
-    inputs = [path for path in map(Path, scene.files) if path.exists()]
     for path in filter(None, (out, polygons, *_sidecars(out))):
-        itself = path.exists() and any(path.samefile(one) for one in inputs)
-        if itself or (path.exists() and not overwrite):
-            raise DataError(
-                path,
-                found="a file of the scene itself" if itself else "a file of that name",
-                expected="a name that is free",
-                remedy="choose another name"
-                + ("" if itself else f", or replace it with {option('--overwrite')}"),
-            )
+        refuse_taken(path, map(Path, scene.files), "a file of the scene itself", overwrite)
     if polygons is not None and scene.gcps[0] and scene.transform.is_identity:
         raise ConfigError(
             "polygons",
@@ -344,7 +335,7 @@ class _Strips:
         # Half of the first cell belongs to the strip above, which it is resized with.
         first = CELL // 2 if number else 0
         labels = np.ascontiguousarray(labels[first : first + count, :width])
-        labels[self._mask(rows.start, rows.stop) == 0] = NODATA
+        labels[self._mask(rows) == 0] = NODATA
         return labels.astype(np.uint8, copy=False)
 
     def _blended(self, number: int) -> NDArray[np.float32]:
@@ -364,10 +355,9 @@ class _Strips:
         """Weighted sum of a row of windows: (K, cells of a window, cells of the scene)."""
         height, width = self._layout.window
         top = self._starts[0][number] * CELL
-        bottom = min(top + height, self._layout.size[0])
-        window = ((top, bottom), (0, self._layout.size[1]))
-        pixels = self._scene.read(self._bands, window=window).transpose(1, 2, 0)
-        mask = self._mask(top, bottom)
+        rows = slice(top, min(top + height, self._layout.size[0]))
+        pixels = self._scene.read(self._bands, window=_window(self._scene, rows))
+        pixels, mask = pixels.transpose(1, 2, 0), self._mask(rows)
         shape = (self._predictor.backend.num_classes, height // CELL, self._cells)
         total = np.zeros(shape, np.float32)
         vertical = self._weights[0][number][:, None]
@@ -392,11 +382,15 @@ class _Strips:
             self.windows_run += len(group)
         return total
 
-    def _mask(self, top: int, bottom: int) -> NDArray[np.uint8]:
+    def _mask(self, rows: slice) -> NDArray[np.uint8]:
         """255 where rows of the scene have data, else 0."""
-        window = ((top, bottom), (0, self._layout.size[1]))
-        mask: NDArray[np.uint8] = self._scene.dataset_mask(window=window)
+        mask: NDArray[np.uint8] = self._scene.dataset_mask(window=_window(self._scene, rows))
         return mask
+
+
+def _window(scene: Any, rows: slice) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Whole rows of a scene, as rasterio names a part."""
+    return (rows.start, rows.stop), (0, scene.width)
 
 
 def _check(scene: Any, source: str | Path, bands: Sequence[int], predictor: Predictor) -> None:
@@ -523,25 +517,22 @@ def _assemble(scene: Any, strips: _Strips, predictor: Predictor, path: Path) -> 
             target.gcps = scene.gcps
         if scene.rpcs is not None:
             target.rpcs = scene.rpcs
-        # With points, GDAL would move them by a pixel for this tag.
-        placed = (
-            {} if scene.gcps[0] else {k: scene.tags()[k] for k in _PLACING if k in scene.tags()}
-        )
         colors = {number: (*color, 255) for number, color in enumerate(predictor.palette)}
         target.write_colormap(1, {**colors, NODATA: (0, 0, 0, 0)})
         names = json.dumps(list(predictor.classes), ensure_ascii=False)
-        target.update_tags(classes=names, **placed)
+        target.update_tags(classes=names)
+        placing = scene.tags().get("AREA_OR_POINT")
+        if placing is not None and not scene.gcps[0]:  # GDAL would move the points for it
+            target.update_tags(AREA_OR_POINT=placing)
         for rows, labels in strips:
-            window = ((rows.start, rows.stop), (0, scene.width))
-            target.write(labels, 1, window=window)
+            target.write(labels, 1, window=_window(scene, rows))
     factors = [2**n for n in range(1, 16) if max(scene.shape) > _BLOCK * 2 ** (n - 1)]
     with rasterio.open(path, "r+") as target:
         target.build_overviews(factors, rasterio.enums.Resampling.nearest)
     # GDAL reports a full disk when it closes a file, or not at all.
     with rasterio.open(path) as target:
         for rows, labels in strips:
-            window = ((rows.start, rows.stop), (0, scene.width))
-            if not np.array_equal(target.read(1, window=window), labels):
+            if not np.array_equal(target.read(1, window=_window(scene, rows)), labels):
                 raise OSError("the disk is full, or does not keep what is written")
         if target.overviews(1) != factors:
             raise OSError("there was no room for the overviews")

@@ -211,6 +211,31 @@ class VideoReport:
     note: str = ""
 
 
+def refuse_taken(
+    target: Path, sources: Iterable[Path], itself: str, overwrite: bool = False
+) -> None:
+    """Refuse a target that exists; a file of the source is never replaced.
+
+    Args:
+        target: file to be written.
+        sources: files that it is made from, which may be missing.
+        itself: what the target is when it is one of them.
+        overwrite: another file may be replaced.
+
+    Raises:
+        DataError: the target is there.
+    """
+    same = target.exists() and any(one.exists() and target.samefile(one) for one in sources)
+    if same or (target.exists() and not overwrite):
+        raise DataError(
+            target,
+            found=itself if same else "a file of that name",
+            expected="a name that is free",
+            remedy="choose another name"
+            + ("" if same else f", or replace it with {option('--overwrite')}"),
+        )
+
+
 @locking(lambda given: Path(given["out"]).parent)
 def predict_video(
     predictor: Predictor,
@@ -243,15 +268,7 @@ def predict_video(
         EnvironmentProblem: the target cannot be written.
     """
     source, out = Path(source), Path(out)
-    same = out.exists() and source.exists() and os.path.samefile(source, out)
-    if same or (out.exists() and not overwrite):
-        raise DataError(
-            out,
-            found="the video itself" if same else "a file of that name",
-            expected="a name that is free",
-            remedy="choose another name"
-            + ("" if same else f", or replace it with {option('--overwrite')}"),
-        )
+    refuse_taken(out, [source], "the video itself", overwrite)
     painted = 0
     speed = Speed()
     with (

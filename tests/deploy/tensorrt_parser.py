@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 OPSETS = range(9, 21)
-OPERATORS = frozenset(
-    """
+_LISTED = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool
     BatchNormalization Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv
     ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace DequantizeLinear Div Dropout
@@ -26,8 +25,8 @@ OPERATORS = frozenset(
     ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax
     Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile
     TopK Transpose Trilu Unsqueeze Upsample Where Xor
-    """.split()  # noqa: SIM905
-)
+"""
+OPERATORS = frozenset(_LISTED.split())
 _NEED_STORED_AXES = (
     *("ReduceMax", "ReduceMean", "ReduceSum", "Squeeze", "Unsqueeze", "Slice", "Pad"),
 )

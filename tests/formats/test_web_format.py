@@ -239,3 +239,10 @@ def test_without_a_connection_no_folder_is_made(
 def test_what_the_page_cannot_do(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         web_format.FORMAT.prepare(description(**changes))
+
+
+def test_a_page_without_its_network_is_named(tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_text("<!doctype html>")
+    with pytest.raises(WeightsError, match=r"index\.html: no network\.onnx beside it"):
+        describe(page)
