@@ -34,11 +34,11 @@ ENDINGS = (".partial", ".partial.json")
 _PART = 1 << 20  # bytes
 _MEGABYTE = 10**6
 _SILENCE = 60.0  # seconds without a byte after which a connection counts as lost
-_TRIES = 5  # in a row without a byte
-_PAUSE = 1.0  # seconds before the second try; doubled each time
+TRIES = 5  # in a row without a byte
+PAUSE = 1.0  # seconds before the second try; doubled each time
 # The published sizes are rounded; a file of several times that size is another file.
 _LARGEST = 3
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
+BUSY = (408, 425, 429, 500, 502, 503, 504)
 _LOST = (urllib.error.URLError, http.client.HTTPException, OSError)
 
 
@@ -130,7 +130,7 @@ def download(
                 return
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
-            if error.code not in _BUSY:
+            if error.code not in BUSY:
                 raise _unreachable(
                     address, f"the server answers {error.code} {error.reason}"
                 ) from error
@@ -138,10 +138,10 @@ def download(
         except _LOST as error:
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
         tries = 1 if _length(partial) > before else tries + 1
-        if tries == _TRIES:
-            raise _unreachable(address, f"{reason}, {_TRIES} times in a row")
+        if tries == TRIES:
+            raise _unreachable(address, f"{reason}, {TRIES} times in a row")
         _LOG.warning("%s: %s; trying again", hidden_query(address), reason)
-        time.sleep(_PAUSE * 2 ** (tries - 1))
+        time.sleep(PAUSE * 2 ** (tries - 1))
 
 
 def _receive(

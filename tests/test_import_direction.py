@@ -20,7 +20,7 @@ LEVELS: list[set[str]] = [
     {"extras", "files", "class_names", "console", "devices", "precision", "progress"}
     | {"provenance", "published", "variants"},
     {"locks", "surroundings", "distributed", "downloading"},
-    {"datasets", "hub"},
+    {"datasets", "hub", "addresses"},
     {"config"},
     {"data", "models", "ops", "visual"},
     {"page"},

@@ -58,7 +58,8 @@ def predict(
         typer.Argument(
             metavar="IMAGES... [KEY=VALUE]...",
             help="Image files, folders (with their subfolders) and quoted patterns such as "
-            "'a/**/*.jpg'; or videos. KEY=VALUE are test settings, e.g. test.mode=slide.",
+            "'a/**/*.jpg', also at addresses (s3://bucket/folder); or videos. KEY=VALUE are test "
+            "settings, e.g. test.mode=slide.",
             show_default=False,
             autocompletion=completion.files_or_settings,
         ),
@@ -156,6 +157,8 @@ def predict(
       cgrseg predict best.pth scene.tif --out labels.tif --save geojson
 
       cgrseg predict best.pth unlabeled/ --save cvat --save coco
+
+      cgrseg predict best.pth s3://bucket/images --out painted
     """
     with quick_imports():
         from cgrseg.devices import device_of_process

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cgrseg.addresses import Address
 from cgrseg.errors import DataError
 from cgrseg.files import atomic_write
 from cgrseg.input_files import open_input, read_input
@@ -53,7 +54,9 @@ _FETCH_AGAIN = "fetch or copy this file again"
 _LISTED = "`cgrseg data check` lists all such files"
 
 
-def read_image(path: Path | str, *, reduce: Reduction = 1, bits: int = FULL_BITS) -> Bytes8:
+def read_image(
+    path: Path | str | Address, *, reduce: Reduction = 1, bits: int = FULL_BITS
+) -> Bytes8:
     """Read an image file as 8-bit RGB.
 
     EXIF orientation is applied; gray becomes three equal channels; the alpha channel is
@@ -62,7 +65,8 @@ def read_image(path: Path | str, *, reduce: Reduction = 1, bits: int = FULL_BITS
     its pixel data gives wrong colors and cannot be detected.
 
     Args:
-        path: any format that OpenCV reads: JPEG, PNG, BMP, TIFF, WebP and others.
+        path: a path or an address (:mod:`cgrseg.addresses`) of any format that OpenCV reads:
+            JPEG, PNG, BMP, TIFF, WebP and others.
         reduce: JPEG only: decode at this fraction of both sides (rounded up), which is
             faster and smooths differently than a resize.
         bits: number of bits that the values of 16-bit images use, 8..16: with 12, 4095 becomes
@@ -74,30 +78,19 @@ def read_image(path: Path | str, *, reduce: Reduction = 1, bits: int = FULL_BITS
     Raises:
         DataError: the file is missing, empty, truncated or not an image.
     """
-    path = Path(path)
     return decode_image(read_content(path, "an image"), path, reduce=reduce, bits=bits)
 
 
-def read_image_with_digest(path: Path | str, *, bits: int = FULL_BITS) -> tuple[Bytes8, str]:
-    """As :func:`read_image`, with :func:`cgrseg.provenance.content_digest` of the decoded bytes.
-
-    The file is read once: a file that is replaced meanwhile has another digest.
-    """
-    path = Path(path)
-    data = read_content(path, "an image")
-    return decode_image(data, path, bits=bits), content_digest(data)
-
-
-def image_digest(path: Path | str) -> str | None:
+def image_digest(path: Path | str | Address) -> str | None:
     """Digest of an image file as it is now; None: it cannot be read."""
     try:
-        return content_digest(read_content(Path(path), "an image"))
+        return content_digest(read_content(path, "an image"))
     except DataError:
         return None
 
 
 def decode_image(
-    data: bytes, name: Path | str, *, reduce: Reduction = 1, bits: int = FULL_BITS
+    data: bytes, name: Path | str | Address, *, reduce: Reduction = 1, bits: int = FULL_BITS
 ) -> Bytes8:
     """Decode the content of an image file, as :func:`read_image` does.
 
@@ -135,7 +128,7 @@ def _warn_dark(bits: int, used: int) -> None:
     )
 
 
-def _decode(data: bytes, name: Path | str, flags: int) -> NDArray[Any]:
+def _decode(data: bytes, name: Path | str | Address, flags: int) -> NDArray[Any]:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -259,14 +252,17 @@ def write_image(path: Path | str, image: Bytes8, *, quality: int = 92) -> None:
         stream.write(encoded.tobytes())
 
 
-def read_content(path: Path, what: str) -> bytes:
+def read_content(path: Path | str | Address, what: str) -> bytes:
     """Content of a file that is not empty; `what` says in messages what was expected.
+
+    This decides how a path or an address is read.
 
     Raises:
         DataError: the file cannot be read, or is empty.
     """
+    address = Address.of(path)
     try:
-        data = read_input(path)
+        data = read_input(str(path)) if address is None else address.read(what)
     except OSError as error:
         raise DataError(
             path,
@@ -279,7 +275,7 @@ def read_content(path: Path, what: str) -> bytes:
     return data
 
 
-def refuse_truncated(path: Path | str, data: bytes) -> None:
+def refuse_truncated(path: Path | str | Address, data: bytes) -> None:
     """Raise DataError where a JPEG or a PNG has no end marker."""
     if data.startswith(JPEG_MAGIC):
         complete = data.rfind(b"\xff\xd9") > _start_of_scan(data)
@@ -308,7 +304,7 @@ def _start_of_scan(data: bytes) -> int:
     return len(data)
 
 
-def _undecodable(path: Path | str, reason: str) -> DataError:
+def _undecodable(path: Path | str | Address, reason: str) -> DataError:
     return DataError(
         path,
         found=f"the image cannot be decoded ({reason})",

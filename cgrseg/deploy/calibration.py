@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.config import Config
 from cgrseg.config.schema import TestConfig
 from cgrseg.data.dataset import EvalDataset
@@ -68,7 +69,7 @@ class CalibrationInputs:
         progress: called after each image with the number of images done and of all images.
     """
 
-    images: Sequence[Path]
+    images: Sequence[Path | Address]
     test: TestConfig
     description: Description
     progress: Progress | None = None
@@ -103,7 +104,7 @@ class CalibrationInputs:
 
 def find_calibration_images(
     calibrate: Sequence[str] | None, config: Config | None, missing: str, limit: int
-) -> list[Path]:
+) -> list[Path | Address]:
     """Images for the calibration.
 
     Args:
@@ -132,13 +133,13 @@ def find_calibration_images(
     return sampled_evenly(found, limit)
 
 
-def sampled_evenly(images: Sequence[Path], limit: int) -> list[Path]:
+def sampled_evenly(images: Sequence[Path | Address], limit: int) -> list[Path | Address]:
     """At most `limit` of the images, sampled evenly."""
     indices = np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int)
     return [images[index] for index in np.unique(indices)]
 
 
-def most_common_size(images: Sequence[Path], test: TestConfig) -> Size:
+def most_common_size(images: Sequence[Path | Address], test: TestConfig) -> Size:
     """The most frequent network input size of the images.
 
     Raises:
@@ -218,7 +219,10 @@ def mean_iou(backend: ExportedBackend, labeled: LabeledSplit, test: TestConfig) 
 
 
 def label_agreement(
-    backend: ExportedBackend, reference: ExportedBackend, images: Sequence[Path], test: TestConfig
+    backend: ExportedBackend,
+    reference: ExportedBackend,
+    images: Sequence[Path | Address],
+    test: TestConfig,
 ) -> float:
     """Mean share 0..1 of the pixels on which two backends give the same label."""
     shares = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.data.image_files import read_image
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import Pair
@@ -74,7 +75,7 @@ class RankedImage:
 class Problem:
     """An image that could not be ranked, and why."""
 
-    path: Path
+    path: Path | Address
     error: DataError
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from cgrseg.addresses import Address
 from cgrseg.data.convert.annotation_writer import AnnotatedImage, AnnotationWriter, RegionShape
 from cgrseg.data.convert.formats import writers
 from cgrseg.data.convert.tracing import EXACT_TOLERANCE, region_scores, trace_regions
@@ -97,7 +98,7 @@ class SavedAnnotations:
     places: dict[str, Path] = field(default_factory=dict)
     advice: dict[str, str] = field(default_factory=dict)
     kept: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
+    failed: list[tuple[Path | Address, CGRSegError]] = field(default_factory=list)
 
 
 def scores_of(found: Prediction) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.class_names import CLASS_LIST, MAX_CLASSES, class_list_text, read_class_list
 from cgrseg.data.convert.image_names import place_image
 from cgrseg.data.label_files import label_note, read_label, write_label_png
@@ -77,9 +78,9 @@ class AutolabelReport:
 
     classes: list[ClassCount] = field(default_factory=list)
     labeled: int = 0
-    empty: list[Path] = field(default_factory=list)
+    empty: list[Path | Address] = field(default_factory=list)
     own: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
+    failed: list[tuple[Path | Address, CGRSegError]] = field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -293,7 +294,8 @@ class _Writer:
             for ours in (target, placed) if before else ():
                 ours.unlink(missing_ok=True)
             return pixels
-        place_image(image.path, placed, replace=self.overwrite)
+        source = image.path if isinstance(image.path, Path) else image.path.read("an image")
+        place_image(source, placed, replace=self.overwrite)
         if before != note:
             ids = np.where(kept, labels, np.uint8(IGNORED))
             write_label_png(target, ids, self.predictor.palette, note=note)

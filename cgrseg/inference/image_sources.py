@@ -5,17 +5,19 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
-from cgrseg.data.image_files import FULL_BITS, decode_image, read_image
+from cgrseg.data.image_files import FULL_BITS, decode_image, read_content, read_image
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.inference.background import read_ahead
 from cgrseg.inference.video import VIDEO_SUFFIXES, Frame, frames_of
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Image = NDArray[np.uint8]
+_ADDRESSES_AHEAD = 8  # files that are fetched at the same time
 Kind = Literal["folder", "pattern", "video", "file", "content", "list", "object"]
 
 
@@ -32,9 +35,15 @@ def kind_of(source: object) -> Kind:
 
     Returns:
         Of a path: "folder"; "video", told by the suffix; "file"; or "pattern" where nothing of
-        that name exists.  Else "content": bytes or an open file; "list": a list or tuple;
-        "object": an array, a tensor, a Pillow image, a frame or any other value.
+        that name exists.  Of an address, which is not asked for: "file", told by the suffix of an
+        image; else "pattern", which may be a folder.  Else "content": bytes or an open file;
+        "list": a list or tuple; "object": an array, a tensor, a Pillow image, a frame or any other
+        value.
     """
+    address = Address.of(source)
+    if address is not None:
+        named = address.suffix.lower() in IMAGE_SUFFIXES and not address.is_pattern
+        return "file" if named else "pattern"
     if isinstance(source, (str, Path)):
         if Path(source).is_dir():
             return "folder"
@@ -83,11 +92,41 @@ def with_frames(
             frames.close()
 
 
+def read_addresses_ahead(
+    sources: Iterable[tuple[Any, CGRSegError | None]],
+) -> Generator[tuple[Any, CGRSegError | Future[bytes] | None], None, None]:
+    """Sources of :func:`with_frames`; the content of addresses is read by several threads.
+
+    Up to 8 addresses are taken from the sources ahead of the caller.
+
+    Yields:
+        Each source; with its error, or with the content of the file at an address.
+    """
+    waiting: deque[tuple[Any, CGRSegError | Future[bytes] | None]] = deque()
+    pool = ThreadPoolExecutor(_ADDRESSES_AHEAD, thread_name_prefix="read-address")
+    try:
+        for source, error in sources:
+            address = Address.of(source) if error is None else None
+            if address is not None:
+                waiting.append((source, pool.submit(read_content, address, "an image")))
+                if len(waiting) > _ADDRESSES_AHEAD:
+                    yield waiting.popleft()
+                continue
+            while waiting:
+                yield waiting.popleft()
+            yield source, error
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def name_of(source: Any) -> str:
     """Name of an image in messages."""
     if isinstance(source, Frame):
         return f"{source.source}, frame {source.number}"
-    return str(source) if isinstance(source, (str, Path)) else "an image in memory"
+    address = Address.of(source) or source
+    return str(address) if isinstance(address, (str, Path, Address)) else "an image in memory"
 
 
 @dataclass(frozen=True)
@@ -95,19 +134,19 @@ class FoundImage:
     """An image file.
 
     Attributes:
-        path: the file.
+        path: the file, or its address.
         name: name of its results: path without suffix, relative to the given folder (the file's
             stem for a file that was given itself).
     """
 
-    path: Path
+    path: Path | Address
     name: str
 
 
 def find_images(
     inputs: str | Path | Iterable[str | Path], leave_out: Iterable[Path] = ()
 ) -> list[FoundImage]:
-    """Image files of paths, folders (with their subfolders) and glob patterns.
+    """Image files of paths, folders with their subfolders, patterns, and addresses of these.
 
     Files of one folder that differ only in their suffix keep it in the name of their results.
 
@@ -117,8 +156,9 @@ def find_images(
             that runs at the same time.
 
     Raises:
-        DataError: a missing path, a video, a folder or pattern without images, or two images
-            whose results would have the same name.
+        DataError: a missing path, a video, a folder or pattern without images, an address that
+            cannot be listed, or two images whose results would have the same name.
+        EnvironmentProblem: the package for the protocol of an address is missing.
     """
     given = [inputs] if isinstance(inputs, (str, Path)) else inputs
     unique = {image.path: image for entry in given for image in _images_of(entry)}
@@ -126,10 +166,10 @@ def find_images(
     kept = [
         image
         for path, image in unique.items()
-        if results.isdisjoint(Path(os.path.realpath(path)).parents)
+        if isinstance(path, Address) or results.isdisjoint(Path(os.path.realpath(path)).parents)
     ]
     counts = Counter(image.name for image in kept)
-    named: dict[str, Path] = {}
+    named: dict[str, Path | Address] = {}
     for image in kept:
         name = image.name if counts[image.name] == 1 else f"{image.name}_{image.path.suffix[1:]}"
         if name in named:
@@ -152,6 +192,9 @@ def _images_of(entry: str | Path) -> list[FoundImage]:
             expected="a file, a folder or a pattern",
             remedy="check the variable; the working folder is called '.'",
         )
+    address = Address.of(entry)
+    if address is not None:
+        return _images_at(address)
     kind = kind_of(entry)
     if kind == "file":  # the reader refuses special files and says why
         return [FoundImage(path, path.stem)]
@@ -180,6 +223,24 @@ def _images_of(entry: str | Path) -> list[FoundImage]:
             else "no such file or folder, and no image matches it as a pattern",
             expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
             remedy="check the path",
+        )
+    return found
+
+
+def _images_at(address: Address) -> list[FoundImage]:
+    if kind_of(address) == "file":
+        return [FoundImage(address, address.path.stem)]
+    found = [
+        FoundImage(file, PurePosixPath(below).with_suffix("").as_posix())
+        for file, below in address.files()
+        if file.suffix.lower() in IMAGE_SUFFIXES or file == address
+    ]
+    if not found:
+        raise DataError(
+            address,
+            found="no images at this address",
+            expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
+            remedy="check the address; videos are read from files",
         )
     return found
 
@@ -217,7 +278,7 @@ def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
     Args:
         value: one of
 
-            - a path;
+            - a path or an address (:mod:`cgrseg.addresses`);
             - the content of an image file: bytes, a one-dimensional uint8 array, or an open
               binary file such as io.BytesIO (read from its beginning);
             - a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA (alpha is ignored) or (H, W) gray;
@@ -231,7 +292,7 @@ def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
         DataError: a file that cannot be read, a value of another kind, or a tensor whose layout
             or range is ambiguous.
     """
-    if isinstance(value, (str, Path)):
+    if isinstance(value, (str, Path, Address)):
         return read_image(value, bits=bits)
     if isinstance(value, Frame):
         return value.image

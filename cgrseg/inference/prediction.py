@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
 from cgrseg.errors import DataError
@@ -76,7 +77,7 @@ class Prediction:
         palette: RGB 0..255 per class.
         image: the image, uint8 RGB (H, W, 3).
         confidence: probability 0..1 of the class of each pixel (H, W); None unless asked for.
-        source: file of the image or video; None for images in memory.
+        source: file of the image or video, or its address; None for images in memory.
         timing: time of the image.
         frame: number of the frame in a video, counted from 0; None for an image.
         digest: digest of the file's bytes as they were decoded (:mod:`cgrseg.provenance`); None
@@ -88,7 +89,7 @@ class Prediction:
     palette: tuple[Color, ...]
     image: NDArray[np.uint8]
     confidence: NDArray[np.float32] | None = None
-    source: Path | None = None
+    source: Path | Address | None = None
     timing: Timing | None = None
     frame: int | None = None
     digest: str | None = None

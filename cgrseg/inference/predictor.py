@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.class_names import (
     check_class_names,
     counted,
@@ -31,7 +32,7 @@ from cgrseg.config.schema import TestConfig
 from cgrseg.config.settings import stored_test_settings
 from cgrseg.cpus import usable_cpus
 from cgrseg.data.guess import names_and_colors
-from cgrseg.data.image_files import read_image_with_digest
+from cgrseg.data.image_files import decode_image, read_content
 from cgrseg.devices import fewer_threads, use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.formats import is_exported
@@ -39,7 +40,14 @@ from cgrseg.inference.backends import Backend
 from cgrseg.inference.background import Budget, map_in_threads
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.exported_backend import open_exported
-from cgrseg.inference.image_sources import as_image, expand, kind_of, name_of, with_frames
+from cgrseg.inference.image_sources import (
+    as_image,
+    expand,
+    kind_of,
+    name_of,
+    read_addresses_ahead,
+    with_frames,
+)
 from cgrseg.inference.prediction import Color, Prediction, Timing
 from cgrseg.inference.segmenting import (
     PIXELS_AT_ONCE,
@@ -53,6 +61,7 @@ from cgrseg.inference.segmenting import (
 )
 from cgrseg.inference.video import Frame
 from cgrseg.precision import AnyPrecision
+from cgrseg.provenance import content_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,8 +196,8 @@ class Predictor:
         """Label an image, or several.
 
         Args:
-            source: a path, bytes, an open file, a uint8 RGB array (H, W, 3), a tensor or a
-                Pillow image gives one :class:`Prediction` (details:
+            source: a path or an address, bytes, an open file, a uint8 RGB array (H, W, 3), a tensor
+                or a Pillow image gives one :class:`Prediction` (details:
                 :func:`~cgrseg.inference.image_sources.as_image`); a list of these, a folder, a
                 glob pattern or a video gives a list.  For more images than fit into memory use
                 :meth:`stream`.
@@ -244,16 +253,18 @@ class Predictor:
         readers = 1 if self.backend.on_cpu else min(8, usable_cpus())
         # Several batches are read at a time, so that images of equal size meet.
         together = batch_size if batch_size == 1 else 4 * batch_size
-        pending = with_frames(images, together)
+        framed = with_frames(images, together)
+        pending = read_addresses_ahead(framed)
         with (
+            contextlib.closing(framed),
             contextlib.closing(pending),
             ThreadPoolExecutor(max_workers=readers, thread_name_prefix="read-ahead") as pool,
         ):
 
             def read_next() -> list[tuple[Any, Future[_ReadImage]]]:
                 return [
-                    (source, pool.submit(self._read, source, error))
-                    for source, error in itertools.islice(pending, together)
+                    (source, pool.submit(self._read, source, ahead))
+                    for source, ahead in itertools.islice(pending, together)
                 ]
 
             def batches() -> Iterator[list[tuple[Any, _ReadImage | CGRSegError]]]:
@@ -337,14 +348,16 @@ class Predictor:
         self._seen_sizes.add(plan(self.backend, images[0], self.test).size)
         return time.perf_counter() - start
 
-    def _read(self, source: Any, error: CGRSegError | None) -> _ReadImage:
+    def _read(self, source: Any, ahead: CGRSegError | Future[bytes] | None = None) -> _ReadImage:
         """Read an image and make it the network's input, in a thread beside the network."""
         start = time.perf_counter()
-        if error is not None:
-            raise error
+        if isinstance(ahead, CGRSegError):
+            raise ahead
         digest = None
-        if isinstance(source, (str, Path)):
-            image, digest = read_image_with_digest(source, bits=self.test.image_bits)
+        if isinstance(source, (str, Path, Address)):
+            content = read_content(source, "an image") if ahead is None else ahead.result()
+            image = decode_image(content, Address.of(source) or source, bits=self.test.image_bits)
+            digest = content_digest(content)
         else:
             image = as_image(source, bits=self.test.image_bits)
         # In other modes, settings that the backend cannot do end the stream: see _label.
@@ -380,6 +393,7 @@ class Predictor:
                 continue
             frame = source.number if isinstance(source, Frame) else None
             file = source if frame is None else source.source
+            path = Path(file) if isinstance(file, (str, Path)) else None
             yield (
                 source,
                 Prediction(
@@ -388,7 +402,7 @@ class Predictor:
                     palette=self.palette,
                     image=one.image,
                     confidence=result.confidence,
-                    source=Path(file) if isinstance(file, (str, Path)) else None,
+                    source=Address.of(file) or path,
                     timing=Timing(one.seconds, seconds, warm),
                     frame=frame,
                     digest=one.digest,

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from cgrseg.addresses import Address
 from cgrseg.data.image_files import image_digest
 from cgrseg.data.label_files import label_note
 from cgrseg.errors import DataError, option
@@ -122,11 +123,11 @@ class FolderRecord:
             marked = {"overwriting": True} if self.overwriting and not complete else {}
             write_json(self._path, self._content | marked)
 
-    def note(self, found: Prediction, image: Path, scores: str = "") -> str:
+    def note(self, found: Prediction, image: Path | Address, scores: str = "") -> str:
         """Note for the label file of an image; `scores`: see :func:`scores_in`."""
         return f"{self._maps} {self._look} {found.digest} {_path_digest(image)} {scores}".rstrip()
 
-    def keeps(self, labels: Path, image: Path, *, scored: bool = False) -> bool:
+    def keeps(self, labels: Path, image: Path | Address, *, scored: bool = False) -> bool:
         """Whether a label file is what this network makes of the image as it is now.
 
         A file without a note is kept, since somebody may have retouched it, unless an overwriting
@@ -315,6 +316,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _path_digest(path: Path | str) -> str:
+def _path_digest(path: Path | str | Address) -> str:
     """Digest of the path of a file, 16 hexadecimal digits: results do not contain user folders."""
-    return hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=8).hexdigest()
+    place = str(path) if isinstance(path, Address) else os.path.realpath(path)
+    return hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cgrseg.addresses import Address
 from cgrseg.data.label_files import label_note
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError
@@ -46,9 +47,9 @@ class FolderReport:
             processes.
     """
 
-    done: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, CGRSegError]] = field(default_factory=list)
+    done: list[Path | Address] = field(default_factory=list)
+    kept: list[Path | Address] = field(default_factory=list)
+    failed: list[tuple[Path | Address, CGRSegError]] = field(default_factory=list)
     speed: Speed = field(default_factory=Speed)
     saved: SavedAnnotations | None = None
 
@@ -88,7 +89,7 @@ def predict_folder(
 
     Args:
         predictor: labels the images.
-        inputs: files, folders and glob patterns.
+        inputs: files, folders and glob patterns, or addresses of these.
         out: folder of the results.
         overlays: also write the images with their labels laid over them.
         legend: add class names and shares at the side of the overlays.
@@ -135,7 +136,7 @@ def predict_folder(
             report.kept.append(image.path)
         else:
             todo.append(image)
-    unwritten: list[tuple[Path, CGRSegError]] = []
+    unwritten: list[tuple[Path | Address, CGRSegError]] = []
 
     def write(image: FoundImage, found: Prediction) -> None:
         labels, picture, sure = targets(image)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import Address
 from cgrseg.data.image_files import read_image
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.datasets.spec import DatasetSpec
@@ -206,8 +207,10 @@ def _cards(
     return cards
 
 
-def _write_list(folder: Path, images: Sequence[Path]) -> None:
-    text = "".join(f"{image.absolute()}\n" for image in images)
+def _write_list(folder: Path, images: Sequence[Path | Address]) -> None:
+    text = "".join(
+        f"{image.absolute() if isinstance(image, Path) else image}\n" for image in images
+    )
     atomic_write_text(folder / IMAGES, text)
 
 

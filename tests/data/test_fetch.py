@@ -59,7 +59,7 @@ def server(one_server: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileServe
     one_server.reset()
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(downloading, "_PAUSE", 0.0)
+    monkeypatch.setattr(downloading, "PAUSE", 0.0)
     catalogue = {name: get_spec(name) for name in datasets.list_specs()}
 
     def publish(name: str) -> None:

@@ -212,7 +212,7 @@ def test_another_package_is_refused(
 def test_without_a_connection_no_folder_is_made(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cgrseg.downloading._PAUSE", 0.0)
+    monkeypatch.setattr("cgrseg.downloading.PAUSE", 0.0)
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:1")
     model, out = create_model("cgrseg_t", 7, context_blocks=1), tmp_path / "site"
     with pytest.raises(EnvironmentProblem, match=r"npm pack onnxruntime-web@"):

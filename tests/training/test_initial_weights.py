@@ -43,7 +43,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(downloading, "_PAUSE", 0.0)
+    monkeypatch.setattr(downloading, "PAUSE", 0.0)
     with loopback_hub(cache) as running:
         running.files[REPOSITORY] = {NAME: CONTENT}
         yield running
@@ -106,7 +106,7 @@ def test_it_downloads_verifies_and_trains(
 
 
 def test_an_interrupted_download_is_resumed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloading, "_TRIES", 1)
+    monkeypatch.setattr(downloading, "TRIES", 1)
     hub.cuts = [10_000_000]
     with pytest.raises(NotAvailable, match="the same command resumes it"):
         locate()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from cgrseg.addresses import Address
+
 if TYPE_CHECKING:
     from cgrseg.data.convert.tracing import TracedRegion
 
@@ -23,14 +25,14 @@ class AnnotatedImage:
     """An image with its regions.
 
     Attributes:
-        path: the image file.
+        path: the image file, or its address.
         name: path of the image with its suffix, relative to the folder of the images.
         height: pixels.
         width: pixels.
         regions: connected regions of its label map.
     """
 
-    path: Path
+    path: Path | Address
     name: str
     height: int
     width: int

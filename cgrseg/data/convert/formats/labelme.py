@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
+from cgrseg.addresses import Address
 from cgrseg.data.convert.annotation_writer import AnnotatedImage, AnnotationWriter, score_entry
 from cgrseg.data.convert.custom_format import (
     Background,
@@ -78,10 +79,13 @@ class LabelMeWriter(AnnotationWriter):
                 png = cv2.imencode(".png", region.mask.astype(np.uint8))[1]
                 shape["mask"] = base64.b64encode(png.tobytes()).decode("ascii")
             shapes.append(shape)
-        try:
-            path = os.path.relpath(image.path, folder)
-        except ValueError:  # on another drive
-            path = os.path.abspath(image.path)
+        if isinstance(image.path, Address):
+            path = str(image.path)
+        else:
+            try:
+                path = os.path.relpath(image.path, folder)
+            except ValueError:  # on another drive
+                path = os.path.abspath(image.path)
         data: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},

@@ -1,0 +1,183 @@
+"""Files at addresses of any file system that fsspec knows: s3://, gs://, hf://, zip://, ....
+
+fsspec is a dependency of PyTorch; the packages of single protocols (s3fs, gcsfs) are installed by
+whoever needs them, and read their credentials and endpoints from their own environment variables
+and files.  Temporary errors are tried again after a pause.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from cgrseg import downloading
+from cgrseg.downloading import BUSY, TRIES, hidden_query
+from cgrseg.errors import CGRSegError, DataError
+from cgrseg.extras import require
+
+_LOG = logging.getLogger("cgrseg.addresses")
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+(://|::.*://)", re.IGNORECASE)
+_WEB = ("http", "https")
+_LASTING = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    *(ValueError, TypeError, LookupError, zipfile.BadZipFile),
+)
+_REFUSED = (401, 403)
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """Address of a file, a folder or a pattern; its text hides user names, passwords and queries.
+
+    Attributes:
+        url: as fsspec takes it, for example `s3://bucket/a.jpg` or `zip://a.jpg::s3://b/c.zip`.
+    """
+
+    url: str
+
+    @classmethod
+    def of(cls, source: object) -> Address | None:
+        """The address that a source is; None for everything else, such as a path."""
+        if isinstance(source, Address):
+            return source
+        return cls(source) if isinstance(source, str) and _ADDRESS.match(source) else None
+
+    def __str__(self) -> str:
+        return "::".join(
+            hidden_query(link) if link.startswith(_WEB) else re.sub("://[^/@]*@", "://", link)
+            for link in self.url.split("::")
+        )
+
+    @cached_property
+    def _chain(self) -> tuple[list[str], str, str, list[str]]:
+        """Links before the one with the path, its protocol, the path, links after it."""
+        links = self.url.split("::")
+        place = next(number for number, link in enumerate(links) if "://" in link)
+        protocol, _, path = links[place].partition("://")
+        return links[:place], protocol, path, links[place + 1 :]
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Path behind the protocol: of a bucket and a key, of a host and a path, in an archive."""
+        _, protocol, path, _ = self._chain
+        return PurePosixPath(path.partition("?")[0] if protocol in _WEB else path)
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.name
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the path, such as `.jpg`."""
+        return self.path.suffix
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the path has wildcards."""
+        _, protocol, path, _ = self._chain
+        return any(sign in path for sign in ("*[" if protocol in _WEB else "*?["))
+
+    def files(self) -> list[tuple[Address, str]]:
+        """All files below a folder, or of a pattern, or the file itself, in the order of names.
+
+        Returns:
+            Each file, and its path relative to the folder, or its name.
+
+        Raises:
+            DataError: nothing there, access refused, an unknown protocol, or a lasting failure.
+            EnvironmentProblem: the package of the protocol is missing.
+        """
+        before, protocol, _, after = self._chain
+
+        def found(system: Any, path: str) -> list[tuple[Address, str]]:
+            system.invalidate_cache()
+            tops = [path]
+            if self.is_pattern:
+                tops = sorted(system.glob(path))
+            listed: dict[Address, str] = {}
+            for top in tops:
+                for file in system.find(top):
+                    inner = file.partition("://")[2] or file
+                    below = file.removeprefix(top).lstrip("/") or PurePosixPath(inner).name
+                    link = f"{protocol}://{inner}"
+                    listed[Address("::".join([*before, link, *after]))] = below
+            return sorted(listed.items())
+
+        return _tried(self, found, "files at this address")
+
+    def read(self, what: str) -> bytes:
+        """Content of the file; `what` says in messages what was expected.
+
+        Raises:
+            DataError: no such file, access refused, an unknown protocol, or a lasting failure.
+            EnvironmentProblem: the package of the protocol is missing.
+        """
+        return _tried(self, lambda system, path: bytes(system.cat_file(path)), what)
+
+
+_systems = threading.local()
+
+
+def _opened(address: Address) -> tuple[Any, str]:
+    """File system of this thread and the path in it; an archive's listing is read once."""
+    from fsspec.core import url_to_fs
+
+    before, protocol, path, after = address._chain
+    if not after:
+        system, inner = url_to_fs(address.url)
+        return system, inner
+    kept = vars(_systems).setdefault("of", {})
+    key = (*before, protocol, *after)
+    if key not in kept:
+        kept[key] = url_to_fs(address.url)[0]
+    return kept[key], kept[key]._strip_protocol(f"{protocol}://{path}")
+
+
+def _tried(address: Address, work: Callable[[Any, str], _Result], expected: str) -> _Result:
+    """Result of work on a file system, after several tries where the failure is temporary."""
+    for number in range(1, TRIES + 1):
+        try:
+            return work(*_opened(address))
+        except ImportError as error:
+            cause = error.__cause__
+            require(getattr(cause, "name", None) or str(error), address)
+            raise
+        except CGRSegError:
+            raise
+        except Exception as error:  # each file system has error classes of its own
+            status = getattr(error, "status", 0) or 0
+            # The text of a web client's error holds the whole address.
+            reason = f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
+            if not status:
+                reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, FileNotFoundError) or status in (404, 410):
+                found, remedy = "there is no such file", "check the address; it may be removed"
+            elif isinstance(error, PermissionError) or status in _REFUSED or _no_login(error):
+                found = f"access is refused ({reason})"
+                remedy = "check the login that the package of this protocol reads, and its rights"
+            elif isinstance(error, _LASTING) or (400 <= status < 500 and status not in BUSY):
+                found, remedy = f"it cannot be read ({reason})", "check the address"
+            elif number == TRIES:
+                found = f"it cannot be read, {TRIES} times in a row ({reason})"
+                remedy = "check network and server, and run the same command again"
+            else:
+                _LOG.warning("%s: %s; trying again", address, reason)
+                time.sleep(downloading.PAUSE * 2 ** (number - 1))
+                continue
+            raise DataError(address, found=found, expected=expected, remedy=remedy) from error
+    raise AssertionError  # the last try returns or raises
+
+
+def _no_login(error: Exception) -> bool:
+    return "Credentials" in type(error).__name__
