@@ -8,6 +8,7 @@ and files.  Temporary errors are tried again after a pause.
 from __future__ import annotations
 
 import logging
+import posixpath
 import re
 import threading
 import time
@@ -78,6 +79,16 @@ class Address:
         return self.path.name
 
     @property
+    def stem(self) -> str:
+        """Last part of the path without its suffix."""
+        return self.path.stem
+
+    @property
+    def parent(self) -> Address:
+        """The folder."""
+        return self.beside(".")
+
+    @property
     def suffix(self) -> str:
         """Suffix of the path, such as `.jpg`."""
         return self.path.suffix
@@ -87,6 +98,12 @@ class Address:
         """Whether the path has wildcards."""
         _, protocol, path, _ = self._chain
         return any(sign in path for sign in ("*[" if protocol in _WEB else "*?["))
+
+    def beside(self, name: str) -> Address:
+        """Address of a file by its path from the folder of this one."""
+        before, protocol, path, after = self._chain
+        inner = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+        return Address("::".join([*before, f"{protocol}://{inner}", *after]))
 
     def files(self) -> list[tuple[Address, str]]:
         """All files below a folder, or of a pattern, or the file itself, in the order of names.

@@ -88,7 +88,7 @@ def profile_network(
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     network = fast_form(model, precision=precision)
     network.prepare(*size)
-    example = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
+    example = torch.zeros(1, model.in_channels, *size).to(memory_format=torch.channels_last)
     compiled = torch.compile(network, fullgraph=True, dynamic=False)
     passes = []
     # Freezing has to be known while the graph is recorded, so it cannot be an option above.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgrseg.deploy.verify import as_input, sample_images
+from cgrseg.deploy.verify import sample_inputs
 from cgrseg.models import CGRSeg
 
 
@@ -41,7 +41,8 @@ def _balance_classes(model: CGRSeg) -> None:
     bias takes away half, then three quarters and so on of the mean difference between the classes
     over an image, until at least a tenth of the cells lie between two classes.
     """
-    image = as_input(sample_images(1, (512, 512))).to(next(model.parameters()).device)
+    image = sample_inputs(1, (512, 512), model.in_channels)
+    image = image.to(next(model.parameters()).device)
     bias = model.get_parameter("decode_head.conv_seg.bias")
     with torch.inference_mode():
         logits = model(image)

@@ -186,12 +186,12 @@ def test_settings(test: TestConfig, settings: Sequence[str], *, multi_scale: boo
     Raises:
         ConfigError: a setting of another section, one that does not exist, or a wrong value.
     """
-    from cgrseg.config.settings import build, merge
+    from cgrseg.config.settings import changed_test_settings
     from cgrseg.inference import augmented
 
     changes = of_sections(settings, ("test",))
     if changes:
-        test = build(merge({"test": test.model_dump()}, changes)).test
+        test = changed_test_settings(test, changes)
     return augmented(test) if multi_scale else test
 
 

@@ -156,7 +156,7 @@ def check(
             splits=split or None,
             quick=quick,
             evaluate=config.train.evaluate,
-            image_bits=config.test.image_bits,
+            test=config.preprocessing,
             workers=workers,
             progress=progress,
         )
@@ -387,7 +387,7 @@ def rank(
         refuse_own_data(out, pairs, config.data.root)
     console = make_console()
     if unlabeled:
-        images = find_images(unlabeled, leave_out=[out])
+        images = find_images(unlabeled, leave_out=[out], channels=predictor.test.image_channels)
         with shown_progress("ranking") as progress:
             ranked, problems = rank_images(
                 predictor, images, [pair.image for pair in pairs], progress=progress

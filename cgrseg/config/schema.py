@@ -81,6 +81,103 @@ class ModelConfig(Section):
     )
 
 
+class ChannelsConfig(Section):
+    """Images of other channels than 8-bit RGB: values of 8 or 16 bits or float32, as stored."""
+
+    names: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="Names of the channels of an image, in the order of its bands, pages or files, "
+        "such as [red,green,blue,nir]; None: images are read as 8-bit RGB (published).",
+    )
+    rgb: Annotated[list[str], Field(min_length=3, max_length=3)] | None = Field(
+        None,
+        description="Names of the channels with red, green and blue, in this order: overlays and "
+        "reports show them, and saturation and hue vary in them alone. None: the channels called "
+        "red, green and blue; where they are missing, the first channel is shown in gray.",
+    )
+    files: list[str] | None = Field(
+        None,
+        description="Further files of an image, whose channels follow its own: paths from its "
+        "folder, {stem} being its name without ending, such as {stem}_nir.png or "
+        "../nir/{stem}.tif.",
+    )
+    mean: list[Annotated[float, Field(ge=-1e38, le=1e38)]] | None = Field(
+        None,
+        description="Mean of the stored values of each channel; none: measured on the training "
+        "images when a training starts, and kept with the checkpoint, like `std` and `types`.",
+    )
+    std: list[Annotated[float, Field(gt=0, le=1e38)]] | None = Field(
+        None, description="Standard deviation of the stored values of each channel."
+    )
+    types: list[Literal["uint8", "uint16", "float32"]] | None = Field(
+        None,
+        description="Type of the stored values of each channel; images of other types are refused. "
+        "Signed and longer types count as float32.",
+    )
+
+    @model_validator(mode="after")
+    def _lists_agree(self) -> ChannelsConfig:
+        given = {
+            name: values
+            for name in ("rgb", "files", "mean", "std", "types")
+            if (values := getattr(self, name)) is not None
+        }
+        names = self.names
+        if names is None:
+            if not given:
+                return self
+            raise ConfigError(
+                f"data.channels.{next(iter(given))}",
+                found="given without data.channels.names",
+                expected="the names of all channels of an image",
+                remedy="for example data.channels.names=[red,green,blue,nir]",
+            )
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            raise ConfigError(
+                "data.channels.names",
+                found=f"{names}",
+                expected="a name of its own for each channel",
+                remedy="rename those that are empty or repeated",
+            )
+        for name in ("mean", "std", "types"):
+            if len(given.get(name, names)) != len(names):
+                raise ConfigError(
+                    f"data.channels.{name}",
+                    found=f"{len(given[name])} entries",
+                    expected=f"{len(names)}, one for each of {', '.join(names)}",
+                    remedy="correct it, or leave it out: it is then measured",
+                )
+        unknown = [name for name in self.rgb or [] if name not in names]
+        if unknown:
+            raise ConfigError(
+                "data.channels.rgb",
+                found=f"{unknown[0]!r}, which is no channel",
+                expected=f"three of {', '.join(names)}",
+                remedy="correct the name",
+            )
+        unfit = [text for text in self.files or [] if text.count("{stem}") != 1]
+        if unfit:
+            raise ConfigError(
+                "data.channels.files",
+                found=repr(unfit[0]),
+                expected="a path that holds {stem} once, such as {stem}_nir.png",
+                remedy="correct it",
+            )
+        return self
+
+    @property
+    def rgb_indices(self) -> tuple[int, int, int] | None:
+        """Indices of red, green and blue; None: there are none."""
+        names = self.names or []
+        wanted = self.rgb or ["red", "green", "blue"]
+        if not set(wanted) <= set(names):
+            return None
+        red, green, blue = (names.index(name) for name in wanted)
+        return red, green, blue
+
+
 class DataConfig(Section):
     """The dataset: images, labels and classes."""
 
@@ -151,6 +248,7 @@ class DataConfig(Section):
     drop: list[str] = Field(
         default_factory=list, description="Class names whose pixels become ignored."
     )
+    channels: ChannelsConfig = Field(default_factory=ChannelsConfig)
     extra: Sources = Field(
         default_factory=dict,
         description="Further training sets, such as the folder of `cgrseg autolabel`, with the "
@@ -307,6 +405,26 @@ class TestConfig(Section):
                 remedy="make test.stride smaller (two thirds of test.crop_size is usual)",
             )
         return self
+
+    @property
+    def image_channels(self) -> ChannelsConfig | None:
+        """Channels of an image; None: 8-bit RGB."""
+        return None
+
+
+class ChannelTestConfig(TestConfig):
+    """Test settings of a network for other channels than 8-bit RGB.
+
+    Checkpoints and exported files keep the channels among their test settings, since predictions
+    need both.
+    """
+
+    channels: ChannelsConfig
+
+    @property
+    def image_channels(self) -> ChannelsConfig:
+        """See :class:`TestConfig`."""
+        return self.channels
 
 
 class OptimizerConfig(Section):
@@ -483,6 +601,13 @@ class Config(Section):
 
     def __str__(self) -> str:
         return repr(self)
+
+    @property
+    def preprocessing(self) -> TestConfig:
+        """Test settings with the channels of the images, as a checkpoint keeps them."""
+        if self.data.channels.names is None:
+            return self.test
+        return ChannelTestConfig(**self.test.model_dump(), channels=self.data.channels)
 
     @property
     def run_dir(self) -> str:

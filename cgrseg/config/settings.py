@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cgrseg.config.fields import admits, describe, field_annotations, subsection
-from cgrseg.config.schema import Config, TestConfig, find_setting
+from cgrseg.config.schema import ChannelTestConfig, Config, TestConfig, find_setting
 from cgrseg.config.suggestions import EXACT, remedy_for_setting
 from cgrseg.errors import ConfigError, WeightsError, explain
 from cgrseg.processes import is_first_process
@@ -262,7 +262,7 @@ def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path)
         )
         return TestConfig()
     try:
-        return TestConfig(**settings)
+        return (ChannelTestConfig if "channels" in settings else TestConfig)(**settings)
     except (ValidationError, ConfigError, TypeError) as error:
         raise WeightsError(
             source,
@@ -270,3 +270,14 @@ def stored_test_settings(settings: Mapping[str, Any] | None, source: str | Path)
             expected="those of a run, as this version writes them",
             remedy="pass test=TestConfig(...) to from_pretrained, or update cgrseg",
         ) from error
+
+
+def changed_test_settings(test: TestConfig, changes: Mapping[str, Any]) -> TestConfig:
+    """Test settings with changes of `test.*`; the channels of the images stay.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value that does not fit.
+    """
+    plain = test.model_dump(include=set(TestConfig.model_fields))
+    changed = build(merge({"test": plain}, changes)).test
+    return test.model_copy(update=dict(changed))

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cgrseg.config.schema import Config
+from cgrseg.data.channels import as_picture
 from cgrseg.data.color import MEAN, STD
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import find_pairs
@@ -167,6 +168,7 @@ def _plain_cards(
     """Images spread over a split; all of them in random order when `count` is None."""
     pairs = find_pairs(spec, config.data.root, split)
     number = min(len(pairs), count or len(pairs))
+    test = config.preprocessing
     order = np.linspace(0, len(pairs) - 1, number).round().astype(int)
     if count is None:
         # Far apart first, so that the images of a class are not all of one scene.
@@ -175,7 +177,7 @@ def _plain_cards(
         pair = pairs[int(index)]
         try:
             labels = load_label(spec, pair)
-            image = load_image(pair, labels, bits=config.test.image_bits)
+            image = as_picture(load_image(pair, labels, test), test.image_channels)
         except DataError as error:
             yield Card(pair.stem, "", problem=str(error))
             continue

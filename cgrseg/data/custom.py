@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cgrseg.class_names import CLASS_LIST, MAX_CLASSES, check_class_names, read_class_list
 from cgrseg.config.schema import DataConfig
+from cgrseg.data.channels import companion_stems, image_endings
 from cgrseg.data.folder_layout import (
-    IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     find_layout,
     refuse_misplaced_root,
@@ -76,7 +76,8 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
         splits=splits,
         default_root=config.root,
         how_to_make=HOW_TO_GET,
-        image_suffixes=tuple(image_after + ending for ending in IMAGE_SUFFIXES),
+        image_suffixes=tuple(image_after + ending for ending in image_endings(config.channels)),
+        companions=tuple(companion_stems(config.channels)),
         image_prefix=image_before,
         label_suffix=after + endings[0],
         label_prefix=before,

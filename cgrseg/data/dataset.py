@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cgrseg.config.schema import AugmentConfig, Config
-from cgrseg.data.image_files import FULL_BITS, Reduction, is_jpeg
+from cgrseg.config.schema import AugmentConfig, ChannelsConfig, Config, TestConfig
+from cgrseg.data.channels import Pixels, measured_channels
+from cgrseg.data.image_files import Reduction, is_jpeg
 from cgrseg.data.label_files import read_label
 from cgrseg.data.pair_files import label_path, load_image, load_label
 from cgrseg.data.pairs import Pair, find_pairs
@@ -34,7 +35,7 @@ from cgrseg.processes import end_when_parent_terminates, end_with_parent, ignore
 class TrainSample(TypedDict):
     """One training sample."""
 
-    image: Tensor  # float32 (3, h, w), normalized
+    image: Tensor  # float32 (C, h, w), normalized
     label: Tensor  # int64 (h, w), training ids
     position: int
     index: int
@@ -43,7 +44,8 @@ class TrainSample(TypedDict):
 class EvalSample(TypedDict):
     """One image with its label at full size."""
 
-    image: NDArray[np.uint8]  # RGB (H, W, 3)
+    image: Pixels  # (H, W, C): uint8 RGB, or stored values of other channels
+    channels: ChannelsConfig | None
     label: NDArray[np.uint8]  # (H, W), training ids
     stem: str
     image_path: str
@@ -60,24 +62,41 @@ class _PairDataset(Dataset[Sample]):
     Args:
         spec: the dataset.
         pairs: images with labels.
-        image_bits: bits that 16-bit images use (`test.image_bits`).
+        test: how images are read; None: as 8-bit RGB.
 
     Raises:
         DataError: a pair without a label.
     """
 
     def __init__(
-        self, spec: DatasetSpec, pairs: Sequence[Pair], image_bits: int = FULL_BITS
+        self, spec: DatasetSpec, pairs: Sequence[Pair], test: TestConfig | None = None
     ) -> None:
         self.spec = spec
         self.pairs = list(pairs)
         for pair in self.pairs:
             label_path(spec, pair)
-        self.image_bits = image_bits
+        self.test = TestConfig() if test is None else test
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.pairs)
+
+
+def with_measured_channels(config: Config) -> Config:
+    """The config with mean, deviation and types of its channels, from the training images.
+
+    Config of images in 8-bit RGB, and of channels that are known, are returned as they are.
+
+    Raises:
+        DataError: an image that cannot be read, or images of several types.
+    """
+    channels = config.data.channels
+    if channels.names is None:
+        return config
+    first, *_ = training_sources(config.data)
+    measured = measured_channels([pair.image for pair in first.pairs], channels)
+    data = config.data.model_copy(update={"channels": measured})
+    return config.model_copy(update={"data": data})
 
 
 class TrainDataset(_PairDataset[TrainSample]):
@@ -88,7 +107,7 @@ class TrainDataset(_PairDataset[TrainSample]):
         pairs: images with labels.
         augment: settings of the train pipeline.
         seed: seed of the augmentation.
-        image_bits: bits that 16-bit images use (`test.image_bits`).
+        test: how images are read; None: as 8-bit RGB.
         extra: further training sets; indices of their images follow those of `pairs`.
 
     Attributes:
@@ -101,10 +120,10 @@ class TrainDataset(_PairDataset[TrainSample]):
         pairs: Sequence[Pair],
         augment: AugmentConfig,
         seed: int = 0,
-        image_bits: int = FULL_BITS,
+        test: TestConfig | None = None,
         extra: Sequence[Source] = (),
     ) -> None:
-        super().__init__(spec, pairs, image_bits)
+        super().__init__(spec, pairs, test)
         self.sources = [(len(self.pairs), 1.0)]
         self._specs = [spec] * len(self.pairs)
         for source in extra:
@@ -113,14 +132,15 @@ class TrainDataset(_PairDataset[TrainSample]):
             self._specs += [source.spec] * len(source.pairs)
         self.augment = augment
         self.seed = seed
-        self.transform = TrainTransform(augment, spec.ignore_index)
+        channels = self.test.image_channels
+        self.transform = TrainTransform(augment, spec.ignore_index, channels)
 
     @classmethod
     def from_config(cls, config: Config) -> TrainDataset:
         """The training sets of a run."""
         first, *extra = training_sources(config.data)
-        augment, seed, bits = config.augment, config.train.seed, config.test.image_bits
-        return cls(first.spec, first.pairs, augment, seed, bits, extra)
+        augment, seed = config.augment, config.train.seed
+        return cls(first.spec, first.pairs, augment, seed, config.preprocessing, extra)
 
     def __getitem__(self, key: Key) -> TrainSample:
         """The sample at one position of the stream.
@@ -134,7 +154,7 @@ class TrainDataset(_PairDataset[TrainSample]):
         label = label_path(spec, pair)
         labels, lookup = self._checked(read_label(label), label, spec.rule_for(label))
         plan = self.transform.plan(labels, rng, lookup)
-        image = load_image(pair, labels, self.reduction(pair, labels, plan), self.image_bits)
+        image = load_image(pair, labels, self.test, self.reduction(pair, labels, plan))
         pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
         return {
             "image": torch.from_numpy(pixels),
@@ -159,9 +179,11 @@ class TrainDataset(_PairDataset[TrainSample]):
     def reduction(self, pair: Pair, labels: NDArray[np.uint8], plan: Plan) -> Reduction:
         """The largest fraction for decoding after which the image still shrinks.
 
-        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG, by its first bytes.
+        It is 1 unless `augment.reduced_decode` is set and the file is a JPEG, by its first bytes,
+        of 8-bit RGB images.
         """
-        if not self.augment.reduced_decode or not is_jpeg(pair.image):
+        plain = self.augment.reduced_decode and self.test.image_channels is None
+        if not plain or not is_jpeg(pair.image):
             return 1
         steps: tuple[Reduction, ...] = (8, 4, 2)
         for step in steps:
@@ -178,7 +200,7 @@ class EvalDataset(_PairDataset[EvalSample]):
         """The evaluation split of a run, or another one."""
         spec = resolve_spec(config.data)
         pairs = find_pairs(spec, config.data.root, split or config.data.eval_split)
-        return cls(spec, pairs, config.test.image_bits)
+        return cls(spec, pairs, config.preprocessing)
 
     def __getitem__(self, index: int) -> EvalSample:
         """Image and label at their own size.
@@ -189,7 +211,8 @@ class EvalDataset(_PairDataset[EvalSample]):
         pair = self.pairs[index]
         labels = load_label(self.spec, pair)
         return {
-            "image": load_image(pair, labels, bits=self.image_bits),
+            "image": load_image(pair, labels, self.test),
+            "channels": self.test.image_channels,
             "label": labels,
             "stem": pair.stem,
             "image_path": str(pair.image),

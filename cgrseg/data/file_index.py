@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
+from cgrseg.addresses import Address
 from cgrseg.datasets.spec import DatasetSpec
+
+File = TypeVar("File", bound=Path | Address)
 
 
 @dataclass
@@ -101,7 +105,32 @@ def index_images(folder: Path, spec: DatasetSpec, *, beside_labels: bool = False
             index.repeated.append((path, index.by_stem[cut[0]]))
         else:
             index.by_stem[cut[0]] = path
+    further = companions_among(index.by_stem.values(), spec.companions)
+    index.others.update((path.name, path) for path in further)
+    index.by_stem = {stem: path for stem, path in index.by_stem.items() if path not in further}
     return index
+
+
+def companions_among(files: Iterable[File], names: Sequence[tuple[str, str]]) -> set[File]:
+    """Files that are further files of another image in their folder.
+
+    Args:
+        files: image files.
+        names: what stands before and after an image's stem in the stem of a further file.
+    """
+    if not names:
+        return set()
+    files = list(files)
+    there = {(path.parent, path.stem) for path in files}
+    return {
+        path
+        for path in files
+        for before, after in names
+        if path.stem.startswith(before)
+        and path.stem.endswith(after)
+        and len(path.stem) > len(before) + len(after)
+        and (path.parent, path.stem[len(before) : len(path.stem) - len(after)]) in there
+    }
 
 
 def index_labels(folder: Path, spec: DatasetSpec) -> FileIndex:

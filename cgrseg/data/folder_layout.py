@@ -21,6 +21,9 @@ from cgrseg.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Endings of image files that are looked for."""
 
+ARRAY_SUFFIX = ".npy"
+"""Ending of image files that only `data.channels` reads."""
+
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 """Endings of label files: formats that keep every value."""
 
@@ -183,7 +186,8 @@ def _known_folder(root: Path, names: Sequence[str]) -> str | None:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(cut_suffix(name, IMAGE_SUFFIXES) for name, _ in visible_files(folder))
+    endings = (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
+    return any(cut_suffix(name, endings) for name, _ in visible_files(folder))
 
 
 def _child(folder: Path, names: Sequence[str]) -> str | None:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+Image = NDArray[Any]
+"""(H, W, C): uint8 RGB, or uint8, uint16 or float32 values of other channels."""
 Labels = NDArray[np.uint8]
 Size = tuple[int, int]
 """Height, width in pixels."""
@@ -40,7 +42,7 @@ class Window:
     height: int
     width: int
 
-    def of(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """The part of (H, W, ...) inside the window, as a view."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
@@ -66,11 +68,11 @@ def round_up(length: int, divisor: int) -> int:
 
 
 def resize_image(image: Image, size: Size) -> Image:
-    """Resize (H, W, 3) bilinearly to height, width."""
+    """Resize (H, W, C) bilinearly to height, width."""
     if image.shape[:2] == size:
         return image
     resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.uint8)
+    return resized.reshape(*size, image.shape[2])  # OpenCV drops a single channel
 
 
 def resize_label(labels: Labels, size: Size) -> Labels:
@@ -116,7 +118,7 @@ def resize_image_window(image: Image, size: Size, window: Window) -> Image:
     """`window.of(resize_image(image, size))` within one gray level, reading only its part.
 
     Args:
-        image: (H, W, 3).
+        image: (H, W, C).
         size: height, width of the whole resized image.
         window: inside it.
     """
@@ -132,7 +134,7 @@ def resize_image_window(image: Image, size: Size, window: Window) -> Image:
         # OpenCV copies where both sizes agree, even if the factors are not quite 1.
         return window.of(resize_image(image, size))
     inner = Window(window.top - top, window.left - left, window.height, window.width)
-    return inner.of(np.asarray(part, dtype=np.uint8))
+    return inner.of(part.reshape(*part.shape[:2], image.shape[2]))
 
 
 def _source_part(source: int, target: int, start: int, length: int) -> tuple[slice, int]:

@@ -24,7 +24,6 @@ from cgrseg.addresses import Address
 from cgrseg.errors import DataError
 from cgrseg.files import atomic_write
 from cgrseg.input_files import open_input, read_input
-from cgrseg.provenance import content_digest
 from cgrseg.surroundings import raise_machine_problem
 
 Bytes8 = NDArray[np.uint8]
@@ -81,14 +80,6 @@ def read_image(
     return decode_image(read_content(path, "an image"), path, reduce=reduce, bits=bits)
 
 
-def image_digest(path: Path | str | Address) -> str | None:
-    """Digest of an image file as it is now; None: it cannot be read."""
-    try:
-        return content_digest(read_content(path, "an image"))
-    except DataError:
-        return None
-
-
 def decode_image(
     data: bytes, name: Path | str | Address, *, reduce: Reduction = 1, bits: int = FULL_BITS
 ) -> Bytes8:
@@ -117,6 +108,27 @@ def decode_image(
     if reduce != 1 or _RGB_FLAG is None:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return np.asarray(pixels, dtype=np.uint8)
+
+
+def decode_unchanged(data: bytes, name: Path | str | Address, *, alpha: bool) -> NDArray[Any]:
+    """Decode an image file with its own channels and type.
+
+    Args:
+        data: content of the file; not empty.
+        name: name of the file in messages.
+        alpha: keep the alpha channel; EXIF orientation is then not applied.
+
+    Returns:
+        (H, W), or (H, W, C) with red, green and blue in this order, and alpha last.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+    pixels = _decode(data, name, flags)
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        return pixels
+    return pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]]
 
 
 @functools.cache  # once per process and kind

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.channels import Pixels, read_pixels
 from cgrseg.data.geometry import Size
-from cgrseg.data.image_files import FULL_BITS, Reduction, read_image
+from cgrseg.data.image_files import Reduction
 from cgrseg.data.label_files import read_label
 from cgrseg.data.pairs import Pair
 from cgrseg.datasets.spec import DatasetSpec
@@ -28,24 +30,25 @@ def load_label(spec: DatasetSpec, pair: Pair) -> NDArray[np.uint8]:
 def load_image(
     pair: Pair,
     labels: NDArray[np.uint8],
+    test: TestConfig | None = None,
     reduce: Reduction = 1,
-    bits: int = FULL_BITS,
-) -> NDArray[np.uint8]:
-    """RGB image of a pair, checked to have the size of its label.
+) -> Pixels:
+    """Image of a pair, checked to have the size of its label.
 
     Args:
         pair: image and label.
         labels: (H, W), label map of the pair.
+        test: how images are read, see :func:`cgrseg.data.channels.read_pixels`; None: as 8-bit
+            RGB.
         reduce: decode a JPEG at this fraction of its sides.
-        bits: see :func:`cgrseg.data.image_files.read_image`.
 
     Returns:
-        (H, W, 3), or both sides divided by `reduce` and rounded up.
+        (H, W, C), or both sides divided by `reduce` and rounded up.
 
     Raises:
         DataError: unreadable, or another size than the label.
     """
-    image = read_image(pair.image, reduce=reduce, bits=bits)
+    image = read_pixels(pair.image, test or TestConfig(), reduce=reduce)
     expected: Size = (-(-labels.shape[0] // reduce), -(-labels.shape[1] // reduce))
     if image.shape[:2] != expected:
         swapped = image.shape[:2] == expected[::-1]

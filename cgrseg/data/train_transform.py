@@ -11,16 +11,18 @@ order is the reference that this one is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.config.schema import AugmentConfig
-from cgrseg.data.color import MEAN, distort_colors, normalize
+from cgrseg.config.schema import AugmentConfig, ChannelsConfig
+from cgrseg.data.color import MEAN, distort_channels, distort_colors, normalize
 from cgrseg.data.geometry import (
+    Image,
     Size,
     Window,
     nearest_table,
@@ -31,7 +33,6 @@ from cgrseg.data.geometry import (
     scaled_size,
 )
 
-Image = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
 
 CROP_RETRIES = 10
@@ -62,11 +63,18 @@ class TrainTransform:
     Args:
         config: the settings of the pipeline.
         ignore_index: training id of ignored pixels and of padding.
+        channels: channels of the images, with mean and deviation; None: 8-bit RGB.
     """
 
-    def __init__(self, config: AugmentConfig, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        ignore_index: int = 255,
+        channels: ChannelsConfig | None = None,
+    ) -> None:
         self.config = config
         self.ignore_index = ignore_index
+        self.channels = channels
 
     def plan(self, labels: Labels, rng: np.random.Generator, lookup: Labels | None = None) -> Plan:
         """Choose size and crop of a sample from its label map.
@@ -98,12 +106,12 @@ class TrainTransform:
         """Carry out a plan.
 
         Args:
-            image: RGB (H, W, 3); another resolution of the same image is fine.
+            image: (H, W, C); another resolution of the same image is fine.
             plan: from :meth:`plan` with the same generator.
             rng: continues where the plan left it.
 
         Returns:
-            RGB (h, w, 3) and ids (h, w), not yet padded to the crop size.
+            Image (h, w, C) and ids (h, w), not yet padded to the crop size.
         """
         if self.config.crop_first:
             image = resize_image_window(image, plan.size, plan.window)
@@ -112,7 +120,10 @@ class TrainTransform:
         labels = plan.labels
         if not self.config.colour_only:
             image, labels = self._turn(image, labels, rng)
-        return distort_colors(image, self.config.photometric, rng), labels
+        colors = self.config.photometric
+        if self.channels is None:
+            return distort_colors(image, colors, rng), labels
+        return distort_channels(image, colors, rng, self.channels), labels
 
     def finish(self, image: Image, labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Normalize, then pad at the right and the bottom to the crop size.
@@ -121,10 +132,10 @@ class TrainTransform:
         """
         height, width = labels.shape
         target = (max(self.config.crop_size[0], height), max(self.config.crop_size[1], width))
-        pixels = normalize(image)
+        pixels = normalize(image, self.channels)
         if (height, width) == target:
             return pixels, labels.astype(np.int64)
-        padded = np.zeros((3, *target), dtype=np.float32)
+        padded = np.zeros((len(pixels), *target), dtype=np.float32)
         padded[:, :height, :width] = pixels
         ids = np.full(target, self.ignore_index, dtype=np.int64)
         ids[:height, :width] = labels
@@ -169,7 +180,8 @@ class TrainTransform:
             image, labels = flip(image, horizontal=False), flip(labels, horizontal=False)
         if self.config.rotation > 0:
             degrees = rng.uniform(-self.config.rotation, self.config.rotation)
-            image, labels = rotate(image, labels, degrees, self.ignore_index)
+            mean = MEAN if self.channels is None else self.channels.mean or ()
+            image, labels = rotate(image, labels, degrees, self.ignore_index, mean)
         return image, labels
 
 
@@ -231,32 +243,42 @@ def _around(pixel: tuple[int, int], source: Size, size: Size, crop: Size) -> tup
     return (top, left), (last_top, last_left)
 
 
-def flip(array: NDArray[np.uint8], *, horizontal: bool) -> NDArray[np.uint8]:
-    """Mirror (H, W) or (H, W, 3), left to right or top to bottom."""
-    return np.asarray(cv2.flip(array, 1 if horizontal else 0), dtype=np.uint8)
+def flip(array: NDArray[Any], *, horizontal: bool) -> NDArray[Any]:
+    """Mirror (H, W) or (H, W, C), left to right or top to bottom."""
+    return cv2.flip(array, 1 if horizontal else 0).reshape(array.shape)
 
 
-def rotate(image: Image, labels: Labels, degrees: float, ignore_index: int) -> tuple[Image, Labels]:
+def rotate(
+    image: Image,
+    labels: Labels,
+    degrees: float,
+    ignore_index: int,
+    mean: Sequence[float] = MEAN,
+) -> tuple[Image, Labels]:
     """Rotate image and labels about their center, counter-clockwise, keeping their size.
 
-    Corners that come from outside get the mean color and the ignore index.
+    Corners that come from outside get the mean of each channel and the ignore index.
     """
     height, width = labels.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    turned = cv2.warpAffine(
-        image,
-        matrix,
-        (width, height),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=tuple(round(value) for value in MEAN),
-    )
-    ids = cv2.warpAffine(
-        labels,
-        matrix,
-        (width, height),
-        flags=cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(ignore_index,),
-    )
-    return np.asarray(turned, dtype=np.uint8), np.asarray(ids, dtype=np.uint8)
+
+    def turned(array: NDArray[Any], flags: int, outside: Sequence[float]) -> NDArray[Any]:
+        if array.dtype != np.float32:
+            outside = [round(value) for value in outside]
+        return np.asarray(
+            cv2.warpAffine(
+                array,
+                matrix,
+                (width, height),
+                flags=flags,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=tuple(outside),
+            )
+        )
+
+    parts = [  # OpenCV takes border values of four channels at most
+        turned(image[..., first : first + 4], cv2.INTER_LINEAR, mean[first : first + 4])
+        for first in range(0, image.shape[2], 4)
+    ]
+    ids = turned(labels, cv2.INTER_NEAREST, (ignore_index,))
+    return np.dstack(parts), np.asarray(ids, dtype=np.uint8)

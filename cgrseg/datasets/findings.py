@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "duplicate-stem": "two images, or two labels, have one stem",
     "image-unreadable": "an image is empty, truncated or not an image",
     "image-depth": "an image has an alpha channel or more than 8 bits",
+    "image-types": "an image has values of another type than the others",
     "image-bits": "16-bit images that use fewer or more bits than they are read with",
     "label-unreadable": "a label is damaged or truncated",
     "label-colour": "a label is a color image, not class ids",

@@ -170,6 +170,8 @@ class DatasetSpec:
         label_prefix: start of label file names, before the stem.
         other_encodings: further accepted endings, each with its rule.
         ignore_index: training id of ignored pixels.
+        companions: starts and ends of the stems of further files of an image in its folder, which
+            are no images of their own.
         findings: what was noticed when the folder layout was read.
         notes: what a user should know about the labels.
         order: place in lists; equal places are sorted by name.
@@ -198,6 +200,7 @@ class DatasetSpec:
     label_prefix: str = ""
     other_encodings: tuple[tuple[str, LabelRule], ...] = ()
     ignore_index: int = 255
+    companions: tuple[tuple[str, str], ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: str = ""
     order: int = 100

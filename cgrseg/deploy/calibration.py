@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from cgrseg.addresses import Address
 from cgrseg.config import Config
-from cgrseg.config.schema import TestConfig
+from cgrseg.config.schema import ChannelsConfig, TestConfig
+from cgrseg.data.channels import read_pixels
 from cgrseg.data.dataset import EvalDataset
-from cgrseg.data.image_files import read_image
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.deploy.verify import as_input
@@ -94,7 +94,7 @@ class CalibrationInputs:
 
         backend = ExportedBackend(self.description, keep, "calibration")
         for number, path in enumerate(self.images, 1):
-            image = read_image(path, bits=self.test.image_bits)
+            image = read_pixels(path, self.test)
             backend.logits(NetworkInput.of(image, fit_to_sizes(self.test, image, sizes)).array)
             yield taken[0]
             taken.clear()
@@ -103,7 +103,11 @@ class CalibrationInputs:
 
 
 def find_calibration_images(
-    calibrate: Sequence[str] | None, config: Config | None, missing: str, limit: int
+    calibrate: Sequence[str] | None,
+    config: Config | None,
+    missing: str,
+    limit: int,
+    channels: ChannelsConfig | None = None,
 ) -> list[Path | Address]:
     """Images for the calibration.
 
@@ -112,13 +116,14 @@ def find_calibration_images(
         config: config of the checkpoint's run; None: it has none.
         missing: why it has none.
         limit: maximum number of images, sampled evenly.
+        channels: channels of the images; None: 8-bit RGB.
 
     Raises:
         ConfigError: neither images nor a config.
         DataError: no image is found.
     """
     if calibrate:
-        found = [image.path for image in find_images(calibrate)]
+        found = [image.path for image in find_images(calibrate, channels=channels)]
     elif config is not None:
         spec = resolve_spec(config.data)
         pairs = find_pairs(spec, config.data.root, config.data.train_split)
@@ -145,7 +150,7 @@ def most_common_size(images: Sequence[Path | Address], test: TestConfig) -> Size
     Raises:
         DataError: an image cannot be read.
     """
-    sizes = Counter(network_size(read_image(path, bits=test.image_bits), test) for path in images)
+    sizes = Counter(network_size(read_pixels(path, test), test) for path in images)
     return sizes.most_common(1)[0][0]
 
 
@@ -164,7 +169,12 @@ def float_backend(model: CGRSeg, description: Description) -> ExportedBackend:
 
 
 def find_labeled_split(
-    config: Config | None, missing: str, split: str | None, limit: int | None, required: bool
+    config: Config | None,
+    missing: str,
+    split: str | None,
+    limit: int | None,
+    required: bool,
+    test: TestConfig,
 ) -> tuple[LabeledSplit | None, str]:
     """The split for measuring mIoU; or None, and why there is none.
 
@@ -174,6 +184,7 @@ def find_labeled_split(
         split: name of the split; None: the one that the config evaluates.
         limit: maximum number of images.
         required: raise if there is no split: a measurement was asked for.
+        test: how images are read.
 
     Raises:
         CGRSegError: there is none, and it is required.
@@ -191,7 +202,7 @@ def find_labeled_split(
         spec = resolve_spec(config.data)
         name = split or config.data.eval_split
         pairs = find_pairs(spec, config.data.root, name)
-        dataset = EvalDataset(spec, pairs, config.test.image_bits)
+        dataset = EvalDataset(spec, pairs, test)
     except CGRSegError as error:
         if required:
             raise
@@ -227,7 +238,7 @@ def label_agreement(
     """Mean share 0..1 of the pixels on which two backends give the same label."""
     shares = []
     for path in images:
-        image = read_image(path, bits=test.image_bits)
+        image = read_pixels(path, test)
         found, wanted = (
             segment_batch(one, [image], test)[0].labels for one in (backend, reference)
         )

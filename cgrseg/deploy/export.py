@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import cgrseg
-from cgrseg.config.settings import build, merge
+from cgrseg.config.settings import changed_test_settings, stored_test_settings
 from cgrseg.console import native_output_hidden
 from cgrseg.data.color import MEAN, STD
 from cgrseg.deploy.graph import ExportGraph
@@ -335,7 +335,8 @@ def with_test_settings(description: Description, settings: Mapping[str, Any]) ->
     changes = {key: value for key, value in settings.items() if key.startswith("test.")}
     if not changes:
         return description
-    test = build(merge({"test": dict(description.test or {})}, changes)).test
+    stored = stored_test_settings(description.test or {}, description.source)
+    test = changed_test_settings(stored, changes)
     return description.model_copy(update={"test": test.model_dump(mode="json")})
 
 
@@ -350,14 +351,25 @@ def describe_export(
 ) -> Description:
     """The description that the file will hold."""
     named = not isinstance(checkpoint, CGRSeg)
+    mean, std = list(MEAN), list(STD)
+    stored = stored_test_settings(model.preprocessing or {}, str(checkpoint))
+    if (channels := stored.image_channels) is not None:
+        if takes != "normalised":
+            raise ConfigError(
+                "--input",
+                found=f"pixels, for a network that takes {', '.join(channels.names or [])}",
+                expected="normalized, for images of other channels than 8-bit RGB",
+                remedy="leave it out",
+            )
+        mean, std = channels.mean or [], channels.std or []
     return Description(
         kind=kind,
         variant=model.variant,
         num_classes=model.num_classes,
         classes=list(model.classes) if model.classes is not None else None,
         palette=list(model.palette) if model.palette is not None else None,
-        mean=MEAN,
-        std=STD,
+        mean=mean,
+        std=std,
         test=model.preprocessing,
         sizes=list(sizes) if sizes is not None else None,
         batch=batch,

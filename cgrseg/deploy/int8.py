@@ -156,11 +156,12 @@ def write_int8(
     test = stored.model_copy(update={"ratios": [1.0], "flip": False, "mode": "whole"})
     config, missing = _config_of(checkpoint, options.data_root, settings)
     most = options.images if options.images is not None else _DEFAULT_IMAGES
-    paths = find_calibration_images(options.calibrate, config, missing, most)
+    channels = test.image_channels
+    paths = find_calibration_images(options.calibrate, config, missing, most, channels)
     measuring = (options.data_root, options.split, options.limit, options.max_drop)
     required = any(given is not None for given in measuring)
     labeled, unmeasured = find_labeled_split(
-        config, missing, options.split, options.limit, required
+        config, missing, options.split, options.limit, required, test
     )
     size = job.size or most_common_size(paths, test)
     update = {"precision": "int8", "sizes": [size]}

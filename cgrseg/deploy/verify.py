@@ -99,7 +99,7 @@ def verify(
     for size in sizes:
         for batch in batches:
             rounds = -(-_LEAST_IMAGES // batch)
-            images = as_input(sample_images(rounds * batch, size, seed=len(checks)))
+            images = sample_inputs(rounds * batch, size, model.in_channels, seed=len(checks))
             parts = [compare(backend, model, one) for one in images.split(batch)]
             apart = [part.logits for part in parts if part.logits is not None]
             check = Check(
@@ -154,6 +154,15 @@ def sample_images(count: int, size: Size, seed: int = 0) -> NDArray[np.uint8]:
     images = F.interpolate(coarse, size=size, mode="bicubic") + F.interpolate(blocks, size=size)
     images += torch.from_numpy(draws.normal(0, 4, images.shape).astype(np.float32))
     return images.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def sample_inputs(count: int, size: Size, channels: int, seed: int = 0) -> Tensor:
+    """Network input (count, channels, H, W) of :func:`sample_images`, drawn for 3 at a time."""
+    parts = [
+        as_input(sample_images(count, size, seed + 1000 * part))
+        for part in range(-(-channels // 3))
+    ]
+    return torch.cat(parts, dim=1)[:, :channels]
 
 
 def as_input(images: NDArray[np.uint8]) -> Tensor:

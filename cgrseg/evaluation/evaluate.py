@@ -18,8 +18,10 @@ from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
 from cgrseg.config.fields import LARGEST_BATCH
 from cgrseg.config.loading import as_config
+from cgrseg.config.schema import ChannelTestConfig, TestConfig
+from cgrseg.config.settings import stored_test_settings
+from cgrseg.data.channels import read_pixels
 from cgrseg.data.dataset import EvalDataset
-from cgrseg.data.image_files import read_image
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets.spec import DatasetSpec
@@ -126,16 +128,18 @@ def evaluate(
     )
     outputs.refuse_unusable(pairs, config.data.root)
     kind = ImagesOnly if format_only else functools.partial(EvalDataset, spec)
-    dataset: EvalItems = kind(pairs, config.test.image_bits)
     model = checkpoint if isinstance(checkpoint, CGRSeg) else load_model(checkpoint)
     where = "checkpoint" if checkpoint is model else str(checkpoint)
+    test = _with_channels_of(model, config, where)
+    dataset: EvalItems = kind(pairs, test)
     refuse_other_classes(model.classes, model.num_classes, spec, where)
     if model.variant != config.model.name and is_first_process():
         _LOG.warning(
             "%s holds %s, while %s names %s; what the file holds is evaluated",
             *(where, model.variant, config.name, config.model.name),
         )
-    test = augmented(config.test) if aug_test else config.test
+    if aug_test:
+        test = augmented(test)
     use_threads(threads)
     with outputs.locked(), joined_processes(launcher, device) as place:
         choice = choose_precision(place.device, precision)
@@ -183,6 +187,27 @@ def evaluate(
     return result
 
 
+def _with_channels_of(model: CGRSeg, config: Config, where: str) -> TestConfig:
+    """Test settings of a config, with the channels of the images as a network keeps them.
+
+    Raises:
+        ConfigError: the config names other channels.
+    """
+    kept = stored_test_settings(model.preprocessing or {}, where).image_channels
+    names = config.data.channels.names
+    if kept is None:
+        return config.preprocessing
+    if names is not None and names != kept.names:
+        raise ConfigError(
+            "data.channels.names",
+            found=", ".join(names),
+            expected=f"{', '.join(kept.names or [])}, the channels that {where} was trained with",
+            remedy="choose the config that the checkpoint was trained with, or leave the "
+            "setting out",
+        )
+    return ChannelTestConfig(**config.test.model_dump(), channels=kept)
+
+
 def _refuse_out_of_range(batch_size: int, limit: int | None, opacity: float) -> None:
     values = {
         option("--batch-size"): (batch_size, 1, LARGEST_BATCH),
@@ -222,9 +247,9 @@ def result_name(
 class ImagesOnly:
     """A split of which only the images are read."""
 
-    def __init__(self, pairs: Sequence[Pair], image_bits: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], test: TestConfig) -> None:
         self.pairs = pairs
-        self.image_bits = image_bits
+        self.test = test
 
     def __len__(self) -> int:
         """Number of images."""
@@ -233,8 +258,9 @@ class ImagesOnly:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Image and stem; the label is None."""
         pair = self.pairs[index]
-        image = read_image(pair.image, bits=self.image_bits)
-        return {"image": image, "label": None, "stem": pair.stem}
+        image = read_pixels(pair.image, self.test)
+        channels = self.test.image_channels
+        return {"image": image, "channels": channels, "label": None, "stem": pair.stem}
 
 
 def refuse_other_classes(

@@ -27,7 +27,7 @@ from cgrseg.evaluation.metrics import ConfusionMatrix, Counts
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.decode import Segmentation
-from cgrseg.inference.segmenting import segment_batch
+from cgrseg.inference.segmenting import refuse_other_channels, segment_batch
 from cgrseg.precision import AnyPrecision
 from cgrseg.progress import Progress
 
@@ -43,7 +43,7 @@ class EvalItems(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Keys: image uint8 RGB (H, W, 3), label uint8 (H, W) or None, stem."""
+        """Keys: image (H, W, C), label uint8 (H, W) or None, stem."""
         ...
 
 
@@ -185,6 +185,7 @@ def evaluate_model(
     check_metrics(metrics)
     was_training = isinstance(model, nn.Module) and model.training
     backend = TorchBackend(model, device, precision) if isinstance(model, nn.Module) else model
+    refuse_other_channels(backend, test)
     outputs = backend.num_classes
     names = tuple(classes) if classes is not None else tuple(map(str, range(outputs)))
     if len(names) != outputs:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.data.channels import as_picture
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
 from cgrseg.data.pairs import Pair
@@ -70,7 +71,8 @@ class OverlayWriter(Writer):
         """Write the overlay of one image."""
         palette = np.array(self._spec.palette, dtype=np.uint8)
         labels = found.labels.astype(np.uint8)
-        painted = overlay(item["image"], labels, palette, self._opacity)
+        image = as_picture(item["image"], item["channels"])
+        painted = overlay(image, labels, palette, self._opacity)
         painted = with_legend(painted, labels, self._spec.classes, palette)
         write_image(self.folder / f"{item['stem']}.jpg", painted)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.addresses import Address
-from cgrseg.data.image_files import read_image
+from cgrseg.data.channels import read_pixels
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import Pair
 from cgrseg.datasets.spec import DatasetSpec
@@ -115,7 +115,7 @@ def rank_labels(
         for done, pair in enumerate(pairs, start=1):
             try:
                 labels = load_label(spec, pair)
-                image = load_image(pair, labels, bits=predictor.test.image_bits)
+                image = load_image(pair, labels, predictor.test)
                 scores = pixel_scores(predictor.backend, image, predictor.test, labels)
             except DataError as error:
                 problems.append(Problem(pair.image, error))
@@ -185,7 +185,7 @@ def rank_images(
     for done, item in enumerate(items, start=1):
         path = item.path if isinstance(item, FoundImage) else item
         try:
-            image = read_image(path, bits=predictor.test.image_bits)
+            image = read_pixels(path, predictor.test)
             vector = image_features(predictor.backend, image, predictor.test)
             if isinstance(item, FoundImage):
                 scores = pixel_scores(predictor.backend, image, predictor.test)

@@ -52,7 +52,7 @@ class Description(BaseModel):
         num_classes: K.
         classes: names in id order; None: the checkpoint had none.
         palette: RGB 0..255 per class; None: the checkpoint had none.
-        mean: mean for normalization, RGB, of values 0..255.
+        mean: mean for normalization per channel of the images, in RGB of values 0..255.
         std: standard deviation for normalization, likewise.
         test: test settings of the checkpoint; None: it had none.
         sizes: heights and widths that the file takes; None: any multiples of 32 between
@@ -60,7 +60,7 @@ class Description(BaseModel):
         smallest: smallest side in pixels.
         largest: largest side in pixels; None: no limit.
         batch: batch size; None: any.
-        takes: "normalised" float32 (N, 3, H, W), or "pixels" uint8 RGB (N, H, W, 3).
+        takes: "normalised" float32 (N, C, H, W), or "pixels" uint8 RGB (N, H, W, 3).
         gives: "logits" (N, K, H / 8, W / 8), or "labels" (N, H, W).
         precision: precision of the weights in the file.
         agreement: share 0..1 of pixels that get the float32 network's label, as the export measured
@@ -84,8 +84,8 @@ class Description(BaseModel):
     num_classes: int = Field(ge=1, le=65_535)
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: list[float] = Field(min_length=1, max_length=1000)
+    std: list[float] = Field(min_length=1, max_length=1000)
     test: dict[str, Any] | None
     sizes: list[tuple[Side, Side]] | None
     smallest: Side = 32
@@ -109,6 +109,11 @@ class Description(BaseModel):
         if kind not in format_names():
             raise ValueError(f"kind should be one of {', '.join(format_names())}")
         return kind
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input, C."""
+        return len(self.mean)
 
     @property
     def first_side(self) -> int:

@@ -55,7 +55,7 @@ def example_input(description: Description, size: Size, batch: int) -> Tensor:
     draws = torch.Generator().manual_seed(0)
     if description.takes == "pixels":
         return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=draws)
-    return torch.randn(batch, 3, *size, generator=draws)
+    return torch.randn(batch, description.in_channels, *size, generator=draws)
 
 
 def read_package_description(path: Path) -> Description:

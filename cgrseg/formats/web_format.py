@@ -65,7 +65,8 @@ class WebFormat(OnnxFormat):
         """See :class:`ExportFormat`; the runtime for browsers is downloaded here.
 
         Raises:
-            ConfigError: test settings that the page cannot do, or too many classes.
+            ConfigError: test settings that the page cannot do, other channels than RGB, or too many
+                classes.
         """
         test = stored_test_settings(description.test, description.source)
         if test.mode != "whole" or list(test.ratios) != [1.0] or test.flip:
@@ -74,6 +75,13 @@ class WebFormat(OnnxFormat):
                 found=f"{test.mode}, {list(test.ratios)}, {str(test.flip).lower()}",
                 expected="one plain view of the whole image, as the page labels it",
                 remedy="give test.mode=whole test.ratios=[1] test.flip=false",
+            )
+        if test.image_channels is not None:
+            raise ConfigError(
+                "export as web",
+                found=f"a network that takes {', '.join(test.image_channels.names or [])}",
+                expected="one for 8-bit RGB, which is all that a browser decodes",
+                remedy="serve it with cgrseg web, or choose another format",
             )
         if description.num_classes > MAX_CLASSES:
             raise ConfigError(

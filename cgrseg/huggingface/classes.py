@@ -138,8 +138,7 @@ class CGRSegImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         several = images if isinstance(images, (list, tuple)) else [images]
         settings = self.settings
         inputs = [
-            NetworkInput.of(as_image(image, bits=settings.image_bits), settings).array[0]
-            for image in several
+            NetworkInput.of(as_image(image, settings), settings).array[0] for image in several
         ]
         sizes = sorted({f"{array.shape[1]}x{array.shape[2]}" for array in inputs})
         if return_tensors is not None and len(sizes) > 1:

@@ -142,7 +142,9 @@ def autolabel(
     inputs = inputs if isinstance(inputs, (str, Path)) else list(inputs)
     classes = predictor.classes
     _check_classes(classes, out)
-    images = {image.path: image for image in find_images(inputs, leave_out=[out])}
+    channels = predictor.test.image_channels
+    given = find_images(inputs, leave_out=[out], channels=channels)
+    images = {image.path: image for image in given}
     folder = out / _PREDICTIONS
     with shown_progress("predicting", show) as progress:
         predicted = predict_folder(

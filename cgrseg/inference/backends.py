@@ -39,6 +39,7 @@ class Backend:
     Attributes:
         device: where inputs should be, and where logits come back.
         num_classes: channels of the logits, K.
+        in_channels: channels of the input, C.
         sizes: accepted input heights and widths; None: multiples of 32.
         output: "logits", or "labels" where only :meth:`labels` works.
         precision: of the arithmetic.
@@ -54,6 +55,7 @@ class Backend:
 
     device: torch.device
     num_classes: int
+    in_channels: int = 3
     sizes: Sequence[tuple[int, int]] | None = None
     output: Literal["logits", "labels"] = "logits"
     precision: Precision = "fp32"
@@ -83,7 +85,7 @@ class Backend:
         """Logits of a batch.
 
         Args:
-            batch: tensor, float32 (N, 3, H, W), normalized, H and W multiples of 32; an array
+            batch: tensor, float32 (N, C, H, W), normalized, H and W multiples of 32; an array
                 where `arrays` is set.
 
         Returns:
@@ -99,7 +101,7 @@ class Backend:
         """Features (N, C) of whole images, to compare images: mean logits in a grid of 4x4.
 
         Args:
-            batch: tensor, float32 (N, 3, H, W), as for :meth:`logits`.
+            batch: tensor, float32 (N, C, H, W), as for :meth:`logits`.
         """
         import torch.nn.functional as F
 
@@ -181,7 +183,7 @@ class _PackedModule:
 
 
 def run_network(backend: Backend, batch: NDArray[np.float32]) -> Logits:
-    """Logits of a batch, float32 (N, 3, H, W): an array from a CPU, else a tensor on its device."""
+    """Logits of a batch, float32 (N, C, H, W): an array from a CPU, else a tensor on its device."""
     if backend.arrays:
         return backend.logits(batch)
     import torch
@@ -217,7 +219,7 @@ class TorchBackend(Backend):
     """The PyTorch module itself, in eval mode.
 
     Args:
-        model: a module with `num_classes`, from (N, 3, H, W) to (N, K, H/8, W/8).
+        model: a module with `num_classes`, from (N, C, H, W) to (N, K, H/8, W/8).
         device: where to run; None: where the module is.
         precision: "fp32"; "bf16" or "fp16" run matrix products and convolutions in 16 bits
             (autocast), the rest and the decoding stay in 32; "auto": bf16 where the device
@@ -240,6 +242,7 @@ class TorchBackend(Backend):
         self.device = home if device is None else resolve_device(device)
         self.use_precision(precision)
         self.num_classes = int(model.num_classes)  # type: ignore[arg-type]
+        self.in_channels = int(getattr(model, "in_channels", 3))
         self.channels_last = channels_last
         self.side_by_side = isinstance(model, CGRSeg)
         self.model = model.to(self.device).eval()

@@ -151,7 +151,7 @@ class CompiledBackend(Backend):
         start = time.perf_counter()
         if shape in self._runners:
             return Preparation("ready", 0.0)
-        example = torch.zeros(batch, 3, height, width, device=self.device)
+        example = torch.zeros(batch, self.in_channels, height, width, device=self.device)
         example = example.to(memory_format=torch.channels_last)
         how: How = "uncompiled"
         if shape not in self._refused:
@@ -217,7 +217,7 @@ class CompiledBackend(Backend):
         return self._runners.get(shape)
 
     def _path(self, shape: Shape) -> Path:
-        full = (shape[0], 3, shape[1], shape[2])
+        full = (shape[0], self.in_channels, shape[1], shape[2])
         return compiled_cache.target_path(
             self.folder, self._weights, self._network.variant, self.precision, full
         )

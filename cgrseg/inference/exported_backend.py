@@ -74,6 +74,7 @@ class ExportedBackend(Backend):
         if precision is not None:
             self.precision, self.precision_reason = precision.precision, precision.reason
         self.num_classes = description.num_classes
+        self.in_channels = description.in_channels
         self.sizes = description.sizes
         self.output = description.gives
         self._run = run
@@ -169,7 +170,7 @@ class ExportedBackend(Backend):
 
     def _normalization(self) -> tuple[NDArray[np.float32], ...]:
         both = (self.description.mean, self.description.std)
-        return tuple(np.array(each, np.float32).reshape(1, 3, 1, 1) for each in both)
+        return tuple(np.array(each, np.float32).reshape(1, -1, 1, 1) for each in both)
 
     def _accepted_size(self, height: int, width: int) -> Size | None:
         """The smallest accepted size that holds an input; None: there is none."""

@@ -6,7 +6,7 @@ import glob
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.addresses import Address
+from cgrseg.config.schema import ChannelsConfig, TestConfig
+from cgrseg.data.channels import (
+    Pixels,
+    checked_pixels,
+    companion_stems,
+    decode_pixels,
+    image_endings,
+    read_pixels,
+)
+from cgrseg.data.file_index import companions_among
 from cgrseg.data.folder_layout import IMAGE_SUFFIXES
-from cgrseg.data.image_files import FULL_BITS, decode_image, read_content, read_image
+from cgrseg.data.image_files import read_content
 from cgrseg.errors import CGRSegError, DataError
 from cgrseg.inference.background import read_ahead
 from cgrseg.inference.video import VIDEO_SUFFIXES, Frame, frames_of
@@ -57,11 +67,16 @@ def kind_of(source: object) -> Kind:
     return "content" if callable(getattr(source, "read", None)) else "object"
 
 
-def expand(source: Any) -> list[Any]:
-    """Images of one source: the files of a folder or pattern, the items of a list, or itself."""
+def expand(source: Any, channels: ChannelsConfig | None = None) -> list[Any]:
+    """Images of one source: the files of a folder or pattern, the items of a list, or itself.
+
+    Args:
+        source: any kind of :func:`kind_of`.
+        channels: channels of the images; None: 8-bit RGB.
+    """
     kind = kind_of(source)
     if kind in ("folder", "pattern"):
-        return [image.path for image in find_images(source)]
+        return [image.path for image in find_images(source, channels=channels)]
     return list(source) if kind == "list" else [source]
 
 
@@ -144,7 +159,9 @@ class FoundImage:
 
 
 def find_images(
-    inputs: str | Path | Iterable[str | Path], leave_out: Iterable[Path] = ()
+    inputs: str | Path | Iterable[str | Path],
+    leave_out: Iterable[Path] = (),
+    channels: ChannelsConfig | None = None,
 ) -> list[FoundImage]:
     """Image files of paths, folders with their subfolders, patterns, and addresses of these.
 
@@ -154,6 +171,7 @@ def find_images(
         inputs: files, folders and patterns.
         leave_out: folders whose files are no inputs: results of an earlier run, or of a process
             that runs at the same time.
+        channels: channels of the images; None: 8-bit RGB.
 
     Raises:
         DataError: a missing path, a video, a folder or pattern without images, an address that
@@ -161,7 +179,11 @@ def find_images(
         EnvironmentProblem: the package for the protocol of an address is missing.
     """
     given = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    unique = {image.path: image for entry in given for image in _images_of(entry)}
+    endings = image_endings(channels)
+    unique = {image.path: image for entry in given for image in _images_of(entry, endings)}
+    if channels is not None:
+        for path in companions_among(unique, companion_stems(channels)):
+            del unique[path]
     results = {Path(os.path.realpath(folder)) for folder in leave_out}
     kept = [
         image
@@ -183,7 +205,7 @@ def find_images(
     return [FoundImage(path, name) for name, path in named.items()]
 
 
-def _images_of(entry: str | Path) -> list[FoundImage]:
+def _images_of(entry: str | Path, endings: Sequence[str]) -> list[FoundImage]:
     path = Path(entry)
     if not str(entry).strip():
         raise DataError(
@@ -194,7 +216,7 @@ def _images_of(entry: str | Path) -> list[FoundImage]:
         )
     address = Address.of(entry)
     if address is not None:
-        return _images_at(address)
+        return _images_at(address, endings)
     kind = kind_of(entry)
     if kind == "file":  # the reader refuses special files and says why
         return [FoundImage(path, path.stem)]
@@ -207,13 +229,13 @@ def _images_of(entry: str | Path) -> list[FoundImage]:
         )
     found: list[FoundImage] = []
     if kind == "folder":
-        for file in _images_below(path):
+        for file in _images_below(path, endings):
             found.append(FoundImage(file, file.relative_to(path).with_suffix("").as_posix()))
     else:
         for match in _matches(str(entry)):
             if match.is_dir():
-                found += _images_of(match)
-            elif match.suffix.lower() in IMAGE_SUFFIXES:
+                found += _images_of(match, endings)
+            elif match.suffix.lower() in endings:
                 found.append(FoundImage(match, match.stem))
     if not found:
         raise DataError(
@@ -221,31 +243,31 @@ def _images_of(entry: str | Path) -> list[FoundImage]:
             found="no images in this folder"
             if kind == "folder"
             else "no such file or folder, and no image matches it as a pattern",
-            expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
+            expected=f"image files ({', '.join(endings)})",
             remedy="check the path",
         )
     return found
 
 
-def _images_at(address: Address) -> list[FoundImage]:
+def _images_at(address: Address, endings: Sequence[str]) -> list[FoundImage]:
     if kind_of(address) == "file":
         return [FoundImage(address, address.path.stem)]
     found = [
         FoundImage(file, PurePosixPath(below).with_suffix("").as_posix())
         for file, below in address.files()
-        if file.suffix.lower() in IMAGE_SUFFIXES or file == address
+        if file.suffix.lower() in endings or file == address
     ]
     if not found:
         raise DataError(
             address,
             found="no images at this address",
-            expected=f"image files ({', '.join(IMAGE_SUFFIXES)})",
+            expected=f"image files ({', '.join(endings)})",
             remedy="check the address; videos are read from files",
         )
     return found
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, endings: Sequence[str]) -> list[Path]:
     """Images of a folder and its subfolders, and subfolders that may not be entered.
 
     The reader of the latter names them in its error.
@@ -259,7 +281,7 @@ def _images_below(folder: Path) -> list[Path]:
 
     for place, _, names in os.walk(folder, onerror=add_denied):
         files = (Path(place) / name for name in names)
-        found += [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        found += [file for file in files if file.suffix.lower() in endings]
     return sorted(found)
 
 
@@ -272,8 +294,8 @@ def _matches(pattern: str) -> list[Path]:
     return sorted(found.values())
 
 
-def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
-    """One image as uint8 RGB (H, W, 3).
+def as_image(value: Any, test: TestConfig | None = None) -> Pixels:
+    """One image as uint8 RGB (H, W, 3), or (H, W, C) of the channels that the settings name.
 
     Args:
         value: one of
@@ -286,30 +308,39 @@ def as_image(value: Any, *, bits: int = FULL_BITS) -> Image:
               also with 1 or 4 channels;
             - a Pillow image (its EXIF orientation is applied);
             - a :class:`~cgrseg.inference.video.Frame` of a video.
-        bits: number of bits that 16-bit images use, see :func:`cgrseg.data.image_files.read_image`.
+
+            For other channels than RGB, arrays and tensors hold stored values, (H, W, C) or
+            (C, H, W), and are not scaled.
+        test: how images are read; None: as 8-bit RGB.
 
     Raises:
         DataError: a file that cannot be read, a value of another kind, or a tensor whose layout
             or range is ambiguous.
     """
+    test = TestConfig() if test is None else test
+    bits, channels = test.image_bits, test.image_channels
     if isinstance(value, (str, Path, Address)):
-        return read_image(value, bits=bits)
+        return read_pixels(value, test)
     if isinstance(value, Frame):
-        return value.image
+        return value.image if channels is None else _of_channels(value.image, channels)
+    if hasattr(value, "getexif") and channels is not None:
+        return _of_channels(np.asarray(value), channels)
     if hasattr(value, "getexif") and hasattr(value, "convert"):
         from PIL import ImageOps
 
         return _from_pillow(ImageOps.exif_transpose(value), bits)
     if kind_of(value) == "content":
-        return _from_bytes(_read(value) if hasattr(value, "read") else bytes(value), bits)
+        return _from_bytes(_read(value) if hasattr(value, "read") else bytes(value), test)
     torch = sys.modules.get("torch")  # whoever has a tensor has loaded it
     if torch is not None and isinstance(value, torch.Tensor):
+        if channels is not None:
+            return _of_channels(value.detach().cpu().numpy(), channels)
         return _from_tensor(value)
     if isinstance(value, np.ndarray):
         is_file = value.dtype == np.uint8 and value.ndim == 1
         if is_file or (value.dtype.kind == "S" and value.ndim == 0):
-            return _from_bytes(value.tobytes(), bits)
-        return _from_array(value)
+            return _from_bytes(value.tobytes(), test)
+        return _from_array(value) if channels is None else _of_channels(value, channels)
     raise DataError(
         "image",
         found=f"a value of type {type(value).__name__}",
@@ -333,7 +364,7 @@ def _read(stream: Any) -> bytes:
     return content
 
 
-def _from_bytes(content: bytes, bits: int) -> Image:
+def _from_bytes(content: bytes, test: TestConfig) -> Pixels:
     if not content:
         raise DataError(
             "image in memory",
@@ -341,7 +372,22 @@ def _from_bytes(content: bytes, bits: int) -> Image:
             expected="the content of an image file",
             remedy="check where the bytes come from; a file that was read before is at its end",
         )
-    return decode_image(content, "image in memory", bits=bits)
+    return decode_pixels(content, "image in memory", test)
+
+
+def _of_channels(array: NDArray[Any], channels: ChannelsConfig) -> Pixels:
+    """Stored values (H, W, C), (C, H, W), or (H, W) of a single channel."""
+    count = len(channels.names or [])
+    if array.ndim == 3 and array.shape[2] != count and array.shape[0] == count:
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "uif":
+        raise DataError(
+            "image",
+            found=f"an array of {array.dtype} with shape {array.shape}",
+            expected=f"stored values of shape (H, W, {count})",
+            remedy="give one image at a time",
+        )
+    return checked_pixels(array, "image in memory", channels)
 
 
 def _from_tensor(tensor: Tensor) -> Image:

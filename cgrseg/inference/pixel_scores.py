@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig
+from cgrseg.data.geometry import Image
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.device_decode import decoded_tiles
 from cgrseg.inference.segmenting import fit_to_sizes
-from cgrseg.inference.views import Image, NetworkInput, views_of
+from cgrseg.inference.views import NetworkInput, views_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def pixel_scores(
 
     Args:
         backend: runs the network.
-        image: uint8 RGB (H, W, 3).
+        image: (H, W, C).
         config: scale, mode, ratios and flip.
         labels: label map (H, W) of training ids.
 
@@ -85,7 +86,7 @@ def image_features(backend: Backend, image: Image, config: TestConfig) -> NDArra
 
     Args:
         backend: runs the network; :meth:`Backend.features` says what C is.
-        image: uint8 RGB (H, W, 3).
+        image: (H, W, C).
         config: scale; mode, ratios and flip are not used.
     """
     whole = config.model_copy(update={"mode": "whole", "ratios": [1.0], "flip": False})

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cgrseg.addresses import Address
 from cgrseg.class_names import (
@@ -31,8 +30,9 @@ from cgrseg.config.fields import LARGEST_BATCH
 from cgrseg.config.schema import TestConfig
 from cgrseg.config.settings import stored_test_settings
 from cgrseg.cpus import usable_cpus
+from cgrseg.data.channels import as_picture, read_pixels_with_digest
+from cgrseg.data.geometry import Image
 from cgrseg.data.guess import names_and_colors
-from cgrseg.data.image_files import decode_image, read_content
 from cgrseg.devices import fewer_threads, use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.formats import is_exported
@@ -55,13 +55,13 @@ from cgrseg.inference.segmenting import (
     grouped,
     is_plain,
     plan,
+    refuse_other_channels,
     segment_batch,
     segment_group,
     share_threads,
 )
 from cgrseg.inference.video import Frame
 from cgrseg.precision import AnyPrecision
-from cgrseg.provenance import content_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +102,7 @@ class Predictor:
                     expected=f"{count}, one for each output of the network",
                     remedy="give the list that the network was trained with",
                 )
+        refuse_other_channels(backend, self.test)
         self.classes = check_class_names(classes, "classes", error=ConfigError)
         self.palette = tuple(palette)
         self._seen_sizes: set[tuple[int, int]] = set()
@@ -210,7 +211,10 @@ class Predictor:
         found = [
             prediction
             for _, prediction in self.stream(
-                expand(source), confidence=confidence, batch_size=batch_size, on_error="raise"
+                expand(source, self.test.image_channels),
+                confidence=confidence,
+                batch_size=batch_size,
+                on_error="raise",
             )
         ]
         return found[0] if kind_of(source) in ("file", "content", "object") else found
@@ -248,7 +252,9 @@ class Predictor:
                 remedy="correct it, or leave it out for its default",
             )
         several = kind_of(sources) in ("list", "object")
-        images = cast(Iterable[Any], sources) if several else expand(sources)
+        images = (
+            cast(Iterable[Any], sources) if several else expand(sources, self.test.image_channels)
+        )
         # On a CPU the network keeps all cores busy; a GPU is faster than one reader.
         readers = 1 if self.backend.on_cpu else min(8, usable_cpus())
         # Several batches are read at a time, so that images of equal size meet.
@@ -337,7 +343,8 @@ class Predictor:
             Duration in seconds.
         """
         start = time.perf_counter()
-        images = [np.zeros((height, width, 3), dtype=np.uint8)] * batch_size
+        image = np.zeros((height, width, self.backend.in_channels), dtype=np.uint8)
+        images = [image] * batch_size
         if self.backend.compiled:
             asked = _Asked(self.backend)
             segment_batch(asked, images, self.test, batch_size=batch_size)
@@ -355,11 +362,11 @@ class Predictor:
             raise ahead
         digest = None
         if isinstance(source, (str, Path, Address)):
-            content = read_content(source, "an image") if ahead is None else ahead.result()
-            image = decode_image(content, Address.of(source) or source, bits=self.test.image_bits)
-            digest = content_digest(content)
+            content = None if ahead is None else ahead.result()
+            place = Address.of(source) or source
+            image, digest = read_pixels_with_digest(place, self.test, content)
         else:
-            image = as_image(source, bits=self.test.image_bits)
+            image = as_image(source, self.test)
         # In other modes, settings that the backend cannot do end the stream: see _label.
         plain = is_plain(self.test)
         planned = plan(self.backend, image, self.test, with_input=True) if plain else None
@@ -400,7 +407,7 @@ class Predictor:
                     labels=result.labels,
                     classes=self.classes,
                     palette=self.palette,
-                    image=one.image,
+                    image=as_picture(one.image, self.test.image_channels),
                     confidence=result.confidence,
                     source=Address.of(file) or path,
                     timing=Timing(one.seconds, seconds, warm),
@@ -438,7 +445,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class _ReadImage:
-    image: NDArray[np.uint8]
+    image: Image
     planned: PlannedImage | None
     seconds: float
     digest: str | None
@@ -449,6 +456,7 @@ class _Asked(Backend):
 
     def __init__(self, backend: Backend) -> None:
         self.device, self.num_classes = backend.device, backend.num_classes
+        self.in_channels = backend.in_channels
         self.shapes: dict[tuple[int, int, int], None] = {}
 
     def logits(self, batch: Tensor) -> Tensor:

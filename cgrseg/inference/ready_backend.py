@@ -185,7 +185,9 @@ class ReadyBackend(CompiledBackend):
         )
         self._convertible = False  # until it has worked
         self._network.prepare(*shape[1:])
-        example = torch.randn(1, 3, *shape[1:], generator=torch.Generator().manual_seed(0))
+        example = torch.randn(
+            1, self.in_channels, *shape[1:], generator=torch.Generator().manual_seed(0)
+        )
         try:
             with torch.no_grad():
                 # Tracing changes a module while it runs; other threads use the network.

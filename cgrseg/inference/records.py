@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cgrseg.addresses import Address
-from cgrseg.data.image_files import image_digest
+from cgrseg.data.channels import pixels_digest
 from cgrseg.data.label_files import label_note
 from cgrseg.errors import DataError, option
 from cgrseg.files import write_json
@@ -60,6 +60,7 @@ class FolderRecord:
         overwrite: bool,
     ) -> None:
         made = made_by(predictor, checkpoint)
+        self._test = predictor.test
         self._maps = _maps_digest(made)
         self._accepted = {self._maps}
         if made.get("auto"):  # goes on with any form of the network
@@ -142,7 +143,7 @@ class FolderRecord:
             return not self.overwriting
         # Notes of earlier versions lack the image's digest or its place.
         maps, look, digest, place = [*note.split(" "), "", "", ""][:4]
-        now = image_digest(image)
+        now = pixels_digest(image, self._test)
         if now is None:
             return False  # its reader reports what is wrong
         if digest == now and scored and scores_in(note) is None:

@@ -116,7 +116,9 @@ def predict_folder(
 
     folder = Path(out)
     own = [folder / part for part in PARTS]
-    mine = find_images(inputs, leave_out=[*own, *leave_out])[rank::world_size]
+    channels = predictor.test.image_channels
+    images = find_images(inputs, leave_out=[*own, *leave_out], channels=channels)
+    mine = images[rank::world_size]
     look = {"opacity": opacity, "legend": legend} if overlays else None
     record = FolderRecord(predictor, checkpoint, folder, look, overwrite)
     report = FolderReport()

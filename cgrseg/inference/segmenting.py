@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.data.geometry import resize_label
+from cgrseg.data.geometry import Image, resize_label
 from cgrseg.devices import cpu_threads
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend, run_labels
 from cgrseg.inference.decode import Segmentation, View, decode
-from cgrseg.inference.views import Image, NetworkInput, network_size, views_of, whole_views
+from cgrseg.inference.views import NetworkInput, network_size, views_of, whole_views
 
 #: Ratios of `--aug-test`, as published for multi-scale results (with flip).
 PUBLISHED_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -45,12 +45,30 @@ def is_plain(config: TestConfig) -> bool:
     return config.mode == "whole" and list(config.ratios) == [1.0] and not config.flip
 
 
+def refuse_other_channels(backend: Backend, config: TestConfig) -> None:
+    """Refuse test settings for images of other channels than a network takes.
+
+    Raises:
+        ConfigError: as said.
+    """
+    channels = config.image_channels
+    count = 3 if channels is None else len(channels.names or [])
+    if count != backend.in_channels:
+        listed = "8-bit RGB" if channels is None else ", ".join(channels.names or [])
+        raise ConfigError(
+            "data.channels",
+            found=f"images of {count} channels ({listed})",
+            expected=f"{backend.in_channels} channels, which the network takes",
+            remedy="use the settings that the checkpoint keeps, or a checkpoint for these channels",
+        )
+
+
 @dataclass(frozen=True)
 class PlannedImage:
     """An image with all that is known before the network runs.
 
     Attributes:
-        image: uint8 RGB (H, W, 3).
+        image: (H, W, C).
         config: test settings whose input the backend accepts.
         size: height and width of the network's input in mode whole at ratio 1.
         input: the network's input, where it was made beforehand.
@@ -77,7 +95,7 @@ def plan(
 
     Args:
         backend: will run the network.
-        image: uint8 RGB (H, W, 3).
+        image: (H, W, C).
         config: scale, mode, ratios and flip.
         with_input: make the network's input now, if the settings mean one plain view.
 
@@ -165,7 +183,7 @@ def segment_batch(
 
     Args:
         backend: runs the network.
-        images: uint8 RGB (H, W, 3), of any sizes.
+        images: (H, W, C), of any sizes.
         config: scale, mode, ratios and flip.
         confidence: also give the probability of the winning class.
         batch_size: maximum number of images per batch; None: no limit.
@@ -199,7 +217,7 @@ def fit_to_sizes(
 
     Args:
         config: test settings as wanted.
-        image: uint8 RGB (H, W, 3).
+        image: (H, W, C).
         sizes: accepted heights and widths; None: any, and the settings stay as they are.
 
     Raises:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.data import color
-from cgrseg.data.geometry import Size, resize_image, round_up, scaled_size
+from cgrseg.data.geometry import Image, Size, resize_image, round_up, scaled_size
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.inference.backends import Backend, Logits, joined, run_network
 from cgrseg.inference.decode import Taps, View, WholeView, bilinear
@@ -26,7 +26,6 @@ from cgrseg.variants import NETWORK_STRIDE
 if TYPE_CHECKING:
     from torch import Tensor
 
-Image = NDArray[np.uint8]
 Input = NDArray[np.float32]
 
 # Minimum bytes per pixel: uint8 and float32 RGB, and the first features.
@@ -56,7 +55,7 @@ class EvalTransform:
         return height, width
 
     def resize(self, image: Image) -> Image:
-        """Resize uint8 RGB (H, W, 3) as configured, without padding.
+        """Resize an image (H, W, C) as configured, without padding.
 
         Raises:
             EnvironmentProblem: memory is too small for the result.
@@ -77,8 +76,8 @@ class EvalTransform:
         return resize_image(image, target)
 
     def normalize(self, image: Image) -> Input:
-        """uint8 RGB (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""
-        return color.normalize(image)
+        """An image (H, W, C) to float32 (C, H, W), see :func:`cgrseg.data.color.normalize`."""
+        return color.normalize(image, self.config.image_channels)
 
 
 def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[View]:
@@ -86,7 +85,7 @@ def views_of(backend: Backend, image: Image, config: TestConfig) -> Iterator[Vie
 
     Args:
         backend: runs the network.
-        image: uint8 RGB (H, W, 3).
+        image: (H, W, C), as :func:`cgrseg.data.channels.read_pixels` gives it.
         config: scale, mode, ratios and flip.
     """
     original = (image.shape[0], image.shape[1])
@@ -139,7 +138,7 @@ class NetworkInput:
     """An image ready for the network, in mode 'whole' at ratio 1.
 
     Attributes:
-        array: float32 (1, 3, H, W), normalized and padded.
+        array: float32 (1, C, H, W), normalized and padded.
         resized: height and width without the padding.
     """
 
@@ -160,7 +159,7 @@ class NetworkInput:
 
     @classmethod
     def of(cls, image: Image, config: TestConfig) -> NetworkInput:
-        """Resize, normalize and pad an image, uint8 RGB (H, W, 3)."""
+        """Resize, normalize and pad an image (H, W, C)."""
         transform = EvalTransform(config)
         resized = transform.resize(image)
         array = network_input(transform.normalize(resized), padded_size(resized.shape[:2], config))
@@ -168,7 +167,7 @@ class NetworkInput:
 
 
 def network_input(image: Input, size: tuple[int, int]) -> Input:
-    """Pad (3, h, w) with zeros at the right and the bottom to (1, 3, *size).
+    """Pad (C, h, w) with zeros at the right and the bottom to (1, C, *size).
 
     NumPy does it: PyTorch in a reading thread would start OpenMP threads for this thread too, and
     with more threads than cores OpenMP puts all of them to sleep between two layers.
@@ -176,7 +175,7 @@ def network_input(image: Input, size: tuple[int, int]) -> Input:
     height, width = image.shape[1:]
     if (height, width) == tuple(size):
         return image[None]
-    padded = np.zeros((1, 3, *size), np.float32)
+    padded = np.zeros((1, len(image), *size), np.float32)
     padded[0, :, :height, :width] = image
     return padded
 
@@ -276,7 +275,7 @@ class SlidingView:
             for left in self._starts[1][first : first + at_once]:
                 pixels = np.ascontiguousarray(strip[:, left : left + self._window[1]])
                 # A small window may lie entirely in the padding.
-                empty = np.zeros((3, 0, 0), np.float32)
+                empty = np.zeros((strip.shape[2], 0, 0), np.float32)
                 normalized = self._transform.normalize(pixels) if pixels.size else empty
                 batch.append(network_input(normalized, self._input))
             found.extend(run_network(self._backend, np.concatenate(batch)))

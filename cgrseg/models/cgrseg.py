@@ -24,6 +24,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cgrseg.class_names import numbered_names
+from cgrseg.config.schema import ChannelsConfig
 from cgrseg.errors import MALFORMED
 from cgrseg.files import write_json
 from cgrseg.locks import locking
@@ -37,7 +38,12 @@ from cgrseg.models.weights import load_weights, save_safetensors
 from cgrseg.variants import NETWORK_STRIDE, VARIANTS, Variant
 
 # Beyond these a config.json describes no network of this package.
-_MOST = {"num_classes": 65_535, "context_blocks": 1_000, "channels": 65_536}
+_MOST = {
+    "num_classes": 65_535,
+    "context_blocks": 1_000,
+    "channels": 65_536,
+    "in_channels": 1_000,
+}
 _LOG = logging.getLogger("cgrseg.models")
 
 
@@ -133,11 +139,12 @@ class CGRSeg(
             offsets at every size, from ImageNet's table (``cgrseg.models.attention_bias``).
         classes: K class names, saved with the weights.
         palette: K colors, RGB 0..255, saved with the weights.
-        preprocessing: test settings (:class:`cgrseg.config.schema.TestConfig` as a dictionary),
-            saved with the weights.
+        preprocessing: test settings (:class:`cgrseg.config.schema.TestConfig` as a dictionary,
+            with the channels of the images where they are not 8-bit RGB), saved with the weights.
+        in_channels: C, number of channels of an image.
 
     Raises:
-        ValueError: unknown variant or attention bias, or not K classes or colors.
+        ValueError: unknown variant or attention bias, not K classes or colors, or no channel.
     """
 
     def __init__(
@@ -155,6 +162,7 @@ class CGRSeg(
         classes: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         preprocessing: dict[str, Any] | None = None,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -167,8 +175,9 @@ class CGRSeg(
                 f"attention_bias: got {attention_bias!r}, expected one of "
                 + ", ".join(get_args(BiasForm))
             )
-        if num_classes < 1:
-            raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
+        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if count < 1:
+                raise ValueError(f"{name}: got {count}, expected at least 1")
         for name, values in (("classes", classes), ("palette", palette)):
             if values is not None and len(values) != num_classes:
                 raise ValueError(
@@ -181,6 +190,7 @@ class CGRSeg(
         self.context_blocks = table.context_blocks
         self.drop_path_rate = table.drop_path
         self.num_classes = num_classes
+        self.in_channels = in_channels
         self.classes = tuple(classes) if classes is not None else None
         self.palette = (
             tuple((int(r), int(g), int(b)) for r, g, b in palette) if palette is not None else None
@@ -188,7 +198,8 @@ class CGRSeg(
         self.preprocessing = preprocessing
         self.initial_weights = ""  # of the training, as its checkpoint describes them
         self.backbone = EfficientFormerV2(
-            table.backbone, table.drop_path, freeze_norm, attention_bias, freeze_backbone
+            *(table.backbone, table.drop_path, freeze_norm, attention_bias, freeze_backbone),
+            in_channels=in_channels,
         )
         self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
 
@@ -196,7 +207,7 @@ class CGRSeg(
         """Logits at 1/8 of the input size.
 
         Args:
-            x: (N, 3, H, W) float, RGB, normalized; H and W multiples of 32.
+            x: (N, C, H, W) float, normalized, C = 3 in RGB; H and W multiples of 32.
 
         Returns:
             (N, K, H / 8, W / 8).
@@ -209,9 +220,17 @@ class CGRSeg(
     def forward_with_initial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Final logits, and the initial logits that give the class centers; (N, K, H/8, W/8)."""
         if not is_recorded():
-            _check_input(x)
+            _check_input(x, self.in_channels)
         logits, initial = self.decode_head(self.backbone(x)[1:])
         return logits, initial
+
+    @property
+    def rgb_channels(self) -> tuple[int, int, int] | None:
+        """Indices of red, green and blue among the channels of an image; None: not known."""
+        channels = (self.preprocessing or {}).get("channels")
+        if channels is None:
+            return (0, 1, 2) if self.in_channels == 3 else None
+        return ChannelsConfig(**channels).rgb_indices
 
     def extra_repr(self) -> str:
         """Text that `repr` shows above the submodules."""
@@ -237,6 +256,7 @@ class CGRSeg(
             if self.palette is not None
             else None,
             "preprocessing": self.preprocessing,
+            **({} if self.in_channels == 3 else {"in_channels": self.in_channels}),
         }
 
     @locking(lambda given: given["save_directory"])
@@ -344,11 +364,12 @@ class CGRSeg(
         return model.to(map_location).eval()
 
 
-def _check_input(x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[1] != 3:
+def _check_input(x: Tensor, channels: int) -> None:
+    if x.ndim != 4 or x.shape[1] != channels:
+        kind = "RGB images" if channels == 3 else f"images of {channels} channels"
         raise ValueError(
-            f"input: got shape {tuple(x.shape)}, expected (N, 3, H, W): a batch of RGB images; "
-            "add the batch axis with image[None], or drop an alpha channel"
+            f"input: got shape {tuple(x.shape)}, expected (N, {channels}, H, W): a batch of "
+            f"{kind}; add the batch axis with image[None], or drop an alpha channel"
         )
     if not x.is_floating_point():
         raise ValueError(

@@ -270,6 +270,7 @@ class EfficientFormerV2(nn.Module):
         freeze_norm: bool = False,
         attention_bias: BiasForm = "published",
         frozen: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         table = BACKBONES[variant]
@@ -280,7 +281,7 @@ class EfficientFormerV2(nn.Module):
         self.freeze_norm = freeze_norm
         first = table.channels[0]
         self.patch_embed = nn.Sequential(
-            *conv_norm(3, first // 2, 3, 2),
+            *conv_norm(in_channels, first // 2, 3, 2),
             nn.GELU(),
             *conv_norm(first // 2, first, 3, 2),
             nn.GELU(),
@@ -329,7 +330,7 @@ class EfficientFormerV2(nn.Module):
         """Features of the four stages.
 
         Args:
-            x: (N, 3, H, W) float, H and W multiples of 32.
+            x: (N, C, H, W) float, H and W multiples of 32.
 
         Returns:
             (N, channels[i], H / strides[i], W / strides[i]) for i in 0..3.

@@ -26,10 +26,11 @@ def create_model(name: str = "cgrseg_t", num_classes: int = 150, **options: Any)
         num_classes: K, number of classes.
         **options: arguments of :class:`cgrseg.models.CGRSeg`: `context_blocks`, `channels`
             (head width), `dropout`, `drop_path`, `freeze_norm`,
-            `freeze_backbone`, `attention_bias`, `classes`, `palette`, `preprocessing`.
+            `freeze_backbone`, `attention_bias`, `classes`, `palette`, `preprocessing`,
+            `in_channels`.
 
     Returns:
-        A module in training mode, from float (N, 3, H, W), H and W multiples of 32, to
+        A module in training mode, from float (N, in_channels, H, W), H and W multiples of 32, to
         logits (N, num_classes, H / 8, W / 8).
 
     Raises:

@@ -32,6 +32,7 @@ from cgrseg.models.name_mapping import from_timm, is_imagenet_classifier, is_tim
 from cgrseg.variants import VARIANTS
 
 _CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
+_STEM = "backbone.patch_embed.0.weight"
 _INDEX_BUFFERS = ("attention_bias_idxs", "attention_bias_idxs_seg")
 _NAMES_SHOWN = 6
 
@@ -47,6 +48,10 @@ class Network(Protocol):
 
     def options(self) -> dict[str, Any]:
         """Arguments that build the network."""
+
+    @property
+    def rgb_channels(self) -> tuple[int, int, int] | None:
+        """Indices of red, green and blue among the channels of an image; None: not known."""
 
 
 @dataclass(repr=False)
@@ -152,7 +157,11 @@ def stored_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     def first(*names: str) -> Any:
         return next((p[n] for p in places for n in names if p.get(n) is not None), None)
 
-    test = config.get("test") if isinstance(config, Mapping) else None
+    sections = config if isinstance(config, Mapping) else {}
+    test, data = sections.get("test"), sections.get("data")
+    channels = data.get("channels") if isinstance(data, Mapping) else None
+    if isinstance(test, Mapping) and isinstance(channels, Mapping) and channels.get("names"):
+        test = {**test, "channels": channels}
     return {
         "classes": first("classes", "CLASSES"),
         "palette": first("palette", "PALETTE"),
@@ -168,11 +177,13 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
         WeightsError: the tensors belong to no variant.
     """
     tensors = checkpoint.state_dict
-    stem = tensors.get("backbone.patch_embed.3.weight")
+    stem = tensors.get(_STEM)
     classifier = tensors.get("decode_head.conv_seg.weight")
     widths = [tensors.get(f"decode_head.meta.{i}.gamma") for i in range(3)]
     channels = tuple(len(w) for w in widths if w is not None and w.ndim == 1)
-    if stem is None or classifier is None or classifier.ndim != 4 or len(channels) != len(widths):
+    if stem is None or stem.ndim != 4 or classifier is None or classifier.ndim != 4:
+        raise _foreign(checkpoint)
+    if len(channels) != len(widths):
         raise _foreign(checkpoint)
     variant = next((n for n, v in VARIANTS.items() if v.feature_channels == channels), None)
     if variant is None:
@@ -195,6 +206,7 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
         "channels": classifier.shape[1],
         "num_classes": classifier.shape[0],
         "attention_bias": "geometric" if imagenets else "published",
+        "in_channels": stem.shape[1],
     }
 
 
@@ -215,6 +227,8 @@ def load_checkpoint(model: Network, checkpoint: Checkpoint, part: str = "all") -
             f"the file has a second set of weights ({len(copies)} names of mmcv's EMAHook, "
             "ema_...); those under the plain names are taken, as mmsegmentation takes them"
         )
+    if _STEM in source and _STEM in target:
+        source[_STEM] = _carried_over(source[_STEM], target[_STEM], model, report)
     for name, value in source.items():
         if name in copies:
             report.expected_unused.append(name)
@@ -256,6 +270,30 @@ def load_checkpoint(model: Network, checkpoint: Checkpoint, part: str = "all") -
         for name, value in accepted.items():
             target[name].copy_(value)
     return report
+
+
+def _carried_over(weight: Tensor, ours: Tensor, model: Network, report: LoadReport) -> Tensor:
+    """Weights of the first convolution for the channels of this network.
+
+    Weights for RGB (M, 3, 3, 3) stay with red, green and blue, and further channels get their mean
+    over RGB.  Where the network has no such channels, all get the mean, scaled by 3 / C: equal
+    values in all channels give what a gray image gave.
+    """
+    if weight.ndim != 4 or weight.shape[1] != 3 or ours.shape[1] == 3:
+        return weight
+    mean = weight.mean(dim=1, keepdim=True).expand(-1, ours.shape[1], -1, -1).clone()
+    rgb = model.rgb_channels
+    if rgb is None:
+        how = f"each channel gets their mean over RGB, times 3 / {ours.shape[1]}"
+        mean *= 3 / ours.shape[1]
+    else:
+        how = "those of red, green and blue stay, each further channel gets their mean"
+        mean[:, list(rgb)] = weight
+    report.notes.append(
+        f"the weights of the first convolution are for RGB, this network takes {ours.shape[1]} "
+        f"channels: {how}"
+    )
+    return mean
 
 
 def _other_classes(model: Network, checkpoint: Checkpoint) -> list[str]:
@@ -348,13 +386,21 @@ def _build_that(source: str, theirs: dict[str, Any], ours: dict[str, Any]) -> st
         for option in ("variant", "context_blocks", "attention_bias")
         if theirs[option] != ours[option]
     ]
+    if _channels(theirs) != _channels(ours):
+        changed.append("data.channels.names=[...] as in its training")
     return f"train that network: {' '.join(changed)}"
 
 
 def _in_words(options: dict[str, Any]) -> str:
     form = options["attention_bias"]
     bias = "" if form == "published" else f" and {form} attention biases"
-    return f"{options['variant']} with {options['context_blocks']} context blocks{bias}"
+    count = _channels(options)
+    images = "" if count == 3 else f" for images of {count} channels"
+    return f"{options['variant']} with {options['context_blocks']} context blocks{bias}{images}"
+
+
+def _channels(options: dict[str, Any]) -> int:
+    return int(options.get("in_channels", 3))
 
 
 def _foreign(checkpoint: Checkpoint) -> WeightsError:

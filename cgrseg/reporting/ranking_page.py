@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.addresses import Address
-from cgrseg.data.image_files import read_image
+from cgrseg.data.channels import as_picture, read_pixels
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import DataError, option
@@ -94,7 +94,7 @@ def write_label_ranking(
 
     def card(ranked: RankedLabel) -> dict[str, Any]:
         labels = load_label(spec, ranked.pair)
-        image = load_image(ranked.pair, labels, bits=predictor.test.image_bits)
+        image = load_image(ranked.pair, labels, predictor.test)
         prediction = pixel_scores(predictor.backend, image, predictor.test).prediction
         regions = ranked.regions[:_REGIONS_SHOWN]
         shares = np.maximum(*(class_shares(x, spec.num_classes) for x in (labels, prediction)))
@@ -102,7 +102,9 @@ def write_label_ranking(
             "title": ranked.pair.stem,
             "about": f"suspicion {percent(ranked.suspicion, 2)} %",
             "pictures": [
-                _outlined(image, ranked.regions, "image"),
+                _outlined(
+                    as_picture(image, predictor.test.image_channels), ranked.regions, "image"
+                ),
                 _outlined(colorize(labels, spec.palette), ranked.regions, "label"),
                 _outlined(colorize(prediction, spec.palette), ranked.regions, "prediction"),
             ],
@@ -161,7 +163,7 @@ def write_image_ranking(
     """
 
     def card(ranked: RankedImage) -> dict[str, Any]:
-        image = read_image(ranked.image.path, bits=predictor.test.image_bits)
+        image = read_pixels(ranked.image.path, predictor.test)
         scores = pixel_scores(predictor.backend, image, predictor.test)
         gray = np.repeat((scores.entropy * 255).round().astype(np.uint8)[..., None], 3, axis=2)
         return {
@@ -169,7 +171,7 @@ def write_image_ranking(
             "about": f"uncertainty {percent(ranked.uncertainty)} % · distance to the labeled "
             f"images {percent(ranked.distance, 0)} % · product {percent(ranked.score)} %",
             "pictures": [
-                encode_picture(image, "image"),
+                encode_picture(as_picture(image, predictor.test.image_channels), "image"),
                 encode_picture(
                     colorize(scores.prediction, predictor.palette), "prediction", exact=True
                 ),

@@ -11,7 +11,8 @@ import numpy as np
 
 from cgrseg.config import load_config
 from cgrseg.config.presets import named_preset
-from cgrseg.config.schema import TestConfig
+from cgrseg.config.settings import stored_test_settings
+from cgrseg.data.channels import as_picture
 from cgrseg.data.dataset import EvalDataset
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.errors import CGRSegError, ConfigError, DataError
@@ -242,7 +243,8 @@ def _samples(
     """The worst, some typical and the best images, predicted as in the evaluation."""
     settings = evaluation.get("settings", {})
     same = _is_evaluated(backend, evaluation)
-    test = TestConfig(**settings["test"]) if settings.get("test") else config.test
+    stored = settings.get("test")
+    test = stored_test_settings(stored, "evaluation.json") if stored else config.preprocessing
     split = settings.get("split")
     try:
         dataset = EvalDataset.from_config(config, str(split) if split else None)
@@ -278,7 +280,7 @@ def _samples(
         samples.append(
             Sample(
                 item["stem"],
-                item["image"],
+                as_picture(item["image"], test.image_channels),
                 item["label"],
                 np.asarray(labels),
                 group,

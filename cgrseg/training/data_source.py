@@ -16,7 +16,12 @@ from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
 from cgrseg.data.check.leakage import trained_on
-from cgrseg.data.dataset import EvalDataset, TrainDataset, initialize_worker
+from cgrseg.data.dataset import (
+    EvalDataset,
+    TrainDataset,
+    initialize_worker,
+    with_measured_channels,
+)
 from cgrseg.data.pairs import Pair, find_pairs, list_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
@@ -85,16 +90,19 @@ class DatasetSource:
         config: config of the run.
         placement: device and processes.
 
+    Attributes:
+        config: the config, with what was measured on the images.
+
     Raises:
         DataError: the data is missing or cannot be used; the message says where to get it and
             where it goes.
     """
 
     def __init__(self, config: Config, placement: Placement) -> None:
-        self.config = config
         self.placement = placement
         if config.data.check and placement.rank == 0:
             check_before_training(config)
+        self.config = config = with_measured_channels(config)
         self.train = TrainDataset.from_config(config)
         self.spec = self.train.spec
         if placement.rank == 0:
@@ -105,7 +113,7 @@ class DatasetSource:
             self.validation = EvalDataset(
                 self.spec,
                 find_pairs(self.spec, config.data.root, config.data.eval_split),
-                config.test.image_bits,
+                config.preprocessing,
             )
         self.size = len(self.train)
         self.images_per_iteration = (
@@ -165,7 +173,7 @@ class DatasetSource:
         return evaluate_model(
             model,
             self.validation,
-            self.config.test,
+            self.config.preprocessing,
             classes=self.spec.classes,
             ignore_index=self.spec.ignore_index,
             device=device,
@@ -188,13 +196,13 @@ def check_before_training(config: Config) -> None:
     Raises:
         DataError: an error of the check.
     """
-    bits, evaluate = config.test.image_bits, config.train.evaluate
-    reports = [check_dataset(config.data, evaluate=evaluate, image_bits=bits, quick=True)]
+    test, evaluate = config.preprocessing, config.train.evaluate
+    reports = [check_dataset(config.data, evaluate=evaluate, test=test, quick=True)]
     split = config.data.eval_split
     validation = _pairs(config.data, [split]) if config.data.extra and evaluate else []
     for extra in extra_settings(config.data):
         splits = trained_splits(extra)
-        report = check_dataset(extra, splits=splits, image_bits=bits, quick=True)
+        report = check_dataset(extra, splits=splits, test=test, quick=True)
         report.add(trained_on(validation, split, _pairs(extra, splits)))
         reports.append(report)
     for report in reports:

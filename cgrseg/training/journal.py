@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgrseg.config.schema import Config
+from cgrseg.data.channels import as_picture
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.extras import EXTRAS, require
 from cgrseg.files import atomic_write_text
@@ -316,8 +317,9 @@ class ImageCollector:
     def __call__(self, item: Mapping[str, Any], found: Segmentation) -> None:
         """Add an item of the split with its prediction, up to the number of images."""
         if len(self.panels) < self.count:
+            image = as_picture(item["image"], item["channels"])
             self.panels[str(item["stem"])] = side_by_side(
-                item["image"], item["label"], found.labels, self.spec
+                image, item["label"], found.labels, self.spec
             )
 
 

@@ -48,7 +48,8 @@ def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
         attention_bias=settings.attention_bias,
         classes=spec.classes,
         palette=spec.palette,
-        preprocessing=config.test.model_dump(mode="json"),
+        preprocessing=config.preprocessing.model_dump(mode="json"),
+        in_channels=len(config.data.channels.names or "rgb"),
     )
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

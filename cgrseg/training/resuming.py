@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cgrseg.class_names import clean_name, differences, listed, usable_palette
-from cgrseg.config.schema import Config
+from cgrseg.config.schema import ChannelsConfig, Config
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.errors import ConfigError, WeightsError, option
 from cgrseg.processes import is_first_process
@@ -129,6 +129,23 @@ def stored_precision(checkpoint: Checkpoint | None) -> str | None:
     settings = _table(checkpoint.state["meta"], "config")
     found: str | None = _table(settings, "train").get("precision")
     return found
+
+
+def with_channels_of(checkpoint: Checkpoint | None, config: Config) -> Config:
+    """The config with mean, deviation and types of the channels that a checkpoint was trained with.
+
+    They are measured once per run: images that were added since do not change them.
+    """
+    if checkpoint is None or config.data.channels.names is None:
+        return config
+    data = _table(_table(checkpoint.state["meta"], "config"), "data")
+    before = _table(data, "channels")
+    if before.get("names") != config.data.channels.names:
+        return config  # what differs is named later
+    given = config.data.channels.model_dump(exclude_none=True)
+    channels = ChannelsConfig.model_validate({**before, **given})
+    data_config = config.data.model_copy(update={"channels": channels})
+    return config.model_copy(update={"data": data_config})
 
 
 def data_record(spec: DatasetSpec, images: Mapping[str, Sequence[str]]) -> dict[str, Any]:

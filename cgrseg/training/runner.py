@@ -48,6 +48,7 @@ from cgrseg.training.resuming import (
     refuse_other_optimizer,
     restore_weights,
     stored_precision,
+    with_channels_of,
 )
 from cgrseg.training.run_log import LOG, Transcript, last_metrics
 from cgrseg.training.stopping import Abort
@@ -131,8 +132,8 @@ def train(
             )
         if checkpoint is None:
             locate_initial_weights(config, transcript.say)  # before the work on the data
-        source = DatasetSource(config, placement)
-        return train_on(source, config, placement, checkpoint, transcript=transcript)
+        source = DatasetSource(with_channels_of(checkpoint, config), placement)
+        return train_on(source, source.config, placement, checkpoint, transcript=transcript)
 
 
 def train_on(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cgrseg.class_names import read_class_list
-from cgrseg.config.schema import Config, DataConfig
+from cgrseg.config.schema import Config, DataConfig, TestConfig
 from cgrseg.data import image_files
 from cgrseg.data.check import check_dataset
 from cgrseg.data.convert import convert_mat_labels, convert_rgb_masks
@@ -55,8 +55,8 @@ def test_12_bits_in_16_are_named_with_the_setting_that_scales_them(tmp_path):
     [finding] = [f for f in report.findings if f.code == "image-bits"]
     assert "0 to 15 of 255" in finding.message
     assert "set test.image_bits=12" in finding.remedy
-    assert codes(check_dataset(root, image_bits=12)) == set()
-    [finding] = [f for f in check_dataset(root, image_bits=10).findings]
+    assert codes(check_dataset(root, test=TestConfig(image_bits=12))) == set()
+    [finding] = [f for f in check_dataset(root, test=TestConfig(image_bits=10)).findings]
     assert "test.image_bits=12" in finding.remedy
     assert codes(check_dataset(deep_images(tmp_path / "full", 65535))) == {"image-depth"}
 
@@ -100,7 +100,7 @@ def test_training_and_evaluation_read_the_bits_of_the_settings(tmp_path):
     config = Config(data=custom(root), test={"image_bits": 12, "scale": [64, 48]})
     assert EvalDataset.from_config(config)[0]["image"].max() == 255
     assert EvalDataset.from_config(Config(data=custom(root)))[0]["image"].max() == 15
-    assert TrainDataset.from_config(config).image_bits == 12
+    assert TrainDataset.from_config(config).test.image_bits == 12
 
 
 # ---- Conversions ----------------------------------------------------------------------------

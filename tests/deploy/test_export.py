@@ -40,7 +40,7 @@ def test_file_says_what_it_is(program: Path, checkpoint: Path) -> None:
     assert about.kind == "pt2" and about.variant == "cgrseg_t"
     assert about.classes == ["sky", "road", "tree", "car", "house"]
     assert about.palette is not None and about.palette[1] == (128, 64, 128)
-    assert about.mean == (123.675, 116.28, 103.53) and about.std == (58.395, 57.12, 57.375)
+    assert about.mean == [123.675, 116.28, 103.53] and about.std == [58.395, 57.12, 57.375]
     assert about.sizes == [(64, 96)] and about.batch is None
     assert about.source == checkpoint.name and about.version == cgrseg.__version__
     assert about.test == {"scale": [96, 64]}

@@ -16,6 +16,7 @@ from cgrseg.bench.random_weights import draw_weights
 from cgrseg.cli.main import app
 from cgrseg.config import load_config
 from cgrseg.config.schema import TestConfig as Settings
+from cgrseg.data.channels import read_pixels
 from cgrseg.data.image_files import read_image
 from cgrseg.data.label_files import read_label
 from cgrseg.data.synthetic import SYNTHETIC_CLASSES, write_dataset
@@ -317,11 +318,11 @@ def test_photos_are_read_one_at_a_time(
 ) -> None:
     read: list[Path] = []
 
-    def counted(path: Path, **options: Any) -> Any:
+    def counted(path: Path, test: Settings) -> Any:
         read.append(path)
-        return read_image(path, **options)
+        return read_pixels(path, test)
 
-    monkeypatch.setattr(calibration, "read_image", counted)
+    monkeypatch.setattr(calibration, "read_pixels", counted)
     photos = sorted((scenes / "images" / "training").iterdir())
     model = draw_weights(create_model("cgrseg_t", 3, context_blocks=1))
     about = describe_export(model, model, "onnx", [(64, 96)], None, "pixels", "logits")
@@ -345,9 +346,9 @@ def test_float_network_behind_a_file_is_the_float_network(scenes: Path) -> None:
     """On images that need no fitting the measurement is the evaluation's, pixels in or not."""
     model = draw_weights(create_model("cgrseg_t", len(SYNTHETIC_CLASSES), context_blocks=1))
     config = load_config("cgrseg-t_synthetic", {"data.root": str(scenes)})
-    labeled, reason = find_labeled_split(config, "", config.data.train_split, 2, True)
-    assert labeled is not None and reason == "" and labeled.images == 2
     test = Settings(scale=(96, 64))
+    labeled, reason = find_labeled_split(config, "", config.data.train_split, 2, True, test)
+    assert labeled is not None and reason == "" and labeled.images == 2
     wanted = evaluate_model(
         TorchBackend(model),
         labeled.dataset,

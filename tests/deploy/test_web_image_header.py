@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -121,7 +123,7 @@ def test_a_jpeg_of_many_scans_is_refused(several: bool, service: Service) -> Non
 def test_what_was_decoded_has_the_size_that_was_checked(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "check", lambda _data: (10, 10))
+    monkeypatch.setattr(service, "check", lambda _data, **_: (10, 10))
     with pytest.raises(DataError, match="not an image"):
         service.segment(png(200))
 
@@ -156,3 +158,15 @@ def test_ordinary_images_pass(kind: str, options: dict, service: Service) -> Non
     picture.save(content, kind, **options)
     shape = (90, 140) if orientation is None else (140, 90)
     assert service.segment(content.getvalue()).labels.shape == shape
+
+
+def test_size_of_a_file_with_more_bands_than_pillow_knows(tmp_path: Path) -> None:
+    """Read from the tags alone, whatever the bands are."""
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra [geo]")
+    shape = {"height": 30, "width": 50, "count": 5, "dtype": "uint16"}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape) as target:
+        target.write(np.zeros((5, 30, 50), np.uint16))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert decoded_size(content, any_bands=True) == (50, 30, 1500)
+    with pytest.raises(Exception, match="cannot identify"):
+        decoded_size(content)

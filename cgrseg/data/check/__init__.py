@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cgrseg.config.schema import DataConfig
+from cgrseg.config.schema import DataConfig, TestConfig
 from cgrseg.config.settings import parse_overrides
+from cgrseg.data.channels import measured_channels
 from cgrseg.data.check.classes import (
     judge_class_list,
     judge_split,
@@ -20,12 +21,11 @@ from cgrseg.data.check.classes import (
 )
 from cgrseg.data.check.encoding import Tally, judge_encoding
 from cgrseg.data.check.leakage import find_leaks, overlapping_stems
-from cgrseg.data.check.pair import Facts, Job, inspect_pair, judge_image_bits
+from cgrseg.data.check.pair import Facts, Job, inspect_pair, judge_image_bits, judge_types
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert.record import mixed_record
 from cgrseg.data.folder_survey import READING, Survey, survey_folder
 from cgrseg.data.guess import guess_dataset
-from cgrseg.data.image_files import FULL_BITS
 from cgrseg.data.pairs import Pair, list_pairs
 from cgrseg.data.parallel import run_parallel
 from cgrseg.data.resolve import resolve_spec
@@ -48,7 +48,7 @@ def check_dataset(
     splits: Sequence[str] | None = None,
     quick: bool = False,
     evaluate: bool = True,
-    image_bits: int = FULL_BITS,
+    test: TestConfig | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -68,7 +68,7 @@ def check_dataset(
             split are read until there are two.
         evaluate: whether the run validates (`train.evaluate`), which needs the split of
             the settings for it.
-        image_bits: bits that 16-bit images use (`test.image_bits`).
+        test: how images are read; None: as 8-bit RGB.
         workers: number of processes (threads when quick); None: by the amount of work.
         progress: called with (done, total) over all files.
 
@@ -79,6 +79,7 @@ def check_dataset(
     """
     started = time.perf_counter()
     config = data if isinstance(data, DataConfig) else guess_dataset(data)
+    test = TestConfig() if test is None else test
     spec, root = resolve_spec(config), Path(config.root)
     report = CheckReport(spec.name, str(root), spec.classes, quick=quick)
     report.add(spec.findings)
@@ -94,7 +95,7 @@ def check_dataset(
             report.add([_without_labels(spec, name, root)])
     report.add(_mixed_encodings(root, [spec.splits[name].labels for name in pairs]))
     report.add(overlapping_stems(pairs))
-    jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick, image_bits)]
+    jobs = [job for name in pairs for job in _jobs(spec, name, pairs[name], quick, test)]
     facts: dict[str, list[Facts]] = {name: [] for name in pairs}
     tallies: dict[tuple[str, LabelRule], Tally] = {}
     results = run_parallel(inspect_pair, jobs, workers=workers, threads=quick, progress=progress)
@@ -108,7 +109,15 @@ def check_dataset(
     ]
     report.add(wrong_values)
     report.add(finding for items in facts.values() for item in items for finding in item.findings)
-    report.add(judge_image_bits([item for items in facts.values() for item in items], image_bits))
+    everything = [item for items in facts.values() for item in items]
+    channels = test.image_channels
+    if channels is None:
+        report.add(judge_image_bits(everything, test.image_bits))
+    else:
+        report.add(judge_types(everything))
+        train = [pair.image for pair in pairs.get(config.train_split, [])]
+        if train and not quick and report.ok:
+            report.channels = measured_channels(train, channels)
     report.splits = {name: _summary(spec, name, pairs[name], facts[name]) for name in pairs}
     if not wrong_values:  # they explain the rest
         _judge_labels(report, spec, root, config.train_split, pairs, jobs, tallies)
@@ -192,7 +201,7 @@ def _without_labels(spec: DatasetSpec, name: str, root: Path) -> Finding:
 
 
 def _jobs(
-    spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool, image_bits: int
+    spec: DatasetSpec, split: str, pairs: Sequence[Pair], quick: bool, test: TestConfig
 ) -> list[Job]:
     labels = images = list(range(len(pairs)))
     if quick:
@@ -206,7 +215,7 @@ def _jobs(
             pair=pairs[k],
             rule=spec.label_rule if (label := pairs[k].label) is None else spec.rule_for(label),
             decode_image=k in decoded,
-            image_bits=image_bits,
+            test=test,
         )
         for k in labels
     ]

@@ -10,7 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cgrseg.data.image_files import FULL_BITS, open_with_pillow, read_image, used_bits
+from cgrseg.config.schema import TestConfig
+from cgrseg.data.channels import as_picture, mixed_types, read_pixels, types_of
+from cgrseg.data.image_files import FULL_BITS, open_with_pillow, used_bits
 from cgrseg.data.label_files import read_label
 from cgrseg.data.pairs import Pair
 from cgrseg.datasets.findings import Finding, finding_from_error
@@ -36,14 +38,14 @@ class Job:
         pair: image and label.
         rule: encoding of the label.
         decode_image: read the whole image; otherwise only its header.
-        image_bits: bits that 16-bit images use (`test.image_bits`).
+        test: how images are read.
     """
 
     split: str
     pair: Pair
     rule: LabelRule
     decode_image: bool
-    image_bits: int = FULL_BITS
+    test: TestConfig = field(default_factory=TestConfig)
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Facts:
         centers: raw id to mean row, 0 (top) to 1 (bottom), where it covers enough.
         bits: bits that the largest value of a 16-bit image needs; None: it has 8 bits, or was
             not decoded.
+        types: types of the stored values of each channel; empty: 8-bit RGB, or not decoded.
         findings: what is wrong with the two files.
     """
 
@@ -75,6 +78,7 @@ class Facts:
     ignored: int = 0
     centers: dict[int, float] = field(default_factory=dict)
     bits: int | None = None
+    types: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -100,22 +104,26 @@ def inspect_pair(job: Job) -> Facts:
 
 
 def _inspect_image(job: Job, facts: Facts) -> None:
-    path = job.pair.image
+    path, channels = job.pair.image, job.test.image_channels
     facts.size, odd = _read_header(path)
-    if odd and not (odd == _DEEP and job.image_bits < FULL_BITS):
+    if channels is not None:
+        odd = ""
+    if odd and not (odd == _DEEP and job.test.image_bits < FULL_BITS):
         remedy = "if what is dropped matters, convert the image yourself; else ignore this"
         if odd == _DEEP:
             fewer = "if the values use fewer than 16 bits, say how many: test.image_bits=12; "
-            remedy = fewer + remedy
+            remedy = f"{fewer}{remedy}"
         message = f"{odd}; the network sees 8-bit RGB"
         facts.findings.append(Finding("warning", "image-depth", str(path), message, remedy))
     if not job.decode_image:
         return
-    image = read_image(path, bits=job.image_bits)
+    image = read_pixels(path, job.test)
+    if channels is not None:
+        facts.types = types_of(path, channels)
     if odd == _DEEP:
         facts.bits = used_bits(path)
     facts.size = (image.shape[0], image.shape[1])
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(as_picture(image, channels), cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
     facts.thumb = small.tobytes()
     facts.digest = hashlib.blake2b(read_input(path), digest_size=16).digest()
@@ -140,6 +148,20 @@ def _read_header(path: Path) -> tuple[tuple[int, int] | None, str]:
             return size, _DEEP if deep else ""
     except Exception:  # Pillow's parsers raise errors of any class; the decoder decides
         return None, ""
+
+
+def judge_types(facts: Sequence[Facts]) -> list[Finding]:
+    """An error for each image whose values have another type than those of the first one."""
+    known = [item for item in facts if item.types]
+    return [
+        finding_from_error(
+            "image-types",
+            Path(item.image),
+            mixed_types(Path(item.image), item.types, known[0].types, known[0].image),
+        )
+        for item in known
+        if item.types != known[0].types
+    ]
 
 
 def judge_image_bits(facts: Sequence[Facts], image_bits: int) -> list[Finding]:

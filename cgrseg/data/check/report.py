@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cgrseg.config.schema import ChannelsConfig
 from cgrseg.datasets.findings import (
     CODES,
     SEVERITIES,
@@ -50,6 +51,8 @@ class CheckReport:
         findings: worst first, then in the order found.
         splits: split name to its content.
         quick: whether only some of the files were read.
+        channels: channels of the images with mean and deviation over training images; None: 8-bit
+            RGB, or not measured.
         seconds: wall-clock time.
     """
 
@@ -59,6 +62,7 @@ class CheckReport:
     findings: list[Finding] = field(default_factory=list)
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     quick: bool = False
+    channels: ChannelsConfig | None = None
     seconds: float = 0.0
 
     def __repr__(self) -> str:
@@ -110,6 +114,7 @@ class CheckReport:
             "counts": {severity: len(self.of(severity)) for severity in SEVERITIES},
             "findings": [asdict(finding) for finding in self.findings],
             "splits": {name: asdict(split) for name, split in self.splits.items()},
+            **({} if self.channels is None else {"channels": self.channels.model_dump()}),
         }
 
     def text(self, *, per_code: int = 5) -> str:
@@ -123,6 +128,16 @@ class CheckReport:
                 f"  {name} ({split.source}): {split.pairs} pairs, {split.inspected} labels read, "
                 f"{present} of {len(self.classes)} classes occur{share}"
             )
+        if self.channels is not None:
+            rows = zip(
+                *(self.channels.names or [], self.channels.types or []),
+                *(self.channels.mean or [], self.channels.std or []),
+                strict=True,
+            )
+            lines += [
+                f"  {name}: {kind}, mean {mean:.6g}, standard deviation {std:.6g}"
+                for name, kind, mean, std in rows
+            ]
         by_code: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             by_code.setdefault((finding.severity, finding.code), []).append(finding)

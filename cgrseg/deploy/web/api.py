@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from cgrseg import __version__
+from cgrseg.data.geometry import Image
 from cgrseg.data.label_files import encode_label_png
 from cgrseg.deploy.web.request_filter import LOG, SEGMENT, internal_error
 from cgrseg.deploy.web.service import PredictionQueue, Refused, Service
@@ -19,7 +20,6 @@ from cgrseg.deploy.web.uploads import Disconnected
 from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem
 from cgrseg.extras import require_extra
 from cgrseg.inference import Prediction
-from cgrseg.inference.views import Image
 from cgrseg.page import MEDIA_TYPES, class_table, page_files
 
 Format = Literal["png", "json", "jpeg"]

@@ -30,15 +30,19 @@ _WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 322, 323  # tags of TIFF
 _INTEGERS = {3: "H", 4: "I", 16: "Q"}  # types of TIFF that a size can have
 
 
-def decoded_size(data: bytes) -> tuple[int, int, int]:
+def decoded_size(data: bytes, *, any_bands: bool = False) -> tuple[int, int, int]:
     """Width, height, and the pixels that the decoder makes room for (at least their product).
 
     Args:
         data: content of the image file.
+        any_bands: also TIFF files with bands that Pillow does not know.
 
     Raises:
         Exception: a damaged or ambiguous header, or no image; exceptions of many classes.
     """
+    if any_bands and data.startswith((b"II", b"MM")):
+        across, down, *tile = _tiff(data)
+        return across, down, max(across, tile[0]) * max(down, tile[1])
     with open_with_pillow(io.BytesIO(data), FORMATS) as image:
         kind, (width, height) = image.format, image.size
     room = width * height

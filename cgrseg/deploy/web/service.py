@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cgrseg.data.image_files import decode_image
+from cgrseg.data.channels import decode_pixels
+from cgrseg.data.geometry import Image
 from cgrseg.deploy.web.image_header import decoded_size
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor
-from cgrseg.inference.views import Image, network_size
+from cgrseg.inference.views import network_size
 from cgrseg.page import MAX_CLASSES, MAX_FRAMES, MAX_INPUT_PIXELS, MAX_PIXELS
 from cgrseg.surroundings import raise_machine_problem
 
@@ -119,8 +120,8 @@ class Service:
             EnvironmentProblem: too little memory.
         """
         predictor = self.predictor(model)
-        size = self.check(data)
-        image = decode_image(data, "upload", bits=predictor.test.image_bits)
+        size = self.check(data, any_bands=predictor.test.image_channels is not None)
+        image = decode_pixels(data, "upload", predictor.test)
         if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
             raise _not_an_image()
         try:
@@ -130,7 +131,7 @@ class Service:
             raise
         return found
 
-    def check(self, data: bytes) -> tuple[int, int]:
+    def check(self, data: bytes, *, any_bands: bool = False) -> tuple[int, int]:
         """Width and height of an image by its header, before anything is decoded.
 
         Raises:
@@ -140,7 +141,7 @@ class Service:
         if len(data) > self.limits.upload_bytes:
             raise too_many_bytes(f"{len(data) / 1e6:.1f} MB", self.limits)
         try:
-            width, height, room = decoded_size(data)
+            width, height, room = decoded_size(data, any_bands=any_bands)
         except Exception as error:  # damaged headers fail in many ways
             raise_machine_problem(error, "upload")
             raise _not_an_image() from error
