@@ -189,6 +189,14 @@ def _networks(
             expected="equal numbers of classes, so that one table can hold them",
             remedy="measure them one by one, or give --num-classes",
         )
+    for name, network in zip(names, networks, strict=True):
+        if network.in_channels != 3:
+            raise ConfigError(
+                name,
+                found=f"a network for images of {network.in_channels} channels",
+                expected="8-bit RGB, which all of the forms that are compared take",
+                remedy=f"measure its variant: cgrseg bench {network.variant}",
+            )
     files = [name for name in names if name not in list_models()]
     return networks, f"of {', '.join(files)}" if files else "drawn at random"
 

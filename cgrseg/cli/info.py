@@ -240,12 +240,15 @@ def _print_checkpoint(console: Console, path: str, size: tuple[int, int], as_jso
     model = load_model(path)
     options = model.options()
     shaping = ("num_classes", "context_blocks", "channels", "attention_bias")
-    cost = _cost_of(model.variant, size, {name: options[name] for name in shaping})
+    shape = {name: options[name] for name in shaping} | {"in_channels": model.in_channels}
+    cost = _cost_of(model.variant, size, shape)
     if not as_json:
         meta = read_checkpoint(path).meta
         console.print(f"{path}: {model.variant}, {model.num_classes} classes", markup=False)
         if model.classes is not None:
             console.print(f"classes: {', '.join(model.classes)}", markup=False)
+        if (channels := (model.preprocessing or {}).get("channels")) is not None:
+            console.print(f"channels: {', '.join(channels['names'])}", markup=False)
         for key in ("iteration", "version"):
             if meta.get(key) is not None:
                 console.print(f"{key}: {meta[key]}", markup=False)

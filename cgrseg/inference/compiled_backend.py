@@ -98,7 +98,7 @@ class CompiledBackend(Backend):
     ) -> None:
         home = next(model.parameters()).device
         self.device = home if device is None else resolve_device(device)
-        self.num_classes = model.num_classes
+        self.num_classes, self.in_channels = model.num_classes, model.in_channels
         self.use_precision(precision)
         self.compile_after = compile_after
         self.most_sizes = most_sizes

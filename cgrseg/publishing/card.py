@@ -129,6 +129,7 @@ def model_card(
         context_blocks=model.context_blocks,
         channels=model.decode_head.conv_seg.in_channels,
         attention_bias=model.backbone.attention_bias,
+        in_channels=model.in_channels,
     )
     title = f"CGRSeg-{model.variant[-1].upper()}"
     dataset = None if config is None else config.data.dataset

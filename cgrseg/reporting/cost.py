@@ -91,6 +91,7 @@ def network_cost(
     context_blocks: int | None = None,
     channels: int | None = None,
     attention_bias: str = "published",
+    in_channels: int = 3,
 ) -> ModelCost:
     """Parameters and operations of every part of a network, for one image.
 
@@ -101,6 +102,7 @@ def network_cost(
         context_blocks: number of RCMs on the pyramid; None: that of the variant.
         channels: M, head width; None: that of the variant.
         attention_bias: "published" or "geometric", see :class:`cgrseg.models.CGRSeg`.
+        in_channels: C, number of channels of an image.
 
     Raises:
         KeyError: there is no such variant or attention bias.
@@ -112,7 +114,7 @@ def network_cost(
     blocks = table.context_blocks if context_blocks is None else context_blocks
     width = table.channels if channels is None else channels
     parts = {
-        **_backbone(BACKBONES[table.backbone], size, _TABLE_CELLS[attention_bias]),
+        **_backbone(BACKBONES[table.backbone], in_channels, size, _TABLE_CELLS[attention_bias]),
         **_head(table, num_classes, size, blocks, width),
     }
     rows = tuple(PartCost(name, *cost) for name, cost in parts.items())
@@ -120,7 +122,10 @@ def network_cost(
 
 
 def _backbone(
-    backbone: BackboneVariant, size: tuple[int, int], table_cells: tuple[int, int]
+    backbone: BackboneVariant,
+    in_channels: int,
+    size: tuple[int, int],
+    table_cells: tuple[int, int],
 ) -> dict[str, _Cost]:
     """Costs of EfficientFormerV2, see :mod:`cgrseg.models.efficientformer_v2`."""
     cells = [_cells(size, stride) for stride in (4, 8, 16, 32)]
@@ -128,7 +133,7 @@ def _backbone(
     parts = {
         "stem": _total(
             [
-                _conv(3, first // 2, _cells(size, 2), 9, norm=True),
+                _conv(in_channels, first // 2, _cells(size, 2), 9, norm=True),
                 _conv(first // 2, first, cells[0], 9, norm=True),
             ]
         )

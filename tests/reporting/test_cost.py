@@ -39,6 +39,7 @@ def cost_of(model: CGRSeg, size: tuple[int, int] = (512, 512)) -> ModelCost:
         context_blocks=model.context_blocks,
         channels=model.decode_head.conv_seg.in_channels,
         attention_bias=model.backbone.attention_bias,
+        in_channels=model.in_channels,
     )
 
 
@@ -46,7 +47,7 @@ def counted(model: CGRSeg, size: tuple[int, int]) -> dict[str, tuple[int, int, i
     """Parameters and operations per part, counted while the network runs without arithmetic."""
     with torch.device("meta"):
         twin = CGRSeg(**model.options()).eval()
-        image = torch.empty(1, 3, *size)
+        image = torch.empty(1, model.in_channels, *size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(image)
     counts: dict[str, Any] = {
@@ -79,6 +80,7 @@ def counted(model: CGRSeg, size: tuple[int, int]) -> dict[str, tuple[int, int, i
         ("cgrseg_t", 7, (96, 160), {"context_blocks": 2, "attention_bias": "geometric"}),
         ("cgrseg_b", 19, (256, 1024), {"context_blocks": 6}),
         ("cgrseg_t", 1, (32, 32), {"channels": 64}),
+        ("cgrseg_t", 3, (64, 32), {"in_channels": 5, "context_blocks": 1}),
     ],
 )
 def test_every_part_is_what_the_network_itself_does(

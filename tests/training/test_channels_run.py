@@ -112,6 +112,8 @@ def test_evaluation_and_prediction_read_the_channels_of_the_checkpoint(
         total += int((truth != 255).sum())
         assert found.image.shape == (64, 64, 3) and found.image.dtype == np.uint8
         assert np.array_equal(predictor(np.load(path)).labels, found.labels)
+    fast = Predictor.from_pretrained(run / "best.pth", device="cpu", compile="auto")
+    assert (fast(images[0]).labels == predictor(images[0]).labels).mean() > 0.999
     assert result.scores.pixel_accuracy == pytest.approx(hit / total)
     swapped = config_of(dataset, tmp_path / "e")
     swapped.data.channels.names = NAMES[::-1]
