@@ -102,7 +102,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Bands of a raster with red, green and blue. Default: 1,2,3.",
+            help="Bands of a raster with red, green and blue, or with the channels that the "
+            "network takes. Default: 1,2,3 and so on.",
             show_default=False,
         ),
     ] = None,
@@ -217,7 +218,7 @@ def predict(
         predictor.test, [*(setting or []), *settings], multi_scale=multi_scale
     )
     if raster:
-        _label_raster(predictor, checkpoint, names[0], out, bands or "1,2,3", bool(save), overwrite)
+        _label_raster(predictor, checkpoint, names[0], out, bands, bool(save), overwrite)
         return
     if videos:
         mine = videos[rank::world_size]
@@ -293,7 +294,7 @@ def _label_raster(
     checkpoint: str,
     source: str,
     out: Path,
-    bands: str,
+    bands: str | None,
     geojson: bool,
     overwrite: bool,
 ) -> None:
@@ -301,20 +302,21 @@ def _label_raster(
     from cgrseg.inference.raster import predict_raster
     from cgrseg.progress import shown_progress
 
-    numbers = bands.split(",")
+    numbers = bands.split(",") if bands is not None else []
     if not all(number.strip().isdecimal() for number in numbers):
         raise ConfigError(
             "--bands",
             found=repr(bands),
-            expected="three numbers, such as 3,2,1",
-            remedy="list the numbers of the bands with red, green and blue; gdalinfo shows them",
+            expected="numbers, such as 3,2,1",
+            remedy="list the numbers of the bands in the order of the network's channels; gdalinfo "
+            "shows them",
         )
     with shown_progress("labeling", unit="windows") as progress:
         report = predict_raster(
             predictor,
             source,
             out,
-            bands=[int(number) for number in numbers],
+            bands=[int(number) for number in numbers] or None,
             overwrite=overwrite,
             checkpoint=checkpoint,
             geojson=geojson,

@@ -264,14 +264,15 @@ def mixed_types(path: Place, found: Sequence[str], wanted: Sequence[str], source
     """The error for an image of other types than the rest."""
     return DataError(
         path,
-        found=f"values of {_listed(found)}",
-        expected=f"{_listed(wanted)}, as in {source}: one mean and deviation serve all images",
+        found=f"values of {listed_types(found)}",
+        expected=f"{listed_types(wanted)}, as in {source}: one mean and deviation serve all images",
         remedy="convert the images to one type; if they are scaled alike, set data.channels.mean, "
         "std and types by hand after that",
     )
 
 
-def _listed(types: Sequence[str]) -> str:
+def listed_types(types: Sequence[str]) -> str:
+    """Types of channels in a message: all of them, or the one that they have."""
     return types[0] if len(set(types)) == 1 else ", ".join(types)
 
 
@@ -297,7 +298,7 @@ def _refuse_other_count(
         each = "" if len(counts) == 1 else f" ({' and '.join(map(str, counts))} in its files)"
         raise DataError(
             name,
-            found=f"{total} channel{'s' if total > 1 else ''} of {_listed(types)}{each}",
+            found=f"{total} channel{'s' if total > 1 else ''} of {listed_types(types)}{each}",
             expected=f"{len(names)}: {', '.join(names)} (data.channels.names)",
             remedy="give images with these channels; a network for other channels is trained with "
             "other data.channels.names",
@@ -360,9 +361,12 @@ def _decoded(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
 
 
 def _of_known_type(pixels: Pixels) -> Pixels:
-    """uint8 and uint16 as they are, in the machine's byte order; all else as float32."""
-    kept = pixels.dtype.newbyteorder("=")
-    return pixels.astype(kept if kept in (np.uint8, np.uint16) else np.float32, copy=False)
+    return pixels.astype(known_type(pixels.dtype.newbyteorder("=").name), copy=False)
+
+
+def known_type(name: str) -> str:
+    """The type that values of a type are read as: uint8 and uint16 stay, all else is float32."""
+    return name if name in ("uint8", "uint16") else "float32"
 
 
 def _from_npy(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:

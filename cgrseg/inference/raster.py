@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.data.channels import known_type, listed_types, mixed_types
 from cgrseg.data.color import normalize
 from cgrseg.data.geometry import round_up
 from cgrseg.data.label_files import label_note, read_label, write_label_png
@@ -55,6 +57,7 @@ NODATA = 255
 CELL = 8
 """Pixels per cell of the logits, along each axis."""
 
+_LOG = logging.getLogger("cgrseg.inference")
 _STRIP = "strip "  # begins the note of a strip's file
 _WINDOW = (512, 512)
 _WIDEST = 1_000_000  # pixels of a PNG file that its readers accept
@@ -85,7 +88,7 @@ def predict_raster(
     source: str | Path,
     out: str | Path,
     *,
-    bands: Sequence[int] = (1, 2, 3),
+    bands: Sequence[int] | None = None,
     overwrite: bool = False,
     checkpoint: str | Path | None = None,
     geojson: bool = False,
@@ -100,9 +103,11 @@ def predict_raster(
 
     Args:
         predictor: labels the windows.
-        source: a file or an address that GDAL opens; bands of 8 bits.
+        source: a file or an address that GDAL opens; bands of 8 bits, or of the types that the
+            network was trained on (`data.channels.types`).
         out: target, `.tif` or `.tiff`.
-        bands: numbers of the bands with red, green and blue, from 1.
+        bands: numbers of the bands of the network's channels, from 1, in their order; None: the
+            first ones.
         overwrite: replace existing files.
         checkpoint: source of the network, to recognize strips of an interrupted call.
         geojson: also write polygons of the labels, in the coordinates of the raster, to a file
@@ -111,7 +116,8 @@ def predict_raster(
 
     Raises:
         DataError: a source that cannot be read or has other bands, or an existing target.
-        ConfigError: test settings that rasters do not have.
+        ConfigError: test settings that rasters do not have, or polygons of a scene without a
+            coordinate system.
         EnvironmentProblem: rasterio is missing, or the target cannot be written.
     """
     rasterio = require("rasterio", source)
@@ -123,12 +129,16 @@ def predict_raster(
         stack.enter_context(catch_warnings())
         simplefilter("ignore", warnings.NotGeoreferencedWarning)
         scene = stack.enter_context(_opened(source))
+        channels = _channel_names(predictor)
+        bands = list(bands or range(1, len(channels) + 1))
         _check(scene, source, bands, predictor)
         _check_targets(out, polygons, scene, overwrite)
+        if not (scene.crs or scene.gcps[1] or scene.rpcs):
+            _LOG.warning("%s: it names no coordinate system, and its labels will not", source)
         layout = Layout.of(predictor, (scene.height, scene.width))
         made = {
             **made_by(predictor, checkpoint),
-            "raster": [scene.height, scene.width, list(bands)],
+            "raster": [scene.height, scene.width, bands],
             "files": [[name, file_state(name)] for name in sorted({str(source), *scene.files})],
             "layout": [layout.window, layout.stride],
         }
@@ -150,6 +160,11 @@ def predict_raster(
                 (folder / path.name).replace(path)
         strips.remove()
     return RasterReport(out, layout.size, strips.windows_run, count)
+
+
+def _channel_names(predictor: Predictor) -> list[str]:
+    channels = predictor.test.image_channels
+    return (channels.names if channels is not None else None) or ["red", "green", "blue"]
 
 
 def _sidecars(out: Path) -> list[Path]:
@@ -174,6 +189,13 @@ def _check_targets(out: Path, polygons: Path | None, scene: Any, overwrite: bool
             found="a scene that is placed by ground control points",
             expected="one with a transform, for polygons in its coordinates",
             remedy="warp it first: gdalwarp SCENE WARPED.tif; or leave out the polygons",
+        )
+    if polygons is not None and not scene.crs:
+        raise ConfigError(
+            "polygons",
+            found="a scene without a coordinate system",
+            expected="one that names it: without it, GeoJSON is longitude and latitude",
+            remedy="name it: gdal_edit.py -a_srs EPSG:NUMBER SCENE; or leave out the polygons",
         )
 
 
@@ -264,6 +286,7 @@ class _Strips:
         note: str,
     ) -> None:
         self._predictor, self._scene, self._bands = predictor, scene, list(bands)
+        self._channels = predictor.test.image_channels
         self._layout, self._folder, self._note = layout, folder, f"{_STRIP}{note}"
         self._starts = (layout.starts(0), layout.starts(1))
         self._weights = (layout.weights(0), layout.weights(1))
@@ -356,8 +379,7 @@ class _Strips:
         height, width = self._layout.window
         top = self._starts[0][number] * CELL
         rows = slice(top, min(top + height, self._layout.size[0]))
-        pixels = self._scene.read(self._bands, window=_window(self._scene, rows))
-        pixels, mask = pixels.transpose(1, 2, 0), self._mask(rows)
+        pixels, mask = self._pixels(rows).transpose(1, 2, 0), self._mask(rows)
         shape = (self._predictor.backend.num_classes, height // CELL, self._cells)
         total = np.zeros(shape, np.float32)
         vertical = self._weights[0][number][:, None]
@@ -371,7 +393,7 @@ class _Strips:
             batch = []
             for _, start in group:
                 span = slice(start * CELL, start * CELL + width)
-                values = normalize(np.ascontiguousarray(pixels[:, span]))
+                values = normalize(np.ascontiguousarray(pixels[:, span]), self._channels)
                 values[:, mask[:, span] == 0] = 0  # the mean, as padding
                 batch.append(network_input(values, (height, width)))
             found = run_network(self._predictor.backend, np.concatenate(batch))
@@ -381,6 +403,15 @@ class _Strips:
                 total[:, :, start : start + width // CELL] += weighted
             self.windows_run += len(group)
         return total
+
+    def _pixels(self, rows: slice) -> NDArray[Any]:
+        """(C, rows, W): uint8 RGB, or float32 values of the channels."""
+        bands, types = self._bands, {self._scene.dtypes[band - 1] for band in self._bands}
+        groups = [bands] if len(types) == 1 else [[band] for band in bands]
+        kind = "uint8" if self._channels is None else "float32"
+        window = _window(self._scene, rows)
+        found = [self._scene.read(group, window=window, out_dtype=kind) for group in groups]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _mask(self, rows: slice) -> NDArray[np.uint8]:
         """255 where rows of the scene have data, else 0."""
@@ -395,27 +426,33 @@ def _window(scene: Any, rows: slice) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _check(scene: Any, source: str | Path, bands: Sequence[int], predictor: Predictor) -> None:
     """Refuse a scene, bands or a network that labels of 8 bits cannot be made of."""
-    if len(bands) != 3 or not all(1 <= band <= scene.count for band in bands):
+    names, channels = _channel_names(predictor), predictor.test.image_channels
+    if len(bands) != len(names) or not all(1 <= band <= scene.count for band in bands):
         raise DataError(
             source,
             found=f"{scene.count} bands, where {list(bands)} are asked for",
-            expected="the numbers of the bands with red, green and blue, from 1",
-            remedy=f"name them with {option('--bands')}: the network takes three",
+            expected=f"the numbers of {len(names)} bands, from 1: {', '.join(names)}",
+            remedy=f"name them with {option('--bands')}; gdalinfo shows which they are",
         )
-    types = sorted({scene.dtypes[band - 1] for band in bands})
-    if types != ["uint8"]:
+    stored = [scene.dtypes[band - 1] for band in bands]
+    types = [known_type(name) for name in stored]
+    if channels is None and set(stored) != {"uint8"}:
         raise DataError(
             source,
-            found=f"values of type {', '.join(types)} in bands {list(bands)}",
+            found=f"values of type {listed_types(stored)} in bands {list(bands)}",
             expected="8 bits (uint8), as the images of the training",
             remedy="convert it with the range of values that shows the scene well: "
             "gdal_translate -ot Byte -scale LEAST MOST 0 255 SOURCE TARGET",
+        )
+    if channels is not None and channels.types not in (None, types):
+        raise mixed_types(
+            f"{source}, bands {bands}", types, channels.types, "the training (data.channels.types)"
         )
     if any(scene.colorinterp[band - 1].name == "palette" for band in bands):
         raise DataError(
             source,
             found="a palette, whose numbers are no brightness",
-            expected="bands with red, green and blue",
+            expected="bands with measured values",
             remedy="convert it: gdal_translate -expand rgb SOURCE TARGET",
         )
     if scene.width > _WIDEST:

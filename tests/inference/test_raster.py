@@ -21,8 +21,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from cgrseg.cli.main import app
-from cgrseg.config.schema import TestConfig
-from cgrseg.data.color import normalize
+from cgrseg.config.schema import ChannelsConfig, ChannelTestConfig, TestConfig
+from cgrseg.data.color import MEAN, STD, normalize
 from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem
 from cgrseg.inference import Predictor, predict_raster, raster
 from cgrseg.inference.raster import CELL, NODATA, Layout
@@ -168,6 +168,75 @@ def test_bands_are_chosen(image: NDArray[np.uint8], tmp_path: Path) -> None:
     predict_raster(predictor, tmp_path / "plain.tif", tmp_path / "a.tif")
     predict_raster(predictor, tmp_path / "mixed.tif", tmp_path / "b.tif", bands=(4, 3, 2))
     assert (read(tmp_path / "a.tif") == read(tmp_path / "b.tif")).all()
+
+
+class LastThree(BlockBackend):
+    """Looks at the last three of five channels."""
+
+    in_channels = 5
+
+    def logits(self, batch: Tensor) -> Tensor:
+        return super().logits(batch[:, 2:])
+
+
+def five_channels(**changes: Any) -> TestConfig:
+    """Red, green and blue as channels of 16 bits, behind two of other types."""
+    values: dict[str, Any] = {
+        "names": ["nir", "heat", "red", "green", "blue"],
+        "mean": [0, 0, *(257 * value for value in MEAN)],
+        "std": [1, 1, *(257 * value for value in STD)],
+        "types": ["uint16", "float32", "uint16", "uint16", "uint16"],
+    }
+    channels = ChannelsConfig(**{**values, **changes})
+    return ChannelTestConfig(**slide().model_dump(), channels=channels)
+
+
+def write_bands(path: Path, bands: list[NDArray[Any]]) -> Path:
+    """A VRT of one GeoTIFF per band, since a GeoTIFF has one type."""
+    lines = []
+    for number, band in enumerate(bands, start=1):
+        file = write_scene(path.with_name(f"{path.stem}{number}.tif"), band[..., None])
+        kind = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}[str(band.dtype)]
+        lines.append(
+            f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource><SourceFilename '
+            f'relativeToVRT="1">{file.name}</SourceFilename><SourceBand>1</SourceBand>'
+            "</SimpleSource></VRTRasterBand>"
+        )
+    height, width = bands[0].shape
+    size = f'rasterXSize="{width}" rasterYSize="{height}"'
+    path.write_text(f"<VRTDataset {size}>{''.join(lines)}</VRTDataset>")
+    return path
+
+
+def test_bands_are_the_channels_of_the_network(
+    image: NDArray[np.uint8], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, heat = tmp_path / "labels.tif", np.full(SIZE, 20, np.float32)
+    heat[3, 5] = np.nan
+    deep = [np.ascontiguousarray(band) for band in image.transpose(2, 0, 1).astype(np.uint16) * 257]
+    scene = write_bands(tmp_path / "scene.vrt", [deep[0], heat, *deep])
+    predictor = Predictor(LastThree(), five_channels())
+    predict_raster(predictor, scene, out)
+    wanted = blended_labels(image, Layout(SIZE, (64, 64), (40, 40)))
+    assert (read(out) == wanted).mean() > 0.999
+    assert f"{scene}: it names no coordinate system, and its labels will not" in caplog.text
+    with rasterio.open(out) as labels:
+        assert labels.crs is None
+
+    def failing(match: str, error: type[CGRSegError] = DataError, **changes: Any) -> None:
+        with pytest.raises(error, match=match):
+            predict_raster(predictor, scene, out, overwrite=True, **changes)
+
+    failing(
+        r"5 bands, where .*\n  expected: the numbers of 5 bands.*nir, heat, red", bands=[1, 2, 3]
+    )
+    failing("values of uint16, uint16, float32, uint16, uint16", bands=[1, 3, 2, 4, 5])
+    failing("a scene without a coordinate system", ConfigError, geojson=True)
+    write_bands(scene, [band.astype(np.float32) for band in (deep[0], heat, *deep)])
+    failing(r"values of float32\n  expected: uint16, float32.* as in the training")
+    predictor = Predictor(LastThree(), five_channels(mean=None))
+    write_bands(scene, [deep[0], heat, *deep])
+    failing("no mean and deviation of the channels", ConfigError)
 
 
 class Interrupted(BlockBackend):
@@ -341,20 +410,11 @@ def test_strips_are_told_from_other_files(image: NDArray[np.uint8], tmp_path: Pa
 def test_strips_of_a_scene_whose_parts_changed_are_made_again(
     image: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    part = write_scene(tmp_path / "part.tif", image)
-    scene = tmp_path / "scene.vrt"
-    band = (
-        '<VRTRasterBand dataType="Byte" band="{0}"><SimpleSource><SourceFilename '
-        'relativeToVRT="1">part.tif</SourceFilename><SourceBand>{0}</SourceBand></SimpleSource>'
-        "</VRTRasterBand>"
-    )
-    bands = "".join(band.format(number) for number in (1, 2, 3))
-    size = f'rasterXSize="{SIZE[1]}" rasterYSize="{SIZE[0]}"'
-    scene.write_text(f"<VRTDataset {size}>{bands}</VRTDataset>")
+    scene = write_bands(tmp_path / "scene.vrt", [image[..., 0], image[..., 1], image[..., 2]])
     out = tmp_path / "labels.tif"
     with pytest.raises(KeyboardInterrupt):
         predict_raster(Predictor(Interrupted(13), slide()), scene, out)
-    write_scene(part, image[::-1])
+    write_scene(tmp_path / "scene1.tif", image[..., 1:2])
     assert predict_raster(Predictor(BlockBackend(), slide()), scene, out).windows == 20
     # The same text behind the name of a GeoTIFF names no other files.
     disguised = scene.rename(tmp_path / "disguised.tif")
@@ -459,7 +519,7 @@ def test_the_command(
         (["scene.tif", "scene.tif"], "a raster, with 2 inputs"),
         (["scene.tif", "--save", "coco"], "a raster, with options for images"),
         (["scene.tif", "--no-overlays"], "a raster, with options for images"),
-        (["scene.tif", "--bands", "red"], "three numbers"),
+        (["scene.tif", "--bands", "red"], "expected: numbers, such as 3,2,1"),
     ):
         result = run(*words, "--out", "new.tif")
         assert result.exit_code == 2
