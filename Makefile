@@ -69,6 +69,7 @@ test-all: $(TOOLS) ## Run the tests, the slow ones too
 test-devices: $(DEVICES)/.ready ## Run the tests of ExecuTorch, LiteRT and ncnn, in an environment of their own
 	CGRSEG_TEST_DEVICES=1 OMP_NUM_THREADS=1 $(DEVICES)/bin/python -m pytest \
 	    tests/deploy/test_devices.py tests/deploy/test_int8.py tests/deploy/test_foreign_files.py \
+	    tests/formats/test_ncnn_format.py \
 	    -k "test_devices or executorch or litert or ncnn" $(PYTEST_ARGS)
 
 lint: $(TOOLS) ## Check style, formatting and types

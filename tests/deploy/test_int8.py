@@ -116,13 +116,14 @@ def made(checkpoint: Path) -> Callable[[str], ExportResult]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "litert", "executorch"]
+    "kind",
+    ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "litert", "executorch", "ncnn"],
 )
 def test_file_is_measured_and_predicts(
     made: Callable[[str], ExportResult], kind: str, checkpoint: Path
 ) -> None:
     """One of the three images would make an upright input; it is fitted, and measured too."""
-    if kind in ("litert", "executorch"):
+    if kind in ("litert", "executorch", "ncnn"):
         need_packages(kind)
     result = made(kind)
     found = report_of(result)
@@ -154,6 +155,15 @@ def test_litert_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -
     assert convolutions.count({np.int8}) > 50
     products = [found for name, found in computing if name in ("BATCH_MATMUL", "SOFTMAX")]
     assert products and all(found == {np.float32} for found in products)
+
+
+def test_ncnn_keeps_back_what_it_should(made: Callable[[str], ExportResult]) -> None:
+    need_packages("ncnn")
+    lines = made("ncnn").path.read_text().splitlines()[2:]
+    convolutions = [line for line in lines if line.startswith("Convolution")]
+    quantized = [line for line in lines if " 8=" in line]
+    assert set(quantized) < set(convolutions) and len(quantized) > 40
+    assert len(convolutions) - len(quantized) == 2  # the two products with the class centers
 
 
 def test_executorch_keeps_back_what_it_should() -> None:
