@@ -319,6 +319,7 @@ async function encodeVideo(frames, signal) {
   const canvas = document.createElement("canvas");
   const first = await createImageBitmap(frames[0]);
   drawImage(canvas, first, first.width, first.height);
+  first.close();
   const recorder = new MediaRecorder(canvas.captureStream(RATE));
   const parts = [];
   recorder.ondataavailable = (event) => parts.push(event.data);
@@ -326,7 +327,9 @@ async function encodeVideo(frames, signal) {
   recorder.start();
   for (const frame of frames) {
     const shown = new Promise((resolve) => setTimeout(resolve, 1000 / RATE));
-    canvas.getContext("2d").drawImage(await createImageBitmap(frame), 0, 0);
+    const image = await createImageBitmap(frame);
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    image.close();
     await shown;
     signal.throwIfAborted();
   }

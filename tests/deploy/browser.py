@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cgrseg.data.synthetic import make_scene
+from tests.conftest import SHARED_DATA
+
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
 
@@ -102,10 +105,25 @@ def labels_in(path: Path) -> np.ndarray:
 
 def clip(path: Path, frames: int, rate: int) -> Path:
     """A video whose left part is white, and wider from frame to frame."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), rate, (160, 120))
-    for number in range(frames):
-        frame = np.zeros((120, 160, 3), np.uint8)
-        frame[:, : 16 + 144 * number // frames] = 255
-        writer.write(frame)
+    images = np.zeros((frames, 120, 160, 3), np.uint8)
+    for number, image in enumerate(images):
+        image[:, : 16 + 144 * number // frames] = 255
+    return write_video(path, list(images), rate)
+
+
+def write_video(path: Path, images: list[np.ndarray], rate: int) -> Path:
+    """A video in VP8 of BGR images (H, W, 3) of one size; `rate` in frames per second."""
+    height, width = images[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), rate, (width, height))
+    for image in images:
+        writer.write(image)
     writer.release()
     return path
+
+
+def street_images() -> list[np.ndarray]:
+    """Ten BGR images (360, 480, 3): test images of CamVid, or synthetic scenes without them."""
+    paths = sorted((SHARED_DATA / "camvid/images/test").glob("*.jpg"))[::20][:10]
+    images = [np.asarray(Image.open(path)) for path in paths]
+    images = images or [make_scene(2, number, (360, 480))[0] for number in range(10)]
+    return [image[:, :, ::-1].copy() for image in images]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 
@@ -80,15 +81,23 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium; skipped without Playwright, or without a browser that can be launched."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium; skipped without Playwright, or without a browser that can be launched.
+
+    Its camera shows `street_images` again and again.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    from tests.deploy.browser import street_images
+
+    film = tmp_path_factory.mktemp("camera") / "street.mjpeg"
+    film.write_bytes(b"".join(cv2.imencode(".jpg", each)[1].tobytes() for each in street_images()))
+    flags = [*FLAGS, f"--use-file-for-fake-video-capture={film}"]
     with playwright.sync_playwright() as running:
         installed = [found for name in BROWSERS if (found := shutil.which(name))]
         problems = []
         for path in (None, *installed):
             try:
-                launched = running.chromium.launch(executable_path=path, args=FLAGS)
+                launched = running.chromium.launch(executable_path=path, args=flags)
             except playwright.Error as error:
                 problems.append(str(error).splitlines()[0])
                 continue

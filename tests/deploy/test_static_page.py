@@ -32,10 +32,12 @@ from tests.deploy.browser import (
     labels_in,
     playwright,
     saved,
+    street_images,
     upload,
     wait_for_labels,
     wait_for_status,
     wait_until,
+    write_video,
 )
 from tests.inference.fixtures import photo
 
@@ -130,6 +132,20 @@ def equal_labels(page: Any, image: Path, network: Path, folder: Path) -> float:
     return float((found == expected).mean())
 
 
+def equal_frame_labels(page: Any, network: Path, folder: Path) -> float:
+    """Share of the pixels of the shown frame with the label that ONNX Runtime gives in Python.
+
+    The frame is the page's own: an overlay saved with labels that are fully transparent.
+    """
+    page.locator("#opacity").fill("0")
+    frame = np.asarray(Image.open(saved(page, "#save-overlay", folder)).convert("RGB"))
+    page.locator("#opacity").fill("50")
+    found = labels_in(saved(page, "#save-labels", folder))
+    expected = Predictor.from_pretrained(network)(frame).labels
+    assert found.shape == expected.shape and len(np.unique(expected)) > 1
+    return float((found == expected).mean())
+
+
 @pytest.mark.parametrize("headers", [{}, ISOLATED], ids=["one thread", "threads"])
 def test_labels_are_those_of_onnx_runtime(
     headers: dict[str, str], browser: Any, site: Path, image: Path, tmp_path: Path
@@ -220,6 +236,15 @@ def test_example_camera_and_video(browser: Any, site: Path, tmp_path: Path) -> N
         wait_for_labels(page, size)
         assert page.evaluate("document.querySelector('#preview').srcObject.active") is False
         keep(page, "static-camera")
+        assert equal_frame_labels(page, site / "network.onnx", tmp_path) >= 0.999
+
+        upload(page, write_video(tmp_path / "street.webm", street_images(), 10))
+        wait_for_status(page, "at 0.0 s")
+        assert equal_frame_labels(page, site / "network.onnx", tmp_path) >= 0.999
+        page.locator("#seek").fill("0.5")
+        wait_for_status(page, "at 0.5 s")
+        keep(page, "static-street")
+        assert equal_frame_labels(page, site / "network.onnx", tmp_path) >= 0.999
 
         upload(page, clip(tmp_path / "clip.webm", 30, 10))
         wait_for_labels(page, "160×120")
