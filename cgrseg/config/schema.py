@@ -454,13 +454,19 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Number of iterations and learning-rate schedule."""
 
+    curve: Literal["poly", "cosine", "one_cycle"] = Field(
+        "poly",
+        description="Learning rate over the iterations: 'poly', polynomial decay to 0 (published); "
+        "'cosine', half a cosine to 0; 'one_cycle', from a 25th up during the first 30 % and down "
+        "to 0, both along a cosine.",
+    )
     max_iters: Count = Field(160_000, description="Total number of optimizer steps.")
     warmup_iters: CountOrNone = Field(1_500, description="Number of linear warm-up steps.")
     warmup_ratio: Probability = Field(
         1e-6, description="Factor of the learning rate at the first step."
     )
     power: Annotated[float, Field(ge=0, le=100)] = Field(
-        1.0, description="Exponent of the polynomial learning-rate decay to 0."
+        1.0, description="Exponent of the polynomial learning-rate decay to 0 ('poly')."
     )
 
 
@@ -473,8 +479,12 @@ class CrossEntropyConfig(Section):
     label_smoothing: Probability = Field(
         0.0, description="Share of the target spread evenly over all classes."
     )
-    class_weights: list[Weight] | None = Field(
-        None, description="Factor of the cross-entropy per class, in id order; none: all 1."
+    class_weights: list[Weight] | Literal["auto", "median"] | None = Field(
+        None,
+        description="Factor of the cross-entropy per class, in id order; none: all 1. From the "
+        "training labels: 'auto', 1 / ln(1.02 + share of the pixels), or 'median', the median of "
+        "the shares divided by the share, each in the images with the class; both scaled so that "
+        "the mean over the pixels is 1.",
     )
     ohem_threshold: Probability | None = Field(
         None,

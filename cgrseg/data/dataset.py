@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 import cv2
 import numpy as np
@@ -26,9 +26,10 @@ from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import Key, sample_generator
 from cgrseg.data.sources import Source, training_sources
-from cgrseg.data.train_transform import Plan, TrainTransform
+from cgrseg.data.train_transform import Plan, TrainTransform, class_counts
 from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.datasets.spec import DatasetSpec
+from cgrseg.errors import DataError
 from cgrseg.processes import end_when_parent_terminates, end_with_parent, ignore_signals
 
 
@@ -52,6 +53,9 @@ class EvalSample(TypedDict):
     label_path: str
     index: int
 
+
+COUNTED_LABELS = 1000
+"""Largest number of labels that class weights are taken from."""
 
 Sample = TypeVar("Sample", TrainSample, EvalSample)
 
@@ -82,21 +86,65 @@ class _PairDataset(Dataset[Sample]):
         return len(self.pairs)
 
 
-def with_measured_channels(config: Config) -> Config:
-    """The config with mean, deviation and types of its channels, from the training images.
+def with_measurements(config: Config) -> Config:
+    """The config with what its settings leave to a measurement on the training images.
 
-    Config of images in 8-bit RGB, and of channels that are known, are returned as they are.
+    That is mean, deviation and types of channels (not of 8-bit RGB), and class weights.  What is
+    given as numbers stays.
 
     Raises:
-        DataError: an image that cannot be read, or images of several types.
+        DataError: an image or a label that cannot be used, or images of several types.
     """
-    channels = config.data.channels
-    if channels.names is None:
+    channels, weights = config.data.channels, config.loss.class_weights
+    if channels.names is None and not isinstance(weights, str):
         return config
     first, *_ = training_sources(config.data)
-    measured = measured_channels([pair.image for pair in first.pairs], channels)
-    data = config.data.model_copy(update={"channels": measured})
-    return config.model_copy(update={"data": data})
+    if channels.names is not None:
+        channels = measured_channels([pair.image for pair in first.pairs], channels)
+    if isinstance(weights, str):
+        weights = balanced_weights(first, weights)
+    data = config.data.model_copy(update={"channels": channels})
+    loss = config.loss.model_copy(update={"class_weights": weights})
+    return config.model_copy(update={"data": data, "loss": loss})
+
+
+def balanced_weights(source: Source, how: Literal["auto", "median"]) -> list[float]:
+    """Weights per class from the labels of a training set, rarer classes having larger ones.
+
+    "auto" is 1 / ln(1.02 + p_c), where p_c is the share of the labeled pixels (ENet, Paszke et al.
+    2016); "median" is the median of f divided by f_c, where f_c is the share among the pixels of
+    the images with the class (Eigen and Fergus 2015), and the largest of these for classes that do
+    not occur.  All are scaled so that their mean over the labeled pixels is 1.
+
+    At most 1,000 labels are read, spread evenly.
+
+    Raises:
+        DataError: a label that cannot be used, or no labeled pixel.
+    """
+    pairs, spec = source.pairs, source.spec
+    chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), COUNTED_LABELS)).round().astype(int)
+    labels = (load_label(spec, pairs[k]) for k in chosen)
+    counts = np.stack([class_counts(one) for one in labels]).astype(np.float64)
+    counts[:, spec.ignore_index] = 0
+    counts = counts[:, : spec.num_classes]  # (labels, K)
+    total = counts.sum(axis=0)
+    there = total > 0
+    if not there.any():
+        raise DataError(
+            pairs[0].label or pairs[0].image,
+            found="no labeled pixel in it and the other labels that were counted",
+            expected="labels to weight the classes by",
+            remedy="check them with `cgrseg data check`, or give loss.class_weights as numbers",
+        )
+    share = total / total.sum()
+    if how == "auto":
+        weights = 1 / np.log(1.02 + share)
+    else:
+        around = (counts.sum(axis=1)[:, None] * (counts > 0)).sum(axis=0)
+        frequency = total[there] / around[there]
+        weights = np.full(len(total), np.median(frequency) / frequency.min())
+        weights[there] = np.median(frequency) / frequency
+    return [float(value) for value in weights / (share * weights).sum()]
 
 
 class TrainDataset(_PairDataset[TrainSample]):

@@ -20,7 +20,7 @@ from cgrseg.data.dataset import (
     EvalDataset,
     TrainDataset,
     initialize_worker,
-    with_measured_channels,
+    with_measurements,
 )
 from cgrseg.data.pairs import Pair, find_pairs, list_pairs
 from cgrseg.data.resolve import resolve_spec
@@ -102,7 +102,7 @@ class DatasetSource:
         self.placement = placement
         if config.data.check and placement.rank == 0:
             check_before_training(config)
-        self.config = config = with_measured_channels(config)
+        self.config = config = with_measurements(config)
         self.train = TrainDataset.from_config(config)
         self.spec = self.train.spec
         if placement.rank == 0:

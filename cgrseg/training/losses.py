@@ -66,6 +66,13 @@ class SegmentationLoss(nn.Module):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         weights = config.class_weights
+        if isinstance(weights, str):
+            raise ConfigError(
+                "loss.class_weights",
+                found=f"{weights!r}, without a count of the training labels",
+                expected="weights as numbers: there is no folder of labels to count",
+                remedy="give one weight per class in id order, or leave the setting out",
+            )
         if weights is not None and len(weights) != num_classes:
             raise ConfigError(
                 "loss.class_weights",

@@ -13,6 +13,7 @@ The rate depends on the iteration alone, so a resumed run continues exactly.  La
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from cgrseg.config.schema import OptimizerConfig, ScheduleConfig
 
+_RISE, _START = 0.3, 1 / 25  # of one cycle, as PyTorch's OneCycleLR has them
 _BACKBONE_BLOCK = re.compile(r"^backbone\.network\.(\d+)(?:\.(\d+)(?=\.))?")
 
 
@@ -28,17 +30,29 @@ def rate_factor(iteration: int, schedule: ScheduleConfig) -> float:
 
     Args:
         iteration: number of optimizer steps already done.
-        schedule: length, warm-up and power.
+        schedule: length, warm-up, curve and power.
 
     Returns:
         A factor in [0, 1]; 0 from `schedule.max_iters` on.
     """
     remaining = max(0.0, 1.0 - iteration / schedule.max_iters)
-    factor = remaining**schedule.power
+    if schedule.curve == "poly":
+        factor = remaining**schedule.power
+    elif schedule.curve == "cosine":
+        factor = _falling(1.0 - remaining)
+    elif 1.0 - remaining < _RISE:
+        factor = _START + (1.0 - _START) * (1.0 - _falling((1.0 - remaining) / _RISE))
+    else:
+        factor = _falling((1.0 - remaining - _RISE) / (1.0 - _RISE))
     if iteration < schedule.warmup_iters:
         missing = (1.0 - iteration / schedule.warmup_iters) * (1.0 - schedule.warmup_ratio)
         factor *= 1.0 - missing
     return float(factor)
+
+
+def _falling(share: float) -> float:
+    """Half a cosine from 1 at 0 to 0 at 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def multipliers(name: str, config: OptimizerConfig) -> tuple[float, float]:

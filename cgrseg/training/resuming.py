@@ -131,21 +131,27 @@ def stored_precision(checkpoint: Checkpoint | None) -> str | None:
     return found
 
 
-def with_channels_of(checkpoint: Checkpoint | None, config: Config) -> Config:
-    """The config with mean, deviation and types of the channels that a checkpoint was trained with.
+def with_measurements_of(checkpoint: Checkpoint | None, config: Config) -> Config:
+    """The config with what the run of a checkpoint measured on its training images.
 
-    They are measured once per run: images that were added since do not change them.
+    Mean, deviation and types of channels, and class weights, are measured once per run: images
+    that were added since do not change them.
     """
-    if checkpoint is None or config.data.channels.names is None:
+    if checkpoint is None:
         return config
-    data = _table(_table(checkpoint.state["meta"], "config"), "data")
-    before = _table(data, "channels")
-    if before.get("names") != config.data.channels.names:
+    before = _table(checkpoint.state["meta"], "config")
+    weights = _table(before, "loss").get("class_weights")
+    if isinstance(config.loss.class_weights, str) and isinstance(weights, list):
+        loss = config.loss.model_copy(update={"class_weights": weights})
+        config = config.model_copy(update={"loss": loss})
+    channels = _table(_table(before, "data"), "channels")
+    names = config.data.channels.names
+    if names is None or channels.get("names") != names:
         return config  # what differs is named later
     given = config.data.channels.model_dump(exclude_none=True)
-    channels = ChannelsConfig.model_validate({**before, **given})
-    data_config = config.data.model_copy(update={"channels": channels})
-    return config.model_copy(update={"data": data_config})
+    kept = ChannelsConfig.model_validate({**channels, **given})
+    data = config.data.model_copy(update={"channels": kept})
+    return config.model_copy(update={"data": data})
 
 
 def data_record(spec: DatasetSpec, images: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from cgrseg.training.resuming import (
     refuse_other_optimizer,
     restore_weights,
     stored_precision,
-    with_channels_of,
+    with_measurements_of,
 )
 from cgrseg.training.run_log import LOG, Transcript, last_metrics
 from cgrseg.training.stopping import Abort
@@ -132,7 +132,7 @@ def train(
             )
         if checkpoint is None:
             locate_initial_weights(config, transcript.say)  # before the work on the data
-        source = DatasetSource(with_channels_of(checkpoint, config), placement)
+        source = DatasetSource(with_measurements_of(checkpoint, config), placement)
         return train_on(source, source.config, placement, checkpoint, transcript=transcript)
 
 

@@ -6,6 +6,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,13 +15,19 @@ from torch.utils.data import DataLoader
 
 from cgrseg.config import load_config
 from cgrseg.config.schema import AugmentConfig, Config, DataConfig
-from cgrseg.data.dataset import EvalDataset, TrainDataset, initialize_worker
+from cgrseg.data.dataset import (
+    EvalDataset,
+    TrainDataset,
+    balanced_weights,
+    initialize_worker,
+)
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import read_label, write_label_png
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import ShardSampler, StreamSampler
+from cgrseg.data.sources import Source
 from cgrseg.datasets import get_spec
 from cgrseg.errors import DataError
 
@@ -367,3 +374,31 @@ class TestReducedDecoding:
         )
         for position in range(10):
             assert torch.equal(fast[position, 0]["image"], plain[position, 0]["image"])
+
+
+def test_class_weights_by_hand(tmp_path: Path) -> None:
+    """Two labels: class 0 in both, class 1 in one, class 2 in none, some pixels ignored."""
+    for part in ("images", "annotations"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    labels = [np.array([[0, 0, 0, 0, 0, 0, 1, 1]]), np.array([[0, 0, 0, 0, 255, 255, 255, 255]])]
+    for number, label in enumerate(labels):
+        write_image(tmp_path / "images" / f"{number}.png", np.zeros((1, 8, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / "annotations" / f"{number}.png"), label.astype(np.uint8))
+    data = DataConfig(
+        dataset="custom", root=str(tmp_path), images="images", labels="annotations",
+        train_split="train", val_fraction=0.0,
+    )  # fmt: skip
+    spec = resolve_spec(data)
+    pairs = [
+        Pair(str(k), tmp_path / "images" / f"{k}.png", tmp_path / "annotations" / f"{k}.png")
+        for k in range(2)
+    ]
+    source = Source(spec, pairs, 1.0)
+    plain = 1 / np.log(1.02 + np.array([10 / 12, 2 / 12, 0]))
+    scale = (plain[:2] * [10 / 12, 2 / 12]).sum()
+    assert balanced_weights(source, "auto") == pytest.approx(plain / scale)
+    frequency = np.array([10 / 12, 2 / 8])  # of the pixels of the labels with the class
+    plain = np.median(frequency) / frequency
+    scale = (plain * [10 / 12, 2 / 12]).sum()
+    assert balanced_weights(source, "median") == pytest.approx([*plain / scale, plain[1] / scale])

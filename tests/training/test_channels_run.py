@@ -78,15 +78,19 @@ def refuse_to_measure(images: Any, channels: ChannelsConfig) -> ChannelsConfig:
 def test_a_stopped_and_resumed_run_equals_a_whole_one(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mean and deviation come from the checkpoint, whatever the images have become."""
+    """Measurements come from the checkpoint, whatever images and labels have become."""
     for folder, stops in (("one", [2]), ("two", [1, 2])):
         for last in stops:
-            config = config_of(dataset, tmp_path / folder, schedule__max_iters=last)
+            changes = {"schedule__max_iters": last, "loss__class_weights": "auto"}
+            config = config_of(dataset, tmp_path / folder, **changes)
             config.schedule.power = 0.0  # the decay would depend on the last iteration
             train(config, device="cpu", auto_resume=True)
             if last == 1:
                 monkeypatch.setattr(dataset_module, "measured_channels", refuse_to_measure)
+                monkeypatch.setattr(dataset_module, "balanced_weights", None)
     assert differing(tmp_path / "one" / "latest.pth", tmp_path / "two" / "latest.pth") == []
+    kept = json.loads((tmp_path / "one" / "config.json").read_text())["loss"]["class_weights"]
+    assert len(kept) == 3 and min(kept) < 1 < max(kept)
 
 
 def test_evaluation_and_prediction_read_the_channels_of_the_checkpoint(

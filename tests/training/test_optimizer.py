@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from cgrseg.config.schema import OptimizerConfig, ScheduleConfig
@@ -106,3 +107,41 @@ def test_factor_by_hand() -> None:
 
 def test_without_warm_up_the_first_rate_is_the_full_one() -> None:
     assert rate_factor(0, ScheduleConfig(max_iters=20, warmup_iters=0)) == 1.0
+
+
+@pytest.mark.parametrize("curve", ["cosine", "one_cycle"])
+def test_curves_are_those_of_pytorch(curve: str) -> None:
+    steps, parameter = 40, nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedulers = torch.optim.lr_scheduler
+    if curve == "cosine":
+        reference: Any = schedulers.CosineAnnealingLR(optimizer, steps)
+    else:
+        reference = schedulers.OneCycleLR(
+            optimizer, 1.0, total_steps=steps + 1, pct_start=13 / (steps + 1), final_div_factor=1e9,
+            cycle_momentum=False,
+        )  # fmt: skip
+    schedule = ScheduleConfig.model_validate(
+        {"curve": curve, "max_iters": steps, "warmup_iters": 0}
+    )
+    found, wanted = [], []
+    for iteration in range(steps + 1):
+        found.append(rate_factor(iteration, schedule))
+        wanted.append(optimizer.param_groups[0]["lr"])
+        if iteration < steps:
+            optimizer.step()
+            reference.step()
+    # PyTorch turns after `pct_start * total_steps - 1` steps, here 12 of 40: 30 %.
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert found[-1] == pytest.approx(0, abs=1e-9) and max(found) == pytest.approx(1)
+
+
+def test_the_warm_up_multiplies_every_curve() -> None:
+    for curve in ("poly", "cosine", "one_cycle"):
+        plain, warm = (
+            ScheduleConfig.model_validate(
+                {"curve": curve, "max_iters": 100, "warmup_iters": steps, "warmup_ratio": 0.0}
+            )
+            for steps in (0, 10)
+        )
+        assert rate_factor(5, warm) == pytest.approx(0.5 * rate_factor(5, plain))
