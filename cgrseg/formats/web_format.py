@@ -37,13 +37,15 @@ _MODEL = "network.onnx"
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
     "style-src 'self'; img-src 'self'; media-src blob:; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; require-trusted-types-for 'script'; trusted-types worker"
+    "form-action 'none'; require-trusted-types-for 'script'; trusted-types worker default"
 )
 # Features of WebGPU that a network needs; None: it runs on the CPU only.
 _GPU_FEATURES: dict[str, list[str] | None] = {"fp32": [], "fp16": ["shader-f16"], "int8": None}
 _CHARSET = '<meta charset="utf-8">'
 # Netlify and Cloudflare Pages read this file; docs/deployment.md says what other servers need.
-_HEADERS = """/*
+# The policy is a header too: the one in the page does not bind its worker.
+_HEADERS = f"""/*
+  Content-Security-Policy: {_POLICY}
   Cross-Origin-Opener-Policy: same-origin
   Cross-Origin-Embedder-Policy: require-corp
   X-Content-Type-Options: nosniff

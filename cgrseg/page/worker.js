@@ -11,6 +11,12 @@ const MOST_SESSIONS = 2; // each holds a copy of the weights, for one input size
 const SLEEPING = { session: { intra_op: { allow_spinning: "0" } } };
 const RUNTIMES = { wasm: "./ort.wasm.min.mjs", webgpu: "./ort.webgpu.min.mjs" };
 
+// ONNX Runtime starts its threads by address: only its own files are allowed.
+const FOLDER = new URL("./", self.location.href).href;
+self.trustedTypes?.createPolicy("default", {
+  createScriptURL: (address) => (address.startsWith(`${FOLDER}ort`) ? address : null),
+});
+
 let setUp; // promise of {ort, model, device, content}
 const sessions = new Map();
 
@@ -29,8 +35,9 @@ self.addEventListener("message", async ({ data }) => {
 });
 
 async function load({ device, model }) {
+  await checkCanvas();
   const [ort, content] = await Promise.all([import(RUNTIMES[device]), read("network.onnx", model.bytes)]);
-  ort.env.wasm.wasmPaths = new URL("./", self.location.href).href;
+  ort.env.wasm.wasmPaths = FOLDER;
   ort.env.wasm.numThreads = threads();
   return { ort, model, device, content };
 }
@@ -82,10 +89,25 @@ async function decode(image, most) {
     bitmap.close();
     throw new Error(`The image has ${width}×${height} pixels.\nExpected: at most ${most / 1e6} megapixels.\nMake it smaller.`);
   }
+  return { data: readPixels(bitmap), width, height, channels: 4 };
+}
+
+function readPixels(bitmap) {
+  const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
-  return { data: context.getImageData(0, 0, width, height).data, width, height, channels: 4 };
+  return context.getImageData(0, 0, width, height).data;
+}
+
+// Some browsers alter the pixels that a page reads, so that it cannot recognize the device by them.
+async function checkCanvas() {
+  const drawn = new ImageData(64, 64);
+  new Uint32Array(drawn.data.buffer).forEach((_, at, all) => (all[at] = 0xff000000 | Math.imul(at, 0x9e3779b1) >>> 8));
+  const read = readPixels(await createImageBitmap(drawn));
+  if (read.some((value, at) => value !== drawn.data[at])) {
+    throw new Error("The browser alters the pixels of images (protection against fingerprinting): labels would be wrong.\nExpected: unchanged pixels.\nAllow this page to read canvas data, or use another browser.");
+  }
 }
 
 // With a known size the runtime computes resized tables once, when the session is made.

@@ -44,13 +44,6 @@ from tests.inference.fixtures import photo
 pytest.importorskip("onnxruntime", reason="needs the extra [export]")
 pytestmark = pytest.mark.slow
 
-ISOLATED = {
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-}
-"""The headers that threads need; those of the file `_headers`."""
-
-
 ASK_WORKER = """async (device) => {
     const model = await (await fetch("network.json")).json();
     const image = await (await fetch("example.jpg")).blob();
@@ -73,6 +66,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = draw_weights(create_model("cgrseg_t", 150, context_blocks=1))
     model.preprocessing = {"scale": [256, 192]}
     return export(model, "web", tmp_path_factory.mktemp("site")).path.parent
+
+
+def headers_of(folder: Path) -> dict[str, str]:
+    """Headers in the file `_headers`, by name; threads need some of them."""
+    lines = (folder / "_headers").read_text().splitlines()[1:]
+    return dict(line.strip().split(": ", 1) for line in lines)
 
 
 @contextlib.contextmanager
@@ -146,13 +145,13 @@ def equal_frame_labels(page: Any, network: Path, folder: Path) -> float:
     return float((found == expected).mean())
 
 
-@pytest.mark.parametrize("headers", [{}, ISOLATED], ids=["one thread", "threads"])
+@pytest.mark.parametrize("isolated", [False, True], ids=["one thread", "threads"])
 def test_labels_are_those_of_onnx_runtime(
-    headers: dict[str, str], browser: Any, site: Path, image: Path, tmp_path: Path
+    isolated: bool, browser: Any, site: Path, image: Path, tmp_path: Path
 ) -> None:
-    with window_of(browser, site, headers) as window:
+    with window_of(browser, site, headers_of(site) if isolated else {}) as window:
         page = window.open()
-        assert page.evaluate("crossOriginIsolated") is bool(headers)
+        assert page.evaluate("crossOriginIsolated") is isolated
         assert "sent nowhere" in page.locator("#promise").inner_text()
         assert page.locator("#program").is_hidden()
         assert page.locator("#model option").all_inner_texts() == ["cgrseg_t in memory, on the CPU"]
@@ -178,7 +177,7 @@ def test_labels_are_those_of_onnx_runtime(
             predictor.classes[counts.argmax()],
             f"{100 * counts.max() / labels.size:.1f} %",
         ]
-        keep(page, f"static-{len(headers)}")
+        keep(page, f"static-{isolated}")
 
 
 @pytest.mark.parametrize("bits", [16, 8])
@@ -192,7 +191,7 @@ def test_reduced_precision(bits: int, browser: Any, checkpoint: Path, tmp_path: 
         export(checkpoint, "web", out, sizes=[(64, 96)], int8=eight)
     else:
         export(checkpoint, "web", out, sizes=[(64, 96)], precision="fp16")
-    with window_of(browser, out, ISOLATED) as window:
+    with window_of(browser, out, headers_of(out)) as window:
         assert equal_labels(window.open(), image, out / "network.onnx", tmp_path) >= 0.99
 
 
@@ -224,7 +223,7 @@ def test_it_works_without_its_server(browser: Any, site: Path, image: Path, tmp_
 
 
 def test_example_camera_and_video(browser: Any, site: Path, tmp_path: Path) -> None:
-    with window_of(browser, site, ISOLATED) as window:
+    with window_of(browser, site, headers_of(site)) as window:
         page = window.open()
         page.click("#example")
         wait_for_labels(page, "640×480")
@@ -282,11 +281,41 @@ def test_what_cannot_be_labeled_is_said(
         assert problem.is_hidden()
 
 
-def test_an_incomplete_copy_is_said(browser: Any, site: Path, image: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
+def linked(site: Path, copy: Path) -> Path:
+    """A folder with links to the files of a page, of which some can be replaced."""
     copy.mkdir()
     for path in site.iterdir():
         (copy / path.name).symlink_to(path)
+    return copy
+
+
+def test_altered_canvas_pixels_are_said(
+    browser: Any, site: Path, image: Path, tmp_path: Path
+) -> None:
+    worker = linked(site, tmp_path / "copy") / "worker.js"
+    noise = """const unaltered = OffscreenCanvasRenderingContext2D.prototype.getImageData;
+    OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...area) {
+        const found = unaltered.apply(this, area);
+        found.data[found.data.length >> 1] ^= 1;
+        return found;
+    };
+    """
+    script = worker.read_text()
+    worker.unlink()
+    worker.write_text(noise + script)
+    with serving(worker.parent, {}) as address:
+        window = StaticWindow(browser, address)
+        page = window.open()
+        upload(page, image)
+        problem = playwright.expect(page.locator("#problem"))
+        problem.to_contain_text("alters the pixels of images", timeout=60_000)
+        assert page.locator("#view").is_hidden()
+        keep(page, "static-altered")
+        window.context.close()
+
+
+def test_an_incomplete_copy_is_said(browser: Any, site: Path, image: Path, tmp_path: Path) -> None:
+    copy = linked(site, tmp_path / "copy")
     content = (site / "network.onnx").read_bytes()
     (copy / "network.onnx").unlink()
     (copy / "network.onnx").write_bytes(content[: len(content) // 2])

@@ -177,6 +177,13 @@ def test_a_folder_has_all_that_a_browser_needs(
         assert (tmp_path / name).read_text() == name
     assert "MIT" in (tmp_path / "onnxruntime-LICENSE.txt").read_text()
     assert "script-src 'self' 'wasm-unsafe-eval'" in page.read_text()
+    header = "Content-Security-Policy: "
+    (policy,) = (
+        line.strip().removeprefix(header)
+        for line in (tmp_path / "_headers").read_text().splitlines()
+        if header in line
+    )
+    assert f'content="{policy}"' in page.read_text()
     for name, ours in {"labels.js": "labels_in_browser.js", "app.js": "app.js"}.items():
         assert (tmp_path / name).read_text() == (repository / "cgrseg/page" / ours).read_text()
     told = json.loads((tmp_path / "network.json").read_text())
