@@ -41,7 +41,7 @@ $(CORE): pyproject.toml constraints.txt
 # transformers lies beside the packages, for the tests of cgrseg.huggingface alone: torchmetrics
 # imports it in each process that can see it, which takes 0.8 s.
 $(TOOLS): $(CORE)
-	$(PIP) --editable ".[dev,convert,export,geo,web]"
+	$(PIP) --editable ".[dev,convert,export,geo,ray,web]"
 	$(PIP) --target $(VENV)/transformers --upgrade --no-deps transformers tokenizers regex
 	@touch $@
 

@@ -16,6 +16,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     },
     "geo": {"rasterio": "rasterio"},
     "convert": {"scipy": "scipy", "pyarrow": "pyarrow"},
+    "ray": {"ray": "ray", "pyarrow": "pyarrow"},
     "hf": {"transformers": "transformers"},
     "wandb": {"wandb": "wandb"},
     "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},

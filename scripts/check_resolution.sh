@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet uv
 
-environment="--extra dev --extra convert --extra export --extra geo --extra web --extra docs --extra hf --extra wandb --extra mlflow"
+environment="--extra dev --extra convert --extra export --extra geo --extra ray --extra web --extra docs --extra hf --extra wandb --extra mlflow"
 devices="--extra dev --extra export --extra executorch --extra litert --extra coreml --extra ncnn"
 failed=0
 # antlr4-python3-runtime, which ExecuTorch brings, has no wheel.

@@ -35,5 +35,5 @@ pin() { # FILE EXTRA...
     echo "$file: $(grep -c '==' "$file") pins"
 }
 
-pin constraints.txt dev convert export geo web docs hf
+pin constraints.txt dev convert export geo ray web docs hf
 pin constraints-devices.txt dev export executorch litert coreml ncnn

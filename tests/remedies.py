@@ -85,6 +85,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("hub.py", ("publish",)),
     ("inference/autolabel.py", ("autolabel",)),
     ("inference/raster.py", ("predict",)),
+    ("inference/ray_engine.py", ("predict",)),
     ("inference/results.py", ("predict",)),
     ("inference/ready_backend.py", ("predict",)),
     ("reporting/ranking_page.py", ("data rank",)),

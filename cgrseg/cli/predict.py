@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -36,9 +37,10 @@ from cgrseg.processes import quick_imports, this_process
 if TYPE_CHECKING:
     from cgrseg.data.convert.annotation_writer import RegionShape
     from cgrseg.errors import DataError
-    from cgrseg.inference import Predictor
+    from cgrseg.inference import FolderReport, Predictor
     from cgrseg.inference.annotation_files import SavedAnnotations
     from cgrseg.inference.prediction import Speed
+    from cgrseg.precision import AnyPrecision
 
 _FILE_SUFFIX = re.compile(r"\.[a-z0-9]*[a-z]{2}[a-z0-9]*", re.IGNORECASE)
 
@@ -127,6 +129,39 @@ def predict(
     threads: Threads = None,
     trust_code: TrustCode = False,
     device: Device = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ray",
+            help="Engine of the prediction: ray runs it on a Ray cluster and writes a table of the "
+            "images (extra [ray]). Default: this process.",
+            show_default=False,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            metavar="ADDRESS",
+            help="Address of a running Ray cluster. Default: a cluster on this machine, for this "
+            "command.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Number of worker processes. With --engine ray alone, each with --threads CPU "
+            "threads (1 unless given). Default: as many as the cluster has room for.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float,
+        typer.Option(min=0, max=1024, help="Number of GPUs of a Ray worker, or a part of one."),
+    ] = 0.0,
 ) -> None:
     """Predict the class of every pixel of images or videos of any size.
 
@@ -146,6 +181,10 @@ def predict(
     Exported files (`cgrseg export`) are used like their checkpoint; they run on
     the CPU.
 
+    With --engine ray, workers of a Ray cluster label the images, in a folder OUT
+    that all of them see. OUT/predictions.parquet lists the images with digest,
+    class shares and confidence. Images of workers that die are done again.
+
     Examples:
       cgrseg predict best.pth street.jpg holiday/ --out painted
 
@@ -159,20 +198,21 @@ def predict(
 
       cgrseg predict best.pth unlabeled/ --save cvat --save coco
 
-      cgrseg predict best.pth s3://bucket/images --out painted
+      cgrseg predict best.pth s3://bucket/images --out painted --engine ray
     """
     with quick_imports():
         from cgrseg.devices import device_of_process
         from cgrseg.errors import ConfigError
         from cgrseg.formats import is_exported
-        from cgrseg.inference import Predictor, predict_folder
+        from cgrseg.inference import predict_folder
         from cgrseg.inference.raster import RASTER_SUFFIXES
         from cgrseg.precision import check_precision
         from cgrseg.progress import shown_progress
 
-        # Exported files have their own runtime, on the CPU, whatever GPU there is; the device of
-        # other files imports PyTorch.
-        where = device if is_exported(checkpoint) else str(device_of_process(device))
+        # Exported files have their own runtime, on the CPU, whatever GPU there is; Ray's workers
+        # find their device; that of other files imports PyTorch.
+        exported = is_exported(checkpoint)
+        where = device if exported or engine else str(device_of_process(device))
     process = this_process()
     rank, world_size = process.rank, process.world_size
     others = process.launcher == "pytorch"
@@ -202,21 +242,52 @@ def predict(
 
         annotations = AnnotationSettings(save, cast("RegionShape", save_shape), save_tolerance)
     videos = [] if raster else _video_targets(names, out, overlays, legend, bool(save))
+    other = "a raster" if raster else "videos" if videos else ""
+    if world_size > 1:
+        other = f"{world_size} processes"
+    _check_engine(engine, {"--workers": workers, "--gpus-per-worker": gpus_per_worker}, other)
     hold_lock(
         videos[0][1].parent if videos else out.parent if raster else out,
         below=not (videos or raster),
     )
-    predictor = Predictor.from_pretrained(
+    if engine and device is None and not gpus_per_worker and not exported:
+        where = "cpu"
+    open_predictor = functools.partial(
+        _opened,
         checkpoint,
         where,
         check_precision(precision, "--precision"),
-        compile=compile_choice(compile),
-        threads=threads,
-        trust_code=trust_code,
+        compile_choice(compile),
+        threads or 1 if engine else threads,
+        trust_code,
+        [*(setting or []), *settings],
+        multi_scale,
     )
-    predictor.test = test_settings(
-        predictor.test, [*(setting or []), *settings], multi_scale=multi_scale
-    )
+    choices: dict[str, Any] = {
+        "overlays": overlays,
+        "legend": legend is not False,
+        "opacity": opacity,
+        "overwrite": overwrite,
+        "batch_size": batch_size,
+        "checkpoint": checkpoint,
+        "annotations": annotations,
+    }
+    if engine:
+        from cgrseg.inference.ray_engine import TABLE, RayCluster, predict_on_ray
+
+        cluster = RayCluster(ray_address, workers, threads or 1, gpus_per_worker)
+        with shown_progress("predicting") as progress:
+            report = predict_on_ray(
+                open_predictor, names, out, cluster, **choices, progress=progress
+            )
+        _say_folder(report, out)
+        if report.done:
+            _say(f"network, per worker: {report.speed}")
+        _say(f"table: {out / TABLE}")
+        if report.failed:
+            raise typer.Exit(EXIT_PARTLY)
+        return
+    predictor = open_predictor()
     if raster:
         _label_raster(predictor, checkpoint, names[0], out, bands, bool(save), overwrite)
         return
@@ -231,37 +302,67 @@ def predict(
         return
     with shown_progress("predicting") as progress:
         report = predict_folder(
-            predictor,
-            names,
-            out,
-            overlays=overlays,
-            legend=legend is not False,
-            opacity=opacity,
-            overwrite=overwrite,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            checkpoint=checkpoint,
-            annotations=annotations,
-            progress=progress,
+            predictor, names, out, rank=rank, world_size=world_size, **choices, progress=progress
         )
-    for path, error in report.failed:
-        text = str(error)
-        print(f"error: {text if str(path) in text else f'{path}: {text}'}", file=sys.stderr)
-    parts = [f"{len(report.done)} labeled"]
-    if report.kept:
-        parts.append(f"{len(report.kept)} were there already (--overwrite does them again)")
-    if report.failed:
-        parts.append(f"{len(report.failed)} could not be used")
-    _say(f"{', '.join(parts)}: {out}")
+    _say_folder(report, out)
     if report.done:
         _say_speed(predictor, report.speed)
-    if report.saved is not None:
-        _say_saved(report.saved)
-    elif annotations is not None:
+    if report.saved is None and annotations is not None:
         _say("annotation files: run the command again in one process, which keeps the label maps")
     if report.failed:
         _end_partly(others)
+
+
+def _opened(
+    checkpoint: str,
+    device: str | None,
+    precision: AnyPrecision,
+    compile: bool | Literal["auto"],
+    threads: int | None,
+    trust_code: bool,
+    settings: list[str],
+    multi_scale: bool,
+) -> Predictor:
+    """The predictor of the options; Ray calls this in its workers."""
+    from cgrseg.inference import Predictor
+
+    predictor = Predictor.from_pretrained(
+        checkpoint, device, precision, compile=compile, threads=threads, trust_code=trust_code
+    )
+    predictor.test = test_settings(predictor.test, settings, multi_scale=multi_scale)
+    return predictor
+
+
+def _check_engine(engine: str | None, options: dict[str, object], no_images: str) -> None:
+    """Refuse what Ray does not do, and options of Ray without it.
+
+    Args:
+        engine: value of `--engine`.
+        options: those of Ray with their values, empty where they are not given.
+        no_images: what is to be labeled, if it is not images in one process; else empty.
+
+    Raises:
+        ConfigError: another engine, or options that contradict each other.
+    """
+    from cgrseg.errors import ConfigError, check_choice
+
+    if engine is not None:
+        check_choice("--engine", engine, ["ray"])
+        if no_images:
+            raise ConfigError(
+                "--engine",
+                found=f"ray, with {no_images}",
+                expected="images, in one process, whose workers Ray starts",
+                remedy="leave out --engine ray",
+            )
+    for name, value in options.items():
+        if value and engine is None:
+            raise ConfigError(
+                name,
+                found="given without --engine ray",
+                expected="an option of Ray with --engine ray",
+                remedy="add --engine ray, or leave the option out",
+            )
 
 
 def _check_raster(names: list[str], save: list[str], for_images: bool, processes: int) -> None:
@@ -326,6 +427,20 @@ def _label_raster(
     _say(f"{width} x {height} pixels labeled in {report.windows} windows: {out}")
     if report.polygons is not None:
         _say(f"{report.polygons} polygons: {out.with_suffix('.geojson')}")
+
+
+def _say_folder(report: FolderReport, out: Path) -> None:
+    for path, error in report.failed:
+        text = str(error)
+        print(f"error: {text if str(path) in text else f'{path}: {text}'}", file=sys.stderr)
+    parts = [f"{len(report.done)} labeled"]
+    if report.kept:
+        parts.append(f"{len(report.kept)} were there already (--overwrite does them again)")
+    if report.failed:
+        parts.append(f"{len(report.failed)} could not be used")
+    _say(f"{', '.join(parts)}: {out}")
+    if report.saved is not None:
+        _say_saved(report.saved)
 
 
 def _say_speed(predictor: Predictor, speed: Speed) -> None:

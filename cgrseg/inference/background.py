@@ -141,11 +141,13 @@ class BackgroundWriter:
         self._jobs: deque[Future[Any]] = deque()
         self._waiting = waiting
 
-    def add(self, job: Callable[..., object], *arguments: object) -> None:
+    def add(self, job: Callable[..., Result], *arguments: object) -> Future[Result]:
         """Run `job(*arguments)` soon."""
         while self._jobs and (len(self._jobs) >= self._waiting or self._jobs[0].done()):
             self._jobs.popleft().result()
-        self._jobs.append(self._pool.submit(job, *arguments))
+        added = self._pool.submit(job, *arguments)
+        self._jobs.append(added)
+        return added
 
     def __enter__(self) -> BackgroundWriter:
         return self

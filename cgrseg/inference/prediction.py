@@ -82,6 +82,7 @@ class Prediction:
         frame: number of the frame in a video, counted from 0; None for an image.
         digest: digest of the file's bytes as they were decoded (:mod:`cgrseg.provenance`); None
             for images in memory and frames.
+        sha256: SHA-256 of these bytes in hexadecimal, for tables that others read; None likewise.
     """
 
     labels: NDArray[np.integer]
@@ -93,6 +94,7 @@ class Prediction:
     timing: Timing | None = None
     frame: int | None = None
     digest: str | None = None
+    sha256: str | None = None
 
     def __repr__(self) -> str:
         """Source, size and the largest classes."""

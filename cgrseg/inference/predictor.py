@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import time
@@ -33,6 +34,7 @@ from cgrseg.cpus import usable_cpus
 from cgrseg.data.channels import as_picture, read_pixels_with_digest
 from cgrseg.data.geometry import Image
 from cgrseg.data.guess import names_and_colors
+from cgrseg.data.image_files import read_content
 from cgrseg.devices import fewer_threads, use_threads
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.formats import is_exported
@@ -360,17 +362,18 @@ class Predictor:
         start = time.perf_counter()
         if isinstance(ahead, CGRSegError):
             raise ahead
-        digest = None
+        digest = sha256 = None
         if isinstance(source, (str, Path, Address)):
-            content = None if ahead is None else ahead.result()
+            content = read_content(source, "an image") if ahead is None else ahead.result()
             place = Address.of(source) or source
             image, digest = read_pixels_with_digest(place, self.test, content)
+            sha256 = hashlib.sha256(content).hexdigest()
         else:
             image = as_image(source, self.test)
         # In other modes, settings that the backend cannot do end the stream: see _label.
         plain = is_plain(self.test)
         planned = plan(self.backend, image, self.test, with_input=True) if plain else None
-        return _ReadImage(image, planned, time.perf_counter() - start, digest)
+        return _ReadImage(image, planned, time.perf_counter() - start, digest, sha256)
 
     def _label(
         self,
@@ -413,6 +416,7 @@ class Predictor:
                     timing=Timing(one.seconds, seconds, warm),
                     frame=frame,
                     digest=one.digest,
+                    sha256=one.sha256,
                 ),
             )
 
@@ -449,6 +453,7 @@ class _ReadImage:
     planned: PlannedImage | None
     seconds: float
     digest: str | None
+    sha256: str | None
 
 
 class _Asked(Backend):

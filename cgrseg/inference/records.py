@@ -18,15 +18,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cgrseg.addresses import Address
+from cgrseg.config.schema import TestConfig
 from cgrseg.data.channels import pixels_digest
 from cgrseg.data.label_files import label_note
 from cgrseg.errors import DataError, option
 from cgrseg.files import write_json
-from cgrseg.inference.prediction import Prediction
+from cgrseg.inference.prediction import Color, Prediction
 from cgrseg.inference.predictor import Predictor
 from cgrseg.input_files import open_input, read_input_text
 from cgrseg.precision import PrecisionChoice
@@ -37,11 +39,34 @@ PARTS = ("labels", "overlays", "confidence")
 """Subfolders of a folder of results."""
 
 
+@dataclass(frozen=True)
+class Maker:
+    """What a predictor is, in plain types, as a worker process sends it.
+
+    Attributes:
+        made: what decides its label maps, see :func:`made_by`.
+        reasons: reasons of what was chosen.
+        palette: RGB 0..255 per class.
+        test: its test settings.
+    """
+
+    made: dict[str, Any]
+    reasons: dict[str, Any]
+    palette: tuple[Color, ...]
+    test: TestConfig
+
+    @classmethod
+    def of(cls, predictor: Predictor, checkpoint: str | Path | None) -> Maker:
+        """Describe a predictor and the source of its network."""
+        made = made_by(predictor, checkpoint)
+        return cls(made, _reasons(predictor), predictor.palette, predictor.test)
+
+
 class FolderRecord:
     """What makes the label maps of a folder, written to `prediction.json`.
 
     Args:
-        predictor: labels the images.
+        maker: labels the images.
         checkpoint: source of the network.
         folder: folder of the results.
         overlays: look of the overlays; None: none are written.
@@ -53,14 +78,14 @@ class FolderRecord:
 
     def __init__(
         self,
-        predictor: Predictor,
+        maker: Maker,
         checkpoint: str | Path | None,
         folder: Path,
         overlays: dict[str, Any] | None,
         overwrite: bool,
     ) -> None:
-        made = made_by(predictor, checkpoint)
-        self._test = predictor.test
+        made = maker.made
+        self._test = maker.test
         self._maps = _maps_digest(made)
         self._accepted = {self._maps}
         if made.get("auto"):  # goes on with any form of the network
@@ -84,7 +109,7 @@ class FolderRecord:
         self._content = {
             "checkpoint": name,
             **made,
-            **_reasons(predictor),
+            **maker.reasons,
             "overlays": overlays,
         }
         if known and not overwrite:

@@ -8,8 +8,11 @@ done.  :mod:`cgrseg.inference.records` decides which results are kept.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +21,12 @@ from cgrseg.addresses import Address
 from cgrseg.data.label_files import label_note
 from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError
-from cgrseg.inference.background import BackgroundWriter, read_ahead
+from cgrseg.inference.background import BackgroundWriter, map_in_threads, read_ahead
 from cgrseg.inference.confidence import save_confidence
 from cgrseg.inference.image_sources import FoundImage, find_images
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
-from cgrseg.inference.records import PARTS, FolderRecord, scores_in
+from cgrseg.inference.records import PARTS, FolderRecord, Maker, scores_in
 from cgrseg.inference.video import VideoReader, VideoWriter
 from cgrseg.locks import locking
 from cgrseg.progress import Progress
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from cgrseg.inference.annotation_files import AnnotationSettings, SavedAnnotations
 
 _WRITERS = 4  # threads that encode and write results
+_READERS = 8  # threads that compare existing results with their images
 
 
 @dataclass(repr=False)
@@ -57,6 +61,143 @@ class FolderReport:
         return (
             f"FolderReport({len(self.done)} done, {len(self.kept)} kept, {len(self.failed)} failed)"
         )
+
+    @property
+    def count(self) -> int:
+        """Number of images that are dealt with."""
+        return len(self.done) + len(self.kept) + len(self.failed)
+
+
+@dataclass(frozen=True)
+class FolderOutput:
+    """Which files a folder of results gets, and how they look; worker processes get it too.
+
+    Attributes:
+        folder: folder of the results.
+        overlays: also write the images with their labels laid over them.
+        legend: add class names and shares at the side of the overlays.
+        opacity: opacity of the labels in the overlays, 0..1.
+        confidence: also write `confidence/<name>.png` (:mod:`cgrseg.inference.confidence`).
+        scores: keep the scores of regions in the label files, for annotation files.
+    """
+
+    folder: Path
+    overlays: bool = True
+    legend: bool = True
+    opacity: float = 0.5
+    confidence: bool = False
+    scores: bool = False
+
+    @property
+    def parts(self) -> list[Path]:
+        """Subfolders of the results, which are no inputs."""
+        return [self.folder / part for part in PARTS]
+
+    def labels(self, image: FoundImage) -> Path:
+        """Label file of an image."""
+        return self.folder / "labels" / f"{image.name}.png"
+
+    def _others(self, image: FoundImage) -> tuple[Path, Path]:
+        """Overlay and confidences of an image."""
+        folder, name = self.folder, image.name
+        return folder / "overlays" / f"{name}.jpg", folder / "confidence" / f"{name}.png"
+
+    def record(self, maker: Maker, checkpoint: str | Path | None, overwrite: bool) -> FolderRecord:
+        """The record of the folder; arguments and errors are those of :class:`FolderRecord`."""
+        look = {"opacity": self.opacity, "legend": self.legend} if self.overlays else None
+        return FolderRecord(maker, checkpoint, self.folder, look, overwrite)
+
+    def kept(
+        self, images: Sequence[FoundImage], record: FolderRecord, overwrite: bool
+    ) -> Iterator[bool]:
+        """Whether the results of each image are there and are kept.
+
+        Raises:
+            DataError: the map of another image in another place.
+        """
+
+        def keeps(image: FoundImage) -> bool:
+            overlay, sure = self._others(image)
+            labels = self.labels(image)
+            # os.path, since Path.is_file raises for names that are too long.
+            finished = os.path.isfile(labels) and (os.path.isfile(overlay) or not self.overlays)
+            finished = finished and (os.path.isfile(sure) or not self.confidence)
+            return finished and record.keeps(labels, image.path, scored=self.scores)
+
+        if overwrite:
+            return itertools.repeat(False, len(images))
+        return map_in_threads(keeps, images, _READERS)
+
+    def label(
+        self,
+        predictor: Predictor,
+        images: Sequence[FoundImage],
+        record: FolderRecord,
+        *,
+        batch_size: int = 1,
+        confidence: bool = False,
+    ) -> Iterator[tuple[FoundImage, Prediction | CGRSegError]]:
+        """Label images and write their files.
+
+        Args:
+            predictor: labels the images.
+            images: files with the names of their results.
+            record: record of the folder.
+            batch_size: maximum number of images of equal size per batch.
+            confidence: predictions have confidences, where the network gives them.
+
+        Yields:
+            Each image in its order, when its files are written, or with its error.
+
+        Raises:
+            EnvironmentProblem: results cannot be written.
+        """
+        # Exports that give label maps have no confidence, so regions have no scores.
+        given = (confidence or self.scores) and predictor.backend.output == "logits"
+        predictions = predictor.stream(
+            (image.path for image in images),
+            confidence=self.confidence or given,
+            batch_size=batch_size,
+            on_error="yield",
+            side_by_side=len(images) > batch_size,
+        )
+        most = 2 * _WRITERS
+        waiting: deque[
+            tuple[FoundImage, Prediction | CGRSegError, Future[UnusableNameError | None] | None]
+        ] = deque()
+        with BackgroundWriter(_WRITERS, waiting=most) as writing:
+            for image, (_, found) in zip(images, predictions, strict=True):
+                written = None
+                if isinstance(found, Prediction):
+                    written = writing.add(self._write, image, found, record)
+                waiting.append((image, found, written))
+                while waiting and (
+                    len(waiting) > most or waiting[0][2] is None or waiting[0][2].done()
+                ):
+                    first, result, job = waiting.popleft()
+                    yield first, (job and job.result()) or result
+            for image, found, written in waiting:
+                yield image, (written and written.result()) or found
+
+    def _write(
+        self, image: FoundImage, found: Prediction, record: FolderRecord
+    ) -> UnusableNameError | None:
+        overlay, sure = self._others(image)
+        try:
+            # The labels come last: their presence means that this image is finished.
+            if self.overlays:
+                found.save_overlay(overlay, self.opacity, legend=self.legend)
+            if self.confidence and found.confidence is not None:
+                save_confidence(sure, found.confidence)
+            scores = ""
+            if self.scores:
+                from cgrseg.inference.annotation_files import scores_of
+
+                scores = scores_of(found)
+            found.save_labels(self.labels(image), note=record.note(found, image.path, scores))
+        except UnusableNameError as error:
+            return error
+        return None
 
 
 @locking(
@@ -111,86 +252,59 @@ def predict_folder(
             `overwrite` is not set.
         EnvironmentProblem: results cannot be written.
     """
-    if annotations is not None:
-        from cgrseg.inference.annotation_files import save_annotations, scores_of
-
     folder = Path(out)
-    own = [folder / part for part in PARTS]
+    output = FolderOutput(folder, overlays, legend, opacity, confidence, annotations is not None)
     channels = predictor.test.image_channels
-    images = find_images(inputs, leave_out=[*own, *leave_out], channels=channels)
-    mine = images[rank::world_size]
-    look = {"opacity": opacity, "legend": legend} if overlays else None
-    record = FolderRecord(predictor, checkpoint, folder, look, overwrite)
+    images = find_images(inputs, leave_out=[*output.parts, *leave_out], channels=channels)
+    images = images[rank::world_size]
+    maker = Maker.of(predictor, checkpoint)
+    record = output.record(maker, checkpoint, overwrite)
     report = FolderReport()
-
-    def targets(image: FoundImage) -> tuple[Path, Path, Path]:
-        labels, sure = (folder / part / f"{image.name}.png" for part in ("labels", "confidence"))
-        return labels, folder / "overlays" / f"{image.name}.jpg", sure
-
     todo: list[FoundImage] = []
-    for image in mine:
-        labels, picture, sure = targets(image)
-        # os.path, since Path.is_file raises for names that are too long.
-        finished = os.path.isfile(labels) and (os.path.isfile(picture) or not overlays)
-        finished = finished and (os.path.isfile(sure) or not confidence)
-        keeps = finished and not overwrite
-        if keeps and record.keeps(labels, image.path, scored=annotations is not None):
+    for image, kept in zip(images, output.kept(images, record, overwrite), strict=True):
+        if kept:
             report.kept.append(image.path)
         else:
             todo.append(image)
-    unwritten: list[tuple[Path | Address, CGRSegError]] = []
-
-    def write(image: FoundImage, found: Prediction) -> None:
-        labels, picture, sure = targets(image)
-        try:
-            # The labels come last: their presence means that this image is finished.
-            if overlays:
-                found.save_overlay(picture, opacity, legend=legend)
-            if confidence and found.confidence is not None:
-                save_confidence(sure, found.confidence)
-            scores = "" if annotations is None else scores_of(found)
-            found.save_labels(labels, note=record.note(found, image.path, scores))
-        except UnusableNameError as error:
-            unwritten.append((image.path, error))
-
     predictor.backend.expect(len(todo))
-    predictions = predictor.stream(
-        (image.path for image in todo),
-        # Exports that give label maps have no confidence, so regions have no scores.
-        confidence=confidence or (annotations is not None and predictor.backend.output == "logits"),
-        batch_size=batch_size,
-        on_error="yield",
-        side_by_side=len(todo) > batch_size,
-    )
-    with BackgroundWriter(_WRITERS, waiting=2 * _WRITERS) as writing:
-        for image, (_, found) in zip(todo, predictions, strict=True):
-            if isinstance(found, Prediction):
-                writing.add(write, image, found)
-                report.done.append(image.path)
-                report.speed.add(found.timing)
-            else:
-                report.failed.append((image.path, found))
-            if progress is not None:
-                progress(len(report.done) + len(report.kept) + len(report.failed), len(mine))
-    for path, error in unwritten:
-        report.done.remove(path)
-        report.failed.append((path, error))
+    for image, found in output.label(predictor, todo, record, batch_size=batch_size):
+        if isinstance(found, Prediction):
+            report.done.append(image.path)
+            report.speed.add(found.timing)
+        else:
+            report.failed.append((image.path, found))
+        if progress is not None:
+            progress(report.count, len(images))
     if annotations is not None and world_size == 1:
-        usable = {*report.done, *report.kept}
-        labeled = [(image, targets(image)[0]) for image in mine if image.path in usable]
-        report.saved = save_annotations(
-            folder,
-            ((image, labels, scores_in(label_note(labels))) for image, labels in labeled),
-            predictor.classes,
-            predictor.palette,
-            annotations,
-            overwrite=overwrite,
-        )
-        report.failed += report.saved.failed
+        add_annotations(output, images, report, maker, annotations, overwrite)
     # With several processes, none knows when the others are done.
     done = world_size == 1 and not report.failed
     record.finish(predictor.backend.choice, overwritten=done)
     return report
+
+
+def add_annotations(
+    output: FolderOutput,
+    images: Iterable[FoundImage],
+    report: FolderReport,
+    maker: Maker,
+    annotations: AnnotationSettings,
+    overwrite: bool,
+) -> None:
+    """Write the annotation files of the usable images of a report, and add to the report."""
+    from cgrseg.inference.annotation_files import save_annotations
+
+    usable = {*report.done, *report.kept}
+    labeled = [(image, output.labels(image)) for image in images if image.path in usable]
+    report.saved = save_annotations(
+        output.folder,
+        ((image, labels, scores_in(label_note(labels))) for image, labels in labeled),
+        maker.made["classes"],
+        maker.palette,
+        annotations,
+        overwrite=overwrite,
+    )
+    report.failed += report.saved.failed
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,8 @@ def test_test_settings_can_be_changed(
         (["-s", "test.flop=1"], "did you mean test.flip?"),
         (["--precision", "double"], "fp32, bf16 or fp16"),
         (["nowhere.jpg"], "nowhere.jpg"),
+        (["--engine", "dask"], "'dask'"),
+        (["--workers", "2"], "add --engine ray"),
     ],
 )
 def test_mistakes_stop_before_anything_is_written(
@@ -212,6 +214,26 @@ def test_mistakes_stop_before_anything_is_written(
     assert result.exit_code == 2
     assert part in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_label_files(
+    run: Run, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"no image")
+    for out, more in (("plain", []), ("ray", ["--engine", "ray", "--workers", "1"])):
+        folder = ["--out", tmp_path / out, "--device", "cpu", "--save", "coco"]
+        result = run("predict", trained / "best.pth", photos, *folder, *more)
+        assert result.exit_code == 1
+        assert "4 labeled, 1 could not be used" in result.stdout
+        assert f"error: {photos / 'broken.jpg'}" in result.stderr
+    for part in ("labels", "overlays", "coco"):
+        plain, ray = (
+            {p.name: p.read_bytes() for p in (tmp_path / out / part).rglob("*") if p.is_file()}
+            for out in ("plain", "ray")
+        )
+        assert plain == ray and plain
+    assert "table: " in result.stdout and (tmp_path / "ray" / "predictions.parquet").is_file()
 
 
 def clip(path: Path, frames: int = 6) -> Path:
@@ -291,6 +313,7 @@ def test_videos_into_a_folder_and_one_that_is_broken(
         (("--out", "painted.gif"), ".webm"),
         (("--no-overlays",), "--no-overlays"),
         (("--legend",), "--legend"),
+        (("--engine", "ray"), "ray, with videos"),
     ],
 )
 def test_options_that_videos_do_not_have_are_refused(

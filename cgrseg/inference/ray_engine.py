@@ -1,0 +1,475 @@
+"""Label maps of a collection, by the workers of a Ray cluster (extra `ray`).
+
+Each worker is an actor with a predictor of its own.  This process hands out groups of images, and
+counts an image once, by the answer that arrives: the images of a worker that died are handed out
+again, and its files are written whole or not at all.  Ray Data would hide which images a dead
+worker had, so plain actors are used.
+
+A table has one row per image, with what other programs need to choose images by.  Its rows are
+kept in a journal until the end, so that the same call resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgrseg.cpus import usable_cpus
+from cgrseg.errors import MALFORMED, CGRSegError, ConfigError, DataError, EnvironmentProblem
+from cgrseg.extras import require_extra
+from cgrseg.files import atomic_path, atomic_write_text, explained, remove_leftovers
+from cgrseg.inference.image_sources import FoundImage, find_images
+from cgrseg.inference.prediction import Prediction, Timing
+from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.records import FolderRecord, Maker
+from cgrseg.inference.results import FolderOutput, FolderReport, add_annotations
+from cgrseg.input_files import open_input, read_input_text
+from cgrseg.locks import NAME, locking
+from cgrseg.progress import Progress
+
+if TYPE_CHECKING:
+    from cgrseg.inference.annotation_files import AnnotationSettings
+
+_LOG = logging.getLogger("cgrseg.inference")
+
+TABLE = "predictions.parquet"
+"""Table of a folder of results: `image` (address or path), `name` (of its files), `sha256`,
+`confidence` (mean over the pixels, 0..1), `shares` (of each class, 0..1), `error` (null: none)."""
+
+_JOURNAL = f"{TABLE}.rows"
+_FIRST = 8  # images of a worker's first group; later ones grow
+_SECONDS = 10.0  # that a group takes: long beside its beginning and end, short to do again
+_RESTARTS = 20  # of a worker
+_TRIES = 3  # of an image whose worker dies
+_ROWS = 10_000  # of the table, written at a time
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Where the workers run.
+
+    Attributes:
+        address: of a running cluster, or `auto`; None: a cluster on this machine, for this call.
+        workers: number of workers; None: as many as the cluster has room for.
+        threads: number of CPU threads, and of Ray's CPUs, per worker.
+        gpus: number of GPUs per worker; a part of one shares it.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int = 1
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all groups of images have in common."""
+
+    maker: Maker
+    output: FolderOutput
+    record: FolderRecord
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a worker says of one image.
+
+    Attributes:
+        row: its line in the journal.
+        error: why it has no label map; None: it has one.
+        timing: time of the network.
+        form: forms of the network that this worker used so far.
+    """
+
+    row: str
+    error: CGRSegError | None
+    timing: Timing | None = None
+    form: str = ""
+
+
+class _Worker:
+    """An actor: a predictor, in a process of its own."""
+
+    def __init__(
+        self, open_predictor: Callable[[], Predictor], checkpoint: str | Path | None, folder: str
+    ) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)  # relative paths mean the same here
+        self._problem: CGRSegError | None = None
+        try:
+            self._predictor = open_predictor()
+            self._maker = Maker.of(self._predictor, checkpoint)
+        except CGRSegError as error:  # Ray would wrap it
+            self._problem = error
+
+    def maker(self) -> Maker:
+        if self._problem is not None:
+            raise self._problem
+        return self._maker
+
+    def label(self, images: Sequence[FoundImage], job: _Job, coming: int) -> list[_Outcome]:
+        """Outcomes of images, in their order.
+
+        `coming` is the number of images that this worker will get, these included.
+        """
+        if self.maker() != job.maker:
+            raise ConfigError(
+                "CHECKPOINT",
+                found="another network, or other settings, on another machine of the cluster",
+                expected="the same on all machines",
+                remedy="put the checkpoint into a folder that all machines see, or use a hub id",
+            )
+        self._predictor.backend.expect(coming)
+        labeled = job.output.label(
+            self._predictor, images, job.record, batch_size=job.batch_size, confidence=True
+        )
+        return [_outcome(image, found, self._predictor.backend.choice) for image, found in labeled]
+
+
+def _outcome(image: FoundImage, found: Prediction | CGRSegError, form: str = "") -> _Outcome:
+    row: dict[str, Any] = {"image": str(image.path), "name": image.name}
+    if isinstance(found, CGRSegError):
+        return _Outcome(json.dumps({**row, "error": str(found)}), found)
+    row["sha256"] = found.sha256
+    row["shares"] = {name: round(share, 6) for name, share in found.shares.items()}
+    if found.confidence is not None:
+        row["confidence"] = round(float(np.mean(found.confidence, dtype=np.float64)), 6)
+    return _Outcome(json.dumps(row), None, found.timing, form)
+
+
+@locking(lambda given: given["out"], below=True)
+def predict_on_ray(
+    open_predictor: Callable[[], Predictor],
+    inputs: str | Path | Iterable[str | Path],
+    out: str | Path,
+    cluster: RayCluster,
+    *,
+    overlays: bool = True,
+    legend: bool = True,
+    opacity: float = 0.5,
+    overwrite: bool = False,
+    batch_size: int = 1,
+    checkpoint: str | Path | None = None,
+    annotations: AnnotationSettings | None = None,
+    progress: Progress | None = None,
+) -> FolderReport:
+    """Write label maps (and overlays) of many images, as :func:`predict_folder`, and a table.
+
+    The results are those of :func:`predict_folder`, and either goes on with those of the other.
+    `out/predictions.parquet` has a row per image (:data:`TABLE`).
+
+    Args:
+        open_predictor: called once in each worker, so that it must be picklable.
+        inputs: files, folders and glob patterns, or addresses of these, that all workers see.
+        out: folder of the results that all workers see.
+        cluster: where the workers run.
+        overlays: also write the images with their labels laid over them.
+        legend: add class names and shares at the side of the overlays.
+        opacity: opacity of the labels in the overlays, 0..1.
+        overwrite: predict images again whose results are there.
+        batch_size: maximum number of images of equal size per batch.
+        checkpoint: source of the network, recorded in `prediction.json`.
+        annotations: also write annotation files to `out/<format>/`.
+        progress: called with the finished images and all images.
+
+    Raises:
+        ConfigError: a cluster without room for one worker, or workers whose networks differ.
+        DataError: as :func:`predict_folder`.
+        EnvironmentProblem: Ray is missing or cannot be reached, results cannot be written, or
+            workers die whatever they do.
+    """
+    require_extra("ray", "--engine ray")
+    output = FolderOutput(
+        Path(out).absolute(), overlays, legend, opacity, scores=annotations is not None
+    )
+    report = FolderReport()
+    with _workers(cluster, open_predictor, checkpoint) as pool:
+        maker = pool.maker()
+        channels = maker.test.image_channels
+        images = find_images(inputs, leave_out=output.parts, channels=channels)
+        record = output.record(maker, checkpoint, overwrite)
+        table = _Table(output.folder)
+        todo: list[FoundImage] = []
+        for image, kept in zip(images, output.kept(images, record, overwrite), strict=True):
+            if kept and table.has(image):
+                report.kept.append(image.path)
+            else:
+                todo.append(image)
+        form = ""
+        with table.writing(todo) as add:
+            for image, outcome in pool.label(todo, _Job(maker, output, record, batch_size)):
+                add(outcome.row)
+                report.speed.add(outcome.timing)
+                form = outcome.form or form
+                if outcome.error is None:
+                    report.done.append(image.path)
+                else:
+                    report.failed.append((image.path, outcome.error))
+                if progress is not None:
+                    progress(report.count, len(images))
+    remove_leftovers(output.folder, below=True, other_lock=NAME)  # of workers that died
+    table.finish(maker.made["classes"])
+    if annotations is not None:
+        add_annotations(output, images, report, maker, annotations, overwrite)
+    report.failed.sort(key=lambda failure: str(failure[0]))
+    record.finish(form, overwritten=not report.failed)
+    return report
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images that a worker gets at a time.
+
+    Attributes:
+        images: several seconds of work, or what a worker died of.
+        deaths: number of workers that died while they had this image alone.
+        begun: when a worker got it, as of `time.monotonic`.
+    """
+
+    images: Sequence[FoundImage]
+    deaths: int = 0
+    begun: float = 0.0
+
+
+class _Pool:
+    """The workers; one that is not ready, or begins again after its death, gets no images."""
+
+    def __init__(self, ray: Any, workers: Sequence[Any]) -> None:
+        self._ray = ray
+        self._count = len(workers)
+        self._ready: list[Any] = []
+        self._running: dict[Any, tuple[Any, _Group | None]] = {}
+        self._size = _FIRST
+        for worker in workers:
+            self._begin(worker)
+
+    def maker(self) -> Maker:
+        """Description of the predictors, from the first worker that is ready."""
+        while True:
+            _, answer, _ = self._next()
+            if answer is not None:
+                return answer
+
+    def label(
+        self, images: Sequence[FoundImage], job: _Job
+    ) -> Iterator[tuple[FoundImage, _Outcome]]:
+        """Each image once, in any order, with its outcome."""
+        shared = self._ray.put(job)
+        again: deque[_Group] = deque()  # what workers died of
+        taken, left = 0, len(images)
+        finished: tuple[Sequence[FoundImage], list[_Outcome]] = ([], [])
+        while left:
+            while self._ready and (again or taken < len(images)):
+                if again:
+                    group = again.popleft()
+                else:  # smaller ones near the end, so that all workers end together
+                    size = max(1, min(self._size, (len(images) - taken) // (2 * self._count)))
+                    group = _Group(images[taken : taken + size])
+                    taken += size
+                worker = self._ready.pop()
+                coming = max(len(group.images), left // self._count)
+                answer = worker.label.remote(group.images, shared, coming)
+                self._running[answer] = (worker, replace(group, begun=time.monotonic()))
+            yield from zip(*finished, strict=True)  # while the workers have images again
+            finished = [], []
+            done, outcomes, reason = self._next()
+            if done is None:  # a worker is ready, or not yet
+                continue
+            if outcomes is None and len(done.images) > 1:
+                half = len(done.images) // 2
+                again += [_Group(done.images[:half]), _Group(done.images[half:])]
+                continue
+            if outcomes is None and done.deaths + 1 < _TRIES:
+                again.append(replace(done, deaths=done.deaths + 1))
+                continue
+            if outcomes is not None and time.monotonic() - done.begun < _SECONDS:
+                self._size = max(self._size, 2 * len(done.images))
+            finished = done.images, outcomes or [_lost(each, reason) for each in done.images]
+            left -= len(done.images)
+        yield from zip(*finished, strict=True)
+
+    def _begin(self, worker: Any) -> None:
+        self._running[worker.maker.remote()] = (worker, None)
+
+    def _next(self) -> tuple[_Group | None, Any, str]:
+        """A group (None: a worker began), its answer (None: none will come), and why."""
+        errors = self._ray.exceptions
+        (reference, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+        worker, group = self._running.pop(reference)
+        try:
+            answer = self._ray.get(reference)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, CGRSegError):
+                raise error.cause from None
+            dead, reason = False, f"{type(error.cause).__name__}: {error.cause}"
+        except errors.RayError as error:
+            dead, reason = isinstance(error, errors.ActorDiedError), str(error)
+        else:
+            self._ready.append(worker)
+            return group, answer, ""
+        reason = " ".join(reason.split())
+        if group is not None:
+            _LOG.warning("a worker of Ray died, and its images are done again: %s", reason)
+        if not dead:
+            self._begin(worker)  # Ray starts it again
+        elif not self._running and not self._ready:
+            raise EnvironmentProblem(
+                "--engine ray",
+                found=f"each worker died {_RESTARTS + 1} times ({reason})",
+                expected="workers that live",
+                remedy="give each more memory (fewer --workers), and read Ray's logs; finished "
+                "images are kept",
+            )
+        return group, None, reason
+
+
+def _lost(image: FoundImage, reason: str) -> _Outcome:
+    error = DataError(
+        image.path,
+        found=f"the worker died {_TRIES} times while it had this image ({reason})",
+        expected="an image that a worker can label",
+        remedy="look at its size and at the memory of the workers",
+    )
+    return _outcome(image, error)
+
+
+@contextlib.contextmanager
+def _workers(
+    cluster: RayCluster,
+    open_predictor: Callable[[], Predictor],
+    checkpoint: str | Path | None,
+) -> Iterator[_Pool]:
+    """The workers on a running cluster, or on one of this machine that lives in the block."""
+    import ray
+
+    local = {} if cluster.address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    try:
+        ray.init(cluster.address or "local", logging_level="error", log_to_driver=False, **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EnvironmentProblem(
+            "--ray-address",
+            found=f"no cluster of Ray can be used ({' '.join(str(error).split())})",
+            expected="the address of a running cluster, or none for one on this machine",
+            remedy="check the address, the network and that both sides have one version of Ray",
+        ) from error
+    try:
+        has = ray.cluster_resources()
+        room = int(has.get("CPU", 0) // cluster.threads)
+        if cluster.gpus:
+            room = min(room, int(has.get("GPU", 0) / cluster.gpus))
+        count = cluster.workers or room
+        if not room:
+            raise ConfigError(
+                "--engine ray",
+                found=f"a cluster of {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs",
+                expected=f"{cluster.threads} CPUs and {cluster.gpus:g} GPUs for a worker",
+                remedy="change --threads or --gpus-per-worker",
+            )
+        if count > room:
+            _LOG.warning("the cluster has room for %d of %d workers now", room, count)
+        actor = ray.remote(_Worker).options(
+            num_cpus=cluster.threads,
+            num_gpus=cluster.gpus,
+            max_restarts=_RESTARTS,
+            max_task_retries=0,
+        )
+        yield _Pool(
+            ray, [actor.remote(open_predictor, checkpoint, os.getcwd()) for _ in range(count)]
+        )
+    finally:
+        ray.shutdown()
+
+
+class _Table:
+    """Rows of the folder's table, as lines of JSON; those of this call go to a journal first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._journal = folder / TABLE, folder / _JOURNAL
+        self._rows: dict[str, str] = {}
+        for line in [*_stored_rows(self._file), *_journal_rows(self._journal)]:
+            self._rows[json.loads(line)["image"]] = line
+
+    def has(self, image: FoundImage) -> bool:
+        """Whether there is a row of an image that was labeled."""
+        row = self._rows.get(str(image.path))
+        return row is not None and "error" not in json.loads(row)
+
+    @contextlib.contextmanager
+    def writing(self, again: Iterable[FoundImage]) -> Iterator[Callable[[str], None]]:
+        """A function that adds a line; the rows of images that are labeled again are dropped."""
+        for image in again:
+            self._rows.pop(str(image.path), None)
+        # All other rows, since the table still has those that were dropped.
+        atomic_write_text(self._journal, "".join(f"{row}\n" for row in self._rows.values()))
+        self._file.unlink(missing_ok=True)
+        with explained(self._journal), self._journal.open("a", encoding="utf-8") as stream:
+
+            def add(row: str) -> None:
+                stream.write(f"{row}\n")
+                stream.flush()
+                self._rows[json.loads(row)["image"]] = row
+
+            yield add
+
+    def finish(self, classes: Sequence[str]) -> None:
+        """Write the table, and remove the journal."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        shares = pa.struct([(name, pa.float32()) for name in classes])
+        schema = pa.schema(
+            [
+                *((name, pa.string()) for name in ("image", "name", "sha256")),
+                ("confidence", pa.float32()),
+                ("shares", shares),
+                ("error", pa.string()),
+            ]
+        )
+        rows = [self._rows[image] for image in sorted(self._rows)]
+        with atomic_path(self._file) as target, pq.ParquetWriter(target, schema) as writer:
+            for start in range(0, len(rows), _ROWS):
+                filled = [json.loads(row) for row in rows[start : start + _ROWS]]
+                for row in filled:
+                    if "error" not in row:
+                        row["shares"] = dict.fromkeys(classes, 0.0) | row["shares"]
+                writer.write_table(pa.Table.from_pylist(filled, schema))
+        self._journal.unlink()
+
+
+def _journal_rows(path: Path) -> Iterator[str]:
+    """Whole lines of a journal; a killed process may leave a part of one."""
+    if path.is_file():
+        for line in read_input_text(path).splitlines():
+            with contextlib.suppress(*MALFORMED):
+                json.loads(line)["image"]
+                yield line
+
+
+def _stored_rows(path: Path) -> Iterator[str]:
+    """Rows of a table as lines of JSON; none of a file that is no table of this module."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return
+    with open_input(path) as stream:
+        try:
+            for batch in pq.ParquetFile(stream).iter_batches(_ROWS):
+                for row in batch.to_pylist():
+                    kept = {key: value for key, value in row.items() if value is not None}
+                    if "shares" in kept:
+                        kept["shares"] = {k: v for k, v in kept["shares"].items() if v}
+                    yield json.dumps(kept)
+        except (pa.ArrowException, *MALFORMED):
+            return
