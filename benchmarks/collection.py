@@ -33,6 +33,7 @@ import torch
 
 from cgrseg.bench.machine import describe_machine
 from cgrseg.data.image_files import read_image
+from cgrseg.data.label_files import label_note, read_label
 
 _BUCKET = "collection"
 
@@ -128,6 +129,14 @@ def compare(given: Any, contents: dict[str, bytes], folder: Path) -> int:
     }
     rows = pq.read_table(folder / "ray" / "predictions.parquet").to_pylist()
     digests = {f"s3://{_BUCKET}/{name}": data for name, data in contents.items()}
+    for name in sorted({*labels["plain"], *labels["ray"]}):
+        pair = [labels[engine].get(name) for engine in labels]
+        if None in pair:
+            print(f"WRONG: {name} is missing ({[each is None for each in pair]})")
+        elif pair[0] != pair[1]:
+            plain, ray = (read_label(folder / engine / name) for engine in labels)
+            notes = [label_note(folder / engine / name) for engine in labels]
+            print(f"WRONG: {name}: {int((plain != ray).sum())} pixels differ; notes {notes}")
     wrong = {
         "label files": len(labels["plain"]) != given.images - 1 or labels["plain"] != labels["ray"],
         "images in the table": sorted(row["image"] for row in rows) != sorted(digests),

@@ -40,7 +40,7 @@ from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.formats import is_exported
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.background import Budget, map_in_threads
-from cgrseg.inference.decode import Segmentation
+from cgrseg.inference.decode import Confidence, Segmentation
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.inference.image_sources import (
     as_image,
@@ -225,7 +225,7 @@ class Predictor:
         self,
         sources: Iterable[Any] | Path | IO[bytes],
         *,
-        confidence: bool = False,
+        confidence: Confidence = False,
         batch_size: int = 1,
         on_error: Literal["raise", "yield"] = "raise",
         side_by_side: bool = False,
@@ -235,7 +235,7 @@ class Predictor:
         Args:
             sources: images as in a call of the predictor, and videos, which are replaced by their
                 frames; may be endless.  Or one path, folder, pattern, video, bytes or open file.
-            confidence: also give each pixel's probability.
+            confidence: also give each pixel's probability; "coarse": at an eighth of the size.
             batch_size: maximum number of images of equal size per batch.
             on_error: "yield" gives the error in the place of a prediction and goes on.
             side_by_side: on a CPU, label several images at the same time, each on its part of
@@ -299,7 +299,7 @@ class Predictor:
     def _labeled(
         self,
         batches: Iterator[list[tuple[Any, _ReadImage | CGRSegError]]],
-        confidence: bool,
+        confidence: Confidence,
         batch_size: int,
         side_by_side: bool,
     ) -> Generator[tuple[Any, Prediction | CGRSegError], None, None]:
@@ -378,7 +378,7 @@ class Predictor:
     def _label(
         self,
         read: list[tuple[Any, _ReadImage | CGRSegError]],
-        confidence: bool,
+        confidence: Confidence,
         batch_size: int,
         workers: int = 1,
         room: Budget | None = None,
@@ -421,7 +421,7 @@ class Predictor:
             )
 
     def _label_group(
-        self, group: Mapping[int, PlannedImage], confidence: bool, workers: int = 1
+        self, group: Mapping[int, PlannedImage], confidence: Confidence, workers: int = 1
     ) -> dict[int, tuple[Segmentation | DataError, float, bool]]:
         """Label images of equal network inputs together.
 

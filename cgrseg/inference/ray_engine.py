@@ -44,7 +44,7 @@ _LOG = logging.getLogger("cgrseg.inference")
 
 TABLE = "predictions.parquet"
 """Table of a folder of results: `image` (address or path), `name` (of its files), `sha256`,
-`confidence` (mean over the pixels, 0..1), `shares` (of each class, 0..1), `error` (null: none)."""
+`confidence` (mean over the image, 0..1), `shares` (of each class, 0..1), `error` (null: none)."""
 
 _JOURNAL = f"{TABLE}.rows"
 _FIRST = 8  # images of a worker's first group; later ones grow
@@ -132,7 +132,7 @@ class _Worker:
             )
         self._predictor.backend.expect(coming)
         labeled = job.output.label(
-            self._predictor, images, job.record, batch_size=job.batch_size, confidence=True
+            self._predictor, images, job.record, batch_size=job.batch_size, confidence="coarse"
         )
         return [_outcome(image, found, self._predictor.backend.choice) for image, found in labeled]
 

@@ -23,6 +23,7 @@ from cgrseg.errors import CGRSegError, DataError, option
 from cgrseg.files import UnusableNameError
 from cgrseg.inference.background import BackgroundWriter, map_in_threads, read_ahead
 from cgrseg.inference.confidence import save_confidence
+from cgrseg.inference.decode import Confidence
 from cgrseg.inference.image_sources import FoundImage, find_images
 from cgrseg.inference.prediction import Prediction, Speed
 from cgrseg.inference.predictor import Predictor
@@ -135,7 +136,7 @@ class FolderOutput:
         record: FolderRecord,
         *,
         batch_size: int = 1,
-        confidence: bool = False,
+        confidence: Confidence = False,
     ) -> Iterator[tuple[FoundImage, Prediction | CGRSegError]]:
         """Label images and write their files.
 
@@ -144,7 +145,7 @@ class FolderOutput:
             images: files with the names of their results.
             record: record of the folder.
             batch_size: maximum number of images of equal size per batch.
-            confidence: predictions have confidences, where the network gives them.
+            confidence: confidences of the predictions, where the network gives them.
 
         Yields:
             Each image in its order, when its files are written, or with its error.
@@ -153,7 +154,7 @@ class FolderOutput:
             EnvironmentProblem: results cannot be written.
         """
         # Exports that give label maps have no confidence, so regions have no scores.
-        given = (confidence or self.scores) and predictor.backend.output == "logits"
+        given = (self.scores or confidence) if predictor.backend.output == "logits" else False
         predictions = predictor.stream(
             (image.path for image in images),
             confidence=self.confidence or given,

@@ -24,7 +24,7 @@ from cgrseg.data.geometry import Image, resize_label
 from cgrseg.devices import cpu_threads
 from cgrseg.errors import ConfigError
 from cgrseg.inference.backends import Backend, run_labels
-from cgrseg.inference.decode import Segmentation, View, decode
+from cgrseg.inference.decode import Confidence, Segmentation, View, decode
 from cgrseg.inference.views import NetworkInput, network_size, views_of, whole_views
 
 #: Ratios of `--aug-test`, as published for multi-scale results (with flip).
@@ -134,7 +134,7 @@ def grouped(
 
 
 def segment_group(
-    backend: Backend, images: Sequence[PlannedImage], *, confidence: bool = False
+    backend: Backend, images: Sequence[PlannedImage], *, confidence: Confidence = False
 ) -> list[Segmentation]:
     """Label the images of one group of :func:`grouped`.
 
@@ -161,14 +161,14 @@ def segment_group(
 
 
 def _decoded(
-    backend: Backend, views: Sequence[View], size: tuple[int, int], confidence: bool
+    backend: Backend, views: Sequence[View], size: tuple[int, int], confidence: Confidence
 ) -> Segmentation:
     """Decode where the logits are."""
     if backend.on_cpu:
         return decode(views, size, confidence)
     from cgrseg.inference.device_decode import decode_on_device
 
-    return decode_on_device(views, size, backend.device, confidence)
+    return decode_on_device(views, size, backend.device, bool(confidence))
 
 
 def segment_batch(
@@ -254,7 +254,7 @@ def fit_to_sizes(
     return config.model_copy(update={"resize": "keep_ratio", "scale": scale, "divisor": 32})
 
 
-def _from_labels(backend: Backend, one: PlannedImage, confidence: bool) -> Segmentation:
+def _from_labels(backend: Backend, one: PlannedImage, confidence: Confidence) -> Segmentation:
     """One label map, cropped and resized to the image's own size by nearest neighbor."""
     if confidence or not is_plain(one.config):
         wanted = "confidence" if confidence else "windows, several scales or mirroring"

@@ -24,7 +24,14 @@ from cgrseg.inference import decode
 from cgrseg.inference.backends import Backend, TorchBackend
 from cgrseg.inference.compiled_backend import CompiledBackend
 from cgrseg.inference.compiled_cache import missing_compiler
-from cgrseg.inference.segmenting import PUBLISHED_RATIOS, augmented, segment, segment_batch
+from cgrseg.inference.segmenting import (
+    PUBLISHED_RATIOS,
+    augmented,
+    plan,
+    segment,
+    segment_batch,
+    segment_group,
+)
 from cgrseg.inference.views import EvalTransform, at_ratio
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.ops import resized_rows
@@ -340,3 +347,15 @@ def test_published_label_maps_from_the_compiled_network(
     check_published(name, golden_dir, golden_network, compiled)
     assert compiled.seconds_preparing > 0
     assert not compiled._refused
+
+
+def test_coarse_confidence_changes_no_label_and_has_the_mean_of_the_fine_one() -> None:
+    backend = BlockBackend(5)
+    image = photo(200, 312)
+    fine = segment(backend, image, TestConfig(), confidence=True)
+    planned = [plan(backend, image, TestConfig())]
+    (coarse,) = segment_group(backend, planned, confidence="coarse")
+    assert np.array_equal(coarse.labels, fine.labels)
+    assert coarse.confidence is not None and fine.confidence is not None
+    assert coarse.confidence.shape == (25, 39)
+    assert coarse.confidence.mean() == pytest.approx(fine.confidence.mean(), abs=0.01)
