@@ -19,7 +19,7 @@ from PIL import Image
 
 from cgrseg.config.schema import Config
 from cgrseg.data.channels import as_picture
-from cgrseg.data.color import MEAN, STD
+from cgrseg.data.color import MEAN, STD, mean_and_std
 from cgrseg.data.pair_files import load_image, load_label
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
@@ -191,9 +191,12 @@ def _plain_cards(
 
 def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[Card]:
     """The first samples of the training stream of one process."""
-    from cgrseg.data.dataset import TrainDataset
+    from cgrseg.data.dataset import TrainDataset, with_measurements
     from cgrseg.data.sampling import StreamSampler
 
+    config = with_measurements(config)
+    channels = config.preprocessing.image_channels
+    mean, std = (MEAN, STD) if channels is None else mean_and_std(channels)
     dataset = TrainDataset.from_config(config)
     stream = StreamSampler(dataset.sources, config.train.seed, config.train.batch_size)
     for position, index in itertools.islice(stream, count):
@@ -203,8 +206,11 @@ def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[
         except DataError as error:
             yield Card(stem, f"sample {position}", problem=str(error))
             continue
-        pixels = sample["image"].numpy().transpose(1, 2, 0) * np.array(STD) + np.array(MEAN)
-        image = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+        pixels = sample["image"].numpy().transpose(1, 2, 0) * std + mean
+        if channels is None:
+            image = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+        else:
+            image = as_picture(pixels, channels)
         labels = sample["label"].numpy().astype(np.uint8)
         iteration = position // config.train.batch_size + 1
         caption = f"sample {position}, iteration {iteration}"

@@ -22,6 +22,7 @@ from cgrseg.config.schema import ChannelsConfig, TestConfig
 from cgrseg.data.folder_layout import ARRAY_SUFFIX, IMAGE_SUFFIXES
 from cgrseg.data.image_files import (
     JPEG_MAGIC,
+    MAX_PIXELS,
     Reduction,
     decode_image,
     decode_unchanged,
@@ -286,6 +287,16 @@ def _files(path: Place, channels: ChannelsConfig | None) -> list[Path | Address]
     return [own, *(own.parent / name for name in names)]
 
 
+def _refuse_too_large(width: int, height: int, name: Place) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            name,
+            found=f"{width}x{height} pixels",
+            expected=f"at most {MAX_PIXELS:,} pixels of an image that is read at once",
+            remedy="label it as a raster: cgrseg predict CHECKPOINT SCENE.tif --out LABELS.tif",
+        )
+
+
 def _refuse_other_count(
     counts: Sequence[int],
     types: Sequence[str],
@@ -412,14 +423,18 @@ def _from_tiff(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
         with contextlib.ExitStack() as stack:
             stack.enter_context(rasterio.Env())
             memory = stack.enter_context(rasterio.io.MemoryFile(data))
-            first = stack.enter_context(memory.open())
-            others = [stack.enter_context(rasterio.open(page)) for page in first.subdatasets[1:]]
+            first = stack.enter_context(memory.open(driver="GTiff"))
+            _refuse_too_large(first.width, first.height, name)
+            others = [
+                stack.enter_context(rasterio.open(page, driver="GTiff"))
+                for page in first.subdatasets[1:]
+            ]
             pages = [first, *(page for page in others if page.shape == first.shape)]  # no thumbnail
             types = [kind for page in pages for kind in page.dtypes]
             if len(types) > len(channels.names or []):
                 _refuse_other_count([len(types)], types, name, channels)
             bands = [page.read() for page in pages]
-    except (errors.RasterioError, ValueError) as error:
+    except (errors.RasterioError, ValueError, MemoryError) as error:
         raise_machine_problem(error, name)
         raise DataError(
             name,

@@ -97,7 +97,7 @@ def distort_channels(
     steps = _drawn(config, rng)
     if not steps:
         return image
-    mean, std = _mean_and_std(channels)
+    mean, std = mean_and_std(channels)
     gray = (image.astype(np.float32) - mean) / std * _GRAY_STD + _GRAY_MEAN
     rgb = channels.rgb_indices
     for step, amount in steps:
@@ -155,7 +155,7 @@ def normalize(image: NDArray[Any], channels: ChannelsConfig | None = None) -> Fl
         ConfigError: mean or deviation of the channels are not known.
     """
     if channels is not None:
-        mean, std = _mean_and_std(channels)
+        mean, std = mean_and_std(channels)
         stored = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
         scaled = (stored - mean[:, None, None]) * (1 / std)[:, None, None]
         return np.where(np.isfinite(scaled), scaled, np.float32(0))
@@ -165,7 +165,12 @@ def normalize(image: NDArray[Any], channels: ChannelsConfig | None = None) -> Fl
     return planes
 
 
-def _mean_and_std(channels: ChannelsConfig) -> tuple[Floats, Floats]:
+def mean_and_std(channels: ChannelsConfig) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the stored values per channel, (C,) each.
+
+    Raises:
+        ConfigError: they are not known.
+    """
     if channels.mean is None or channels.std is None:
         raise ConfigError(
             "data.channels.mean",

@@ -14,7 +14,7 @@ import torch
 import cgrseg
 from cgrseg.config.settings import changed_test_settings, stored_test_settings
 from cgrseg.console import native_output_hidden
-from cgrseg.data.color import MEAN, STD
+from cgrseg.data.color import MEAN, STD, mean_and_std
 from cgrseg.deploy.graph import ExportGraph
 from cgrseg.deploy.int8 import Int8Options, Int8Report, quantizable, write_int8
 from cgrseg.deploy.staging import refuse_existing, staged
@@ -361,7 +361,7 @@ def describe_export(
                 expected="normalized, for images of other channels than 8-bit RGB",
                 remedy="leave it out",
             )
-        mean, std = channels.mean or [], channels.std or []
+        mean, std = (values.tolist() for values in mean_and_std(channels))
     return Description(
         kind=kind,
         variant=model.variant,

@@ -22,6 +22,7 @@ from cgrseg.config.schema import (
     PhotometricConfig,
     TestConfig,
 )
+from cgrseg.data.browse import write_sheet
 from cgrseg.data.channels import (
     as_picture,
     decode_pixels,
@@ -211,6 +212,17 @@ def test_settings_that_contradict_each_other(options: dict[str, Any], message: s
     assert message in str(caught.value)
 
 
+def test_a_small_file_of_a_huge_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    shape = {"height": 60_000, "width": 60_000, "count": 2, "dtype": "uint16"}
+    rasterio.open(
+        path, "w", driver="GTiff", tiled=True, sparse_ok=True, compress="deflate", **shape
+    ).close()
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(DataError, match="60000x60000 pixels"):
+        read_pixels(path, of(["a", "b"]))
+
+
 # ---- Measuring and normalizing ---------------------------------------------------------------
 
 
@@ -356,10 +368,13 @@ def test_the_doctor_measures_and_names_other_types(tmp_path: Path) -> None:
         ids = (np.arange(9 * 14).reshape(9, 14) % 2).astype(np.uint8)
         cv2.imwrite(str(tmp_path / "annotations" / f"{number}.png"), ids)
     data = {"dataset": "custom", "root": str(tmp_path), "channels": {"names": ["x", "y"]}}
-    config = Config.model_validate({"data": data})
+    augment = {"scale": [32, 32], "crop_size": [32, 32]}
+    config = Config.model_validate({"data": data, "augment": augment})
     report = check_dataset(config.data, test=config.preprocessing)
     assert report.ok and report.channels is not None and report.channels.types == ["uint16"] * 2
     assert "  x: uint16, mean " in report.text()
+    sheet = write_sheet(config, tmp_path / "sheet.html", augmented=True, count=2)
+    assert sheet.shown == 2 and not sheet.problems
     write_tiff(tmp_path / "images" / "3.tif", pixels(2, np.uint8))
     report = check_dataset(config.data, test=config.preprocessing, quick=True)
     assert {finding.code for finding in report.findings} == {"image-types"} and not report.ok
