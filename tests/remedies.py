@@ -67,6 +67,7 @@ CONTEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data/convert/formats/coco_panoptic.py", ("data convert coco-panoptic",)),
     ("data/convert/formats/mapillary.py", ("data convert mapillary",)),
     ("data/convert/formats/via.py", ("data convert via",)),
+    ("data/convert/formats/raster.py", ("data convert raster",)),
     ("data/convert/formats/yolo.py", ("data convert yolo",)),
     ("data/convert/tool_format.py", TOOLS),
     ("data/convert/regions.py", TOOLS),

@@ -201,11 +201,11 @@ def predict(
       cgrseg predict best.pth s3://bucket/images --out painted --engine ray
     """
     with quick_imports():
+        from cgrseg.data.scenes import RASTER_SUFFIXES
         from cgrseg.devices import device_of_process
         from cgrseg.errors import ConfigError
         from cgrseg.formats import is_exported
         from cgrseg.inference import predict_folder
-        from cgrseg.inference.raster import RASTER_SUFFIXES
         from cgrseg.precision import check_precision
         from cgrseg.progress import shown_progress
 

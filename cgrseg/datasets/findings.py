@@ -58,6 +58,7 @@ CODES: dict[str, str] = {
     "mostly-ignored": "more than half of a split's pixels are ignored",
     "single-class": "only one class occurs in a whole split",
     "leak-identical": "one image is in two splits",
+    "leak-place": "georeferenced images of two splits overlap or touch",
     "leak-near-identical": "two splits hold nearly the same image",
     "duplicate-image": "one image is twice in a split",
 }

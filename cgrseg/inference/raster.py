@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from cgrseg.data.channels import known_type, listed_types, mixed_types
 from cgrseg.data.color import normalize
 from cgrseg.data.geometry import round_up
 from cgrseg.data.label_files import label_note, read_label, write_label_png
+from cgrseg.data.scenes import RASTER_SUFFIXES, opened_scene, reading_scene
 from cgrseg.errors import CGRSegError, ConfigError, DataError, EnvironmentProblem, option
 from cgrseg.extras import require
 from cgrseg.files import partial_folder, remove_leftovers
@@ -40,16 +40,12 @@ from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.records import made_by
 from cgrseg.inference.results import refuse_taken
 from cgrseg.inference.views import network_input, windows_at_once
-from cgrseg.input_files import refuse_special
 from cgrseg.locks import locking
 from cgrseg.ops.array_argmax import array_argmax
 from cgrseg.processes import signals_deferred
 from cgrseg.progress import Progress
 from cgrseg.provenance import file_state, settings_digest
 from cgrseg.variants import NETWORK_STRIDE
-
-RASTER_SUFFIXES = (".tif", ".tiff")
-"""Suffixes of the rasters that are written."""
 
 NODATA = 255
 """Label of pixels where the scene has no data."""
@@ -62,7 +58,6 @@ _STRIP = "strip "  # begins the note of a strip's file
 _WINDOW = (512, 512)
 _WIDEST = 1_000_000  # pixels of a PNG file that its readers accept
 _BLOCK = 512  # side of the tiles of the written raster
-_CACHE = 128 << 20  # bytes of decoded blocks that GDAL may keep
 
 
 @dataclass(frozen=True)
@@ -120,15 +115,10 @@ def predict_raster(
             coordinate system.
         EnvironmentProblem: rasterio is missing, or the target cannot be written.
     """
-    rasterio = require("rasterio", source)
-    warnings = require("rasterio.errors", source)
     out = Path(out)
     polygons = out.with_suffix(".geojson") if geojson else None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
-        stack.enter_context(catch_warnings())
-        simplefilter("ignore", warnings.NotGeoreferencedWarning)
-        scene = stack.enter_context(_opened(source))
+        scene = stack.enter_context(opened_scene(source))
         channels = _channel_names(predictor)
         bands = list(bands or range(1, len(channels) + 1))
         _check(scene, source, bands, predictor)
@@ -144,7 +134,9 @@ def predict_raster(
         }
         parts = out.with_name(f"{out.name}.parts")
         strips = _Strips(predictor, scene, bands, layout, parts, settings_digest(made))
-        with _reading(source, "finished strips are kept, and the same command goes on with them"):
+        with reading_scene(
+            source, "finished strips are kept, and the same command goes on with them"
+        ):
             strips.write(progress)
         folder = stack.enter_context(partial_folder(out.parent, out.name))
         with _writing(out):
@@ -476,43 +468,6 @@ def _check(scene: Any, source: str | Path, bands: Sequence[int], predictor: Pred
             expected="logits, which overlapping windows are blended from",
             remedy="export it again: cgrseg export CHECKPOINT --output logits",
         )
-
-
-@contextlib.contextmanager
-def _opened(source: str | Path) -> Iterator[Any]:
-    """The scene; a .tif file is read as nothing but a GeoTIFF."""
-    rasterio = require("rasterio", source)
-    local = os.path.lexists(source)
-    if local:
-        try:
-            refuse_special(source)
-        except OSError as error:
-            raise DataError(
-                source,
-                found=f"it cannot be opened: {error.strerror or error}",
-                expected="a file with a raster",
-                remedy="check the path",
-            ) from error
-    plain = local and Path(source).suffix.lower() in RASTER_SUFFIXES
-    with contextlib.ExitStack() as stack:
-        with _reading(source):
-            scene = stack.enter_context(rasterio.open(source, driver="GTiff" if plain else None))
-        yield scene
-
-
-@contextlib.contextmanager
-def _reading(source: str | Path, more: str = "") -> Iterator[None]:
-    """Name the scene when GDAL cannot read it."""
-    errors = require("rasterio.errors", source)
-    try:
-        yield
-    except errors.RasterioError as error:
-        raise DataError(
-            source,
-            found=f"GDAL cannot read it: {error}",
-            expected="a raster that GDAL reads to its end",
-            remedy="check path or address with gdalinfo" + (f"; {more}" if more else ""),
-        ) from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from cgrseg.data.check.classes import (
     summarize,
 )
 from cgrseg.data.check.encoding import Tally, judge_encoding
-from cgrseg.data.check.leakage import find_leaks, overlapping_stems
+from cgrseg.data.check.leakage import find_leaks, find_touching, overlapping_stems
 from cgrseg.data.check.pair import Facts, Job, inspect_pair, judge_image_bits, judge_types
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert.record import mixed_record
@@ -123,6 +123,7 @@ def check_dataset(
         _judge_labels(report, spec, root, config.train_split, pairs, jobs, tallies)
     if not quick:
         report.add(find_leaks(facts, pairs))
+        report.add(find_touching(facts))
         if not wrong_values:
             report.add(never_occurring(spec, list(report.splits.values()), str(root)))
     report.seconds = time.perf_counter() - started

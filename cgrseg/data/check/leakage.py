@@ -1,4 +1,4 @@
-"""Images that two splits share, as files or as images.
+"""Images that two splits share, as files, as images or as places on the ground.
 
 Images are compared by their 32 x 32 gray thumbnails, upright and mirrored.  An image saved again
 at JPEG quality 30, or at half its size, stays within 1.1 gray levels (root mean square) of
@@ -132,6 +132,49 @@ def _shared(
                 "look at both; if one is a copy of the other, remove it from one of the "
                 "splits, and split before you augment",
             )
+
+
+def find_touching(splits: Mapping[str, Sequence[Facts]]) -> Iterator[Finding]:
+    """Georeferenced images of different splits that show one place, or touch.
+
+    Only images in the same coordinate system are compared.
+
+    Args:
+        splits: split name to the facts of its pairs.
+
+    Yields:
+        One finding for each such image of the later split.
+    """
+    for (first, mine), (second, others) in combinations(splits.items(), 2):
+        if {item.image for item in mine} == {item.image for item in others}:
+            continue  # one split under two names
+        for system in sorted({item.system for item in others if item.system}):
+            pool = sorted(
+                (item for item in mine if item.system == system), key=lambda item: item.bounds
+            )
+            boxes = np.array([item.bounds for item in pool]).reshape(-1, 4)
+            widest = (boxes[:, 2] - boxes[:, 0]).max(initial=0)
+            for item in (item for item in others if item.system == system):
+                left, bottom, right, top = item.bounds
+                near = (right - left) / item.size[1] / 2 if item.size else 0.0
+                window = np.searchsorted(boxes[:, 0], (left - widest - near, right + near))
+                chosen = boxes[slice(*window)]
+                wide = np.minimum(chosen[:, 2], right) - np.maximum(chosen[:, 0], left)
+                high = np.minimum(chosen[:, 3], top) - np.maximum(chosen[:, 1], bottom)
+                depth = np.minimum(wide, high)
+                if not depth.size or depth.max() < -near:
+                    continue
+                other = pool[window[0] + int(depth.argmax())].image
+                overlaps = depth.max() > near
+                yield Finding(
+                    "error" if overlaps else "warning",
+                    "leak-place",
+                    item.image,
+                    f"in {second}, it {'shows ground of' if overlaps else 'touches'} {other} in "
+                    f"{first}",
+                    "divide the scene by blocks with a gap, as `cgrseg data convert raster` does: "
+                    "a score on ground that was trained on says nothing",
+                )
 
 
 def nearest(queries: Sequence[Facts], pool: Sequence[Facts]) -> list[tuple[str, float, bool]]:

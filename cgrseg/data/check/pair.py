@@ -15,6 +15,7 @@ from cgrseg.data.channels import as_picture, mixed_types, read_pixels, types_of
 from cgrseg.data.image_files import FULL_BITS, open_with_pillow, used_bits
 from cgrseg.data.label_files import read_label
 from cgrseg.data.pairs import Pair
+from cgrseg.data.scenes import place_of
 from cgrseg.datasets.findings import Finding, finding_from_error
 from cgrseg.datasets.label_rules import LabelRule
 from cgrseg.errors import DataError
@@ -65,6 +66,8 @@ class Facts:
         bits: bits that the largest value of a 16-bit image needs; None: it has 8 bits, or was
             not decoded.
         types: types of the stored values of each channel; empty: 8-bit RGB, or not decoded.
+        system: coordinate system of a georeferenced image; empty: it has none, or was not decoded.
+        bounds: its left, bottom, right and top.
         findings: what is wrong with the two files.
     """
 
@@ -79,6 +82,8 @@ class Facts:
     centers: dict[int, float] = field(default_factory=dict)
     bits: int | None = None
     types: list[str] = field(default_factory=list)
+    system: str = ""
+    bounds: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -120,6 +125,7 @@ def _inspect_image(job: Job, facts: Facts) -> None:
     image = read_pixels(path, job.test)
     if channels is not None:
         facts.types = types_of(path, channels)
+    facts.system, facts.bounds = place_of(path)
     if odd == _DEEP:
         facts.bits = used_bits(path)
     facts.size = (image.shape[0], image.shape[1])

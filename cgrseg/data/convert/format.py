@@ -78,6 +78,8 @@ class Task:
         source_state: :func:`cgrseg.provenance.joint_state` of the source before the format read
             it; None: only :meth:`Format.draw` reads it.
         content: what :meth:`Format.draw` needs besides the source.
+        optional: label map and image are left out where no pixel has a class; the format makes
+            the image itself, of the size given.
     """
 
     source: Path
@@ -88,6 +90,7 @@ class Task:
     size: tuple[int, int] | None = None
     source_state: str | None = None
     content: Any = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)

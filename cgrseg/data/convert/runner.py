@@ -28,6 +28,8 @@ from cgrseg.files import atomic_write_text
 from cgrseg.locks import output_lock
 from cgrseg.progress import Progress
 
+_IGNORE = 255
+
 
 def run_conversion(format: Format, progress: Progress | None = None) -> ConversionReport:
     """Make the label maps of a source.
@@ -89,13 +91,17 @@ def run_conversion(format: Format, progress: Progress | None = None) -> Conversi
             generation=record.generation,
             drops_old=record.drops_old,
         )
-        pixels = np.zeros(256, dtype=np.int64)
+        pixels, left_out = np.zeros(256, dtype=np.int64), 0
         for outcome in run_parallel(make, todo, workers=format.workers, progress=progress):
             if isinstance(outcome, Failure):
                 report.failures.append(outcome)
+            elif outcome is None:
+                left_out += 1
             else:
                 report.written += 1
                 pixels += outcome
+        if left_out:
+            report.notes.append(f"{left_out} tiles without a labeled pixel were left out")
         report.pixels = [int(count) for count in pixels]
         if source.finish is not None:
             source.finish(report)
@@ -119,20 +125,32 @@ def _make(
     replaces: bool,
     generation: str,
     drops_old: bool,
-) -> np.ndarray | Failure:
-    """Make one label map; number of pixels per value (256,) int64, or why it was skipped."""
+) -> np.ndarray | Failure | None:
+    """Make one label map.
+
+    Returns:
+        Number of pixels per value (256,) int64, or why it was skipped; None: it was left out.
+    """
     note = note_of(task, generation)  # before anything is read
     try:
         image: Path | bytes | None = task.image
-        image_size = None
+        image_size, labels = None, None
+        if task.optional:
+            labels = draw(task)
+            if (labels == _IGNORE).all():
+                for path in filter(None, (task.label, task.image_target)):
+                    path.unlink(missing_ok=True)
+                return None
         if task.embedded is not None:
             image = task.embedded.read()
-            image_size = decode_image(image, str(task.embedded)).shape[:2]
+            if not task.optional:
+                image_size = decode_image(image, str(task.embedded)).shape[:2]
         elif task.image is not None:
             image_size = read_image(task.image).shape[:2]
         if task.size is not None:
             _refuse_other_size(task, task.size, image_size)
-        labels = draw(dataclasses.replace(task, size=task.size or image_size))
+        if labels is None:
+            labels = draw(dataclasses.replace(task, size=task.size or image_size))
         _refuse_other_size(task, labels.shape, image_size)
         if image is not None and task.image_target is not None:
             place_image(image, task.image_target, image_mode, replace=replaces)
