@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,89 @@ def write_bands(path: Path, bands: list[NDArray[Any]]) -> Path:
     size = f'rasterXSize="{width}" rasterYSize="{height}"'
     path.write_text(f"<VRTDataset {size}>{''.join(lines)}</VRTDataset>")
     return path
+
+
+# In a process of its own: GDAL waits for an answer without letting other threads run.
+RANGES = """
+import re, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+class Ranges(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.do_GET()
+    def do_GET(self):
+        path = Path(sys.argv[1] + self.path)
+        if not path.is_file():
+            return self.send_error(404)
+        content = path.read_bytes()
+        first, last = re.findall(r"[0-9]+", self.headers.get("Range", "bytes=0-999999999"))
+        body = content[int(first) : int(last) + 1]
+        self.send_response(206 if "Range" in self.headers else 200)
+        end = int(first) + len(body) - 1
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {first}-{end}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+class Withdrawing(BlockBackend):
+    """Removes the file after some windows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def logits(self, batch: Tensor) -> Tensor:
+        if len(self.seen) == 13:
+            self.path.unlink()
+        return super().logits(batch)
+
+
+def test_a_remote_raster_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    scene = write_scene(tmp_path / "scene.tif", noise, blockysize=8)
+    content = scene.read_bytes()
+    # Small caches, so that the file is read as it is needed.
+    monkeypatch.setenv("CPL_VSIL_CURL_CACHE_SIZE", "16384")
+    monkeypatch.setattr("cgrseg.data.scenes._CACHE", 16_384)
+    command = [sys.executable, "-c", RANGES, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = f"http://127.0.0.1:{int(server.stdout.readline())}/scene.tif"
+            backend: BlockBackend = Withdrawing(scene)
+            monkeypatch.setattr(
+                Predictor, "from_pretrained", lambda *_, **__: Predictor(backend, slide())
+            )
+            monkeypatch.chdir(tmp_path)
+            words = ["predict", "best.pth", address, "--out", "labels.tif"]
+            result = CliRunner().invoke(app, words)
+            told = " ".join(result.output.split())
+            assert result.exit_code == 2, told
+            assert f"{address}: GDAL cannot read it" in told and "finished strips are kept" in told
+            assert not (tmp_path / "labels.tif").exists()
+            strips = len(list((tmp_path / "labels.tif.parts").iterdir()))
+            assert 1 <= strips < 4
+            scene.write_bytes(content)
+            backend = BlockBackend()
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, result.output
+            assert len(backend.seen) < 20
+        finally:
+            server.kill()
+    predict_raster(Predictor(BlockBackend(), slide()), scene, tmp_path / "local.tif")
+    assert (read(tmp_path / "labels.tif") == read(tmp_path / "local.tif")).all()
 
 
 def test_bands_are_the_channels_of_the_network(
