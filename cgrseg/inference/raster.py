@@ -94,7 +94,7 @@ def predict_raster(
     The result has one uint8 band with the ids of the classes, 255 where the scene has no data, the
     colors of the classes, tiles, compression and overviews.  With `test.mode=slide`, windows have
     `test.crop_size` and lie `test.stride` apart; otherwise they have 512x512 pixels (or the size
-    that an exported file takes) and overlap by a quarter.
+    that an exported file takes) and overlap by half.
 
     Args:
         predictor: labels the windows.
@@ -224,7 +224,7 @@ class Layout:
             window, stride = tuple(test.crop_size), tuple(test.stride)
         else:
             window = max(sizes, key=lambda one: one[0] * one[1]) if sizes else _WINDOW
-            stride = tuple(side * 3 // 4 // CELL * CELL for side in window)
+            stride = tuple(side // 2 // CELL * CELL for side in window)
         unfit = any(side % NETWORK_STRIDE for side in window) or any(
             step % CELL or not 0 < step <= side for step, side in zip(stride, window, strict=True)
         )
