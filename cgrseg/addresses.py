@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+import tarfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from cgrseg import downloading
-from cgrseg.downloading import BUSY, TRIES, hidden_query
-from cgrseg.errors import CGRSegError, DataError
+from cgrseg.downloading import BUSY, TRIES
+from cgrseg.errors import CGRSegError, DataError, hidden_secrets
 from cgrseg.extras import require
 
 _LOG = logging.getLogger("cgrseg.addresses")
@@ -30,7 +31,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+(://|::.*://)", re.IGNORECASE)
 _WEB = ("http", "https")
 _LASTING = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
-    *(ValueError, TypeError, LookupError, zipfile.BadZipFile),
+    *(ValueError, TypeError, LookupError, zipfile.BadZipFile, tarfile.TarError),
 )
 _REFUSED = (401, 403)
 _Result = TypeVar("_Result")
@@ -44,7 +45,7 @@ class Address:
         url: as fsspec takes it, for example `s3://bucket/a.jpg` or `zip://a.jpg::s3://b/c.zip`.
     """
 
-    url: str
+    url: str = field(repr=False)
 
     @classmethod
     def of(cls, source: object) -> Address | None:
@@ -54,10 +55,14 @@ class Address:
         return cls(source) if isinstance(source, str) and _ADDRESS.match(source) else None
 
     def __str__(self) -> str:
-        return "::".join(
-            hidden_query(link) if link.startswith(_WEB) else re.sub("://[^/@]*@", "://", link)
-            for link in self.url.split("::")
-        )
+        return "::".join(map(hidden_secrets, self.url.split("::")))
+
+    def hidden_in(self, text: str) -> str:
+        """A text of another program without the secrets of this address, with or without it."""
+        for link in self.url.split("::"):
+            user, mark, _ = link.partition("://")[2].partition("/")[0].rpartition("@")
+            text = text.replace(user + mark, "") if user else text
+        return hidden_secrets(text)
 
     @cached_property
     def _chain(self) -> tuple[list[str], str, str, list[str]]:
@@ -178,6 +183,7 @@ def _tried(address: Address, work: Callable[[Any, str], _Result], expected: str)
             reason = f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
             if not status:
                 reason = " ".join(str(error).split()) or type(error).__name__
+            reason = address.hidden_in(reason)
             if isinstance(error, FileNotFoundError) or status in (404, 410):
                 found, remedy = "there is no such file", "check the address; it may be removed"
             elif isinstance(error, PermissionError) or status in _REFUSED or _no_login(error):

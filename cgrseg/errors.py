@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import TypeVar
@@ -182,3 +183,12 @@ def speaks_python() -> bool:
 def has_option(name: str) -> bool:
     """Whether the front end has an option; `cgrseg demo` resumes and keeps results by default."""
     return not (front_end() is FrontEnd.DEMO and name in ("--resume-from", "--overwrite"))
+
+
+def hidden_secrets(text: str) -> str:
+    """A text whose addresses have no user information, and in http(s) no query: they may be secret.
+
+    A user name ends at the last `@` before the path.
+    """
+    text = re.sub(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s?#]*@", r"\1", text)
+    return re.sub(r"(?i)(\bhttps?://[^\s?#]*)[?#]\S*", r"\1", text)

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from cgrseg.errors import EnvironmentProblem
+from cgrseg.errors import EnvironmentProblem, hidden_secrets
 from cgrseg.files import explained, make_folder, moved_folder, remove_leftovers, staying
 from cgrseg.processes import job_name, signals_deferred
 
@@ -315,7 +315,7 @@ def _about(job: str | None) -> dict[str, Any]:
     return {
         "process": os.getpid(),
         "host": socket.gethostname(),
-        "command": shlex.join([program, *sys.argv[1:]])[:500],
+        "command": hidden_secrets(shlex.join([program, *sys.argv[1:]]))[:500],
         "job": job,
     }
 

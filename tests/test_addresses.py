@@ -187,3 +187,32 @@ def test_only_addresses_are_addresses() -> None:
         assert Address.of(text) == Address(text)
     assert str(Address("sftp://me:word@host/a.jpg")) == "sftp://host/a.jpg"
     assert str(Address("hf://datasets/me/set@main/a.jpg")) == "hf://datasets/me/set@main/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ftp://user:p@ss@host/a.jpg", "ftp://host/a.jpg"),
+        ("HTTPS://h/a.jpg?sig=SECRET", "HTTPS://h/a.jpg"),
+        ("s3://bucket/a@b.jpg", "s3://bucket/a@b.jpg"),
+        ("zip://a.jpg::https://u:p@h/x.zip?t=1", "zip://a.jpg::https://h/x.zip"),
+    ],
+)
+def test_secrets_are_hidden(url: str, shown: str) -> None:
+    address = Address(url)
+    assert str(address) == shown and "SECRET" not in repr(address) and "p@" not in repr(address)
+
+
+def test_secrets_are_hidden_in_the_words_of_others() -> None:
+    address = Address("s3://key:SECRET@bucket/f/")
+    found = address.hidden_in('Invalid bucket name "key:SECRET@bucket" in s3://key:SECRET@bucket/f')
+    assert found == 'Invalid bucket name "bucket" in s3://bucket/f'
+
+
+@pytest.mark.parametrize("member", ["../../evil.png", "..\\evil.png", "C:/evil.png"])
+def test_members_that_lead_out_of_the_folder_are_refused(member: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, b"x")
+    with pytest.raises(DataError, match="leads out of the folder of the results"):
+        find_images(f"zip://::{path}")

@@ -194,6 +194,13 @@ def find_images(
     named: dict[str, Path | Address] = {}
     for image in kept:
         name = image.name if counts[image.name] == 1 else f"{image.name}_{image.path.suffix[1:]}"
+        if isinstance(image.path, Address) and _leaves_the_folder(name):
+            raise DataError(
+                image.path,
+                found=f"the name {name!r}, which leads out of the folder of the results",
+                expected="names below the given address",
+                remedy="do not trust this archive or bucket; name single files that you need",
+            )
         if name in named:
             raise DataError(
                 image.path,
@@ -203,6 +210,12 @@ def find_images(
             )
         named[name] = image.path
     return [FoundImage(path, name) for name, path in named.items()]
+
+
+def _leaves_the_folder(name: str) -> bool:
+    """Whether a name of results is not below their folder, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or "" in parts or ":" in parts[0] or "\\" in name
 
 
 def _images_of(entry: str | Path, endings: Sequence[str]) -> list[FoundImage]:

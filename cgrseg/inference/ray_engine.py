@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgrseg.cpus import usable_cpus
+from cgrseg.data.label_files import label_note
 from cgrseg.errors import MALFORMED, CGRSegError, ConfigError, DataError, EnvironmentProblem
-from cgrseg.extras import require_extra
+from cgrseg.extras import require, require_extra
 from cgrseg.files import atomic_path, atomic_write_text, explained, remove_leftovers
 from cgrseg.inference.image_sources import FoundImage, find_images
 from cgrseg.inference.prediction import Prediction, Timing
@@ -44,7 +46,10 @@ _LOG = logging.getLogger("cgrseg.inference")
 
 TABLE = "predictions.parquet"
 """Table of a folder of results: `image` (address or path), `name` (of its files), `sha256`,
-`confidence` (mean over the image, 0..1), `shares` (of each class, 0..1), `error` (null: none)."""
+`confidence` (mean over the image, 0..1), `shares` (of each class, 0..1), `error` (null: none),
+`note` (of the label file: of which network and content it is)."""
+
+_COLUMNS = ("image", "name", "sha256", "confidence", "shares", "error", "note")
 
 _JOURNAL = f"{TABLE}.rows"
 _FIRST = 8  # images of a worker's first group; later ones grow
@@ -134,13 +139,23 @@ class _Worker:
         labeled = job.output.label(
             self._predictor, images, job.record, batch_size=job.batch_size, confidence="coarse"
         )
-        return [_outcome(image, found, self._predictor.backend.choice) for image, found in labeled]
+        outcomes = []
+        for image, found in labeled:
+            note = label_note(job.output.labels(image))
+            outcomes.append(_outcome(image, found, self._predictor.backend.choice, note))
+        return outcomes
 
 
-def _outcome(image: FoundImage, found: Prediction | CGRSegError, form: str = "") -> _Outcome:
+def _outcome(
+    image: FoundImage,
+    found: Prediction | CGRSegError,
+    form: str = "",
+    note: str | None = None,
+) -> _Outcome:
     row: dict[str, Any] = {"image": str(image.path), "name": image.name}
     if isinstance(found, CGRSegError):
         return _Outcome(json.dumps({**row, "error": str(found)}), found)
+    row["note"] = note
     row["sha256"] = found.sha256
     row["shares"] = {name: round(share, 6) for name, share in found.shares.items()}
     if found.confidence is not None:
@@ -202,7 +217,9 @@ def predict_on_ray(
         table = _Table(output.folder)
         todo: list[FoundImage] = []
         for image, kept in zip(images, output.kept(images, record, overwrite), strict=True):
-            if kept and table.has(image):
+            note = label_note(output.labels(image)) if kept else None
+            # Without a note somebody retouched it.
+            if kept and (note is None or table.has(image, note)):
                 report.kept.append(image.path)
             else:
                 todo.append(image)
@@ -271,7 +288,7 @@ class _Pool:
         finished: tuple[Sequence[FoundImage], list[_Outcome]] = ([], [])
         while left:
             while self._ready and (again or taken < len(images)):
-                if again:
+                if taken == len(images):  # those that may be to blame come last
                     group = again.popleft()
                 else:  # smaller ones near the end, so that all workers end together
                     size = max(1, min(self._size, (len(images) - taken) // (2 * self._count)))
@@ -351,11 +368,13 @@ def _workers(
     checkpoint: str | Path | None,
 ) -> Iterator[_Pool]:
     """The workers on a running cluster, or on one of this machine that lives in the block."""
-    import ray
+    ray = require("ray", "--engine ray")
 
     local = {} if cluster.address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(cluster.address or "local", logging_level="error", log_to_driver=False, **local)
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has taken it
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
             "--ray-address",
@@ -400,10 +419,10 @@ class _Table:
         for line in [*_stored_rows(self._file), *_journal_rows(self._journal)]:
             self._rows[json.loads(line)["image"]] = line
 
-    def has(self, image: FoundImage) -> bool:
-        """Whether there is a row of an image that was labeled."""
+    def has(self, image: FoundImage, note: str) -> bool:
+        """Whether there is a row of an image, made with the label file of this note."""
         row = self._rows.get(str(image.path))
-        return row is not None and "error" not in json.loads(row)
+        return row is not None and json.loads(row).get("note") == note
 
     @contextlib.contextmanager
     def writing(self, again: Iterable[FoundImage]) -> Iterator[Callable[[str], None]]:
@@ -434,6 +453,7 @@ class _Table:
                 ("confidence", pa.float32()),
                 ("shares", shares),
                 ("error", pa.string()),
+                ("note", pa.string()),
             ]
         )
         rows = [self._rows[image] for image in sorted(self._rows)]
@@ -441,6 +461,9 @@ class _Table:
             for start in range(0, len(rows), _ROWS):
                 filled = [json.loads(row) for row in rows[start : start + _ROWS]]
                 for row in filled:
+                    for key in ("image", "name", "error"):
+                        if key in row:  # names of files need not be text
+                            row[key] = row[key].encode("utf-8", "backslashreplace").decode()
                     if "error" not in row:
                         row["shares"] = dict.fromkeys(classes, 0.0) | row["shares"]
                 writer.write_table(pa.Table.from_pylist(filled, schema))
@@ -457,7 +480,11 @@ def _journal_rows(path: Path) -> Iterator[str]:
 
 
 def _stored_rows(path: Path) -> Iterator[str]:
-    """Rows of a table as lines of JSON; none of a file that is no table of this module."""
+    """Rows of a table as lines of JSON.
+
+    Raises:
+        DataError: a file of that name that is no table of this module.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -465,11 +492,19 @@ def _stored_rows(path: Path) -> Iterator[str]:
         return
     with open_input(path) as stream:
         try:
-            for batch in pq.ParquetFile(stream).iter_batches(_ROWS):
+            table = pq.ParquetFile(stream)
+            if set(table.schema_arrow.names) != set(_COLUMNS):
+                raise ValueError(f"its columns are {', '.join(table.schema_arrow.names)}")
+            for batch in table.iter_batches(_ROWS):
                 for row in batch.to_pylist():
                     kept = {key: value for key, value in row.items() if value is not None}
                     if "shares" in kept:
                         kept["shares"] = {k: v for k, v in kept["shares"].items() if v}
                     yield json.dumps(kept)
-        except (pa.ArrowException, *MALFORMED):
-            return
+        except (pa.ArrowException, *MALFORMED) as error:
+            raise DataError(
+                path,
+                found=f"a file that is no table of predictions ({error})",
+                expected="none of this name, or one that this command wrote",
+                remedy="move it away, or choose another folder",
+            ) from error

@@ -344,5 +344,5 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _path_digest(path: Path | str | Address) -> str:
     """Digest of the path of a file, 16 hexadecimal digits: results do not contain user folders."""
-    place = str(path) if isinstance(path, Address) else os.path.realpath(path)
+    place = path.url if isinstance(path, Address) else os.path.realpath(path)
     return hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest()
