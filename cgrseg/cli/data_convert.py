@@ -96,7 +96,8 @@ def _parameters(kind: type[Format]) -> list[_Parameter]:
             argument = typer.Argument(help=given.help, show_default=False)
             found.append(_Parameter(field, name, hint, argument, inspect.Parameter.empty))
             continue
-        option = typer.Option(f"--{name.replace('_', '-')}", help=given.help)
+        flag = f"--{name.replace('_', '-')}"
+        option = typer.Option(flag, help=given.help, min=given.least, max=given.most)
         if name in shared:
             option = shared[name](given.help)
         elif field == "workers":

@@ -236,6 +236,7 @@ def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
 
 def _print_checkpoint(console: Console, path: str, size: tuple[int, int], as_json: bool) -> None:
     from cgrseg.models import load_model, read_checkpoint
+    from cgrseg.models.weights import channel_names
 
     model = load_model(path)
     options = model.options()
@@ -247,8 +248,8 @@ def _print_checkpoint(console: Console, path: str, size: tuple[int, int], as_jso
         console.print(f"{path}: {model.variant}, {model.num_classes} classes", markup=False)
         if model.classes is not None:
             console.print(f"classes: {', '.join(model.classes)}", markup=False)
-        if (channels := (model.preprocessing or {}).get("channels")) is not None:
-            console.print(f"channels: {', '.join(channels['names'])}", markup=False)
+        if (names := channel_names(model.preprocessing)) is not None:
+            console.print(f"channels: {', '.join(names)}", markup=False)
         for key in ("iteration", "version"):
             if meta.get(key) is not None:
                 console.print(f"{key}: {meta[key]}", markup=False)

@@ -87,7 +87,7 @@ class ChannelsConfig(Section):
     names: list[str] | None = Field(
         None,
         min_length=1,
-        max_length=1000,
+        max_length=128,  # what OpenCV resizes
         description="Names of the channels of an image, in the order of its bands, pages or files, "
         "such as [red,green,blue,nir]; None: images are read as 8-bit RGB (published).",
     )

@@ -179,11 +179,22 @@ def _meant(key: str, raw: str) -> Any:
         if annotation is None or not admits(annotation, dict):
             raise unknown_setting(key)
         return value
-    if isinstance(value, str) and annotation in (list[str], list[str] | None):
+    if isinstance(value, str) and _lists_texts(annotation):
         inside = value.removeprefix("[").removesuffix("]")
         return [str(parse_value(each.strip())) for each in inside.split(",")]
     wants_text = admits(annotation, str)
     return raw if wants_text and not admits(annotation, type(value)) else value
+
+
+def _lists_texts(annotation: Any) -> bool:
+    """Whether a setting is a list of texts or names, perhaps null, and no text itself."""
+    if admits(annotation, str) or not admits(annotation, list):
+        return False
+    inside = annotation
+    while typing.get_origin(inside) is not list:
+        parts = [part for part in typing.get_args(inside) if admits(part, list)]
+        inside = parts[0]
+    return admits(typing.get_args(inside)[0], str)
 
 
 def _is_plain(value: Any) -> bool:

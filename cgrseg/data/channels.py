@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cgrseg.data.image_files import (
     decode_image,
     decode_unchanged,
     read_content,
+    read_image,
     refuse_truncated,
 )
 from cgrseg.data.parallel import run_parallel
@@ -44,6 +46,8 @@ Pixels = NDArray[Any]
 MEASURED_IMAGES = 200
 """Largest number of images that mean and deviation are measured on, spread evenly."""
 
+_THUMBNAILS = 4  # pages of another size that a file may have
+_LARGEST = 1e38  # beyond it a value stands for no data
 _NPY_MAGIC = b"\x93NUMPY"
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -63,7 +67,9 @@ def read_pixels(path: Place, test: TestConfig, *, reduce: Reduction = 1) -> Pixe
     Raises:
         DataError: a file that cannot be read, or has other channels than the settings.
     """
-    return read_pixels_with_digest(path, test, reduce=reduce)[0]
+    if test.image_channels is None:
+        return read_image(path, reduce=reduce, bits=test.image_bits)
+    return read_pixels_with_digest(path, test)[0]
 
 
 def read_pixels_with_digest(
@@ -188,7 +194,7 @@ class _Sums:
     @classmethod
     def of(cls, image: Pixels, types: Sequence[str] = ()) -> _Sums:
         flat = image.reshape(-1, image.shape[2]).astype(np.float64)
-        known = np.isfinite(flat)
+        known = np.abs(flat) < _LARGEST
         flat = np.where(known, flat, 0)
         sums = np.stack([known.sum(axis=0), flat.sum(axis=0), (flat * flat).sum(axis=0)])
         return cls(sums, list(types))
@@ -201,8 +207,9 @@ class _Sums:
         count, _, squares = self.values
         variance = squares / np.maximum(count, 1) - np.square(self.mean())
         deviation = np.sqrt(np.maximum(variance, 0))
-        # A channel of one value is left as it is.
-        return [float(value) if value > 1e-12 else 1.0 for value in deviation]
+        # A channel of one value is left as it is; sums of squares leave a rest in its deviation.
+        least = np.maximum(1e-5 * np.abs(self.mean()), 1e-12)
+        return [float(d) if d > small else 1.0 for d, small in zip(deviation, least, strict=True)]
 
 
 def measured_channels(
@@ -339,10 +346,19 @@ def _joined(
         raise mixed_types(name, types, channels.types, "the training (data.channels.types)")
     image = first if len(parts) == 1 else _stacked([part for _, part in parts])
     if image.dtype == np.float32 and channels.mean is not None:
-        known = np.isfinite(image)
+        known = np.abs(image) < _LARGEST  # false for NaN
         if not known.all():
             image = np.where(known, image, np.array(channels.mean, np.float32))
     return np.ascontiguousarray(image)
+
+
+def _without_nodata(bands: Pixels, nodata: Sequence[float | None]) -> Pixels:
+    """Bands (C, h, w) of real numbers with NaN where there are no data."""
+    if bands.dtype.kind == "f":
+        for band, value in zip(bands, nodata, strict=True):
+            if value is not None:
+                band[band == band.dtype.type(value)] = np.nan
+    return bands
 
 
 def _stacked(parts: Sequence[Pixels]) -> Pixels:
@@ -425,15 +441,24 @@ def _from_tiff(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
             memory = stack.enter_context(rasterio.io.MemoryFile(data))
             first = stack.enter_context(memory.open(driver="GTiff"))
             _refuse_too_large(first.width, first.height, name)
-            others = [
-                stack.enter_context(rasterio.open(page, driver="GTiff"))
-                for page in first.subdatasets[1:]
-            ]
+            # Metadata of a file may name other files as its parts: only its own pages are opened.
+            own = re.compile(rf"GTIFF_DIR:\d+:{re.escape(first.name)}")
+            further = [page for page in first.subdatasets[1:] if own.fullmatch(page)]
+            if len(further) > len(channels.names or []) + _THUMBNAILS:
+                raise DataError(
+                    name,
+                    found=f"{1 + len(further)} pages",
+                    expected=f"{len(channels.names or [])} channels (data.channels.names)",
+                    remedy="save the pages that are channels, or one image per file",
+                )
+            others = [stack.enter_context(rasterio.open(page, driver="GTiff")) for page in further]
             pages = [first, *(page for page in others if page.shape == first.shape)]  # no thumbnail
             types = [kind for page in pages for kind in page.dtypes]
+            if any(kind.startswith("complex") for kind in types):
+                raise ValueError("its values are complex numbers")
             if len(types) > len(channels.names or []):
                 _refuse_other_count([len(types)], types, name, channels)
-            bands = [page.read() for page in pages]
+            bands = [_without_nodata(page.read(), page.nodatavals) for page in pages]
     except (errors.RasterioError, ValueError, MemoryError) as error:
         raise_machine_problem(error, name)
         raise DataError(

@@ -60,7 +60,7 @@ def extra_settings(config: DataConfig) -> Iterator[DataConfig]:
         own = guess_dataset(folder)
         if edited and resolve_spec(own).classes == before:
             own = own.model_copy(update=edits)
-        yield own
+        yield own.model_copy(update={"channels": config.channels})
 
 
 def trained_splits(config: DataConfig) -> list[str]:

@@ -193,10 +193,11 @@ def _with_channels_of(model: CGRSeg, config: Config, where: str) -> TestConfig:
     Raises:
         ConfigError: the config names other channels.
     """
-    kept = stored_test_settings(model.preprocessing or {}, where).image_channels
     names = config.data.channels.names
-    if kept is None:
+    if "channels" not in (model.preprocessing or {}):
         return config.preprocessing
+    kept = stored_test_settings(model.preprocessing, where).image_channels
+    assert kept is not None
     if names is not None and names != kept.names:
         raise ConfigError(
             "data.channels.names",

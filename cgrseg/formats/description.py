@@ -84,8 +84,8 @@ class Description(BaseModel):
     num_classes: int = Field(ge=1, le=65_535)
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
-    mean: list[float] = Field(min_length=1, max_length=1000)
-    std: list[float] = Field(min_length=1, max_length=1000)
+    mean: list[float] = Field(min_length=1, max_length=128)
+    std: list[float] = Field(min_length=1, max_length=128)
     test: dict[str, Any] | None
     sizes: list[tuple[Side, Side]] | None
     smallest: Side = 32

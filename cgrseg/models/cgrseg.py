@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cgrseg.class_names import numbered_names
 from cgrseg.config.schema import ChannelsConfig
-from cgrseg.errors import MALFORMED
+from cgrseg.errors import MALFORMED, CGRSegError
 from cgrseg.files import write_json
 from cgrseg.locks import locking
 from cgrseg.models.checkpoint_files import locate_pretrained, unusable_config
@@ -42,7 +42,7 @@ _MOST = {
     "num_classes": 65_535,
     "context_blocks": 1_000,
     "channels": 65_536,
-    "in_channels": 1_000,
+    "in_channels": 128,
 }
 _LOG = logging.getLogger("cgrseg.models")
 
@@ -230,7 +230,10 @@ class CGRSeg(
         channels = (self.preprocessing or {}).get("channels")
         if channels is None:
             return (0, 1, 2) if self.in_channels == 3 else None
-        return ChannelsConfig(**channels).rgb_indices
+        try:
+            return ChannelsConfig(**channels).rgb_indices
+        except (ValueError, TypeError, CGRSegError):  # settings that somebody edited
+            return None
 
     def extra_repr(self) -> str:
         """Text that `repr` shows above the submodules."""

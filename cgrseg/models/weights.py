@@ -228,7 +228,8 @@ def load_checkpoint(model: Network, checkpoint: Checkpoint, part: str = "all") -
             "ema_...); those under the plain names are taken, as mmsegmentation takes them"
         )
     if _STEM in source and _STEM in target:
-        source[_STEM] = _carried_over(source[_STEM], target[_STEM], model, report)
+        theirs = channel_names(stored_metadata(checkpoint)["preprocessing"])
+        source[_STEM] = _carried_over(source[_STEM], theirs, model, report)
     for name, value in source.items():
         if name in copies:
             report.expected_unused.append(name)
@@ -272,28 +273,57 @@ def load_checkpoint(model: Network, checkpoint: Checkpoint, part: str = "all") -
     return report
 
 
-def _carried_over(weight: Tensor, ours: Tensor, model: Network, report: LoadReport) -> Tensor:
+def _carried_over(
+    weight: Tensor, theirs: list[str] | None, model: Network, report: LoadReport
+) -> Tensor:
     """Weights of the first convolution for the channels of this network.
 
-    Weights for RGB (M, 3, 3, 3) stay with red, green and blue, and further channels get their mean
-    over RGB.  Where the network has no such channels, all get the mean, scaled by 3 / C: equal
-    values in all channels give what a gray image gave.
+    Channels of the same names keep theirs, whatever their order.  From RGB, further channels get
+    the mean over RGB; where the network has no red, green and blue, all get the mean, scaled by
+    3 / C: equal values in all channels give what a gray image gave.
+
+    Args:
+        weight: (M, C, 3, 3) of the file.
+        theirs: names of the file's channels; None: RGB.
+        model: the network.
+        report: gets a note.
+
+    Returns:
+        The same weights, which may not fit, from other channels than RGB to others.
     """
-    if weight.ndim != 4 or weight.shape[1] != 3 or ours.shape[1] == 3:
+    options = model.options()
+    ours, count = channel_names(options["preprocessing"]), int(options.get("in_channels", 3))
+    if weight.ndim != 4 or weight.shape[1] != len(theirs or "rgb"):
         return weight
-    mean = weight.mean(dim=1, keepdim=True).expand(-1, ours.shape[1], -1, -1).clone()
+    if theirs == ours and weight.shape[1] == count:
+        return weight
+    here = ", ".join(ours) if ours else f"{count} channels"
+    start = f"the weights of the first convolution are for {', '.join(theirs or ['RGB'])}, this "
+    start += f"network takes {here}: "
+    if theirs is not None:
+        if ours is None or set(ours) != set(theirs):
+            if len(theirs) == count:
+                report.notes.append(f"{start}they are taken in this order")
+            return weight
+        report.notes.append(f"{start}each channel keeps its own")
+        return weight[:, [theirs.index(name) for name in ours]]
+    mean = weight.mean(dim=1, keepdim=True).expand(-1, count, -1, -1).clone()
     rgb = model.rgb_channels
     if rgb is None:
-        how = f"each channel gets their mean over RGB, times 3 / {ours.shape[1]}"
-        mean *= 3 / ours.shape[1]
-    else:
-        how = "those of red, green and blue stay, each further channel gets their mean"
-        mean[:, list(rgb)] = weight
+        report.notes.append(f"{start}each channel gets their mean over RGB, times 3 / {count}")
+        return mean * (3 / count)
+    mean[:, list(rgb)] = weight
     report.notes.append(
-        f"the weights of the first convolution are for RGB, this network takes {ours.shape[1]} "
-        f"channels: {how}"
+        f"{start}those of red, green and blue stay, each further channel gets their mean"
     )
     return mean
+
+
+def channel_names(preprocessing: Any) -> list[str] | None:
+    """Names of the channels in stored test settings; None: RGB."""
+    channels = preprocessing.get("channels") if isinstance(preprocessing, Mapping) else None
+    names = channels.get("names") if isinstance(channels, Mapping) else None
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
 def _other_classes(model: Network, checkpoint: Checkpoint) -> list[str]:

@@ -148,8 +148,12 @@ def with_measurements_of(checkpoint: Checkpoint | None, config: Config) -> Confi
     names = config.data.channels.names
     if names is None or channels.get("names") != names:
         return config  # what differs is named later
+    measured = {name: channels.get(name) for name in ("mean", "std", "types")}
     given = config.data.channels.model_dump(exclude_none=True)
-    kept = ChannelsConfig.model_validate({**channels, **given})
+    try:
+        kept = ChannelsConfig.model_validate({**measured, **given})
+    except (ValueError, ConfigError):  # somebody edited the file: they are measured again
+        return config
     data = config.data.model_copy(update={"channels": kept})
     return config.model_copy(update={"data": data})
 

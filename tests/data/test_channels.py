@@ -22,6 +22,7 @@ from cgrseg.config.schema import (
     PhotometricConfig,
     TestConfig,
 )
+from cgrseg.config.settings import parse_overrides
 from cgrseg.data.browse import write_sheet
 from cgrseg.data.channels import (
     as_picture,
@@ -223,6 +224,44 @@ def test_a_small_file_of_a_huge_image_is_refused_before_it_is_read(tmp_path: Pat
         read_pixels(path, of(["a", "b"]))
 
 
+def test_metadata_cannot_name_other_files(tmp_path: Path) -> None:
+    """As a part of the image: an upload would get the pixels of files of the server."""
+    secret = write_tiff(tmp_path / "secret.tif", pixels(1))
+    path = write_tiff(tmp_path / "a.tif", pixels(4))
+    with rasterio.open(path, "r+") as target:
+        names = {"SUBDATASET_1_NAME": str(path), "SUBDATASET_2_NAME": str(secret)}
+        target.update_tags(ns="SUBDATASETS", **names)
+    with pytest.raises(DataError, match="4 channels of uint16"):
+        read_pixels(path, of(FIVE))
+
+
+def test_declared_nodata_and_largest_floats_are_the_mean(tmp_path: Path) -> None:
+    image = np.array([[[1.0], [3.0], [-9999.0], [-3.4e38]]], np.float32)
+    path = write_tiff(tmp_path / "a.tif", image, nodata=-9999.0)
+    measured = measured_channels([path], ChannelsConfig(names=["height"]))
+    assert measured.mean == [2.0] and measured.std == [1.0]
+    found = read_pixels(path, ChannelTestConfig(channels=measured))
+    assert found[..., 0].tolist() == [[1.0, 3.0, 2.0, 2.0]]
+
+
+def test_a_constant_channel_keeps_its_scale(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.full((333, 777, 2), (0.1, 1234.567), np.float32))
+    assert measured_channels([tmp_path / "a.npy"], ChannelsConfig(names=["a", "b"])).std == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("data.channels.rgb=[b4,b3,b2]", ["b4", "b3", "b2"]),
+        ("data.channels.types=[uint16,uint8]", ["uint16", "uint8"]),
+        ("data.channels.names=red,nir", ["red", "nir"]),
+        ("loss.class_weights=auto", "auto"),
+    ],
+)
+def test_lists_are_typed_without_quotes(text: str, value: object) -> None:
+    assert parse_overrides([text]) == {text.partition("=")[0]: value}
+
+
 # ---- Measuring and normalizing ---------------------------------------------------------------
 
 
@@ -342,12 +381,16 @@ def test_weights_for_rgb_are_carried_over(tmp_path: Path) -> None:
     with small_variant() as name:
         source = create_model(name, 4)
         save_safetensors(source, tmp_path / "rgb.safetensors")
+        kept = of(["blue", "green", "red"]).model_dump(mode="json")
+        turned = create_model(name, 4, preprocessing=kept)
+        note = load_weights(turned, tmp_path / "rgb.safetensors", verbose=False).notes
         weight = source.state_dict()[stem]
         plain = create_model(name, 4, in_channels=5)
         report = load_weights(plain, tmp_path / "rgb.safetensors", verbose=False)
         settings = of(FIVE).model_dump(mode="json")
         named = create_model(name, 4, in_channels=5, preprocessing=settings)
         load_weights(named, tmp_path / "rgb.safetensors", verbose=False)
+    assert torch.equal(turned.state_dict()[stem], weight[:, [2, 1, 0]]) and "for RGB" in note[0]
     assert "each channel gets their mean over RGB, times 3 / 5" in str(report)
     found = plain.state_dict()[stem]
     assert torch.allclose(found.sum(dim=1), weight.sum(dim=1), atol=1e-6)

@@ -46,9 +46,13 @@ class Option(Argument):
 
     Attributes:
         name_list: the value is a list of names: a file with one per line, or names with commas.
+        least: smallest value of a number.
+        most: largest value of a number.
     """
 
     name_list: bool = False
+    least: float | None = None
+    most: float | None = None
 
 
 class Embedded(abc.ABC):

@@ -23,6 +23,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 
 from cgrseg.class_names import listed
+from cgrseg.config.fields import MAX_SIDE
 from cgrseg.config.schema import AugmentConfig
 from cgrseg.data.convert.custom_format import (
     IGNORE,
@@ -208,12 +209,18 @@ class RasterTiles(CustomFormat):
         str | None,
         Option("Region attribute that holds the class. Default: class, label or name."),
     ] = None
-    first_id: Annotated[int, Option("Value of the first class in a label raster.")] = 0
-    tile: Annotated[int, Option("Height and width of a tile in pixels.")] = 512
-    block: Annotated[int, Option("Tiles of a block along each axis.")] = 4
-    gap: Annotated[int, Option("Pixels between neighboring blocks.")] = 64
-    val_share: Annotated[float, Option("Share of the blocks drawn for val.")] = 0.2
-    seed: Annotated[int, Option("Seed of all random numbers.")] = 0
+    first_id: Annotated[
+        int, Option("Value of the first class in a label raster.", least=0, most=255)
+    ] = 0
+    tile: Annotated[
+        int, Option("Height and width of a tile in pixels.", least=32, most=MAX_SIDE)
+    ] = 512
+    block: Annotated[int, Option("Tiles of a block along each axis.", least=1, most=10_000)] = 4
+    gap: Annotated[int, Option("Pixels between neighboring blocks.", least=1, most=MAX_SIDE)] = 64
+    val_share: Annotated[
+        float, Option("Share of the blocks drawn for val.", least=0, most=0.99)
+    ] = 0.2
+    seed: Annotated[int, Option("Seed of all random numbers.", least=0, most=2**63 - 1)] = 0
 
     def read(self) -> Annotations:
         """Class ids follow the class names given, else the label raster's, else the alphabet."""
