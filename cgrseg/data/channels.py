@@ -139,6 +139,8 @@ def checked_pixels(array: Pixels, name: Place, channels: ChannelsConfig) -> Pixe
         DataError: another number or type of channels.
     """
     pixels = _of_known_type(array[..., None] if array.ndim == 2 else array)
+    if channels.types is not None and pixels.dtype == np.result_type(*channels.types):
+        channels = channels.model_copy(update={"types": None})  # files of several types together
     return _joined([(name, pixels)], name, channels)
 
 
@@ -289,6 +291,13 @@ def _files(path: Place, channels: ChannelsConfig | None) -> list[Path | Address]
     own = Address.of(path) or Path(str(path))
     further = (channels.files if channels is not None else None) or []
     names = [text.replace("{stem}", own.stem) for text in further]
+    if own.name in names:
+        raise DataError(
+            own,
+            found="the image itself among its further files (data.channels.files)",
+            expected="other files, such as {stem}_nir.png",
+            remedy="correct the setting",
+        )
     if isinstance(own, Address):
         return [own, *map(own.beside, names)]
     return [own, *(own.parent / name for name in names)]

@@ -1,4 +1,4 @@
-"""What a source of images is, and reading its images as 8-bit RGB arrays."""
+"""What a source of images is, and reading its images as arrays."""
 
 from __future__ import annotations
 
@@ -336,12 +336,14 @@ def as_image(value: Any, test: TestConfig | None = None) -> Pixels:
         return read_pixels(value, test)
     if isinstance(value, Frame):
         return value.image if channels is None else _of_channels(value.image, channels)
-    if hasattr(value, "getexif") and channels is not None:
-        return _of_channels(np.asarray(value), channels)
     if hasattr(value, "getexif") and hasattr(value, "convert"):
         from PIL import ImageOps
 
-        return _from_pillow(ImageOps.exif_transpose(value), bits)
+        upright: Any = ImageOps.exif_transpose(value)
+        if channels is None:
+            return _from_pillow(upright, bits)
+        mode = {"P": "RGB", "1": "L"}.get(upright.mode, upright.mode)  # as in PNG files
+        return _of_channels(np.asarray(upright.convert(mode)), channels)
     if kind_of(value) == "content":
         return _from_bytes(_read(value) if hasattr(value, "read") else bytes(value), test)
     torch = sys.modules.get("torch")  # whoever has a tensor has loaded it

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 import cgrseg
 from cgrseg.config import Config
+from cgrseg.config.schema import ChannelsConfig
 from cgrseg.config.settings import build, stored_test_settings
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
@@ -135,7 +136,7 @@ def publish(
     )
     model.classes, model.palette = shown.classes, shown.palette
     model.preprocessing = shown.test.model_dump(mode="json")
-    samples = _samples(images, config, data_root, tell)
+    samples = _samples(images, config, data_root, shown.test.image_channels, tell)
     with output_lock(target.parent):
         make_folder(target.parent)
         with explained(target), partial_folder(target.parent, "publishing") as staging:
@@ -275,6 +276,7 @@ def _samples(
     images: Sequence[str | Path],
     config: Config | None,
     data_root: str | Path | None,
+    channels: ChannelsConfig | None,
     tell: Callable[[str], None],
 ) -> list[Any]:
     """Images for the check: given ones, some of the validation split, or a drawn scene."""
@@ -292,7 +294,11 @@ def _samples(
                 raise
             reason = str(error).splitlines()[0]
     tell(f"the check predicts a drawn scene, no validation image ({reason})")
-    return [make_scene(0, 0)[0]]
+    scene = make_scene(0, 0)[0]
+    if channels is None:
+        return [scene]
+    bands = [scene[..., k % 3] for k in range(len(channels.names or []))]
+    return [np.stack(bands, axis=2).astype(np.result_type(*channels.types or ["uint8"]))]
 
 
 def _check(folder: Path, expected: Predictor, samples: Sequence[Any]) -> None:

@@ -50,7 +50,7 @@ class DataSource(Protocol):
     def batches(self, start: int) -> Any:
         """Endless batches of this process from an iteration on.
 
-        A batch is a dictionary: normalized image float32 (N, 3, H, W), label int64 (N, H, W),
+        A batch is a dictionary: normalized image float32 (N, C, H, W), label int64 (N, H, W),
         position and index int64 (N,).
         """
 

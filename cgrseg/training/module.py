@@ -198,7 +198,7 @@ class TrainingModule(lightning.LightningModule):
         self.recent.append((self.iteration, [int(index) for index in batch["index"]]))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch: normalized image (N, 3, H, W), label (N, H, W)."""
+        """Loss of one batch: normalized image (N, C, H, W), label (N, H, W)."""
         image, label = batch["image"], batch["label"]
         output = self._network(image)
         logits, initial = output if isinstance(output, tuple) else (output, None)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from PIL import Image
 
 from cgrseg.config import Config
 from cgrseg.config.schema import (
@@ -242,6 +243,22 @@ def test_declared_nodata_and_largest_floats_are_the_mean(tmp_path: Path) -> None
     assert measured.mean == [2.0] and measured.std == [1.0]
     found = read_pixels(path, ChannelTestConfig(channels=measured))
     assert found[..., 0].tolist() == [[1.0, 3.0, 2.0, 2.0]]
+
+
+def test_an_array_has_the_joint_type_of_several_files() -> None:
+    test = of(["color", "depth"], types=["uint8", "uint16"])
+    assert as_image(pixels(2), test).dtype == np.uint16
+    with pytest.raises(DataError, match="values of uint8"):
+        as_image(pixels(2, np.uint8), test)
+
+
+def test_pillow_images_are_read_as_their_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels(3, np.uint8)).quantize(7).save(path)
+    test = of(["red", "green", "blue"])
+    assert np.array_equal(as_image(Image.open(path), test), read_pixels(path, test))
+    with pytest.raises(DataError, match="the image itself among its further files"):
+        read_pixels(path, of(["red", "green", "blue", "more"], files=["{stem}.png"]))
 
 
 def test_a_constant_channel_keeps_its_scale(tmp_path: Path) -> None:
