@@ -148,29 +148,33 @@ class Address:
         return _tried(self, lambda system, path: bytes(system.cat_file(path)), what)
 
 
-_systems = threading.local()
+_archives: dict[tuple[str, ...], Any] = {}
+_ONE_AT_A_TIME = threading.RLock()
 
 
-def _opened(address: Address) -> tuple[Any, str]:
-    """File system of this thread and the path in it; an archive's listing is read once."""
+def _with_system(address: Address, work: Callable[[Any, str], _Result]) -> _Result:
+    """Result of work on a file system and the path in it.
+
+    The listing of an archive is read once per process, and one thread at a time uses archives:
+    they have one position in their file.
+    """
     from fsspec.core import url_to_fs
 
     before, protocol, path, after = address._chain
     if not after:
-        system, inner = url_to_fs(address.url)
-        return system, inner
-    kept = vars(_systems).setdefault("of", {})
-    key = (*before, protocol, *after)
-    if key not in kept:
-        kept[key] = url_to_fs(address.url)[0]
-    return kept[key], kept[key]._strip_protocol(f"{protocol}://{path}")
+        return work(*url_to_fs(address.url))
+    with _ONE_AT_A_TIME:
+        key = (*before, protocol, *after)
+        if key not in _archives:
+            _archives[key] = url_to_fs(address.url)[0]
+        return work(_archives[key], _archives[key]._strip_protocol(f"{protocol}://{path}"))
 
 
 def _tried(address: Address, work: Callable[[Any, str], _Result], expected: str) -> _Result:
     """Result of work on a file system, after several tries where the failure is temporary."""
     for number in range(1, TRIES + 1):
         try:
-            return work(*_opened(address))
+            return _with_system(address, work)
         except ImportError as error:
             cause = error.__cause__
             require(getattr(cause, "name", None) or str(error), address)
