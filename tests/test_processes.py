@@ -68,9 +68,10 @@ with ending_by_signals():
 """
 
 
-def heed_ctrl_c() -> None:
-    """Undo what a shell does to commands in the background, where the tests may run."""
+def heed_signals() -> None:
+    """Undo what a shell and `nohup` do to commands in the background, where the tests may run."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def finished(program: str) -> subprocess.CompletedProcess[str]:
@@ -79,7 +80,7 @@ def finished(program: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=60,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=heed_signals,
     )
 
 
@@ -90,7 +91,7 @@ def signalled(*numbers: signal.Signals, mode: str = "") -> tuple[int, str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=heed_signals,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
