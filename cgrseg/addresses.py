@@ -74,7 +74,7 @@ class Address:
 
     @property
     def path(self) -> PurePosixPath:
-        """Path behind the protocol: of a bucket and a key, of a host and a path, in an archive."""
+        """Path behind the protocol, in a bucket or an archive, or host and path."""
         _, protocol, path, _ = self._chain
         return PurePosixPath(path.partition("?")[0] if protocol in _WEB else path)
 

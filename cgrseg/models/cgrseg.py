@@ -226,7 +226,7 @@ class CGRSeg(
 
     @property
     def rgb_channels(self) -> tuple[int, int, int] | None:
-        """Indices of red, green and blue among the channels of an image; None: not known."""
+        """Indices of red, green and blue among the channels, or None where they are not known."""
         channels = (self.preprocessing or {}).get("channels")
         if channels is None:
             return (0, 1, 2) if self.in_channels == 3 else None

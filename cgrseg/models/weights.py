@@ -51,7 +51,7 @@ class Network(Protocol):
 
     @property
     def rgb_channels(self) -> tuple[int, int, int] | None:
-        """Indices of red, green and blue among the channels of an image; None: not known."""
+        """Indices of red, green and blue among the channels, or None where they are not known."""
 
 
 @dataclass(repr=False)
