@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from warnings import filterwarnings
@@ -76,8 +76,6 @@ def read_pixels_with_digest(
     path: Place,
     test: TestConfig,
     content: bytes | None = None,
-    *,
-    reduce: Reduction = 1,
 ) -> tuple[Pixels, str]:
     """As :func:`read_pixels`, with the digest of the bytes that were decoded.
 
@@ -85,15 +83,13 @@ def read_pixels_with_digest(
         path: see there.
         test: see there.
         content: content of the file, where it was read before.
-        reduce: see there.
     """
     files = _files(path, test.image_channels)
     contents = [read_content(file, "an image") for file in files[content is not None :]]
     contents = contents if content is None else [content, *contents]
-    digests = [content_digest(data) for data in contents]
-    digest = digests[0] if len(digests) == 1 else content_digest(" ".join(digests).encode())
+    digest = _digest(contents)
     if test.image_channels is None:
-        return decode_image(contents[0], path, reduce=reduce, bits=test.image_bits), digest
+        return decode_image(contents[0], path, bits=test.image_bits), digest
     parts = [
         (file, _decoded(data, file, test.image_channels))
         for file, data in zip(files, contents, strict=True)
@@ -105,9 +101,14 @@ def pixels_digest(path: Place, test: TestConfig) -> str | None:
     """The digest of :func:`read_pixels_with_digest` as it is now; None: it cannot be read."""
     try:
         files = _files(path, test.image_channels)
-        digests = [content_digest(read_content(file, "an image")) for file in files]
+        return _digest(read_content(file, "an image") for file in files)
     except DataError:
         return None
+
+
+def _digest(contents: Iterable[bytes]) -> str:
+    """Digest of the files of an image; of a single one its own."""
+    digests = [content_digest(data) for data in contents]
     return digests[0] if len(digests) == 1 else content_digest(" ".join(digests).encode())
 
 
@@ -217,7 +218,6 @@ class _Sums:
 def measured_channels(
     images: Sequence[Path],
     channels: ChannelsConfig,
-    progress: Callable[[int, int], None] | None = None,
 ) -> ChannelsConfig:
     """The channels with mean, deviation and types, measured where the settings have none.
 
@@ -227,7 +227,6 @@ def measured_channels(
     Args:
         images: image files, at least one.
         channels: settings with names.
-        progress: called with the numbers of images done and of all.
 
     Raises:
         DataError: an image that cannot be read, or of other types than the first one.
@@ -237,7 +236,7 @@ def measured_channels(
     count = min(len(images), MEASURED_IMAGES)
     chosen = [images[k] for k in np.linspace(0, len(images) - 1, count).round().astype(int)]
     jobs = [(path, channels) for path in chosen]
-    found = list(run_parallel(_measure, jobs, threads=True, progress=progress))
+    found = list(run_parallel(_measure, jobs, threads=True))
     types = found[0].types
     for path, one in zip(chosen, found, strict=True):
         if one.types != types:
@@ -253,12 +252,20 @@ def measured_channels(
 
 def _measure(job: tuple[Path, ChannelsConfig]) -> _Sums:
     path, channels = job
-    parts = [
-        (file, _decoded(read_content(file, "an image"), file, channels)) for file in _files(*job)
-    ]
+    parts = _parts(path, channels)
     image = _joined(parts, path, channels.model_copy(update={"mean": None}))
-    types = [str(part.dtype) for _, part in parts for _ in range(part.shape[2])]
-    return _Sums.of(image, types)
+    return _Sums.of(image, _types(parts))
+
+
+def _parts(path: Path, channels: ChannelsConfig) -> list[tuple[Path | Address, Pixels]]:
+    """The files of an image, decoded."""
+    files = _files(path, channels)
+    return [(file, _decoded(read_content(file, "an image"), file, channels)) for file in files]
+
+
+def _types(parts: Sequence[tuple[Place, Pixels]]) -> list[str]:
+    """Type of the values of each channel in decoded files."""
+    return [str(part.dtype) for _, part in parts for _ in range(part.shape[2])]
 
 
 def types_of(path: Path, channels: ChannelsConfig) -> list[str]:
@@ -267,7 +274,7 @@ def types_of(path: Path, channels: ChannelsConfig) -> list[str]:
     Raises:
         DataError: as :func:`read_pixels`.
     """
-    return _measure((path, channels)).types
+    return _types(_parts(path, channels))
 
 
 def mixed_types(path: Place, found: Sequence[str], wanted: Sequence[str], source: str) -> DataError:
@@ -349,7 +356,7 @@ def _joined(
                 remedy="resample them to one grid",
             )
     counts = [part.shape[2] for _, part in parts]
-    types = [str(part.dtype) for _, part in parts for _ in range(part.shape[2])]
+    types = _types(parts)
     _refuse_other_count(counts, types, name, channels)
     if channels.types is not None and types != channels.types:
         raise mixed_types(name, types, channels.types, "the training (data.channels.types)")

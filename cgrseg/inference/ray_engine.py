@@ -181,7 +181,8 @@ def predict_on_ray(
 ) -> FolderReport:
     """Write label maps (and overlays) of many images, as :func:`predict_folder`, and a table.
 
-    The results are those of :func:`predict_folder`, and either goes on with those of the other.
+    The results are those of :func:`predict_folder`, which goes on with them.  Here images without
+    a row in the table are labeled again, but for label maps that somebody retouched.
     `out/predictions.parquet` has a row per image (:data:`TABLE`).
 
     Args:
