@@ -14,7 +14,8 @@ import pytest
 
 # A layer imports from layers of lower levels, and from those of its own level named here.
 LEVELS: list[set[str]] = [
-    {"errors", "loss_terms", "html", "input_files", "matplotlib_import"} | {"transformers_import"},
+    {"errors", "loss_terms", "html", "input_files", "matplotlib_import"}
+    | {"transformers_import", "augmentations"},
     {"processes"},
     {"cpus"},
     {"extras", "files", "class_names", "console", "devices", "precision", "progress"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
 
+from cgrseg.augmentations import OPERATIONS
 from cgrseg.config.fields import (
     MAX_SIDE,
     BatchSize,
@@ -305,8 +306,8 @@ class PhotometricConfig(Section):
         return self
 
 
-class AugmentConfig(Section):
-    """The training pipeline, in order."""
+class PublishedAugmentConfig(Section):
+    """The published training pipeline in order, and variations of its steps."""
 
     scale: Size = Field((2048, 512), description="Base scale in pixels, in either order.")
     ratio_range: tuple[Ratio, Ratio] = Field(
@@ -347,10 +348,42 @@ class AugmentConfig(Section):
         "at least that much: faster, but smooths differently than the published resize.",
     )
 
+
+def _added_augmentations() -> dict[str, Any]:
+    """Settings of the entries of :mod:`cgrseg.augmentations`."""
+    fields: dict[str, Any] = {}
+    for name, operation in OPERATIONS.items():
+        low, high = operation.limits
+        amount = Annotated[float, Field(ge=low, le=high)]
+        fields[name] = (
+            Probability,
+            Field(0.0, description=f"Probability of {operation.description}."),
+        )
+        fields[f"{name}_{operation.amount}"] = (
+            tuple[amount, amount],  # type: ignore[valid-type]
+            Field(operation.default, description=operation.amount_description),
+        )
+    return fields
+
+
+if TYPE_CHECKING:
+    _AddedAugmentations = PublishedAugmentConfig
+else:
+    _AddedAugmentations = create_model(
+        "_AddedAugmentations", __base__=PublishedAugmentConfig, **_added_augmentations()
+    )
+
+
+class AugmentConfig(_AddedAugmentations):
+    """The training pipeline, in order."""
+
     @model_validator(mode="after")
     def _fits_network(self) -> AugmentConfig:
         _check_rises("augment.ratio_range", self.ratio_range)
         _check_side("augment.scale times augment.ratio_range", self.scale, self.ratio_range[1])
+        for name, operation in OPERATIONS.items():
+            setting = f"{name}_{operation.amount}"
+            _check_rises(f"augment.{setting}", getattr(self, setting))
         if any(side % NETWORK_STRIDE for side in self.crop_size):
             raise ConfigError(
                 "augment.crop_size",

@@ -139,6 +139,11 @@ _SETTINGS = {
     "augment.photometric.saturation": "saturation_range hsv_s",
     "augment.photometric.hue": "hue_delta hsv_h",
     "augment.photometric.probability": "color_jitter color_jitter_prob",
+    "augment.blur": "gaussian_blur gauss_blur blur_prob",
+    "augment.blur_sigma": "sigma_limit",
+    "augment.noise": "gauss_noise gaussian_noise noise_prob",
+    "augment.jpeg": "image_compression jpeg_compression jpeg_prob",
+    "augment.jpeg_quality": "quality_range",
     # test
     "test.ratios": "img_ratios tta_ratios",
     "test.mode": "test_cfg.mode",

@@ -97,8 +97,7 @@ def distort_channels(
     steps = _drawn(config, rng)
     if not steps:
         return image
-    mean, std = mean_and_std(channels)
-    gray = (image.astype(np.float32) - mean) / std * _GRAY_STD + _GRAY_MEAN
+    gray = gray_levels(image, channels)
     rgb = channels.rgb_indices
     for step, amount in steps:
         if step == "brightness":
@@ -107,6 +106,18 @@ def distort_channels(
             gray *= np.float32(amount)
         elif rgb is not None:
             gray[..., rgb] = _vary_in_hsv(gray[..., rgb], step, amount)
+    return stored_values(gray, channels)
+
+
+def gray_levels(image: NDArray[Any], channels: ChannelsConfig) -> Floats:
+    """Stored values (H, W, C) on the scale where each channel has the moments of RGB images."""
+    mean, std = mean_and_std(channels)
+    return np.asarray((image.astype(np.float32) - mean) / std * _GRAY_STD + _GRAY_MEAN, np.float32)
+
+
+def stored_values(gray: Floats, channels: ChannelsConfig) -> Floats:
+    """The inverse of :func:`gray_levels`, in float32."""
+    mean, std = mean_and_std(channels)
     return np.asarray((gray - _GRAY_MEAN) / _GRAY_STD * std + mean, np.float32)
 
 

@@ -2,6 +2,7 @@
 
 In order, as published (mmsegmentation 0.27): resize by a ratio of the base scale, random
 crop that is drawn again while it is too uniform, flip, color distortion, normalize, pad.
+Added operations on the image (:mod:`cgrseg.augmentations`) follow the color distortion.
 All randomness comes from one explicit generator.
 
 With `augment.crop_first` the crop is chosen first, on the label map, which nearest-neighbor tables
@@ -19,8 +20,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.augmentations import OPERATIONS
 from cgrseg.config.schema import AugmentConfig, ChannelsConfig
-from cgrseg.data.color import MEAN, distort_channels, distort_colors, normalize
+from cgrseg.data.color import (
+    MEAN,
+    distort_channels,
+    distort_colors,
+    gray_levels,
+    normalize,
+    stored_values,
+)
 from cgrseg.data.geometry import (
     Image,
     Size,
@@ -122,8 +131,10 @@ class TrainTransform:
             image, labels = self._turn(image, labels, rng)
         colors = self.config.photometric
         if self.channels is None:
-            return distort_colors(image, colors, rng), labels
-        return distort_channels(image, colors, rng, self.channels), labels
+            image = distort_colors(image, colors, rng)
+        else:
+            image = distort_channels(image, colors, rng, self.channels)
+        return self._operate(image, rng), labels
 
     def finish(self, image: Image, labels: Labels) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Normalize, then pad at the right and the bottom to the crop size.
@@ -183,6 +194,21 @@ class TrainTransform:
             mean = MEAN if self.channels is None else self.channels.mean or ()
             image, labels = rotate(image, labels, degrees, self.ignore_index, mean)
         return image, labels
+
+    def _operate(self, image: Image, rng: np.random.Generator) -> Image:
+        """Carry out the added operations that are drawn."""
+        drawn = []
+        for name, operation in OPERATIONS.items():
+            chance = getattr(self.config, name)
+            if chance > 0 and rng.random() < chance:
+                amount = rng.uniform(*getattr(self.config, f"{name}_{operation.amount}"))
+                drawn.append((operation, amount))
+        if not drawn:
+            return image
+        levels = image if self.channels is None else gray_levels(image, self.channels)
+        for operation, amount in drawn:
+            levels = operation.compute(levels, amount, rng)
+        return levels if self.channels is None else stored_values(levels, self.channels)
 
 
 def class_counts(labels: Labels) -> NDArray[np.int64]:
