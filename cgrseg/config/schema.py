@@ -461,8 +461,13 @@ class ChannelTestConfig(TestConfig):
 
 
 class OptimizerConfig(Section):
-    """AdamW with the published parameter groups."""
+    """AdamW or Muon with the published parameter groups."""
 
+    name: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="'adamw' (published); 'muon': Muon for the weights of convolutions that mix "
+        "channels, AdamW for everything else, at the same learning rate.",
+    )
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(
         1.2e-4, description="Learning rate of the base group."
     )

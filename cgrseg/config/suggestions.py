@@ -179,7 +179,7 @@ _GPUS = (
 _CLASSES = (
     "the number of classes follows from the class list: set data.classes, or write classes.txt"
 )
-_OPTIMIZER = "the optimizer is always AdamW; its settings are in the section optimizer"
+_OPTIMIZER = "set optimizer.name to adamw or muon; all settings of it are in the section optimizer"
 _SCHEDULE = "the learning rate always decays polynomially; its settings are in the section schedule"
 _NORMALIZE = "images are always normalized with the ImageNet mean and standard deviation"
 _BACKBONE = "the variant decides the backbone: set model.name, or model.pretrained for its weights"
@@ -194,7 +194,7 @@ _SENTENCES = {
     _DEVICE: "device devices gpu gpu_id accelerator gpu_ids cuda local_rank",
     _GPUS: "gpus num_gpus n_gpus world_size launcher num_nodes",
     _CLASSES: "num_classes nc n_classes num_labels decode_head.num_classes",
-    _OPTIMIZER: "optimizer.type optimizer.name optim opt optimizer_type optim_wrapper.type "
+    _OPTIMIZER: "optimizer.type optim opt optimizer_type optim_wrapper.type "
     "optim_wrapper.optimizer.type optimizer.momentum",
     _SCHEDULE: "lr_config.policy lr_scheduler lr_scheduler_type sched scheduler lr_policy cos_lr "
     "param_scheduler.type scheduler.name lrf min_lr lr_config.min_lr eta_min",

@@ -26,7 +26,7 @@ from cgrseg.config.schema import Config
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.training.losses import SegmentationLoss, pixel_accuracy
-from cgrseg.training.optimizer import parameter_groups, rate_factor
+from cgrseg.training.optimizer import Muon, parameter_groups, rate_factor
 
 
 def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
@@ -162,9 +162,10 @@ class TrainingModule(lightning.LightningModule):
         return self.model if self.averaged is None else self.averaged.module
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the published parameter groups, fused where PyTorch supports it."""
+        """AdamW or Muon on the published parameter groups, fused where PyTorch supports it."""
         settings = self.config.optimizer
-        return torch.optim.AdamW(
+        kind = Muon if settings.name == "muon" else torch.optim.AdamW
+        return kind(
             parameter_groups(self.model, settings),
             lr=settings.lr,
             betas=settings.betas,

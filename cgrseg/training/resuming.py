@@ -323,39 +323,42 @@ def refuse_other_optimizer(module: TrainingModule, checkpoint: dict[str, Any]) -
     """
     saved = checkpoint["training"]["optimizer"]
     groups = parameter_groups(module.model, module.config.optimizer)
-    if [group.get("names") for group in saved["param_groups"]] != [g["names"] for g in groups]:
+    before = [(group.get("names"), group.get("muon", False)) for group in saved["param_groups"]]
+    if before != [(group["names"], group["muon"]) for group in groups]:
         raise ConfigError(
             "resume-from",
             found="different optimizer parameter groups",
             expected="the groups that the optimizer.* settings and model.freeze_backbone make",
             remedy="resume with these settings as that run had them, or use load-from",
         )
-    owners: dict[Any, tuple[str, torch.Tensor]] = {}
+    owners: dict[Any, tuple[str, torch.Tensor, bool]] = {}
     for old, group in zip(saved["param_groups"], groups, strict=True):
         if len(old["params"]) != len(group["params"]):
             raise _damaged_optimizer(
                 "optimizer", f"{len(old['params'])} parameters in a group", len(group["params"])
             )
         named = zip(old["params"], group["names"], group["params"], strict=True)
-        owners.update({key: (name, parameter) for key, name, parameter in named})
+        owners.update({key: (name, weight, group["muon"]) for key, name, weight in named})
     for key, state in saved["state"].items():
         if key not in owners:
             raise _damaged_optimizer("optimizer", f"state of an unknown parameter {key!r}", "none")
         _refuse_bad_state(*owners[key], state)
 
 
-def _refuse_bad_state(name: str, parameter: torch.Tensor, state: Any) -> None:
-    """Raise unless a parameter's state is that of AdamW: step count and two moments."""
+def _refuse_bad_state(name: str, parameter: torch.Tensor, muon: bool, state: Any) -> None:
+    """Raise unless a parameter's state is that of AdamW (step count, two moments) or of Muon."""
+    moments = ["momentum_buffer"] if muon else ["exp_avg", "exp_avg_sq"]
+    expected = moments if muon else [*moments, "step"]
     names = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-    if names != ["exp_avg", "exp_avg_sq", "step"]:
-        raise _damaged_optimizer(name, f"the state {names}", "step, exp_avg and exp_avg_sq")
-    step = state["step"]
+    if names != expected:
+        raise _damaged_optimizer(name, f"the state {names}", " and ".join(expected))
+    step = state.get("step", 0)
     if isinstance(step, torch.Tensor):
         plain = step.layout == torch.strided and step.device.type == "cpu"
         step = step.item() if plain and step.numel() == 1 and not step.is_complex() else None
     if not isinstance(step, (int, float)) or not 0 <= step < 2**53 or step != int(step):
         raise _damaged_optimizer(name, f"step {step!r}", "a whole number of steps, 0 or more")
-    for moment in ("exp_avg", "exp_avg_sq"):
+    for moment in moments:
         value = state[moment]
         if not isinstance(value, torch.Tensor):
             raise _damaged_optimizer(name, f"{moment} of type {type(value).__name__}", "a tensor")

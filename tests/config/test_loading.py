@@ -110,7 +110,10 @@ def test_overrides_as_a_table_are_taken_as_they_are() -> None:
         ("data.palette=[[1, 2, 300]]", ["data.palette[0][2]: got 300", "from 0 to 255"]),
         ("data.split_lists={'a': 3}", ["data.split_lists[a]: got 3", "a table of text to text"]),
         ("model.name=cgrseg_x", ["got 'cgrseg_x'", "one of 'cgrseg_t', 'cgrseg_b', 'cgrseg_l'"]),
-        ("optimizer=3", ["optimizer: got 3", "a table with lr, betas", "optimizer.NAME=value"]),
+        (
+            "optimizer=3",
+            ["optimizer: got 3", "a table with name, lr, betas", "optimizer.NAME=value"],
+        ),
     ],
 )
 def test_wrong_value_is_told_in_plain_words(override: str, parts: list[str]) -> None:

@@ -199,7 +199,7 @@ def test_names_of_other_tools_are_matched_by_meaning(key: str, meant: str) -> No
         ("resume_from", "--resume-from CHECKPOINT"),
         ("model.backbone", "set model.name"),
         ("nc", "set data.classes"),
-        ("optimizer.type", "always AdamW"),
+        ("optimizer.type", "set optimizer.name to adamw or muon"),
         ("lr_scheduler", "section schedule"),
         ("per_device_eval_batch_size", "leave it out"),
     ],

@@ -13,8 +13,10 @@ from torch import nn
 from cgrseg.config.schema import OptimizerConfig, ScheduleConfig
 from cgrseg.models import create_model
 from cgrseg.training.optimizer import (
+    Muon,
     layer_multipliers,
     multipliers,
+    orthogonal,
     parameter_groups,
     rate_factor,
 )
@@ -145,3 +147,78 @@ def test_the_warm_up_multiplies_every_curve() -> None:
             for steps in (0, 10)
         )
         assert rate_factor(5, warm) == pytest.approx(0.5 * rate_factor(5, plain))
+
+
+def test_muon_takes_matrices_and_keeps_the_published_factors() -> None:
+    model = create_model("cgrseg_t", 11)
+    groups = parameter_groups(model, OptimizerConfig(name="muon"))
+    assert len(groups) == 5  # the three published ones; two of them hold matrices
+    plain = {
+        name: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, OptimizerConfig())
+        for name in group["names"]
+    }
+    matrices = {}
+    for group in groups:
+        for name, value in zip(group["names"], group["params"], strict=True):
+            assert plain.pop(name) == (group["lr"], group["weight_decay"])
+            if group["muon"]:
+                matrices[name] = value
+    assert not plain
+    assert sum(value.numel() for value in matrices.values()) == 8_985_904  # 96 % of all
+    modules = dict(model.named_modules())
+    dense = {
+        f"{name}.weight"
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.out_channels > 1
+    }
+    assert set(matrices) == dense - {"decode_head.conv_seg.weight"}
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)], ids=str)
+def test_singular_values_are_mapped_by_the_polynomial(shape: tuple[int, int]) -> None:
+    left, values, right = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)).double(),
+        full_matrices=False,
+    )
+    mapped = values / values.norm()
+    for _ in range(5):
+        mapped = 3.4445 * mapped - 4.7750 * mapped**3 + 2.0315 * mapped**5
+    assert mapped.min() > 0.6 and mapped.max() < 1.3
+    found = orthogonal(left @ values.diag() @ right)
+    assert torch.allclose(found, left @ mapped.diag() @ right, rtol=1e-9, atol=1e-12)
+    assert not orthogonal(torch.zeros(shape)).any()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_steps_are_those_of_pytorchs_optimizers(layout: torch.memory_format) -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon came with PyTorch 2.9")
+    draws = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(6, 4, 3, 3, generator=draws), torch.randn(6, generator=draws)
+    ours = [nn.Parameter(weight.clone(memory_format=layout)), nn.Parameter(bias.clone())]
+    common: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
+    optimizer = Muon(
+        [
+            {**common, "params": [ours[0]], "muon": True},
+            {**common, "params": [ours[1]], "muon": False},
+        ]
+    )
+    theirs = [nn.Parameter(weight.flatten(1).clone()), nn.Parameter(bias.clone())]
+    matrices = torch.optim.Muon([theirs[0]], **common, adjust_lr_fn="match_rms_adamw")
+    rest = torch.optim.AdamW([theirs[1]], **common)
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=draws)
+            other.grad = one.grad.reshape(other.shape).clone()
+        optimizer.step()
+        matrices.step()
+        rest.step()
+    # PyTorch's own class multiplies in bfloat16.
+    moved = theirs[0].detach() - weight.flatten(1)
+    error = ours[0].detach().flatten(1) - theirs[0].detach()
+    assert float(error.norm()) < 0.02 * float(moved.norm())
+    assert float(moved.norm()) > 0.1
+    assert torch.equal(ours[1], theirs[1])
+    buffer = matrices.state[theirs[0]]["momentum_buffer"].view_as(weight)
+    assert torch.allclose(optimizer.state[ours[0]]["momentum_buffer"], buffer, rtol=1e-6)
