@@ -3,10 +3,16 @@
 fsspec is a dependency of PyTorch; the packages of single protocols (s3fs, gcsfs) are installed by
 whoever needs them, and read their credentials and endpoints from their own environment variables
 and files.  Temporary errors are tried again after a pause.
+
+Images are read at their addresses; a data set, which a training reads again and again, is copied
+into the cache first (:func:`local_folder`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
 import posixpath
 import re
@@ -15,15 +21,19 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from cgrseg import downloading
 from cgrseg.downloading import BUSY, TRIES
-from cgrseg.errors import CGRSegError, DataError, hidden_secrets
+from cgrseg.errors import MALFORMED, CGRSegError, DataError, hidden_secrets
 from cgrseg.extras import require
+from cgrseg.files import atomic_path, atomic_write_text, cache_folder, explained, make_folder
+from cgrseg.input_files import read_input_text
+from cgrseg.progress import shown_progress
 
 _LOG = logging.getLogger("cgrseg.addresses")
 
@@ -120,21 +130,25 @@ class Address:
             DataError: nothing there, access refused, an unknown protocol, or a lasting failure.
             EnvironmentProblem: the package of the protocol is missing.
         """
+        return [(file, below) for file, (below, _) in sorted(self._listing().items())]
+
+    def _listing(self) -> dict[Address, tuple[str, dict[str, Any]]]:
+        """As :meth:`files`, with what the file system says of each file."""
         before, protocol, _, after = self._chain
 
-        def found(system: Any, path: str) -> list[tuple[Address, str]]:
+        def found(system: Any, path: str) -> dict[Address, tuple[str, dict[str, Any]]]:
             system.invalidate_cache()
             tops = [path]
             if self.is_pattern:
                 tops = sorted(system.glob(path))
-            listed: dict[Address, str] = {}
+            listed = {}
             for top in tops:
-                for file in system.find(top):
+                for file, about in system.find(top, detail=True).items():
                     inner = file.partition("://")[2] or file
                     below = file.removeprefix(top).lstrip("/") or PurePosixPath(inner).name
                     link = f"{protocol}://{inner}"
-                    listed[Address("::".join([*before, link, *after]))] = below
-            return sorted(listed.items())
+                    listed[Address("::".join([*before, link, *after]))] = below, about
+            return listed
 
         return _tried(self, found, "files at this address")
 
@@ -146,6 +160,118 @@ class Address:
             EnvironmentProblem: the package of the protocol is missing.
         """
         return _tried(self, lambda system, path: bytes(system.cat_file(path)), what)
+
+    def fetch(self, target: Path) -> None:
+        """Write the content of the file to a path; errors are those of :meth:`read`."""
+        with explained(target), atomic_path(target) as fresh:
+            _tried(self, lambda system, path: system.get_file(path, str(fresh)), "a file")
+
+
+def leaves_the_folder(name: str) -> bool:
+    """Whether a name that an archive or a server gives is not below its folder, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or "" in parts or ":" in parts[0] or "\\" in name
+
+
+def local_folder(place: str | Path) -> Path:
+    """A folder as it is, or the local copy of a folder at an address.
+
+    The copy is `datasets/<digest of the address>/<name>` in the cache (`$CGRSEG_CACHE`).  Each
+    process brings it up to date once: files that are new, or whose size or version differs, are
+    fetched, eight at a time, and files that are gone are removed.  A copy that was stopped goes
+    on; other processes wait for it.
+
+    Raises:
+        DataError: nothing there, an archive itself, names that lead out of the folder, or what
+            :meth:`Address.read` raises.
+        EnvironmentProblem: the copy cannot be written.
+    """
+    address = Address.of(place)
+    if address is None:
+        return Path(place)
+    if address not in _copies:
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+        key = hashlib.blake2b(address.url.encode(), digest_size=8).hexdigest()
+        folder = make_folder(cache_folder() / "datasets" / key)
+        with explained(folder), WeakFileLock(folder / "lock"):
+            _copies[address] = _copied(address, folder)
+    return _copies[address]
+
+
+_copies: dict[Address, Path] = {}
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+# What a file system may say of a version; what else it says may change without the file.
+_VERSION = "size ETag etag md5Hash checksum blob_id CRC LastModified last_modified mtime created"
+_FETCHERS = 8
+
+
+def _copied(address: Address, folder: Path) -> Path:
+    """Bring the copy of an address up to date."""
+    there = {}
+    for file, (below, about) in address._listing().items():
+        if leaves_the_folder(below):
+            raise DataError(
+                file,
+                found=f"the name {below!r}, which leads out of the folder of the copy",
+                expected="names below the given address",
+                remedy="do not trust this archive or bucket",
+            )
+        version = [str(about[name]) for name in _VERSION.split() if about.get(name) is not None]
+        there[below] = file, version
+    if list(there) == [address.name] and address.suffix.lower() in _ARCHIVES:
+        raise DataError(
+            address,
+            found="an archive",
+            expected="the folder of a data set",
+            remedy=f"name the folder in it, as zip://::{address} or tar://::{address}",
+        )
+    if not there:  # else a server that is away would empty the copy
+        raise DataError(
+            address,
+            found="no files",
+            expected="the folder of a data set",
+            remedy="check the address, and that its server can be reached",
+        )
+    copy, index = folder / (re.sub(r"[^\w.-]", "", address.name) or "data"), folder / "index"
+    known: dict[str, list[str]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in read_input_text(index).splitlines():
+            with contextlib.suppress(*MALFORMED):  # the last line of a killed process
+                below, version = json.loads(line)
+                known[below] = version
+    kept = {
+        below
+        for below, (_, version) in there.items()
+        if known.get(below) == version and (copy / below).is_file()
+    }
+    for path in [each for each in copy.rglob("*") if each.is_file()]:
+        if path.relative_to(copy).as_posix() not in kept:
+            path.unlink()
+    atomic_write_text(index, "".join(f"{json.dumps([n, there[n][1]])}\n" for n in sorted(kept)))
+    missing = [below for below in sorted(there) if below not in kept]
+    if not missing:
+        return copy
+    with (
+        shown_progress(f"copying {address}", unit="files") as progress,
+        index.open("a", encoding="utf-8") as noting,
+        ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as pool,
+    ):
+        jobs = {}
+        for below in missing:
+            make_folder((copy / below).parent)
+            jobs[pool.submit(there[below][0].fetch, copy / below)] = below
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                job.result()
+                noting.write(f"{json.dumps([jobs[job], there[jobs[job]][1]])}\n")
+                noting.flush()
+                if progress is not None:
+                    progress(done, len(missing))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return copy
 
 
 _archives: dict[tuple[str, ...], Any] = {}

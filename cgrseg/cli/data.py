@@ -56,7 +56,8 @@ Subject = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG|FOLDER",
-        help="A preset's name, a .py or .json config, a run folder, or the folder of a dataset.",
+        help="A preset's name, a .py or .json config, a run folder, or the folder of a dataset, "
+        "which may be an address (s3://...).",
         show_default=False,
         autocompletion=completion.presets,
     ),
@@ -145,6 +146,7 @@ def check(
 
       cgrseg data check data/mine --json > report.json
     """
+    from cgrseg.addresses import local_folder
     from cgrseg.data.check import check_dataset
 
     config = _load(subject, settings, data_root, dataset)
@@ -165,7 +167,7 @@ def check(
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         console.print(report.text(), markup=False, soft_wrap=True)
-        if Path(subject).is_dir():
+        if local_folder(subject).is_dir():
             next_step = _next_step(subject, config, settings, report)
             if next_step:
                 console.print(next_step, markup=False, soft_wrap=True)
@@ -450,17 +452,18 @@ def _load(
     A folder gets the training recipe of its dataset, where there is a published one.  For a file of
     annotations, the error names the command that converts it.
     """
+    from cgrseg.addresses import local_folder
     from cgrseg.config import list_presets, load_config
     from cgrseg.data.guess import guess_dataset, refuse_known_formats
     from cgrseg.errors import ConfigError
 
     changes = with_changes(settings, data__root=data_root)
-    folder = Path(subject)
+    folder = local_folder(subject)
     if folder.is_dir() and not (folder / "config.json").is_file():
         name = dataset or changes.get("data.dataset")
         if name is None and "data.classes" in changes:
             name = "custom"
-        name = name or guess_dataset(folder).dataset
+        name = name or guess_dataset(subject).dataset
         presets = (each for each in list_presets() if load_config(each).data.dataset == name)
         found = {"data.dataset": name, "data.root": subject, **changes}
         return load_config(next(presets, "cgrseg-t_custom"), found)

@@ -94,7 +94,9 @@ Settings = Annotated[list[str] | None, settings_argument()]
 DataRoot = Annotated[
     str | None,
     typer.Option(
-        "--data-root", help="Dataset root. Default: data.root of the config.", show_default=False
+        "--data-root",
+        help="Dataset root, which may be an address. Default: data.root of the config.",
+        show_default=False,
     ),
 ]
 Device = Annotated[

@@ -186,7 +186,9 @@ class DataConfig(Section):
         "ade20k", description="Name in the catalogue (`cgrseg data list`), or 'custom'."
     )
     root: str = Field(
-        "data/ade/ADEChallengeData2016", description="Folder that holds the dataset's own folders."
+        "data/ade/ADEChallengeData2016",
+        description="Folder that holds the dataset's own "
+        "folders, or its address (s3://...), which is copied into the cache.",
     )
     train_split: str = Field("train", description="Name of the training split.")
     eval_split: str = Field("val", description="Name of the split for validation and evaluation.")

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from cgrseg.addresses import local_folder
 from cgrseg.class_names import CLASS_LIST, MAX_CLASSES, check_class_names, read_class_list
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.channels import companion_stems, image_endings
@@ -35,7 +35,7 @@ def custom_spec(config: DataConfig) -> DatasetSpec:
             ignore index among the classes.
         DataError: the root or the class list cannot be read.
     """
-    root = Path(config.root)
+    root = local_folder(config.root)
     if not root.is_dir():
         raise DataError(
             root,

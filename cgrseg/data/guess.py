@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from cgrseg.addresses import local_folder
 from cgrseg.class_names import CLASS_LIST, numbered_names, read_class_list
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.file_index import cut_suffix, visible_files
@@ -50,7 +51,7 @@ def names_and_colors(
 
 
 def guess_dataset(folder: Path | str) -> DataConfig:
-    """Settings for a dataset folder that no config describes.
+    """Settings for a dataset folder, or its address, that no config describes.
 
     Folders and label endings identify a dataset of the catalogue.  A class list identifies the
     dataset that has these classes, or a custom one.
@@ -58,7 +59,7 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     Raises:
         DataError: nothing fits, or more than one dataset does.
     """
-    root = Path(folder)
+    root = local_folder(folder)
     if not root.is_dir():
         raise DataError(
             root,
@@ -72,9 +73,9 @@ def guess_dataset(folder: Path | str) -> DataConfig:
     if names is not None:
         same = [spec.name for spec in fitting if spec.classes == names]
         if len(same) == 1:
-            return DataConfig(dataset=same[0], root=str(root))
+            return DataConfig(dataset=same[0], root=str(folder))
         if folders is not None or (root / DataConfig().images).is_dir():
-            return DataConfig(dataset="custom", root=str(root))
+            return DataConfig(dataset="custom", root=str(folder))
     else:
         _refuse_other_annotations(root, folders)
     there = {spec.name for spec in fitting}
@@ -84,7 +85,7 @@ def guess_dataset(folder: Path | str) -> DataConfig:
         if not spec.known_by_class_list and spec.shares_folders_of not in there
     ]
     if len(guessed) == 1:
-        return DataConfig(dataset=guessed[0], root=str(root))
+        return DataConfig(dataset=guessed[0], root=str(folder))
     if not guessed:
         refuse_known_formats(root)
     refuse_misplaced_root(DataConfig(dataset="custom"), root)

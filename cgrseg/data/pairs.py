@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgrseg.addresses import local_folder
 from cgrseg.data.file_index import FileIndex, index_images, index_labels
 from cgrseg.data.folder_layout import nearby_folder
 from cgrseg.data.split_lists import read_split_list
@@ -43,14 +44,14 @@ def find_pairs(spec: DatasetSpec, root: Path | str, split: str) -> list[Pair]:
 
     Args:
         spec: the dataset.
-        root: dataset root.
+        root: dataset root, which may be an address (:func:`cgrseg.addresses.local_folder`).
         split: a key of `spec.splits`.
 
     Raises:
         DataError: unknown split, missing or empty folder, images without labels, listed
             stems without images, or several images of one stem.
     """
-    root = Path(root)
+    root = local_folder(root)
     pairs, findings = list_pairs(spec, root, split)
     raise_for_errors(root, findings)
     if spec.splits[split].labeled_only:  # scores are not those of the published split

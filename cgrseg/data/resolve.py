@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cgrseg.addresses import local_folder
 from cgrseg.class_names import CLASS_LIST, check_class_names, clean_name, read_class_list
 from cgrseg.config.schema import DataConfig
 from cgrseg.data.custom import check_ignore_index, check_palette, custom_spec
@@ -52,7 +53,7 @@ def _from_catalogue(config: DataConfig) -> DatasetSpec:
                 remedy="remove the setting, or describe your files with data.dataset=custom",
             )
     if spec.known_by_class_list:
-        _check_class_file(spec, Path(config.root) / CLASS_LIST)
+        _check_class_file(spec, local_folder(config.root) / CLASS_LIST)
     spec = _without_lists(spec, config)
     if config.palette is not None:
         check_palette(config.palette, spec.num_classes, "correct it, or leave it out")
@@ -76,7 +77,7 @@ def _without_lists(spec: DatasetSpec, config: DataConfig) -> DatasetSpec:
 
     The announced layout of Pascal Context has none.
     """
-    root = Path(config.root)
+    root = local_folder(config.root)
     lists = {layout.list_file for layout in spec.splits.values()}
     if None in lists or (root / "ImageSets").exists():
         return spec

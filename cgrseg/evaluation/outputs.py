@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgrseg.addresses import local_folder
 from cgrseg.data.channels import as_picture
 from cgrseg.data.image_files import write_image
 from cgrseg.data.label_files import write_label_png
@@ -240,7 +241,7 @@ def refuse_own_data(folder: Path | str, pairs: Sequence[Pair], root: Path | str)
     Raises:
         ConfigError: the folder is the root, or lies in such a folder.
     """
-    base = Path(root).absolute()
+    base = local_folder(root).absolute()
     kept = set()
     for pair in pairs:
         for file in (pair.image, pair.label):

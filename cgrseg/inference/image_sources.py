@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cgrseg.addresses import Address
+from cgrseg.addresses import Address, leaves_the_folder
 from cgrseg.config.schema import ChannelsConfig, TestConfig
 from cgrseg.data.channels import (
     Pixels,
@@ -194,7 +194,7 @@ def find_images(
     named: dict[str, Path | Address] = {}
     for image in kept:
         name = image.name if counts[image.name] == 1 else f"{image.name}_{image.path.suffix[1:]}"
-        if isinstance(image.path, Address) and _leaves_the_folder(name):
+        if isinstance(image.path, Address) and leaves_the_folder(name):
             raise DataError(
                 image.path,
                 found=f"the name {name!r}, which leads out of the folder of the results",
@@ -210,12 +210,6 @@ def find_images(
             )
         named[name] = image.path
     return [FoundImage(path, name) for name, path in named.items()]
-
-
-def _leaves_the_folder(name: str) -> bool:
-    """Whether a name of results is not below their folder, on any system."""
-    parts = name.replace("\\", "/").split("/")
-    return ".." in parts or "" in parts or ":" in parts[0] or "\\" in name
 
 
 def _images_of(entry: str | Path, endings: Sequence[str]) -> list[FoundImage]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from cgrseg.addresses import local_folder
 from cgrseg.config.schema import Config, DataConfig
 from cgrseg.data.check import check_dataset
 from cgrseg.data.check.classes import refuse_nothing_to_learn
@@ -187,7 +187,9 @@ class DatasetSource:
 
 def _pairs(data: DataConfig, splits: Iterable[str]) -> list[Pair]:
     spec = resolve_spec(data)
-    return [pair for split in splits for pair in list_pairs(spec, Path(data.root), split)[0]]
+    return [
+        pair for split in splits for pair in list_pairs(spec, local_folder(data.root), split)[0]
+    ]
 
 
 def check_before_training(config: Config) -> None:

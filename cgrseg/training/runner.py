@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cgrseg.config.loading import as_config
 from cgrseg.config.schema import Config
 from cgrseg.devices import Placement, find_placement, keeping_all_freed_memory, use_threads
-from cgrseg.errors import CGRSegError, option
+from cgrseg.errors import CGRSegError, hidden_secrets, option
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.files import make_folder, write_json
 from cgrseg.locks import output_lock
@@ -88,10 +88,8 @@ class TrainResult:
 
 
 def _headline(config: Config) -> str:
-    return (
-        f"training {config.model.name} on {config.data.dataset} ({config.data.root}), into "
-        f"{config.run_dir}"
-    )
+    root = hidden_secrets(config.data.root)
+    return f"training {config.model.name} on {config.data.dataset} ({root}), into {config.run_dir}"
 
 
 def train(

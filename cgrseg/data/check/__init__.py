@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cgrseg.addresses import local_folder
 from cgrseg.config.schema import DataConfig, TestConfig
 from cgrseg.config.settings import parse_overrides
 from cgrseg.data.channels import measured_channels
@@ -80,7 +81,7 @@ def check_dataset(
     started = time.perf_counter()
     config = data if isinstance(data, DataConfig) else guess_dataset(data)
     test = TestConfig() if test is None else test
-    spec, root = resolve_spec(config), Path(config.root)
+    spec, root = resolve_spec(config), local_folder(config.root)
     report = CheckReport(spec.name, str(root), spec.classes, quick=quick)
     report.add(spec.findings)
     pairs: dict[str, list[Pair]] = {}
@@ -140,7 +141,7 @@ def proposed_settings(data: DataConfig, classes: Sequence[str]) -> tuple[Survey 
     Returns:
         What the folder holds; settings as KEY=VALUE that pass the quick check, empty: none do.
     """
-    survey = survey_folder(Path(data.root), classes)
+    survey = survey_folder(local_folder(data.root), classes)
     if survey is None:
         return None, []
     other = [] if survey.alternative is None else [survey.alternative[1]]
@@ -157,7 +158,7 @@ def proposed_settings(data: DataConfig, classes: Sequence[str]) -> tuple[Survey 
 
 def _chosen_splits(config: DataConfig, spec: DatasetSpec, quick: bool, evaluate: bool) -> list[str]:
     """Splits that the settings name; unless quick, also those that the folder has."""
-    root = Path(config.root)
+    root = local_folder(config.root)
     named = [config.train_split, *([config.eval_split] if evaluate else [])]
     chosen = list(dict.fromkeys(named))
     if quick:
