@@ -583,6 +583,17 @@ class TrainConfig(Section):
         description="Decay per step of the weight averaging (EMA); the averaged weights are "
         "evaluated and kept. None: no averaging (published).",
     )
+    ema_warmup: bool = Field(
+        False,
+        description="Use at most (1 + n) / (10 + n) as `ema_decay` after n steps, so that the "
+        "average forgets the first weights.",
+    )
+    average_last: Probability = Field(
+        0.0,
+        description="Share of the run, at its end, over which the plain mean of the weights and "
+        "batch norm statistics is taken (stochastic weight averaging), instead of `ema_decay`; "
+        "the mean is evaluated and kept. 0: none (published).",
+    )
     load_from: str | None = Field(
         None,
         description="Checkpoint, hub id or name of `cgrseg models` whose weights the whole network "
@@ -612,6 +623,24 @@ class TrainConfig(Section):
     )
     wandb: bool = Field(False, description="Log to Weights & Biases too (extra `wandb`).")
     mlflow: bool = Field(False, description="Log to MLflow too (extra `mlflow`).")
+
+    @model_validator(mode="after")
+    def _one_average(self) -> TrainConfig:
+        if self.average_last and self.ema_decay is not None:
+            raise ConfigError(
+                "train.average_last",
+                found=f"{self.average_last:g} together with train.ema_decay={self.ema_decay:g}",
+                expected="one kind of weight averaging",
+                remedy="set train.average_last=0 or train.ema_decay=null",
+            )
+        if self.ema_warmup and self.ema_decay is None:
+            raise ConfigError(
+                "train.ema_warmup",
+                found="true without train.ema_decay",
+                expected="the decay that it limits",
+                remedy="for example train.ema_decay=0.999",
+            )
+        return self
 
 
 class Config(Section):

@@ -20,7 +20,6 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cgrseg.config.schema import Config
 from cgrseg.datasets.spec import DatasetSpec
@@ -57,37 +56,53 @@ def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
 
 
 class AveragedWeights:
-    """Exponential moving average (EMA) of a network's parameters.
+    """Average of a network's weights over the iterations.
 
     PyTorch's `AveragedModel` counts its updates on the device and reads the count twice per
     update, so the CPU waits for the GPU in each iteration.  This class counts on the CPU.
 
     Args:
         model: the network under training; the average starts as a copy of it.
-        decay: fraction of the old average that an update keeps, in 0..1.
+        decay: fraction of the old average that an update of the exponential moving average (EMA)
+            keeps, in 0..1; None: the plain mean of all updates (SWA, Izmailov et al. 2018).
+        warmup: keep at most (1 + n) / (10 + n) at update n.
 
     Attributes:
-        module: the averaged network.  Its buffers are those of the network under training:
-            running statistics are averages already.
+        module: the averaged network.  The plain mean averages its running statistics as well; with
+            the EMA its buffers are those of the network under training.
         updates: number of updates.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float | None, warmup: bool = False) -> None:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.updates = 0
-        self._blend = get_ema_multi_avg_fn(decay)
+        self._decay = decay
+        self._warmup = warmup
 
     def update(self, model: nn.Module) -> None:
         """Add the weights after an iteration; the first update copies them."""
-        averaged: list[Tensor] = list(self.module.parameters())
-        present: list[Tensor] = list(model.parameters())
+        averaged, copied = self._split(self.module)
+        present, latest = self._split(model)
+        n = self.updates
+        decay = n / (1 + n) if self._decay is None else self._decay
+        if self._warmup:
+            decay = min(decay, (1 + n) / (10 + n))
         with torch.no_grad():
-            if self.updates:
-                self._blend(averaged, present, self.updates)
+            if n:
+                torch._foreach_lerp_(averaged, present, 1 - decay)
             else:
                 torch._foreach_copy_(averaged, present)
-            torch._foreach_copy_(list(self.module.buffers()), list(model.buffers()))
+            torch._foreach_copy_(copied, latest)
         self.updates += 1
+
+    def _split(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors of a network that are averaged, and those that are copied."""
+        averaged: list[Tensor] = list(model.parameters())
+        copied: list[Tensor] = []
+        for buffer in model.buffers():
+            mean = self._decay is None and buffer.is_floating_point()
+            (averaged if mean else copied).append(buffer)
+        return averaged, copied
 
 
 def step_seed(seed: int, iteration: int, micro_step: int, rank: int) -> int:
@@ -149,8 +164,12 @@ class TrainingModule(lightning.LightningModule):
         # On the device, so that no step waits for the GPU; not a buffer, because the first
         # process overwrites those of the others.
         self._first_bad: Tensor | None = None
-        decay = config.train.ema_decay
-        self.averaged = None if decay is None else AveragedWeights(model, decay)
+        train, end = config.train, config.schedule.max_iters
+        self.averaged = None
+        if train.ema_decay is not None or train.average_last > 0:
+            self.averaged = AveragedWeights(model, train.ema_decay, train.ema_warmup)
+        # The first iteration whose weights enter the average.
+        self.first_averaged = 1 + round((1 - (train.average_last or 1)) * end)
         forward: Callable[..., Any] = (
             model.forward_with_initial if config.loss.initial_weight > 0 else model.forward
         )
@@ -232,6 +251,8 @@ class TrainingModule(lightning.LightningModule):
         """Count the finished optimizer step, and update the averaged weights."""
         self.iteration += 1
         if self.averaged is not None:
+            if self.iteration <= self.first_averaged:
+                self.averaged.updates = 0
             self.averaged.update(self.model)
 
     def _note(self, terms: dict[str, Tensor]) -> None:

@@ -142,11 +142,12 @@ def test_a_run_with_options_resumes_exactly(dataset: Path, tmp_path: Path) -> No
         tmp_path / "run",
         augment__crop_size=[32, 32],
         optimizer__name="muon",
-        schedule__max_iters=2,
-        train__checkpoint_interval=1,
+        schedule__max_iters=3,
+        train__average_last=0.7,  # iterations 2 and 3
+        train__checkpoint_interval=2,
     )
     whole = train(config, device="cpu").latest.rename(tmp_path / "whole.pth")
-    # as if it had been killed after the first iteration
+    # as if it had been killed after the second iteration
     (tmp_path / "run" / "previous.pth").rename(tmp_path / "run" / "latest.pth")
     assert differing(train(config, device="cpu", auto_resume=True).latest, whole) == []
     config.optimizer.name = "adamw"

@@ -104,6 +104,35 @@ def test_averages_by_hand_and_without_reading_a_value() -> None:
     assert not average.module.weight.requires_grad and model.weight.requires_grad
 
 
+def test_the_warm_up_limits_the_decay() -> None:
+    model = nn.BatchNorm1d(1)
+    average = AveragedWeights(model, decay=0.25, warmup=True)
+    for value in (2.0, 6.0, 10.0, 14.0):
+        nn.init.constant_(model.weight, value)
+        average.update(model)
+    # decays 2/11, 1/4 (3/12) and 1/4 (4/13 is more)
+    expected = 2 / 11 * 2.0 + 9 / 11 * 6.0
+    for value in (10.0, 14.0):
+        expected = 0.25 * expected + 0.75 * value
+    assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_the_mean_of_the_last_iterations_by_hand() -> None:
+    config = Config.model_validate({"schedule": {"max_iters": 6}, "train": {"average_last": 0.5}})
+    module = TrainingModule(create_model("cgrseg_t", 3, context_blocks=1), config, 3)
+    norm, averaged = "backbone.patch_embed.1.", module.evaluated_model
+    means = []
+    for value in (3.0, 5.0, 7.0, 1.0, 2.0, 6.0):
+        with torch.no_grad():
+            for name in ("weight", "running_var", "num_batches_tracked"):
+                module.model.state_dict()[norm + name].fill_(value)
+        module.finish_iteration()
+        state = averaged.state_dict()
+        means.append([state[norm + name].mean().item() for name in ("weight", "running_var")])
+        assert int(state[norm + "num_batches_tracked"]) == value
+    assert means == [[value, value] for value in (3.0, 5.0, 7.0, 1.0, 1.5, 3.0)]
+
+
 _MEMORY = """
 from cgrseg.devices import keeping_all_freed_memory
 import torch
