@@ -10,13 +10,29 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from cgrseg.augmentations import OPERATIONS, add_noise, blur, compress_as_jpeg
-from cgrseg.config.schema import AugmentConfig, ChannelsConfig
-from cgrseg.data.color import gray_levels, stored_values
-from cgrseg.data.sampling import sample_generator
+from cgrseg.augmentations import (
+    MIXES,
+    OPERATIONS,
+    add_noise,
+    blur,
+    classmix,
+    compress_as_jpeg,
+    copy_paste,
+    cutmix,
+    mosaic,
+)
+from cgrseg.config.schema import AugmentConfig, ChannelsConfig, PhotometricConfig
+from cgrseg.data.color import MEAN, STD, gray_levels, stored_values
+from cgrseg.data.dataset import TrainDataset
+from cgrseg.data.pairs import Pair
+from cgrseg.data.sampling import draw_index, sample_generator
+from cgrseg.data.sources import Source
 from cgrseg.data.train_transform import TrainTransform
+from cgrseg.datasets import get_spec
 from cgrseg.errors import ConfigError
 
 FIVE = ChannelsConfig(
@@ -126,19 +142,19 @@ def test_probability_and_range(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         return levels
 
     monkeypatch.setitem(OPERATIONS, name, replace(operation, compute=record))
-    for position in range(400):
+    for position in range(200):
         image, _ = rendered(position, **{name: 0.25, f"{name}_{operation.amount}": (3.0, 5.0)})  # type: ignore[arg-type]
         assert np.array_equal(image, rendered(position)[0])
-    assert 70 < len(amounts) < 130
-    assert 3 <= min(amounts) < 3.1
-    assert 4.9 < max(amounts) <= 5
+    assert 30 < len(amounts) < 70
+    assert 3 <= min(amounts) < 3.2
+    assert 4.8 < max(amounts) <= 5
 
 
 def test_off_draws_nothing() -> None:
     """Labels and random generator are those of the pipeline before these steps were added."""
     image, labels = scene()
     transform = TrainTransform(AugmentConfig(scale=(64, 48), crop_size=(32, 32)))
-    assert not any(getattr(transform.config, name) for name in OPERATIONS)
+    assert not any(getattr(transform.config, name) for name in [*OPERATIONS, *MIXES])
     digest = hashlib.sha256()
     for position in range(20):
         rng = np.random.default_rng(position)
@@ -153,3 +169,201 @@ def test_falling_ranges_are_refused(name: str) -> None:
     setting = f"{name}_{OPERATIONS[name].amount}"
     with pytest.raises(ConfigError, match=rf"augment\.{setting}.*\[9, 4\]"):
         AugmentConfig(**{setting: (9, 4)})  # type: ignore[arg-type]
+
+
+def random_labels(height: int, width: int, classes: int, seed: int) -> list[np.ndarray]:
+    """Four label maps, some of their pixels ignored."""
+    labels = np.random.default_rng(seed).integers(0, classes + 1, (4, height, width))
+    labels[labels == classes] = 255
+    return list(labels)
+
+
+class TestOrigins:
+    def test_classmix_by_hand(self) -> None:
+        labels = np.array([[0, 0, 1], [1, 2, 255]])
+        pairs = {frozenset(pair): 0 for pair in ((0, 1), (0, 2), (1, 2))}  # 2 of 3 classes
+        for seed in range(300):
+            origin = classmix([labels * 0, labels], 255, np.random.default_rng(seed))
+            pasted = frozenset(labels[origin == 1].tolist())
+            assert np.array_equal(origin == 1, np.isin(labels, list(pasted)))
+            pairs[pasted] += 1
+        assert min(pairs.values()) > 70
+        rng = np.random.default_rng(0)
+        alone = np.array([[3, 255]])
+        assert classmix([alone, alone], 255, rng).tolist() == [[1, 0]]
+        assert classmix([alone, alone], 3, rng).tolist() == [[0, 1]]
+        assert not classmix([alone, np.full((1, 2), 255)], 255, rng).any()
+
+    def test_copy_paste_by_hand(self) -> None:
+        """Shares of 0.5, 10, 70 and 19.5 %, the last one ignored."""
+        labels = np.repeat([0, 1, 2, 255], [1, 20, 140, 39])[None]
+        pasted = np.zeros(256)
+        for seed in range(1500):
+            origin = copy_paste([labels * 0, labels], 255, np.random.default_rng(seed))
+            there = np.unique(labels[origin == 1])
+            assert np.array_equal(origin == 1, np.isin(labels, there))
+            pasted[there] += 1
+        assert pasted[0] == 1500
+        assert pasted[1] / 1500 == pytest.approx(0.2, abs=0.04)
+        assert pasted[2] / 1500 == pytest.approx(0.02 / 0.7, abs=0.02)
+        assert pasted[255] == 0
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(2, 70), st.integers(2, 70), st.integers(0, 2**32 - 1))
+    def test_cutmix_is_a_rectangle_of_half_the_area(
+        self, height: int, width: int, seed: int
+    ) -> None:
+        labels = random_labels(height, width, 3, 0)
+        origin = cutmix(labels[:2], 255, np.random.default_rng(seed))
+        rows, columns = np.flatnonzero(origin.any(1)), np.flatnonzero(origin.any(0))
+        assert origin[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert origin.sum() == len(rows) * len(columns)
+        rounding = (height + width) / 2 + 1  # half a pixel of each side
+        assert abs(origin.sum() - height * width / 2) <= rounding
+
+    def test_cutmix_reaches_all_places_and_shapes(self) -> None:
+        labels = random_labels(40, 40, 3, 0)
+        origins = [cutmix(labels[:2], 255, np.random.default_rng(seed)) for seed in range(400)]
+        tall = [origin.any(1).sum() for origin in origins]
+        assert min(tall) <= 21 and max(tall) >= 39
+        share = np.mean(origins, axis=0)
+        assert share.min() > 0 and share[20, 20] > 0.8
+        assert np.allclose(share, share[::-1, ::-1], atol=0.12)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(2, 70), st.integers(2, 70), st.integers(0, 2**32 - 1))
+    def test_mosaic_has_four_quadrants(self, height: int, width: int, seed: int) -> None:
+        labels = random_labels(height, width, 3, 0)
+        origin = mosaic(labels, 255, np.random.default_rng(seed))
+        row, column = int((origin[:, 0] == 0).sum()), int((origin[0] == 0).sum())
+        assert abs(row - height / 2) <= height / 4 + 0.5
+        assert abs(column - width / 2) <= width / 4 + 0.5
+        below, right = np.arange(height) >= row, np.arange(width) >= column
+        assert np.array_equal(origin, 2 * below[:, None] + right)
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.sampled_from(sorted(MIXES)),
+        st.integers(0, 2**32 - 1),
+        st.integers(1, 20),
+        st.sampled_from([255, 0, 7]),
+    )
+    def test_origins_are_crops_and_depend_on_the_generator_alone(
+        self, name: str, seed: int, classes: int, ignore_index: int
+    ) -> None:
+        mix = MIXES[name]
+        labels = random_labels(16, 24, classes, seed)[: mix.crops]
+        before = [one.copy() for one in labels]
+        origin = mix.compute(labels, ignore_index, np.random.default_rng(seed))
+        again = mix.compute(labels, ignore_index, np.random.default_rng(seed))
+        assert np.array_equal(origin, again)
+        assert origin.shape == (16, 24) and origin.max() < mix.crops
+        assert all(np.array_equal(*pair) for pair in zip(labels, before, strict=True))
+        if name in ("classmix", "copy_paste"):
+            assert not (labels[1][origin == 1] == ignore_index).any()
+
+
+COUNT = 8
+PHOTOMETRIC = PhotometricConfig(probability=0)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Pair], list[np.ndarray]]:
+    """Images whose pixels say where they come from: (20 * number, row, column); and labels."""
+    root = tmp_path_factory.mktemp("coded")
+    pairs, labels = [], []
+    for number in range(COUNT):
+        height = 20 if number == 3 else 48  # one of them is smaller than the crop
+        rows, columns = np.mgrid[:height, :64]
+        image = np.stack([np.full_like(rows, 20 * number), rows, columns], axis=-1)
+        rng = np.random.default_rng(number)
+        ids = rng.integers(0, 12, (height // 4, 16)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+        ids[ids == 11] = 255
+        files = root / f"image{number}.png", root / f"label{number}.png"
+        Image.fromarray(image.astype(np.uint8)).save(files[0])
+        Image.fromarray(ids).save(files[1])
+        pairs.append(Pair(str(number), *files))
+        labels.append(ids)
+    return pairs, labels
+
+
+def coded_dataset(pairs: list[Pair], extra: float = 0.0, **chances: float) -> TrainDataset:
+    """Crops at the original size; with `extra`, the last four images are a set of this weight."""
+    spec = get_spec("camvid")
+    config = AugmentConfig(
+        scale=(64, 48), ratio_range=(1, 1), crop_size=(32, 32), vertical_flip=0.5,
+        photometric=PHOTOMETRIC, **chances,  # type: ignore[arg-type]
+    )  # fmt: skip
+    further = [Source(spec, pairs[4:], extra)] if extra else []
+    return TrainDataset(spec, pairs[:4] if extra else pairs, config, seed=5, extra=further)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    position=st.integers(0, 2**40),
+    index=st.integers(0, COUNT - 1),
+    chances=st.fixed_dictionaries({name: st.sampled_from([0.0, 0.5, 1.0]) for name in MIXES}),
+)
+def test_every_pixel_comes_with_its_label_from_one_place(
+    coded: tuple[list[Pair], list[np.ndarray]],
+    position: int,
+    index: int,
+    chances: dict[str, float],
+) -> None:
+    pairs, labels = coded
+    dataset = coded_dataset(pairs, **chances)
+    sample = dataset[position, index]
+    drawn = [number for number in sample["further"].tolist() if number >= 0]
+    lengths = {name: MIXES[name].crops - 1 for name in MIXES}
+    assert len(sample["further"]) == sum(lengths[name] for name in MIXES if chances[name])
+    assert len(drawn) >= sum(lengths[name] for name in MIXES if chances[name] == 1)
+
+    pixels = np.rint(sample["image"].numpy().transpose(1, 2, 0) * STD + MEAN).astype(int)
+    ids = sample["label"].numpy()
+    padding = (sample["image"] == 0).all(dim=0).numpy()
+    assert (ids[padding] == 255).all()
+    out = np.argwhere(~padding)
+    number, row, column = pixels[~padding].T
+    assert not (number % 20).any()
+    number //= 20
+    # The label is that of the pixel's own place in its own image.
+    expected = [labels[n][r, c] for n, r, c in zip(number, row, column, strict=True)]
+    assert np.array_equal(ids[~padding], expected)
+    # The images are those that were drawn, each cut, mirrored and pasted without other moves.
+    sources = [index, *drawn]
+    assert set(number) <= set(sources)
+    for one in {n for n in sources if sources.count(n) == 1}:
+        own = number == one
+        for place, at in ((row, out[:, 0]), (column, out[:, 1])):
+            moves = [set((place - at)[own]), set((place + at)[own])]
+            assert min(map(len, moves)) <= 1
+
+
+def test_the_key_decides_and_mixing_leaves_the_first_crop_as_it_was(
+    coded: tuple[list[Pair], list[np.ndarray]],
+) -> None:
+    pairs, _ = coded
+    plain, mixed = coded_dataset(pairs), coded_dataset(pairs, copy_paste=1, cutmix=1)
+    kept = []
+    for position in range(20):
+        one, other, again = (each[position, 0] for each in (plain, mixed, mixed))
+        assert one["further"].shape == (0,)
+        for name in ("image", "label", "further"):
+            assert np.array_equal(other[name], again[name])  # type: ignore[literal-required]
+        kept.append((one["image"] == other["image"]).all(dim=0).float().mean())
+        assert kept[-1] < 1
+    assert np.mean(kept) > 0.25
+    assert len({tuple(mixed[position, 0]["further"].tolist()) for position in range(20)}) > 10
+
+
+def test_images_to_mix_come_from_all_training_sets_by_weight(
+    coded: tuple[list[Pair], list[np.ndarray]],
+) -> None:
+    dataset = coded_dataset(coded[0], extra=0.5, cutmix=1)
+    drawn = [int(dataset[position, 0]["further"][0]) for position in range(150)]
+    assert set(drawn) == set(range(COUNT))
+    assert 30 < sum(number >= 4 for number in drawn) < 70  # a third
+    rng = np.random.default_rng(0)
+    found = np.bincount([draw_index([(2, 1.0), (3, 0.5)], rng) for _ in range(3000)])
+    assert found / 3000 == pytest.approx([1 / 3, 1 / 3, 1 / 9, 1 / 9, 1 / 9], abs=0.03)
+    assert {draw_index([(1, 2.0)], rng) for _ in range(3)} == {0}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from cgrseg.augmentations import OPERATIONS
+from cgrseg.augmentations import MIXES, OPERATIONS
 from cgrseg.config.fields import (
     MAX_SIDE,
     BatchSize,
@@ -353,19 +353,20 @@ class PublishedAugmentConfig(Section):
 
 def _added_augmentations() -> dict[str, Any]:
     """Settings of the entries of :mod:`cgrseg.augmentations`."""
+
+    def probability(description: str) -> Any:
+        return Probability, Field(0.0, description=f"Probability of {description}.")
+
     fields: dict[str, Any] = {}
     for name, operation in OPERATIONS.items():
         low, high = operation.limits
         amount = Annotated[float, Field(ge=low, le=high)]
-        fields[name] = (
-            Probability,
-            Field(0.0, description=f"Probability of {operation.description}."),
-        )
+        fields[name] = probability(operation.description)
         fields[f"{name}_{operation.amount}"] = (
             tuple[amount, amount],  # type: ignore[valid-type]
             Field(operation.default, description=operation.amount_description),
         )
-    return fields
+    return fields | {name: probability(mix.description) for name, mix in MIXES.items()}
 
 
 if TYPE_CHECKING:

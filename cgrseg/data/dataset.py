@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cgrseg.augmentations import MIXES
 from cgrseg.config.schema import AugmentConfig, ChannelsConfig, Config, TestConfig
 from cgrseg.data.channels import Pixels, measured_channels
 from cgrseg.data.image_files import Reduction, is_jpeg
@@ -24,7 +25,7 @@ from cgrseg.data.label_files import read_label
 from cgrseg.data.pair_files import label_path, load_image, load_label
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
-from cgrseg.data.sampling import Key, sample_generator
+from cgrseg.data.sampling import Key, draw_index, sample_generator
 from cgrseg.data.sources import Source, training_sources
 from cgrseg.data.train_transform import Plan, TrainTransform, class_counts
 from cgrseg.datasets.label_rules import LabelRule
@@ -40,6 +41,7 @@ class TrainSample(TypedDict):
     label: Tensor  # int64 (h, w), training ids
     position: int
     index: int
+    further: Tensor  # int64 (M,), indices of the images mixed in; -1: none
 
 
 class EvalSample(TypedDict):
@@ -150,6 +152,9 @@ def balanced_weights(source: Source, how: Literal["auto", "median"]) -> list[flo
 class TrainDataset(_PairDataset[TrainSample]):
     """Augmented crops.  The key (position, index) selects the image and the randomness.
 
+    Further crops that a sample is mixed of (:data:`cgrseg.augmentations.MIXES`) are drawn from all
+    training sets by weight.  An image can be mixed with another crop of itself.
+
     Args:
         spec: the dataset.
         pairs: images with labels.
@@ -198,18 +203,41 @@ class TrainDataset(_PairDataset[TrainSample]):
         """
         position, index = key
         rng = sample_generator(self.seed, position)
-        pair, spec = self.pairs[index], self._specs[index]
-        label = label_path(spec, pair)
-        labels, lookup = self._checked(read_label(label), label, spec.rule_for(label))
-        plan = self.transform.plan(labels, rng, lookup)
-        image = load_image(pair, labels, self.test, self.reduction(pair, labels, plan))
-        pixels, ids = self.transform.finish(*self.transform.render(image, plan, rng))
+        pixels, ids = self._crop(index, rng)
+        further = []
+        for name, mix in MIXES.items():
+            chance, count = getattr(self.augment, name), mix.crops - 1
+            if chance == 0:
+                continue
+            if rng.random() >= chance:
+                further += [-1] * count
+                continue
+            drawn = [draw_index(self.sources, rng) for _ in range(count)]
+            crops = [self._crop(other, rng) for other in drawn]
+            maps = [ids, *(labels for _, labels in crops)]
+            origin = mix.compute(maps, self.spec.ignore_index, rng)
+            for number, (other, labels) in enumerate(crops, start=1):
+                np.copyto(pixels, other, where=origin == number)
+                np.copyto(ids, labels, where=origin == number)
+            further += drawn
         return {
             "image": torch.from_numpy(pixels),
             "label": torch.from_numpy(ids),
             "position": position,
             "index": index,
+            "further": torch.tensor(further, dtype=torch.int64),
         }
+
+    def _crop(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Normalized pixels (C, h, w) and ids (h, w) of a random crop of an image."""
+        pair, spec = self.pairs[index], self._specs[index]
+        label = label_path(spec, pair)
+        labels, lookup = self._checked(read_label(label), label, spec.rule_for(label))
+        plan = self.transform.plan(labels, rng, lookup)
+        image = load_image(pair, labels, self.test, self.reduction(pair, labels, plan))
+        return self.transform.finish(*self.transform.render(image, plan, rng))
 
     def _checked(
         self, raw: NDArray[np.uint8], label: Path, rule: LabelRule

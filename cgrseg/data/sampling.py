@@ -29,6 +29,14 @@ def sample_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, position]))
 
 
+def draw_index(sources: Sources, rng: np.random.Generator) -> int:
+    """Index of an image: of a source drawn by its weight, drawn uniformly from its images."""
+    weights = np.array([weight for _, weight in sources])
+    source = int(rng.choice(len(weights), p=weights / weights.sum()))
+    before = sum(length for length, _ in sources[:source])
+    return before + int(rng.integers(sources[source][0]))
+
+
 def epoch_order(length: int, seed: int, epoch: int, source: int = 0) -> NDArray[np.int64]:
     """The order of one pass over the images of a source: a permutation of 0 .. length - 1."""
     own = [source] if source else []

@@ -51,7 +51,7 @@ class DataSource(Protocol):
         """Endless batches of this process from an iteration on.
 
         A batch is a dictionary: normalized image float32 (N, C, H, W), label int64 (N, H, W),
-        position and index int64 (N,).
+        position and index int64 (N,), indices of the images mixed in int64 (N, M), -1 for none.
         """
 
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:

@@ -215,7 +215,8 @@ class TrainingModule(lightning.LightningModule):
         torch.manual_seed(
             step_seed(self.config.train.seed, self.iteration, self.micro_step, self.global_rank)
         )
-        self.recent.append((self.iteration, [int(index) for index in batch["index"]]))
+        indices = [*batch["index"].tolist(), *batch["further"].flatten().tolist()]
+        self.recent.append((self.iteration, [index for index in indices if index >= 0]))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch: normalized image (N, C, H, W), label (N, H, W)."""

@@ -214,7 +214,7 @@ def test_names_without_a_counterpart_say_what_to_do(key: str, told: str) -> None
     "key",
     [
         *("data.train.pipeline", "optimizer.eps", "augment.photometric.gamma", "norm_cfg.type"),
-        *("loss.name", "metrics.scale", "augment.mosaic", "train.foo", "cutmix", "mixup"),
+        *("loss.name", "metrics.scale", "augment.mixup", "train.foo", "cutout", "mixup"),
     ],
 )
 def test_alike_letters_alone_propose_nothing(key: str) -> None:

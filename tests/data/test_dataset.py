@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from cgrseg.augmentations import MIXES, OPERATIONS
 from cgrseg.config import load_config
 from cgrseg.config.schema import AugmentConfig, Config, DataConfig
 from cgrseg.data.dataset import (
@@ -206,14 +207,17 @@ def stream(config: Config, workers: int, start: int, steps: int) -> list[dict[st
 
 
 def test_samples_depend_neither_on_workers_nor_on_resuming(own_folder: Path) -> None:
-    config = own_config(own_folder)
+    added = dict.fromkeys([*OPERATIONS, *MIXES], 0.5)
+    config = own_config(own_folder, **added)
     alone = stream(config, workers=0, start=0, steps=6)
+    mixed = torch.cat([batch["further"] for batch in alone])
+    assert mixed.shape == (24, 6) and 0.25 < (mixed >= 0).float().mean() < 0.75
     for other, expected in (
         (stream(config, workers=4, start=0, steps=6), alone),
         (stream(config, workers=2, start=4, steps=2), alone[4:]),
     ):
         for got, wanted in zip(other, expected, strict=True):
-            for key in ("image", "label", "position", "index"):
+            for key in ("image", "label", "position", "index", "further"):
                 assert torch.equal(got[key], wanted[key]), key
 
 

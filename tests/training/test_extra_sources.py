@@ -81,7 +81,7 @@ def test_a_resumed_training_ends_with_the_same_weights(labeled: Path, tmp_path: 
     def config(folder: str, iterations: int) -> Any:
         return small_config(
             labeled, tmp_path / folder, data__extra={extra: 0.5}, schedule__max_iters=iterations,
-            schedule__power=0.0,
+            schedule__power=0.0, augment__noise=0.5, augment__classmix=0.5, augment__mosaic=0.5,
         )  # fmt: skip
 
     train(config("whole", 4), device="cpu")

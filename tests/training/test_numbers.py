@@ -38,7 +38,7 @@ def test_a_gradient_that_is_no_number_is_not_saved(
 ) -> None:
     root = write_dataset(tmp_path / "data")
     run_dir = tmp_path / "run"
-    config = small_config(root, run_dir, train__checkpoint_interval=1)
+    config = small_config(root, run_dir, train__checkpoint_interval=1, augment__cutmix=1.0)
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", spoil_gradient(at=2))
         with pytest.raises(TrainingProblem) as caught:
@@ -48,7 +48,8 @@ def test_a_gradient_that_is_no_number_is_not_saved(
     assert f"resume_from='{run_dir / 'previous.pth'}'" in text and "auto_resume=True" in text
     saved = json.loads((run_dir / "bad_batch.json").read_text())
     assert saved["iteration"] == 3 and saved["found"] == "weights"
-    assert len(saved["batch"]) == len(saved["batch_before"]) == 2
+    # Two images, and one mixed into each.
+    assert len(saved["batch"]) == len(saved["batch_before"]) == 4
     for name, iteration in (("latest.pth", 2), ("previous.pth", 1)):
         kept = torch.load(run_dir / name, weights_only=True)
         assert kept["meta"]["iteration"] == iteration

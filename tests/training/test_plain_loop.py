@@ -35,7 +35,8 @@ class FixedBatches:
             label = label.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
             label[:, : 8 * (number + 1), :16] = 255
             image = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
-            self.stored.append({"image": image, "label": label, "index": torch.arange(BATCH)})
+            indices = {"index": torch.arange(BATCH), "further": torch.empty(BATCH, 0)}
+            self.stored.append({"image": image, "label": label, **indices})
 
     def batches(self, start: int) -> Any:
         while True:
