@@ -116,11 +116,21 @@ def keeping_all_freed_memory() -> Iterator[None]:
     finally:
         if kept:
             _set_malloc((*_KEEP_SOME, _MMAP_MAX))
-            ctypes.CDLL(None).malloc_trim(0)
+            return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Return the freed memory that the C library keeps to the system; without glibc, nothing."""
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
 
 
 def _set_malloc(settings: tuple[tuple[int, int], ...]) -> bool:
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+    if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(number, value) == 1 for number, value in settings])

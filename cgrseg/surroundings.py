@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +133,27 @@ def available_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
             found.append(int(Path(name).read_text(encoding="ascii")))
     return min(found, default=None)
+
+
+def memory_from_now() -> int:
+    """Bytes of this process that are in memory now; its peak starts anew here (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * mmap.PAGESIZE
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    """Maximum number of bytes of this process in memory so far; not under Windows."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def missing_memory(needed: int) -> MemoryError | None:

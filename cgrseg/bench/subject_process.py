@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import mmap
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from cgrseg.bench.timing import Clock, Work, subject_stopwatch
 from cgrseg.errors import CGRSegError, EnvironmentProblem
 from cgrseg.models import CGRSeg
 from cgrseg.processes import end_with_parent
+from cgrseg.surroundings import memory_from_now, peak_memory
 
 _REASON, _END = "cgrseg cannot go on: ", "(end of the reason)"
 _MEMORY_IMAGES = 4
@@ -245,30 +245,8 @@ def _watch(subject: Subject, setting: Setting) -> Memory:
         torch.cuda.reset_peak_memory_stats(device)
         loaded = torch.cuda.memory_allocated(device)
     else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
-        loaded = _current_memory()
+        loaded = memory_from_now()
     with torch.inference_mode():
         for _ in range(_MEMORY_IMAGES):
             subject.decode(subject.logits(images))
-    return Memory(loaded, torch.cuda.max_memory_allocated(device) if on_gpu else _peak_memory())
-
-
-def _current_memory() -> int:
-    """Bytes of this process that are in memory now."""
-    with contextlib.suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * mmap.PAGESIZE
-    return _peak_memory()
-
-
-def _peak_memory() -> int:
-    """Maximum so far in bytes."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    import resource  # Windows has none, see `memory_is_known`
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Memory(loaded, torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory())

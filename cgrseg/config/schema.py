@@ -561,7 +561,12 @@ class LossConfig(_AddedTerms):
 class TrainConfig(Section):
     """The training loop."""
 
-    batch_size: BatchSize = Field(4, description="Number of images per process and step.")
+    batch_size: BatchSize | Literal["auto"] = Field(
+        4,
+        description="Number of images per process and step. 'auto': the largest power of two that "
+        "fits into memory, measured when the run starts and kept with it; with `accumulate`, at "
+        "most the 16 images per optimizer step of the published recipe.",
+    )
     accumulate: BatchSize = Field(
         1, description="Number of batches whose gradients are averaged before one optimizer step."
     )
@@ -642,6 +647,22 @@ class TrainConfig(Section):
                 remedy="for example train.ema_decay=0.999",
             )
         return self
+
+    @property
+    def images_per_batch(self) -> int:
+        """`batch_size` as a number.
+
+        Raises:
+            ConfigError: it is "auto", and no training has measured it.
+        """
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        raise ConfigError(
+            "train.batch_size",
+            found="auto, which only a training on the folder of a dataset measures",
+            expected="a number of images",
+            remedy="give one, for example train.batch_size=8",
+        )
 
 
 class Config(Section):

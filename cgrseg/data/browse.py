@@ -198,7 +198,7 @@ def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[
     channels = config.preprocessing.image_channels
     mean, std = (MEAN, STD) if channels is None else mean_and_std(channels)
     dataset = TrainDataset.from_config(config)
-    stream = StreamSampler(dataset.sources, config.train.seed, config.train.batch_size)
+    stream = StreamSampler(dataset.sources, config.train.seed, config.train.images_per_batch)
     for position, index in itertools.islice(stream, count):
         stem = dataset.pairs[index].stem
         try:
@@ -212,7 +212,7 @@ def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[
         else:
             image = as_picture(pixels, channels)
         labels = sample["label"].numpy().astype(np.uint8)
-        iteration = position // config.train.batch_size + 1
+        iteration = position // config.train.images_per_batch + 1
         caption = f"sample {position}, iteration {iteration}"
         yield _card(spec, stem, caption, image, labels, labels)
 

@@ -40,12 +40,14 @@ class DataSource(Protocol):
     Attributes:
         spec: class names and palette.
         size: number of training images.
-        images_per_iteration: number of images of all processes per optimizer step.
     """
 
     spec: DatasetSpec
     size: int
-    images_per_iteration: int
+
+    @property
+    def images_per_iteration(self) -> int:
+        """Number of images of all processes per optimizer step."""
 
     def batches(self, start: int) -> Any:
         """Endless batches of this process from an iteration on.
@@ -116,9 +118,12 @@ class DatasetSource:
                 config.preprocessing,
             )
         self.size = len(self.train)
-        self.images_per_iteration = (
-            config.train.batch_size * config.train.accumulate * placement.world_size
-        )
+
+    @property
+    def images_per_iteration(self) -> int:
+        """See :class:`DataSource`."""
+        train = self.config.train
+        return train.images_per_batch * train.accumulate * self.placement.world_size
 
     def batches(self, start: int) -> DataLoader[Any]:
         """See :class:`DataSource`."""
@@ -126,7 +131,7 @@ class DatasetSource:
         sampler = StreamSampler(
             self.train.sources,
             settings.seed,
-            settings.batch_size,
+            settings.images_per_batch,
             rank=self.placement.rank,
             world_size=self.placement.world_size,
             start_step=start,
@@ -135,7 +140,7 @@ class DatasetSource:
         workers = self.config.data.loader_processes
         return DataLoader(
             self.train,
-            batch_size=settings.batch_size,
+            batch_size=settings.images_per_batch,
             sampler=sampler,
             num_workers=workers,
             pin_memory=self.placement.kind == "cuda",

@@ -89,14 +89,14 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
         device: device in words.
         error: error of PyTorch.
     """
-    train = config.train
+    train, images = config.train, config.train.images_per_batch
     height, width = config.augment.crop_size
     ideas = []
-    if train.batch_size > 1:
+    if images > 1:
         # The smallest number of equal parts, so that a step has the same images.
-        parts = next(n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0)
+        parts = next(n for n in range(2, images + 1) if images % n == 0)
         ideas.append(
-            f"train.batch_size={train.batch_size // parts} with "
+            f"train.batch_size={images // parts} with "
             f"train.accumulate={train.accumulate * parts} (the same images per optimizer step)"
         )
     if train.precision in ("fp32", "fp64"):
@@ -113,11 +113,17 @@ def out_of_memory(config: Config, device: str, error: BaseException) -> Environm
     return EnvironmentProblem(
         f"memory of {device}",
         found=f"out of memory while training {config.model.name} on batches of "
-        f"{train.batch_size} images of {height}x{width} in {train.precision}"
-        + f" ({first_line(error)})",
+        f"{images} images of {height}x{width} in {train.precision}" + f" ({first_line(error)})",
         expected="room for one batch with its gradients",
         remedy="the first of these that you can accept: " + "; ".join(ideas),
     )
+
+
+def loader_memory(config: Config, images: int) -> int:
+    """Least bytes that batches of this many images and the worker processes need."""
+    height, width = config.augment.crop_size
+    workers = config.data.loader_processes
+    return images * height * width * _BATCH_BYTES * (workers + 1) + workers * _WORKER_BYTES
 
 
 def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
@@ -132,11 +138,10 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
         EnvironmentProblem: they do not fit; or /dev/shm cannot be used.
     """
     height, width = config.augment.crop_size
-    pixels = config.train.batch_size * height * width
-    workers = config.data.loader_processes
-    needed = pixels * _BATCH_BYTES * (workers + 1) + workers * _WORKER_BYTES
+    images, workers = config.train.images_per_batch, config.data.loader_processes
+    needed = loader_memory(config, images)
     if placement_kind == "cpu":
-        needed += pixels * _FEATURE_BYTES
+        needed += images * height * width * _FEATURE_BYTES
     error = missing_memory(needed)
     if error is not None:
         raise out_of_memory(config, device, error)
@@ -152,7 +157,7 @@ def single_value(config: Config) -> ConfigError:
     height, width = config.augment.crop_size
     return ConfigError(
         "train.batch_size, augment.crop_size",
-        found=f"{config.train.batch_size} image of {height}x{width} per process: at the "
+        found=f"{config.train.images_per_batch} image of {height}x{width} per process: at the "
         "coarsest scale that is one value per channel, and batch norm needs two",
         expected="at least two images per process, or crops larger than 64x64",
         remedy="set train.batch_size=2, or a larger augment.crop_size",

@@ -134,12 +134,16 @@ def stored_precision(checkpoint: Checkpoint | None) -> str | None:
 def with_measurements_of(checkpoint: Checkpoint | None, config: Config) -> Config:
     """The config with what the run of a checkpoint measured on its training images.
 
-    Mean, deviation and types of channels, and class weights, are measured once per run: images
-    that were added since do not change them.
+    Batch size, class weights, and mean, deviation and types of channels are measured once per run:
+    images that were added since, or another machine, do not change them.
     """
     if checkpoint is None:
         return config
     before = _table(checkpoint.state["meta"], "config")
+    images = _table(before, "train").get("batch_size")
+    if config.train.batch_size == "auto" and isinstance(images, int):
+        train = config.train.model_copy(update={"batch_size": images})
+        config = config.model_copy(update={"train": train})
     weights = _table(before, "loss").get("class_weights")
     if isinstance(config.loss.class_weights, str) and isinstance(weights, list):
         loss = config.loss.model_copy(update={"class_weights": weights})

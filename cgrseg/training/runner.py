@@ -29,6 +29,7 @@ from cgrseg.files import make_folder, write_json
 from cgrseg.locks import output_lock
 from cgrseg.models import CGRSeg
 from cgrseg.processes import is_first_process
+from cgrseg.training.auto import settle_batch_size
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, ORIGIN, CheckpointKeeper, model_meta
 from cgrseg.training.data_source import DatasetSource, DataSource
@@ -131,6 +132,7 @@ def train(
         if checkpoint is None:
             locate_initial_weights(config, transcript.say)  # before the work on the data
         source = DatasetSource(with_measurements_of(checkpoint, config), placement)
+        source.config = settle_batch_size(source.config, source.spec, placement, transcript.say)
         return train_on(source, source.config, placement, checkpoint, transcript=transcript)
 
 
