@@ -316,6 +316,14 @@ class PublishedAugmentConfig(Section):
         (0.5, 2.0), description="Range of the factor of the base scale, drawn uniformly."
     )
     crop_size: Size = Field((512, 512), description="Size of the crop in pixels.")
+    progressive: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=lambda: [1.0],
+        min_length=1,
+        max_length=100,
+        description="Factors of `crop_size` and `scale` in equal parts of the run, such as "
+        "[0.5, 0.75, 1]: smaller images at first cost less time. Crops are rounded to multiples of "
+        f"{NETWORK_STRIDE}. [1]: one size (published).",
+    )
     max_class_share: Probability = Field(
         0.75,
         description="A crop in which one class covers this share of the labeled pixels or more "
@@ -379,6 +387,17 @@ else:
 
 class AugmentConfig(_AddedAugmentations):
     """The training pipeline, in order."""
+
+    @property
+    def stages(self) -> list[AugmentConfig]:
+        """Settings of each part of the run, whose crops may grow from part to part."""
+        found = []
+        for factor in self.progressive:
+            scale = tuple(max(1, int(side * factor + 0.5)) for side in self.scale)
+            steps = [int(side * factor / NETWORK_STRIDE + 0.5) for side in self.crop_size]
+            crop = tuple(max(1, count) * NETWORK_STRIDE for count in steps)
+            found.append(self.model_copy(update={"scale": scale, "crop_size": crop}))
+        return found
 
     @model_validator(mode="after")
     def _fits_network(self) -> AugmentConfig:

@@ -6,6 +6,7 @@ before it reaches a loss.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, TypeVar
@@ -195,6 +196,13 @@ class TrainDataset(_PairDataset[TrainSample]):
         augment, seed = config.augment, config.train.seed
         return cls(first.spec, first.pairs, augment, seed, config.preprocessing, extra)
 
+    def with_settings(self, augment: AugmentConfig) -> TrainDataset:
+        """The same images and randomness with another train pipeline."""
+        other = copy.copy(self)
+        other.augment = augment
+        other.transform = TrainTransform(augment, self.spec.ignore_index, self.test.image_channels)
+        return other
+
     def __getitem__(self, key: Key) -> TrainSample:
         """The sample at one position of the stream.
 
@@ -266,6 +274,29 @@ class TrainDataset(_PairDataset[TrainSample]):
             if labels.shape[0] >= step * plan.size[0] and labels.shape[1] >= step * plan.size[1]:
                 return step
         return 1
+
+
+class GrowingCrops(Dataset[TrainSample]):
+    """Training samples whose crops grow over the run (`augment.progressive`).
+
+    The position decides the size, so a resumed run continues exactly.
+
+    Args:
+        dataset: samples of one size.
+        config: config of the run.
+        images_per_iteration: number of samples of all processes per optimizer step.
+    """
+
+    def __init__(self, dataset: TrainDataset, config: Config, images_per_iteration: int) -> None:
+        self.images_per_iteration = images_per_iteration
+        self.iterations = config.schedule.max_iters
+        self.parts = [dataset.with_settings(stage) for stage in config.augment.stages]
+
+    def __getitem__(self, key: Key) -> TrainSample:
+        """The sample at one position of the stream; see :class:`TrainDataset`."""
+        iteration = key[0] // self.images_per_iteration
+        part = iteration * len(self.parts) // self.iterations
+        return self.parts[min(part, len(self.parts) - 1)][key]
 
 
 class EvalDataset(_PairDataset[EvalSample]):

@@ -18,6 +18,7 @@ from cgrseg.data.check.classes import refuse_nothing_to_learn
 from cgrseg.data.check.leakage import trained_on
 from cgrseg.data.dataset import (
     EvalDataset,
+    GrowingCrops,
     TrainDataset,
     initialize_worker,
     with_measurements,
@@ -139,7 +140,7 @@ class DatasetSource:
         )
         workers = self.config.data.loader_processes
         return DataLoader(
-            self.train,
+            GrowingCrops(self.train, self.config, self.images_per_iteration),
             batch_size=settings.images_per_batch,
             sampler=sampler,
             num_workers=workers,

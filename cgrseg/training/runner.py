@@ -308,7 +308,7 @@ def _print_settings(
 ) -> None:
     """Print data, schedule and resumed iteration; warn of a run shorter than its warm-up."""
     schedule, train = config.schedule, config.train
-    height, width = config.augment.crop_size
+    sizes = ", then ".join("{}x{}".format(*part.crop_size) for part in config.augment.stages)
     warmup = f" after {schedule.warmup_iters} of warm-up" if schedule.warmup_iters else ""
     evaluation = f"evaluation every {train.eval_interval}" if train.evaluate else "no evaluation"
     counts = " and ".join(f"{len(stems)} {use}" for use, stems in source.image_lists().items())
@@ -320,7 +320,7 @@ def _print_settings(
         say(f"further training sets, each with its samples per sample of data.root: {listed}")
     say(
         f"settings: {schedule.max_iters} iterations, {source.images_per_iteration} images per "
-        f"iteration, crops of {height}x{width}, learning rate {config.optimizer.lr:g}{warmup}, "
+        f"iteration, crops of {sizes}, learning rate {config.optimizer.lr:g}{warmup}, "
         f"{evaluation}; all settings: {config.run_dir}/config.json"
     )
     if checkpoint is not None:

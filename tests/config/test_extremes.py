@@ -125,15 +125,15 @@ def test_samples_are_made_at_the_bounds(path: str) -> None:
     image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     labels = rng.integers(0, 3, (48, 64), dtype=np.uint8)
     size = ["augment.crop_size=32,32", "augment.scale=64,48", "augment.photometric.probability=1"]
-    pair = typing.get_origin(_split(SETTINGS[path])[0]) is tuple
+    kind = typing.get_origin(_split(SETTINGS[path])[0])
+    forms = {tuple: "[{0},{0}]", list: "[{0}]"}
     for value in bounds(path):
-        text = f"{path}=[{value},{value}]" if pair else f"{path}={value}"
+        text = f"{path}={forms.get(kind, '{0}').format(value)}"
         for order in ("true", "false"):
-            config = load_config(
-                "cgrseg-t_custom", [*size, text, f"augment.crop_first={order}"]
-            ).augment
+            config = load_config("cgrseg-t_custom", [*size, text, f"augment.crop_first={order}"])
             for seed in range(3):
-                transform, seeded = TrainTransform(config), np.random.default_rng(seed)
+                transform = TrainTransform(config.augment.stages[0])
+                seeded = np.random.default_rng(seed)
                 plan = transform.plan(labels, seeded)
                 sample = transform.finish(*transform.render(image, plan, seeded))
                 assert sample[0].shape == (3, 32, 32)

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from cgrseg.augmentations import MIXES, OPERATIONS
 from cgrseg.config import load_config
-from cgrseg.config.schema import AugmentConfig, Config, DataConfig
+from cgrseg.config.schema import AugmentConfig, Config, DataConfig, ScheduleConfig
 from cgrseg.data.dataset import (
     EvalDataset,
+    GrowingCrops,
     TrainDataset,
     balanced_weights,
     initialize_worker,
@@ -284,6 +285,25 @@ def test_ids_looked_up_on_the_crop_are_those_of_the_plain_order(
         samples.append([dataset[position, position % 4] for position in range(40)])
     for one, other in zip(*samples, strict=True):
         assert torch.equal(one["label"], other["label"])
+
+
+def test_crops_grow_with_the_iteration(sample_roots: dict[str, Path]) -> None:
+    config = Config(
+        data=DataConfig(root=str(sample_roots["ade20k"])),
+        augment=AugmentConfig(scale=(300, 100), crop_size=(160, 64), progressive=[0.5, 0.75, 1]),
+        schedule=ScheduleConfig(max_iters=4),
+    )
+    stages = config.augment.stages
+    # 80 is rounded up to 96, 48 to 64
+    assert [stage.crop_size for stage in stages] == [(96, 32), (128, 64), (160, 64)]
+    assert [stage.scale for stage in stages] == [(150, 50), (225, 75), (300, 100)]
+    plain = TrainDataset.from_config(config)
+    growing = GrowingCrops(plain, config, images_per_iteration=2)
+    # iterations 0 and 1, 2, 3 and those after the last
+    for position, size in enumerate([96, 96, 96, 96, 128, 128, 160, 160, 160, 160]):
+        sample = growing[position, position % 2]
+        assert sample["label"].shape[0] == size and sample["position"] == position
+    assert torch.equal(sample["image"], plain[9, 1]["image"])
 
 
 def test_sizes_must_agree(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_run_with_options_resumes_exactly(dataset: Path, tmp_path: Path) -> No
     config = small_config(
         dataset,
         tmp_path / "run",
-        augment__crop_size=[32, 32],
+        augment__progressive=[0.5, 1],  # iteration 3 is of full size
         optimizer__name="muon",
         schedule__max_iters=3,
         train__average_last=0.7,  # iterations 2 and 3
