@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, with_changes
 from cgrseg.cli.options import DataRoot, Device, Seed, Settings, Threads
 from cgrseg.processes import quick_imports
+from cgrseg.progress import shown_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ def train(
         typer.Argument(
             metavar="CONFIG",
             help="A preset's name (`cgrseg info --presets`), a .py or .json file, or the folder of "
-            "an earlier run.",
+            "an earlier run; with --auto the folder of a dataset.",
             show_default=False,
             autocompletion=completion.presets,
         ),
@@ -46,6 +47,17 @@ def train(
         str | None,
         typer.Option(help="Checkpoint of this run to resume from.", show_default=False),
     ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="Choose the settings for the dataset folder CONFIG and this machine, write them "
+            "with their reasons to NAME.py, and train.",
+        ),
+    ] = False,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="With --auto: write the config file and stop.")
+    ] = False,
     seed: Seed = None,
     threads: Threads = None,
     device: Device = None,
@@ -65,9 +77,19 @@ def train(
       cgrseg train cgrseg-t_custom --data-root data/mine train.batch_size=8
 
       cgrseg train work_dirs/cgrseg-t_custom --resume
+
+      cgrseg train --auto data/mine
     """
     from cgrseg.config import load_config
+    from cgrseg.errors import ConfigError
 
+    if write_only and not auto:
+        raise ConfigError(
+            "--write-only",
+            found="given without --auto",
+            expected="the two together",
+            remedy="cgrseg train --auto FOLDER --write-only, or --print-config",
+        )
     console = make_console()
     changes = with_changes(
         settings,
@@ -76,9 +98,14 @@ def train(
         train__load_from=load_from,
         train__seed=seed,
     )
-    resolved = load_config(config, changes)
+    if auto:
+        resolved = _plan(console, config, changes, device, threads, write=not print_config)
+    else:
+        resolved = load_config(config, changes)
     if print_config:
         print_settings(console, resolved)
+        return
+    if write_only:
         return
 
     with quick_imports():
@@ -92,6 +119,36 @@ def train(
     if result.stopped_by is not None:
         raise typer.Exit(result.exit_status)
     _print_results(console, result)
+
+
+def _plan(
+    console: Console,
+    folder: str,
+    changes: dict[str, Any],
+    device: str | None,
+    threads: int | None,
+    *,
+    write: bool,
+) -> Config:
+    """Config for a dataset folder, written to a file."""
+    with quick_imports():
+        from cgrseg.config import load_config
+        from cgrseg.devices import use_threads
+        from cgrseg.training.auto import plan_training
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    use_threads(threads)
+    with shown_progress("checking") as progress:
+        plan = plan_training(folder, changes, device=device or "auto", say=say, progress=progress)
+    for line in plan.head[3:]:
+        say(line)
+    if not write:
+        return plan.config
+    path = plan.write()
+    say(f"{path}: the settings with their reasons; to train with them: cgrseg train {path}")
+    return load_config(path)
 
 
 def print_settings(console: Console, config: Config) -> None:

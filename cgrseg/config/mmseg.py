@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cgrseg.config.mmseg_reader import Tree, is_mmseg_file, read_mmseg
-from cgrseg.config.presets import DATASETS, named_preset, preset, preset_name
+from cgrseg.config.presets import DATASETS, config_file, named_preset, preset, preset_name
 from cgrseg.config.schema import Config
 from cgrseg.config.settings import build, merge
 from cgrseg.config.suggestions import EXACT
@@ -168,12 +168,8 @@ class Translation:
         """A config file of this package."""
         stem = self.source.stem
         changes = self.changes if named_preset(stem) is not None else {"name": stem, **self.changes}
-        table = "".join(f"        {key!r}: {value!r},\n" for key, value in changes.items())
-        return (
-            f"# Translated from {self.source.name!r}, a config of mmsegmentation "
-            f"{self.version}.\n\nfrom cgrseg.config import load_config\n\n"
-            f'config = load_config(\n    "{self.preset}",\n    {{\n{table}    }},\n)\n'
-        )
+        head = f"Translated from {self.source.name!r}, a config of mmsegmentation {self.version}."
+        return config_file(head, self.preset, changes)
 
     def notes(self) -> list[str]:
         """What is translated, what has no counterpart and what is assumed, as lines."""

@@ -8,6 +8,7 @@ iterations.  CamVid, your own folder, fine-tuning and the embedded data are ours
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -126,6 +127,26 @@ def named_preset(name: str) -> Config | None:
             if plain == preset_name(model, row):
                 return preset(model, dataset, "published" if plain == name else "plus")
     return None
+
+
+def config_file(
+    head: str, base: str, changes: Mapping[str, Any], reasons: Mapping[str, str] | None = None
+) -> str:
+    """Text of a Python config file.
+
+    Args:
+        head: comment at the top, without number signs.
+        base: name of the preset that the settings replace those of.
+        changes: settings by dotted name.
+        reasons: dotted name to a comment above that setting.
+    """
+    lines = [*(f"# {line}".rstrip() for line in head.splitlines()), ""]
+    lines += ["from cgrseg.config import load_config", ""]
+    lines += ["config = load_config(", f'    "{base}",', "    {"]
+    for key, value in changes.items():
+        reason = textwrap.wrap((reasons or {}).get(key, ""), 88)
+        lines += [f"        # {line}" for line in reason] + [f"        {key!r}: {value!r},"]
+    return "\n".join([*lines, "    },", ")", ""])
 
 
 def _check_known(what: str, name: str, table: Mapping[str, Any]) -> None:

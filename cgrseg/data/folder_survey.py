@@ -55,6 +55,12 @@ _MASK_WORD = re.compile(
 )
 
 
+class NeedsSettings(DataError):
+    """A folder of images and masks that the default settings do not read."""
+
+    survey: Survey
+
+
 @dataclass
 class Survey:
     """What a folder holds.
@@ -75,7 +81,7 @@ class Survey:
     reason: str = ""
     where: str = ""
 
-    def error(self, root: Path) -> DataError:
+    def error(self, root: Path) -> NeedsSettings:
         """The message about a folder that cannot be read without settings: what to type."""
         class_file = root / CLASS_LIST
         write = f"write the class names into {class_file}, one a line in id order"
@@ -96,12 +102,14 @@ class Survey:
             remedy += f"\n  {words}:\n    {_check(root, settings)}"
         if named:
             remedy += f"\n  or {write}"
-        return DataError(
+        error = NeedsSettings(
             root,
             found=f"{self.where}; the masks hold {self.masks}",
             expected=expected,
             remedy=remedy,
         )
+        error.survey = self
+        return error
 
 
 class _Names(NamedTuple):

@@ -198,14 +198,15 @@ def _stems_of_folder(
         return stems
     if len(stems) >= 2:
         return split_stems(stems, layout.held_out)
-    if stems:
+    if stems and layout.held_out.fraction > 0:
         findings.append(
             Finding(
                 "error",
                 "too-few-images",
                 str(root / layout.images),
                 "a single image, which cannot be split into training and validation",
-                "add images, or make folders named train and val below images and labels",
+                "add images, or make folders named train and val below images and labels; to train "
+                "on it without validation: data.val_fraction=0 train.evaluate=false",
             )
         )
     return stems

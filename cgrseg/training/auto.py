@@ -1,28 +1,51 @@
-"""Settings that fit the machine and the data: `train.batch_size=auto`.
+"""Settings that fit the machine and the data: `train.batch_size=auto`, `cgrseg train --auto`.
 
-Memory and time of an optimizer step are measured with real steps on random images.
+Memory and time of an optimizer step are measured with real steps on random images.  The rules of
+:func:`plan_training` are ours; each writes its reason into the config file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from cgrseg.config.loading import load_config
+from cgrseg.config.presets import DATASETS, config_file, preset_name
 from cgrseg.config.schema import Config
-from cgrseg.config.settings import build, merge
+from cgrseg.config.settings import build, merge, parse_overrides
+from cgrseg.cpus import usable_cpus
+from cgrseg.data.check import check_dataset, proposed_settings
+from cgrseg.data.check.report import CheckReport, SplitSummary
+from cgrseg.data.dataset import EvalDataset, TrainDataset, with_measurements
+from cgrseg.data.folder_survey import NeedsSettings
+from cgrseg.data.guess import guess_dataset
+from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets.spec import DatasetSpec
-from cgrseg.devices import Placement, keeping_all_freed_memory, return_freed_memory
+from cgrseg.devices import (
+    Placement,
+    find_placement,
+    keeping_all_freed_memory,
+    return_freed_memory,
+)
 from cgrseg.errors import ConfigError
+from cgrseg.evaluation.loop import evaluate_model
+from cgrseg.files import atomic_write_text
 from cgrseg.precision import choose_precision, dtype_of
+from cgrseg.progress import Progress, format_seconds
 from cgrseg.surroundings import available_memory, is_out_of_memory, memory_from_now, peak_memory
 from cgrseg.training.failures import loader_memory, out_of_memory
+from cgrseg.training.initial_weights import NoImageNetWeights, locate_initial_weights
 from cgrseg.training.module import TrainingModule, build_model
+from cgrseg.variants import NETWORK_STRIDE
 
 LARGEST_STEP = 16
 """Images per optimizer step of the published recipe, for which its learning rates were set."""
@@ -235,3 +258,337 @@ class _RandomStep:
         if self.precision == "bf16" or self.precision == "fp16":
             return torch.autocast(self.device.type, dtype_of(self.precision))
         return contextlib.nullcontext()
+
+
+# ---- A config for a dataset --------------------------------------------------------------------
+
+_GIVEN = "given on the command line"
+_SIDE = 512  # pixels; short side of the published recipe, and its crop
+_CROP_ON_CPU = 256  # pixels; as in the preset of CamVid, which two cores train within an hour
+_SMALLEST_CROP = 64  # pixels
+_SEEN = 16  # pixels across an object: two cells of the logits
+_RARE = 0.01  # share of the labeled pixels
+_PASSES = 50  # over the images; 2,300 steps of 8 images on CamVid
+_FEWEST, _MOST = 4_000, 2_560_000  # crops seen; the most is that of the published recipe
+_STEPS = 2_000  # optimizer steps wanted before larger batches
+_SMALLEST_STEP = 4  # images
+_LONGEST = 12 * 3600  # seconds; one night
+_EVALUATIONS, _EVALUATING = 10, 0.1  # number of evaluations; their largest share of the time
+
+
+@dataclass
+class Plan:
+    """Settings of a training, each with its reason.
+
+    Attributes:
+        base: preset that the settings lie over.
+        settings: value by dotted name.
+        reasons: reason by dotted name.
+        head: lines about data, machine and expected time.
+    """
+
+    base: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    head: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> Config:
+        """The preset with the settings."""
+        return load_config(self.base, self.settings)
+
+    @property
+    def path(self) -> Path:
+        """The config file, in the working directory."""
+        return Path(f"{self.settings['name']}.py")
+
+    def choose(self, name: str, value: Any, reason: str) -> None:
+        """Set a setting that was not given."""
+        if name not in self.settings:
+            self.settings[name] = value
+        if self.reasons.get(name) != _GIVEN:
+            self.reasons[name] = reason
+
+    def write(self) -> Path:
+        """Write the config file, and return its path.
+
+        Raises:
+            ConfigError: the file exists.
+        """
+        self.refuse_existing()
+        order = [name for name in self.reasons if self.reasons[name] != _GIVEN]
+        settings = {name: self.settings[name] for name in [*order, *self.settings]}
+        atomic_write_text(
+            self.path, config_file("\n".join(self.head), self.base, settings, self.reasons)
+        )
+        return self.path
+
+    def refuse_existing(self) -> None:
+        """Raise where the config file exists."""
+        if os.path.lexists(self.path):
+            raise ConfigError(
+                self.path,
+                found="there is such a config file; it is not overwritten",
+                expected="a name without a file",
+                remedy=f"train with it: cgrseg train {self.path}; or choose another name: "
+                "name=NAME; or remove the file",
+            )
+
+
+def plan_training(
+    folder: str,
+    given: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> Plan:
+    """Choose the settings of a training from its data and this machine.
+
+    Args:
+        folder: folder of a dataset.
+        given: settings by dotted name, which are kept.
+        device: as for :func:`cgrseg.train`.
+        say: called with lines on what is being done.
+        progress: called with the number of files checked and of all.
+
+    Raises:
+        CGRSegError: a folder that no settings read (the message names the conversion, where there
+            is one), data that cannot be trained on, or a config file that exists.
+    """
+    placement = find_placement(device)
+    folder = given.get("data.root", folder)
+    variant = given.get("model.name", "cgrseg_t")
+    plan = Plan(preset_name(variant, DATASETS["custom"]), dict(given))
+    plan.reasons = dict.fromkeys(given, _GIVEN)
+    stem = Path(folder).resolve().name
+    plan.choose("name", f"{variant.replace('_', '-')}_{stem}_auto", "name of run and run folder")
+    plan.refuse_existing()
+    report = _choose_data(plan, folder, progress)
+    train = report.splits[plan.config.data.train_split]
+    validation = report.splits.get(plan.config.data.eval_split)
+    plan.choose("model.name", variant, "the smallest variant; cgrseg_b and cgrseg_l are slower")
+    _choose_start(plan, say)
+    _choose_sizes(plan, train, on_cpu=placement.kind == "cpu")
+    _choose_balance(plan, report.classes, train)
+    precision = choose_precision(placement.torch_device)
+    plan.choose("train.precision", "auto", f"here {precision}")
+    say("measuring steps of the network on this machine")
+    images = validation.pairs if validation is not None else 0
+    _choose_schedule(plan, placement, train.pairs, images)
+    return plan
+
+
+def _choose_data(plan: Plan, folder: str, progress: Progress | None) -> CheckReport:
+    """The settings that read a folder, and the doctor's report with them."""
+    plan.choose("data.root", folder, "the dataset")
+    dataset = "custom" if "data.classes" in plan.settings else ""
+    reason = "by its class list and folders"
+    if not dataset and "data.dataset" not in plan.settings:
+        try:
+            dataset = guess_dataset(folder).dataset
+        except NeedsSettings as error:
+            survey = error.survey
+            if not survey.settings or survey.command or survey.reason:
+                raise
+            dataset, reason = "custom", f"{survey.where}; the masks hold {survey.masks}"
+            for name, value in parse_overrides(survey.settings).items():
+                words = ": put the names of your classes here" if name == "data.classes" else ""
+                plan.choose(name, value, f"the masks hold {survey.masks}{words}")
+    plan.choose("data.dataset", dataset, reason)
+
+    def check() -> CheckReport:
+        config = plan.config
+        return check_dataset(
+            config.data,
+            quick=True,
+            evaluate=config.train.evaluate,
+            test=config.preprocessing,
+            progress=progress,
+        )
+
+    report = check()
+    if {finding.code for finding in report.of("error")} == {"too-few-images"}:
+        plan.choose("data.val_fraction", 0.0, "the single image trains")
+        plan.choose("train.evaluate", False, "no image is left to validate on")
+        report = check()
+    if not report.ok and plan.config.data.dataset == "custom":
+        survey_or_none, found = proposed_settings(plan.config.data, report.classes)
+        for name, value in parse_overrides(found).items():
+            masks = "" if survey_or_none is None else survey_or_none.masks
+            plan.choose(name, value, f"the masks hold {masks}")
+        report = check() if found else report
+    report.raise_for_errors()
+    return report
+
+
+def _choose_start(plan: Plan, say: Callable[[str], None]) -> None:
+    """Initial weights, and the learning rate for them."""
+    config = plan.config
+    reason = "ImageNet weights of the backbone, as in the published runs"
+    try:
+        locate_initial_weights(config, say)
+        pretrained = config.model.pretrained
+    except NoImageNetWeights as error:
+        if "model.pretrained" in plan.settings:
+            raise
+        pretrained = None
+        reason = (
+            "random weights, because ImageNet's cannot be had here: "
+            f"{str(error).partition(chr(10))[0].partition(': ')[2]}; with them, remove the rates "
+            "below"
+        )
+    if config.train.load_from is not None:
+        rate = DATASETS["finetune"].settings["optimizer"]["lr"]
+        plan.choose("optimizer.lr", rate, "half the published rate, for trained weights")
+        return
+    plan.choose("model.pretrained", pretrained, reason)
+    if pretrained is None:
+        rates = DATASETS["camvid"].settings["optimizer"]
+        for name, value in rates.items():
+            plan.choose(f"optimizer.{name}", value, "for random weights, as in the CamVid preset")
+
+
+def _choose_sizes(plan: Plan, train: SplitSummary, *, on_cpu: bool) -> None:
+    """Scale and crop, from the sizes of images and of what is labeled in them."""
+    height, width = train.median or (_SIDE, _SIDE)
+    short, long = sorted((height, width))
+    # Side of a square of the pixels that a class has in an image with it.
+    sides = [
+        math.sqrt(pixels / images)
+        for pixels, images in zip(train.pixels, train.images, strict=True)
+        if images
+    ]
+    smallest = min(sides, default=float(_SEEN))
+    side, reason = short, "the size of the images"
+    if short > _SIDE:
+        needed = math.ceil(short * _SEEN / smallest)
+        side = min(short, max(_SIDE, min(needed, 2 * _SIDE)))
+        reason = f"short side {side} of {short} pixels: {_SIDE} is that of the published recipe"
+        if side > _SIDE:
+            reason += f", and the smallest class has some {smallest:.0f} pixels across"
+    scale = (round(long * side / short), side)
+    plan.choose("augment.scale", scale, f"{reason} (median of the training images)")
+    plan.choose("test.scale", scale, "as in training")
+    most = _CROP_ON_CPU if on_cpu else _SIDE
+    crop = min(most, max(_SMALLEST_CROP, side // NETWORK_STRIDE * NETWORK_STRIDE))
+    reason = f"a multiple of {NETWORK_STRIDE} within the short side, {_SMALLEST_CROP} to {most}"
+    reason += f" ({_SIDE} is published; on a CPU less, for its time)" if on_cpu else ""
+    plan.choose("augment.crop_size", (crop, crop), reason)
+
+
+def _choose_balance(plan: Plan, classes: tuple[str, ...], train: SplitSummary) -> None:
+    """Weights and crops for rare classes."""
+    total = sum(train.pixels)
+    shares = {name: n / total for name, n in zip(classes, train.pixels, strict=True) if n}
+    rare = sorted((share, name) for name, share in shares.items() if share < _RARE)
+    if not rare:
+        return
+    shown = ", ".join(f"{name} {share:.2%}" for share, name in rare[:3])
+    reason = f"classes below {_RARE:.0%} of the labeled pixels: {shown}"
+    plan.choose("loss.class_weights", "auto", reason)
+    plan.choose(
+        "augment.rare_class_crops", 0.5, "half of the crops hold a class drawn from the image"
+    )
+
+
+def _choose_schedule(plan: Plan, placement: Placement, images: int, validated: int) -> None:
+    """Batch, iterations, evaluations and workers, from the number of images and measured times."""
+    # Counting class weights would read many labels, for nothing that is measured here.
+    config = build(merge(plan.config.model_dump(), {"loss.class_weights": None}))
+    config = with_measurements(config)
+    spec, on_cpu = resolve_spec(config.data), placement.kind == "cpu"
+    crops = min(_MOST, max(_FEWEST, _PASSES * images))
+    fixed = isinstance(config.train.batch_size, int) and "train.batch_size" in plan.settings
+    wanted = config.train.images_per_batch if fixed else _power_of_two(crops // _STEPS)
+    batch, costs = largest_batch(config, spec, placement, _power_of_two(wanted))
+    last = costs[-1]
+    measured = f"{last.seconds:.2g} s and {last.memory / 2**30:.1f} GiB for {last.images} images"
+    if fixed:
+        batch = wanted
+    reason = f"{_STEPS:,} steps or more, each of at least {_SMALLEST_STEP} images"
+    if batch < wanted:
+        reason = f"the most that fits into memory of {wanted} wanted"
+    if plan.settings.get("train.batch_size") == "auto":
+        del plan.settings["train.batch_size"], plan.reasons["train.batch_size"]
+    plan.choose("train.batch_size", batch, f"{reason}; measured: {measured}")
+    if batch < wanted:
+        plan.choose("train.accumulate", wanted // batch, f"{wanted} images per optimizer step")
+    per_step = batch * plan.config.train.accumulate
+    reading, evaluating = _image_times(config, spec, placement, bool(validated))
+    computing = last.seconds * per_step / last.images
+    workers = min(4, usable_cpus(), 1 + int(reading * per_step / computing))
+    reason = f"reading takes {reading:.2g} s per image, computing {computing / per_step:.2g} s"
+    plan.choose("data.workers", workers, reason)
+    workers = max(1, plan.config.data.loader_processes)
+    # On a CPU, reading and computing share the cores.
+    step = computing + reading * per_step / usable_cpus()
+    if not on_cpu:
+        step = max(computing, reading * per_step / workers)
+    reason = f"{_PASSES} passes over the training images"
+    if crops != _PASSES * images:
+        bound = "fewest" if crops == _FEWEST else "most, those of the published recipe"
+        reason = f"{crops:,} crops, the {bound}, in place of {_PASSES} passes"
+    affordable = max(_FEWEST, int(_LONGEST / step * per_step))
+    if affordable < crops:
+        crops = affordable
+        reason = f"what {_LONGEST // 3600} hours allow of {reason}"
+    plan.choose("schedule.max_iters", _round(crops / per_step), reason)
+    iterations = plan.config.schedule.max_iters
+    plan.choose("schedule.warmup_iters", min(1_500, iterations // 20), "a twentieth, at most 1,500")
+    training, evaluation = iterations * step, validated * evaluating
+    count = 0
+    if plan.config.train.evaluate:
+        affordable = int(_EVALUATING * training / evaluation) if evaluation else _EVALUATIONS
+        count = min(_EVALUATIONS, max(2, affordable))
+        reason = f"{count} evaluations of {validated} images, each about "
+        reason += format_seconds(evaluation)
+        plan.choose("train.eval_interval", math.ceil(iterations / count), reason)
+        count = math.ceil(iterations / plan.config.train.eval_interval)
+    expected = format_seconds(training + count * evaluation)
+    plan.head = [
+        f"Settings for {plan.settings['data.root']} on this machine, by `cgrseg train --auto`.",
+        f"Edit them, then: cgrseg train {plan.path}",
+        "",
+        f"data: {images} training and {validated} validation images, {spec.num_classes} classes",
+        f"machine: {placement.description}; {measured}, forward, backward and optimizer",
+        f"expected time: {expected}",
+    ]
+
+
+def _power_of_two(images: int) -> int:
+    """The largest power of two up to a number, within the smallest and the largest step."""
+    return 1 << (max(_SMALLEST_STEP, min(LARGEST_STEP, images)).bit_length() - 1)
+
+
+def _round(number: float) -> int:
+    """A number with two significant digits, 1 or more."""
+    digits = max(0, math.floor(math.log10(max(1.0, number))) - 1)
+    return max(1, int(round(number, -digits)))
+
+
+def _image_times(
+    config: Config, spec: DatasetSpec, placement: Placement, validates: bool
+) -> tuple[float, float]:
+    """Seconds in which one process reads a training image, and in which an image is evaluated."""
+    samples = TrainDataset.from_config(config)
+    started, read = time.perf_counter(), 0
+    for position in range(8):
+        _ = samples[position, position * len(samples) // 8]
+        read += 1
+        if time.perf_counter() - started > 5:
+            break
+    reading = (time.perf_counter() - started) / read
+    if not validates:
+        return reading, 0.0
+    with torch.random.fork_rng([placement.torch_device] if placement.kind == "cuda" else []):
+        model = build_model(config, spec).to(placement.torch_device)
+        started = time.perf_counter()
+        evaluate_model(
+            model,
+            EvalDataset.from_config(config),
+            config.preprocessing,
+            ignore_index=spec.ignore_index,
+            limit=2,
+        )
+    return reading, (time.perf_counter() - started) / 2

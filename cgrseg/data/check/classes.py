@@ -48,6 +48,7 @@ def summarize(
         ignored=sum(item.ignored for item in facts),
         sizes=(sizes[0], sizes[-1]) if sizes else None,
         source=source,
+        median=sizes[len(sizes) // 2] if sizes else None,
     )
 
 

@@ -28,6 +28,7 @@ class SplitSummary:
         images: labels in which the class occurs, in the same order.
         ignored: number of ignored pixels.
         sizes: smallest and largest image as (height, width), by area; None: none seen.
+        median: image of the middle area as (height, width); None: none seen.
         source: folder or list that the split comes from, below the dataset root.
     """
 
@@ -38,6 +39,7 @@ class SplitSummary:
     ignored: int
     sizes: tuple[tuple[int, int], tuple[int, int]] | None
     source: str = ""
+    median: tuple[int, int] | None = None
 
 
 @dataclass(repr=False)

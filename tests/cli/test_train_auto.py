@@ -1,0 +1,121 @@
+"""`cgrseg train --auto FOLDER`: a config with reasons, and a training with it at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgrseg.config import load_config
+from cgrseg.data.check.report import SplitSummary
+from cgrseg.errors import CGRSegError
+from cgrseg.training import auto
+from tests.data.folders import TWELVE, write_folder
+
+from .conftest import Run
+
+SMALL = ["model.context_blocks=1", "schedule.max_iters=2", "data.workers=0", "--device", "cpu"]
+
+
+def rare(number: int) -> np.ndarray:
+    """Labels of two classes, one of which has 0.1 % of the pixels."""
+    values = np.zeros((48, 64), np.uint8)
+    values[20, 10 + number : 13 + number] = 1
+    return values
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_two_classes_of_which_one_is_rare(run: Run) -> None:
+    write_folder(Path("mine"), make=rare)
+    given = ["model.pretrained=null", "train.batch_size=2", *SMALL]
+    result = run("train", "--auto", "mine", *given)
+    assert result.exit_code == 0, result.output
+    assert "expected time: " in result.stdout
+    config_file = Path("cgrseg-t_mine_auto.py")
+    text = config_file.read_text()
+    reason = "# classes below 1% of the labeled pixels: road 0.10%"
+    assert f"{reason}\n        'loss.class_weights'" in text
+    assert "# given on the command line\n        'train.batch_size': 2" in text
+    settings = text[text.index("{") :]
+    assert settings.count("        # ") >= settings.count("        '") > 12
+    config = load_config(config_file)
+    assert config.augment.rare_class_crops == 0.5
+    assert config.augment.scale == (64, 48) and config.augment.crop_size == (64, 64)
+    assert config.optimizer.lr == 1e-3 and config.schedule.max_iters == 2
+    assert Path("work_dirs/cgrseg-t_mine_auto/latest.pth").is_file()
+    stored = json.loads(Path("work_dirs/cgrseg-t_mine_auto/config.json").read_text())
+    low, high = stored["loss"]["class_weights"]
+    assert high > 30 * low
+
+    again = run("train", "--auto", "mine", *given)
+    assert again.exit_code == 2 and "it is not overwritten" in again.stderr
+    assert config_file.read_text() == text
+
+
+def test_one_image_without_imagenet_weights(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "empty")
+    write_folder(Path("mine"), stems=("0",))
+    result = run("train", "--auto", "mine", "name=other", "--write-only", *SMALL)
+    assert result.exit_code == 0, result.output
+    config = load_config("other.py")
+    assert not config.train.evaluate and config.data.val_fraction == 0
+    assert config.model.pretrained is None
+    assert "# random weights, because ImageNet's cannot be had here" in Path("other.py").read_text()
+    assert not Path("work_dirs").exists()
+    trained = run("train", "other.py", "--device", "cpu")
+    assert trained.exit_code == 0, trained.output
+
+
+@pytest.mark.parametrize("name", TWELVE)
+def test_twelve_folders_as_people_have_them(name: str) -> None:
+    """Folders of color masks need a table of the colors: the error names the conversion."""
+    TWELVE[name](Path("mine"))
+    plan = auto.Plan("cgrseg-t_custom")
+    if name == "RGBA":
+        with pytest.raises(CGRSegError, match="cgrseg data convert rgb mine/images mine/masks OUT"):
+            auto._choose_data(plan, "mine", None)
+        return
+    report = auto._choose_data(plan, "mine", None)
+    assert report.ok and report.splits["train"].pairs == 3 and report.splits["val"].pairs == 1
+    assert sum(1 for pixels in report.splits["train"].pixels if pixels) == len(report.classes) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TWELVE if name != "RGBA"])
+def test_twelve_folders_train_at_once(run: Run, name: str) -> None:
+    TWELVE[name](Path("mine"))
+    result = run("train", "--auto", "mine", "model.pretrained=null", *SMALL)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("size", "across", "on_cpu", "scale", "crop"),
+    [
+        ((360, 480), 40, True, (480, 360), 256),
+        ((360, 480), 40, False, (480, 360), 352),
+        ((3000, 4000), 600, False, (683, 512), 512),  # all classes stay visible at 512
+        ((3000, 4000), 60, False, (1067, 800), 512),  # 16 of 60 pixels are left at 800
+        ((3000, 4000), 4, False, (1365, 1024), 512),
+        ((20, 30), 4, True, (30, 20), 64),
+    ],
+)
+def test_scale_and_crop_follow_images_and_objects(
+    size: tuple[int, int], across: int, on_cpu: bool, scale: tuple[int, int], crop: int
+) -> None:
+    plan = auto.Plan("cgrseg-t_custom")
+    pixels = (size[0] * size[1] * 4, across**2 * 3, 0)
+    summary = SplitSummary(4, 4, pixels, (4, 3, 0), 0, (size, size), median=size)
+    auto._choose_sizes(plan, summary, on_cpu=on_cpu)
+    assert plan.config.augment.scale == plan.config.test.scale == scale
+    assert plan.config.augment.crop_size == (crop, crop)
+
+
+def test_write_only_needs_auto(run: Run) -> None:
+    result = run("train", "cgrseg-t_camvid", "--write-only")
+    assert result.exit_code == 2 and "given without --auto" in result.stderr
