@@ -260,6 +260,11 @@ class DataConfig(Section):
         "those of `root` before `merge`, `rename` and `drop`, which are then applied to them too. "
         "All their training images are used. Validation is on `root` alone.",
     )
+    unlabeled: Sources = Field(
+        default_factory=dict,
+        description="Folders of images without labels, with the number of samples of each per "
+        "sample of `root`, for `train.teacher`: they count in the distillation alone.",
+    )
     workers: Annotated[int, Field(ge=0, le=512)] | None = Field(
         None,
         description="Number of data loader processes per training process; none: one per CPU that "
@@ -575,6 +580,21 @@ class LossConfig(_AddedTerms):
     initial_weight: Weight = Field(
         0.0, description="Weight of the same loss on the head's first prediction; 0: none."
     )
+    distill_weight: Weight = Field(
+        1.0,
+        description="With `train.teacher`: weight of the divergence of the class probabilities "
+        "from the teacher's, averaged over the pixels of the logits, whatever their labels.",
+    )
+    distill_temperature: Annotated[float, Field(ge=0.1, le=100)] = Field(
+        1.0,
+        description="With `train.teacher`: divisor of both logits; above 1, the teacher's small "
+        "probabilities count more.",
+    )
+    distill_features: Weight = Field(
+        0.0,
+        description="With a checkpoint as `train.teacher`: weight of the distance of the attention "
+        "maps of the backbones' features at strides 8, 16 and 32; 0: none.",
+    )
 
 
 class TrainConfig(Section):
@@ -623,6 +643,11 @@ class TrainConfig(Section):
         None,
         description="Checkpoint, hub id or name of `cgrseg models` whose weights the whole network "
         "starts from (fine-tuning); another number of classes keeps everything but the classifier.",
+    )
+    teacher: str | None = Field(
+        None,
+        description="Distillation: checkpoint, hub id, name of `cgrseg models` or exported file of "
+        "a network with the same classes, whose predictions are learned too (`loss.distill_...`).",
     )
     accept_data: str | None = Field(
         None,
@@ -721,6 +746,25 @@ class Config(Section):
 
     def __str__(self) -> str:
         return repr(self)
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Config:
+        if self.data.unlabeled and self.train.teacher is None:
+            raise ConfigError(
+                "data.unlabeled",
+                found="images without labels, and no train.teacher",
+                expected="a network that says what is in them",
+                remedy="set train.teacher, or label them with `cgrseg autolabel` for data.extra",
+            )
+        loss = self.loss
+        if self.train.teacher is not None and not (loss.distill_weight or loss.distill_features):
+            raise ConfigError(
+                "train.teacher",
+                found="loss.distill_weight=0 and loss.distill_features=0",
+                expected="a weight for what the teacher says",
+                remedy="for example loss.distill_weight=1",
+            )
+        return self
 
     @property
     def preprocessing(self) -> TestConfig:

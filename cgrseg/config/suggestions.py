@@ -30,6 +30,7 @@ _EXACT = {
     "train.eval_interval": "evaluation.interval train_cfg.val_interval",
     "train.checkpoint_interval": "checkpoint_config.interval default_hooks.checkpoint.interval",
     "train.log_interval": "log_config.interval default_hooks.logger.interval",
+    "train.teacher": "teacher teacher_checkpoint teacher_model teacher_ckpt distiller.teacher",
     "train.load_from": "load_from",
     "train.seed": "seed randomness.seed",
     "train.deterministic": "deterministic randomness.deterministic",
@@ -107,7 +108,8 @@ _SETTINGS = {
     "data.images": "img_dir image_dir images_dir data_prefix.img_path img_path img_prefix",
     "data.labels": "ann_dir mask_dir masks_dir label_dir labels_dir data_prefix.seg_map_path "
     "seg_map_path seg_dir masks",
-    "data.extra": "extra_root extra_data unlabeled pseudo_labels additional_data datasets",
+    "data.extra": "extra_root extra_data pseudo_labels additional_data datasets",
+    "data.unlabeled": "unlabeled unlabelled unlabeled_root unlabeled_data unlabeled_dir",
     "data.split_lists": "ann_file split_file image_list",
     "data.zero_is_ignore": "reduce_zero_label do_reduce_labels reduce_labels",
     "data.ignore_index": "ignore_index ignore_label seg_pad_val seg_ignore_label ignore_value "

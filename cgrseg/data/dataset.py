@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from cgrseg.augmentations import MIXES
 from cgrseg.config.schema import AugmentConfig, ChannelsConfig, Config, TestConfig
-from cgrseg.data.channels import Pixels, measured_channels
+from cgrseg.data.channels import Pixels, measured_channels, read_pixels
 from cgrseg.data.image_files import Reduction, is_jpeg
 from cgrseg.data.label_files import read_label
 from cgrseg.data.pair_files import label_path, load_image, load_label
@@ -162,7 +162,8 @@ class TrainDataset(_PairDataset[TrainSample]):
         augment: settings of the train pipeline.
         seed: seed of the augmentation.
         test: how images are read; None: as 8-bit RGB.
-        extra: further training sets; indices of their images follow those of `pairs`.
+        extra: further training sets, and folders of unlabeled images, whose labels are ignored
+            everywhere; indices of their images follow those of `pairs`.
 
     Attributes:
         sources: number of images and weight of each training set.
@@ -241,7 +242,12 @@ class TrainDataset(_PairDataset[TrainSample]):
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Normalized pixels (C, h, w) and ids (h, w) of a random crop of an image."""
         pair, spec = self.pairs[index], self._specs[index]
-        label = label_path(spec, pair)
+        if pair.label is None:
+            image = read_pixels(pair.image, self.test)
+            ignored = np.full(image.shape[:2], self.spec.ignore_index, np.uint8)
+            plan = self.transform.plan(ignored, rng)
+            return self.transform.finish(*self.transform.render(image, plan, rng))
+        label = pair.label
         labels, lookup = self._checked(read_label(label), label, spec.rule_for(label))
         plan = self.transform.plan(labels, rng, lookup)
         image = load_image(pair, labels, self.test, self.reduction(pair, labels, plan))

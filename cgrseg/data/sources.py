@@ -1,12 +1,15 @@
-"""Training sets of a run: that of `data.root`, and the further ones of `data.extra`."""
+"""Training sets of a run: `data.root`, the further ones of `data.extra`, and `data.unlabeled`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from cgrseg.addresses import local_folder
 from cgrseg.class_names import differences, listed
 from cgrseg.config.schema import DataConfig
+from cgrseg.data.channels import companion_stems, image_endings
+from cgrseg.data.file_index import companions_among, visible_files
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.pairs import Pair, find_pairs
 from cgrseg.data.resolve import resolve_spec
@@ -22,7 +25,7 @@ class Source:
 
     Attributes:
         spec: the dataset, with the classes and the ignore index of the run.
-        pairs: images with labels.
+        pairs: images with labels; without, in a folder of unlabeled images.
         weight: number of samples per sample of `data.root`.
     """
 
@@ -32,18 +35,43 @@ class Source:
 
 
 def training_sources(config: DataConfig) -> list[Source]:
-    """The training split of `data.root`, and all training images of each `data.extra` folder.
+    """The training split of `data.root`, then all training images of each further folder.
 
     Raises:
         ConfigError: settings that contradict the dataset.
-        DataError: a dataset that cannot be used, or a further one with other classes.
+        DataError: a dataset that cannot be used, a further one with other classes, or a folder
+            without images.
     """
     spec = resolve_spec(config)
     found = [Source(spec, find_pairs(spec, config.root, config.train_split))]
     for (folder, weight), own in zip(config.extra.items(), extra_settings(config), strict=True):
         other = _like(resolve_spec(own), spec, folder)
         found.append(Source(other, find_pairs(other, folder, _SPLIT), weight))
+    found += [
+        Source(spec, _unlabeled_images(config, folder), weight)
+        for folder, weight in config.unlabeled.items()
+    ]
     return found
+
+
+def _unlabeled_images(config: DataConfig, folder: str) -> list[Pair]:
+    """All images below a folder, as pairs without labels, sorted by name."""
+    endings = image_endings(config.channels)
+    files = {
+        name: path
+        for name, path in visible_files(local_folder(folder))
+        if name.lower().endswith(endings)
+    }
+    further = companions_among(files.values(), companion_stems(config.channels))
+    pairs = [Pair(name, files[name], None) for name in sorted(files) if files[name] not in further]
+    if not pairs:
+        raise DataError(
+            folder,
+            found="no images in this folder of data.unlabeled",
+            expected="files that end in " + ", ".join(endings),
+            remedy="correct the path, or leave it out",
+        )
+    return pairs
 
 
 def extra_settings(config: DataConfig) -> Iterator[DataConfig]:

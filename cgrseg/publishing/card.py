@@ -29,9 +29,11 @@ from cgrseg.variants import VARIANTS
 _PLACES = {
     "data.root": "DATA_ROOT",
     "data.extra": "FURTHER_DATA",
+    "data.unlabeled": "FURTHER_IMAGES",
     "data.split_lists": "SPLIT_LISTS",
     "model.pretrained": "WEIGHTS",
     "train.load_from": "WEIGHTS",
+    "train.teacher": "WEIGHTS",
 }
 # Settings that the card shows elsewhere, or that say nothing about the weights.
 _LEFT_OUT = (

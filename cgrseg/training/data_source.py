@@ -61,7 +61,7 @@ class DataSource(Protocol):
         """Image and label file per index of a batch, for messages."""
 
     def image_lists(self) -> dict[str, list[str]]:
-        """Stems of the "training" images, and of the "validation" images if there are any."""
+        """Stems of the "training" images, and of "validation" and "unlabeled" ones, if any."""
 
     def evaluate(
         self,
@@ -152,11 +152,17 @@ class DatasetSource:
     def describe(self, indices: list[int]) -> list[dict[str, Any]]:
         """See :class:`DataSource`."""
         pairs = [self.train.pairs[index] for index in indices]
-        return [{"image": str(pair.image), "label": str(pair.label)} for pair in pairs]
+        return [
+            {"image": str(pair.image), "label": None if pair.label is None else str(pair.label)}
+            for pair in pairs
+        ]
 
     def image_lists(self) -> dict[str, list[str]]:
         """See :class:`DataSource`."""
-        lists = {"training": [pair.stem for pair in self.train.pairs]}
+        pairs = self.train.pairs
+        lists = {"training": [pair.stem for pair in pairs if pair.label is not None]}
+        if unlabeled := [pair.stem for pair in pairs if pair.label is None]:
+            lists["unlabeled"] = unlabeled
         if self.validation is not None:
             lists["validation"] = [pair.stem for pair in self.validation.pairs]
         return lists

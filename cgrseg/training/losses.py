@@ -15,6 +15,8 @@ full-size logits.  So does float64, which is for checks: there each operation is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -190,10 +192,61 @@ def hard_pixels(
     return labeled & ((truth < threshold) | (truth <= bar))
 
 
-def loss_columns(config: LossConfig) -> list[str]:
-    """Names of the terms that :class:`SegmentationLoss` returns."""
+def distillation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of a teacher's class probabilities, averaged over the pixels.
+
+    Hinton et al. 2015: both logits are divided by the temperature, and the divergence is multiplied
+    by its square, so that the size of the gradient hardly depends on it.
+
+    Args:
+        logits: (N, K, h, w) of the network under training.
+        targets: (N, K, h, w) of the teacher, without gradient.
+        temperature: above 0; larger ones compare small probabilities too.
+
+    Returns:
+        A scalar, at least 0; 0, with gradient 0, where both are equal.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    found = (logits / temperature).log_softmax(dim=1)
+    wanted = (targets.to(logits.dtype) / temperature).log_softmax(dim=1)
+    summed = functional.kl_div(found, wanted, reduction="sum", log_target=True)
+    return summed * temperature**2 * logits.shape[1] / logits.numel()
+
+
+def attention_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Squared distance of two networks' attention maps (Zagoruyko and Komodakis 2017).
+
+    The map of an image is the mean square over the channels of each place, scaled to a Euclidean
+    norm of 1: networks with different numbers of channels can be compared.
+
+    Args:
+        features: (N, C_i, h_i, w_i) of each scale, of the network under training.
+        targets: (N, D_i, h_i, w_i) of the teacher, without gradient.
+
+    Returns:
+        A scalar in [0, 2], averaged over scales and images; 0, with gradient 0, where the maps are
+        equal.
+    """
+
+    def maps(values: Tensor, dtype: torch.dtype) -> Tensor:
+        return functional.normalize(values.to(dtype).square().mean(dim=1).flatten(1), dim=1)
+
+    distances = []
+    for found, wanted in zip(features, targets, strict=True):
+        dtype = torch.promote_types(found.dtype, torch.float32)
+        distance = (maps(found, dtype) - maps(wanted, dtype)).square()  # (N, h * w)
+        distances.append(distance.sum(dim=1).mean())
+    return torch.stack(distances).mean()
+
+
+def loss_columns(config: LossConfig, *, teacher: bool = False) -> list[str]:
+    """Names of the terms of a run, with those of a teacher where it has one."""
     columns = ["loss", "loss_ce", *(f"loss_{name}" for name in added_weights(config))]
-    return [*columns, "loss_initial"] if config.initial_weight > 0 else columns
+    further = {"loss_initial": config.initial_weight}
+    if teacher:
+        further |= {"loss_distill": config.distill_weight, "loss_features": config.distill_features}
+    return [*columns, *(name for name, weight in further.items() if weight > 0)]
 
 
 def added_weights(config: LossConfig) -> dict[str, float]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cgrseg.config.schema import Config
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.models import CGRSeg, create_model
+from cgrseg.training.distillation import Teacher
 from cgrseg.training.losses import SegmentationLoss, pixel_accuracy
 from cgrseg.training.optimizer import Muon, parameter_groups, rate_factor
 
@@ -138,6 +139,7 @@ class TrainingModule(lightning.LightningModule):
         config: config of the run.
         num_classes: number of classes of the dataset.
         start_iteration: number of optimizer steps of an earlier part of the run.
+        teacher: a network whose predictions are learned too.
 
     Attributes:
         iteration: number of optimizer steps done in all parts of the run.
@@ -147,7 +149,12 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, model: CGRSeg, config: Config, num_classes: int, start_iteration: int = 0
+        self,
+        model: CGRSeg,
+        config: Config,
+        num_classes: int,
+        start_iteration: int = 0,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.model = model.train()
@@ -173,6 +180,14 @@ class TrainingModule(lightning.LightningModule):
         forward: Callable[..., Any] = (
             model.forward_with_initial if config.loss.initial_weight > 0 else model.forward
         )
+        self.teacher = teacher
+        self._features: list[Tensor] = []
+        if teacher is not None and config.loss.distill_features > 0:
+            # A function, because copies of the network for an evaluation copy its hooks.
+            def keep(_backbone: nn.Module, _given: Any, found: list[Tensor]) -> None:
+                self._features = found[1:]  # without stride 4, which the head does not read
+
+            model.backbone.register_forward_hook(keep)
         self._network = torch.compile(forward) if config.train.compile else forward
 
     @property
@@ -205,6 +220,8 @@ class TrainingModule(lightning.LightningModule):
         """Move the averaged weights, which Lightning does not know, to the device."""
         if self.averaged is not None:
             self.averaged.module.to(self.device, next(self.model.parameters()).dtype)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Set the learning rate of this iteration and the seed of this batch."""
@@ -225,6 +242,9 @@ class TrainingModule(lightning.LightningModule):
         logits, initial = output if isinstance(output, tuple) else (output, None)
         with torch.autocast(logits.device.type, enabled=False):
             terms = self.loss(logits, label, initial)
+            if self.teacher is not None:
+                terms = self.teacher.add_terms(terms, image, logits, self._features)
+                self._features = []  # they would keep the whole graph
         self._note(terms)
         if self.logs_next and self.micro_step == self.config.train.accumulate - 1:
             self._sums["acc_seg"] = self._accuracy(logits.detach(), label)

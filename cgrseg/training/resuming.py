@@ -35,6 +35,7 @@ _HARMLESS = {
     "train.log_interval",
     "train.log_images",
     "train.accept_data",
+    "train.teacher",  # its weights are compared
     "train.wandb",
     "train.mlflow",
 }
@@ -235,6 +236,33 @@ def refuse_other_data(
         remedy="restore them; or accept the data as they are now with "
         f"train.accept_data={token}; or start a new run (another name or work_dir) with "
         f"train.load_from={checkpoint.path}",
+    )
+
+
+def refuse_other_teacher(checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
+    """Refuse to resume with another teacher, with one from now on, or without one.
+
+    Args:
+        checkpoint: checkpoint to resume from.
+        now: digest of the present "teacher", if there is one.
+
+    Raises:
+        ConfigError: the run had another teacher.
+    """
+    before = checkpoint.state["meta"].get("teacher")
+    if before == now.get("teacher"):
+        return
+    named = {
+        when: f"SHA-256 {digest}" if digest else "none"
+        for when, digest in (("then", before), ("now", now.get("teacher")))
+    }
+    raise ConfigError(
+        "train.teacher",
+        found=f"another teacher than that of {checkpoint.path} (then: {named['then']}; now: "
+        f"{named['now']})",
+        expected="the same network in all parts of a run",
+        remedy="set train.teacher to the file that the run began with; or start a new run "
+        f"(another name or work_dir) with train.load_from={checkpoint.path}",
     )
 
 

@@ -33,6 +33,7 @@ from cgrseg.training.auto import settle_batch_size
 from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, ORIGIN, CheckpointKeeper, model_meta
 from cgrseg.training.data_source import DatasetSource, DataSource
+from cgrseg.training.distillation import Teacher
 from cgrseg.training.failures import readable_failures, refuse_too_large
 from cgrseg.training.initial_weights import load_initial_weights, locate_initial_weights
 from cgrseg.training.journal import Journal, make_loggers
@@ -47,6 +48,7 @@ from cgrseg.training.resuming import (
     refuse_occupied,
     refuse_other_data,
     refuse_other_optimizer,
+    refuse_other_teacher,
     restore_weights,
     stored_precision,
     with_measurements_of,
@@ -183,6 +185,10 @@ def _train_on(
     data = data_record(source.spec, source.image_lists())
     if checkpoint is not None:
         checkpoint = refuse_other_data(checkpoint, source.spec, data, config.train.accept_data)
+    teacher = None if config.train.teacher is None else Teacher(config, source.spec)
+    taught = {} if teacher is None else {"teacher": teacher.digest}
+    if checkpoint is not None:
+        refuse_other_teacher(checkpoint, taught)
     start = 0 if checkpoint is None else int(checkpoint.state["training"]["iteration"])
     origin = "" if checkpoint is None else str(checkpoint.state["meta"].get(ORIGIN, ""))
     if model is None:
@@ -193,7 +199,7 @@ def _train_on(
     if config.train.precision == "fp64":
         # Lightning would convert only after the checkpoint's weights were rounded.
         model = model.double()
-    module = TrainingModule(model, config, source.spec.num_classes, start)
+    module = TrainingModule(model, config, source.spec.num_classes, start, teacher)
     if checkpoint is not None:
         restore_weights(module, checkpoint.state)
         refuse_other_optimizer(module, checkpoint.state)
@@ -206,7 +212,7 @@ def _train_on(
     memory = keeping_all_freed_memory() if on_cpu else contextlib.nullcontext()
     try:
         with memory, quiet_lightning(), readable_failures(config, placement.description, run_dir):
-            meta = {**model_meta(module.model), "data": data, ORIGIN: origin}
+            meta = {**model_meta(module.model), "data": data, ORIGIN: origin, **taught}
             return _run(
                 config, placement, options, run_dir, source, module, checkpoint, transcript, meta
             )
@@ -232,7 +238,7 @@ def _run(
         run_dir,
         start=start,
         end=end,
-        loss_columns=loss_columns(config.loss),
+        loss_columns=loss_columns(config.loss, teacher=config.train.teacher is not None),
         score_columns=score_columns(source.spec.classes),
         images_per_iteration=source.images_per_iteration,
         eval_interval=config.train.eval_interval if config.train.evaluate else None,
@@ -318,6 +324,8 @@ def _print_settings(
     if config.data.extra:
         listed = ", ".join(f"{folder} {weight:g}" for folder, weight in config.data.extra.items())
         say(f"further training sets, each with its samples per sample of data.root: {listed}")
+    if config.train.teacher is not None:
+        say(f"teacher: {config.train.teacher}")
     say(
         f"settings: {schedule.max_iters} iterations, {source.images_per_iteration} images per "
         f"iteration, crops of {sizes}, learning rate {config.optimizer.lr:g}{warmup}, "
