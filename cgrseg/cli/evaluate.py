@@ -21,11 +21,16 @@ from cgrseg.cli.options import (
     Compile,
     DataRoot,
     Device,
+    Engine,
+    GpusPerWorker,
     Limit,
     MultiScale,
     Opacity,
     Precision,
+    RayAddress,
+    RayWorkers,
     Threads,
+    check_engine,
     out_option,
     split_option,
 )
@@ -91,6 +96,10 @@ def evaluate(
     threads: Threads = None,
     device: Device = None,
     as_json: AsJson = False,
+    engine: Engine = None,
+    ray_address: RayAddress = None,
+    workers: RayWorkers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Evaluate a checkpoint: mIoU and other metrics, per class and overall.
 
@@ -109,7 +118,7 @@ def evaluate(
         from cgrseg.evaluation.evaluate import result_name
         from cgrseg.evaluation.result import print_scores, readable_json
         from cgrseg.precision import check_precision, resolve_precision
-        from cgrseg.processes import is_first_process
+        from cgrseg.processes import is_first_process, this_process
 
     console = make_console()
     if format_only and (report or metric):
@@ -121,7 +130,18 @@ def evaluate(
         )
     config, checkpoint, settings = split_arguments(arguments)
     asked = check_precision(precision, "--precision")
-    chosen = resolve_precision(asked, device_of_process(device))
+    several = this_process().world_size
+    check_engine(
+        engine,
+        {"--workers": workers, "--gpus-per-worker": gpus_per_worker},
+        f"{several} processes" if several > 1 else "",
+    )
+    cluster = None
+    if engine:
+        from cgrseg.inference.ray_engine import RayCluster
+
+        cluster = RayCluster(ray_address, workers, threads or 1, gpus_per_worker)
+    chosen = asked if engine else resolve_precision(asked, device_of_process(device))
     resolved = config_of(checkpoint, config, with_changes(settings, data__root=data_root))
     folder = Path(resolved.run_dir)
     name = result_name(resolved, split or resolved.data.eval_split, multi_scale, limit, chosen)
@@ -149,6 +169,7 @@ def evaluate(
         compile=compile_choice(compile),
         threads=threads,
         batch_size=batch_size,
+        cluster=cluster,
     )
     if format_only:
         target = out or folder / "submission"

@@ -99,6 +99,39 @@ DataRoot = Annotated[
         show_default=False,
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray",
+        help="Engine: ray shares the images out to the workers of a Ray cluster (extra [ray]); a "
+        "prediction then also writes a table of the images. Default: this process.",
+        show_default=False,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAY_ADDRESS",
+        metavar="ADDRESS",
+        help="Address of a running Ray cluster. Default: a cluster on this machine, for this "
+        "command.",
+        show_default=False,
+    ),
+]
+RayWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=100_000,
+        help="Number of worker processes. With --engine ray alone, each with --threads CPU "
+        "threads (1 unless given). Default: as many as the cluster has room for.",
+        show_default=False,
+    ),
+]
+GpusPerWorker = Annotated[
+    float,
+    typer.Option(min=0, max=1024, help="Number of GPUs of a Ray worker, or a part of one."),
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -198,3 +231,35 @@ TrainScenes = Annotated[
 ValScenes = Annotated[
     int, typer.Option("--val-scenes", help="Number of validation scenes.", min=0, max=1_000_000)
 ]
+
+
+def check_engine(engine: str | None, options: dict[str, object], no_images: str) -> None:
+    """Refuse what Ray does not do, and options of Ray without it.
+
+    Args:
+        engine: value of `--engine`.
+        options: those of Ray with their values, empty where they are not given.
+        no_images: what the command works on, if it is not images in one process; else empty.
+
+    Raises:
+        ConfigError: another engine, or options that contradict each other.
+    """
+    from cgrseg.errors import ConfigError, check_choice
+
+    if engine is not None:
+        check_choice("--engine", engine, ["ray"])
+        if no_images:
+            raise ConfigError(
+                "--engine",
+                found=f"ray, with {no_images}",
+                expected="images, in one process, whose workers Ray starts",
+                remedy="leave out --engine ray",
+            )
+    for name, value in options.items():
+        if value and engine is None:
+            raise ConfigError(
+                name,
+                found="given without --engine ray",
+                expected="an option of Ray with --engine ray",
+                remedy="add --engine ray, or leave the option out",
+            )

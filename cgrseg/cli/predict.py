@@ -24,11 +24,16 @@ from cgrseg.cli.options import (
     BatchSize,
     Compile,
     Device,
+    Engine,
+    GpusPerWorker,
     MultiScale,
     Opacity,
     Precision,
+    RayAddress,
+    RayWorkers,
     Threads,
     TrustCode,
+    check_engine,
     out_option,
     overwrite_option,
 )
@@ -129,39 +134,10 @@ def predict(
     threads: Threads = None,
     trust_code: TrustCode = False,
     device: Device = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ray",
-            help="Engine of the prediction: ray runs it on a Ray cluster and writes a table of the "
-            "images (extra [ray]). Default: this process.",
-            show_default=False,
-        ),
-    ] = None,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_ADDRESS",
-            metavar="ADDRESS",
-            help="Address of a running Ray cluster. Default: a cluster on this machine, for this "
-            "command.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=100_000,
-            help="Number of worker processes. With --engine ray alone, each with --threads CPU "
-            "threads (1 unless given). Default: as many as the cluster has room for.",
-            show_default=False,
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float,
-        typer.Option(min=0, max=1024, help="Number of GPUs of a Ray worker, or a part of one."),
-    ] = 0.0,
+    engine: Engine = None,
+    ray_address: RayAddress = None,
+    workers: RayWorkers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Predict the class of every pixel of images or videos of any size.
 
@@ -245,7 +221,7 @@ def predict(
     other = "a raster" if raster else "videos" if videos else ""
     if world_size > 1:
         other = f"{world_size} processes"
-    _check_engine(engine, {"--workers": workers, "--gpus-per-worker": gpus_per_worker}, other)
+    check_engine(engine, {"--workers": workers, "--gpus-per-worker": gpus_per_worker}, other)
     hold_lock(
         videos[0][1].parent if videos else out.parent if raster else out,
         below=not (videos or raster),
@@ -331,38 +307,6 @@ def _opened(
     )
     predictor.test = test_settings(predictor.test, settings, multi_scale=multi_scale)
     return predictor
-
-
-def _check_engine(engine: str | None, options: dict[str, object], no_images: str) -> None:
-    """Refuse what Ray does not do, and options of Ray without it.
-
-    Args:
-        engine: value of `--engine`.
-        options: those of Ray with their values, empty where they are not given.
-        no_images: what is to be labeled, if it is not images in one process; else empty.
-
-    Raises:
-        ConfigError: another engine, or options that contradict each other.
-    """
-    from cgrseg.errors import ConfigError, check_choice
-
-    if engine is not None:
-        check_choice("--engine", engine, ["ray"])
-        if no_images:
-            raise ConfigError(
-                "--engine",
-                found=f"ray, with {no_images}",
-                expected="images, in one process, whose workers Ray starts",
-                remedy="leave out --engine ray",
-            )
-    for name, value in options.items():
-        if value and engine is None:
-            raise ConfigError(
-                name,
-                found="given without --engine ray",
-                expected="an option of Ray with --engine ray",
-                remedy="add --engine ray, or leave the option out",
-            )
 
 
 def _check_raster(names: list[str], save: list[str], for_images: bool, processes: int) -> None:

@@ -12,7 +12,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from cgrseg.class_names import differences, listed, numbered_names
 from cgrseg.config import Config
@@ -32,6 +34,7 @@ from cgrseg.evaluation.loop import EvalItems, check_metrics, evaluate_model
 from cgrseg.evaluation.outputs import Outputs, refuse_kind
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend
+from cgrseg.inference.predictor import Predictor
 from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import augmented
 from cgrseg.models import CGRSeg, load_model
@@ -39,6 +42,9 @@ from cgrseg.models.digest import weights_digest
 from cgrseg.precision import AnyPrecision, choose_precision
 from cgrseg.processes import Launcher, is_first_process
 from cgrseg.progress import shown_progress
+
+if TYPE_CHECKING:
+    from cgrseg.inference.ray_engine import RayCluster
 
 __all__ = ["evaluate", "evaluate_model"]
 
@@ -64,6 +70,7 @@ def evaluate(
     threads: int | None = None,
     batch_size: int = 1,
     launcher: Launcher = "auto",
+    cluster: RayCluster | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
     """Measure a checkpoint on a split.
@@ -98,6 +105,9 @@ def evaluate(
         threads: number of CPU threads; None: all that the process may use.
         batch_size: number of images of equal size per batch.
         launcher: what started the processes, see :func:`cgrseg.distributed.joined_processes`.
+        cluster: workers of Ray that share the images (extra `ray`), with its own number of
+            threads; None: this process, or those of the launcher.  It needs a checkpoint by
+            name and a precision that is not "auto".
         progress: show the progress.
 
     Returns:
@@ -112,6 +122,8 @@ def evaluate(
     """
     check_metrics(metrics)
     _refuse_out_of_range(batch_size, limit, opacity)
+    if cluster is not None:
+        _refuse_on_ray(checkpoint, precision)
     config = as_config(config)
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
@@ -141,30 +153,51 @@ def evaluate(
     if aug_test:
         test = augmented(test)
     use_threads(threads)
-    with outputs.locked(), joined_processes(launcher, device) as place:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(outputs.locked())
+        if cluster is None:
+            place = stack.enter_context(joined_processes(launcher, device))
+        else:
+            place = Place(0, 1, torch.device("cpu"))
         choice = choose_precision(place.device, precision)
         if choice.reason and place.rank == 0:
             _LOG.info("precision: %s", choice)
-        network: CGRSeg | Backend = model
-        if compile:
-            network = make_backend(model, place.device, choice.precision, compile=compile)
-        with shown_progress("evaluating", progress and place.rank == 0) as report:
+        report = stack.enter_context(shown_progress("evaluating", progress and place.rank == 0))
+        shared: dict[str, Any] = {
+            "classes": spec.classes,
+            "ignore_index": spec.ignore_index,
+            "metrics": metrics,
+            "batch_size": batch_size,
+            "limit": limit,
+            "sinks": outputs.writers,
+            "progress": report,
+        }
+        if cluster is not None:
+            from cgrseg.evaluation.on_ray import evaluate_on_ray
+
+            opened = functools.partial(
+                Predictor.from_pretrained,
+                where,
+                device or ("cuda" if cluster.gpus else "cpu"),
+                precision,
+                compile=compile,
+                threads=cluster.threads,
+            )
+            result = evaluate_on_ray(opened, dataset, test, cluster, checkpoint=where, **shared)
+        else:
+            network: CGRSeg | Backend = model
+            if compile:
+                network = make_backend(model, place.device, choice.precision, compile=compile)
             result = evaluate_model(
                 network,
                 dataset,
                 test,
-                classes=spec.classes,
-                ignore_index=spec.ignore_index,
-                metrics=metrics,
                 device=place.device,
                 precision=choice.precision,
                 rank=place.rank,
                 world_size=place.world_size,
                 workers=config.data.loader_processes,
-                batch_size=batch_size,
-                limit=limit,
-                sinks=outputs.writers,
-                progress=report,
+                **shared,
             )
         settings: dict[str, Any] = {
             "run": config.name,
@@ -207,6 +240,23 @@ def _with_channels_of(model: CGRSeg, config: Config, where: str) -> TestConfig:
             "setting out",
         )
     return ChannelTestConfig(**config.test.model_dump(), channels=kept)
+
+
+def _refuse_on_ray(checkpoint: str | Path | CGRSeg, precision: AnyPrecision) -> None:
+    if isinstance(checkpoint, CGRSeg):
+        raise ConfigError(
+            "cluster",
+            found="a network in memory",
+            expected="a checkpoint that each worker opens",
+            remedy="save it, and name the file",
+        )
+    if precision == "auto":
+        raise ConfigError(
+            option("--precision"),
+            found="auto, which may mean another precision on another machine",
+            expected="the precision of all workers: fp32, bf16 or fp16",
+            remedy="name it",
+        )
 
 
 def _refuse_out_of_range(batch_size: int, limit: int | None, opacity: float) -> None:

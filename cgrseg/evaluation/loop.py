@@ -108,6 +108,15 @@ class Tally:
         if self.calibration is not None:
             self.calibration.update(prediction, torch.from_numpy(found.confidence), truth)
 
+    def merge(self, other: Tally) -> None:
+        """Add the counts of other images, with the same metrics."""
+        self.confusion.merge_state(other.confusion)
+        if self.boundary is not None and other.boundary is not None:
+            self.boundary.merge_state(other.boundary)
+        if self.calibration is not None and other.calibration is not None:
+            self.calibration.merge_state(other.calibration)
+        self.rows |= other.rows
+
     def combined(
         self, classes: Sequence[str], world_size: int, device: torch.device
     ) -> EvaluationResult:
@@ -201,13 +210,10 @@ def evaluate_model(
     tally = Tally(backend.num_classes, ignore_index, metrics)
     try:
         done = 0
-        for batch in _batches(dataset, shard, workers, batch_size):
-            found = _predict(backend, batch, test, tally.calibration is not None, batch_size)
-            for (number, item), one in zip(batch, found, strict=True):
-                tally.add(number, item, one)
-                for sink in sinks:
-                    sink(item, one)
-            done += len(batch)
+        for count in count_images(
+            backend, _loaded(dataset, shard, workers), test, tally, batch_size, sinks
+        ):
+            done += count
             if progress is not None:
                 progress(done, len(shard))
         if ready is not None:
@@ -252,9 +258,41 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _batches(
-    dataset: EvalItems, shard: ShardSampler, workers: int, batch_size: int
-) -> Iterator[list[tuple[int, Mapping[str, Any]]]]:
+def count_images(
+    backend: Backend,
+    items: Iterator[tuple[int, Mapping[str, Any]]],
+    test: TestConfig,
+    tally: Tally,
+    batch_size: int,
+    sinks: Sequence[Sink],
+) -> Iterator[int]:
+    """Predict and count images, and yield the number of each batch.
+
+    Args:
+        backend: the network.
+        items: images with their index in the dataset.
+        test: scale, mode, ratios and flip.
+        tally: gets the counts.
+        batch_size: number of images of equal size per batch.
+        sinks: called with every image.
+
+    Raises:
+        DataError: an image or label that cannot be used; the message names it.
+    """
+    # Several batches are read at a time, so that images of equal size form a batch.
+    together = batch_size if batch_size == 1 else 4 * batch_size
+    while batch := list(itertools.islice(items, together)):
+        found = _predict(backend, batch, test, tally.calibration is not None, batch_size)
+        for (number, item), one in zip(batch, found, strict=True):
+            tally.add(number, item, one)
+            for sink in sinks:
+                sink(item, one)
+        yield len(batch)
+
+
+def _loaded(
+    dataset: EvalItems, shard: ShardSampler, workers: int
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     loader: DataLoader[Any] = DataLoader(
         _Numbered(dataset),  # type: ignore[arg-type]
         batch_size=None,
@@ -263,11 +301,7 @@ def _batches(
         collate_fn=_as_is,
         worker_init_fn=initialize_worker,
     )
-    items = iter(loader)
-    # Several batches are read at a time, so that images of equal size form a batch.
-    together = batch_size if batch_size == 1 else 4 * batch_size
-    while batch := list(itertools.islice(items, together)):
-        yield batch
+    return iter(loader)
 
 
 def _predict(

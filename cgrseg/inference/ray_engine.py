@@ -2,7 +2,8 @@
 
 Each worker is an actor with a predictor of its own.  This process hands out groups of images, and
 counts an image once, by the answer that arrives: the images of a worker that died are handed out
-again, and its files are written whole or not at all.  Ray Data would hide which images a dead
+again, and its files are written whole or not at all.  An evaluation on Ray
+(:mod:`cgrseg.evaluation.on_ray`) has the same workers.  Ray Data would hide which images a dead
 worker had, so plain actors are used.
 
 A table has one row per image, with what other programs need to choose images by.  Its rows are
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("cgrseg.inference")
 
+Item = TypeVar("Item", contravariant=True)
+Answer = TypeVar("Answer", covariant=True)
+
 TABLE = "predictions.parquet"
 """Table of a folder of results: `image` (address or path), `name` (of its files), `sha256`,
 `confidence` (mean over the image, 0..1), `shares` (of each class, 0..1), `error` (null: none),
@@ -54,7 +58,7 @@ _COLUMNS = ("image", "name", "sha256", "confidence", "shares", "error", "note")
 _JOURNAL = f"{TABLE}.rows"
 _FIRST = 8  # images of a worker's first group; later ones grow
 _SECONDS = 10.0  # that a group takes: long beside its beginning and end, short to do again
-_RESTARTS = 20  # of a worker
+_DEATHS = 20  # per worker, without an answer between them, after which none will come
 _TRIES = 3  # of an image whose worker dies
 _ROWS = 10_000  # of the table, written at a time
 
@@ -76,14 +80,46 @@ class RayCluster:
     gpus: float = 0.0
 
 
+class RayJob(Protocol[Item, Answer]):
+    """What workers do with each group of items, such as images."""
+
+    @property
+    def maker(self) -> Maker:
+        """Description of the predictors that all workers must have."""
+        ...
+
+    def run(self, predictor: Predictor, items: Sequence[Item]) -> Answer:
+        """Answer of a worker for a group."""
+        ...
+
+    def lost(self, item: Item, reason: str) -> Answer:
+        """Answer for an item whose workers died."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Job:
-    """What all groups of images have in common."""
+class _Labeling:
+    """Writing label maps of images."""
 
     maker: Maker
     output: FolderOutput
     record: FolderRecord
     batch_size: int
+
+    def run(self, predictor: Predictor, items: Sequence[FoundImage]) -> list[_Outcome]:
+        """Outcomes of images, in their order."""
+        labeled = self.output.label(
+            predictor, items, self.record, batch_size=self.batch_size, confidence="coarse"
+        )
+        outcomes = []
+        for image, found in labeled:
+            note = label_note(self.output.labels(image))
+            outcomes.append(_outcome(image, found, predictor.backend.choice, note))
+        return outcomes
+
+    def lost(self, item: FoundImage, reason: str) -> list[_Outcome]:
+        """The error of an image."""
+        return [_outcome(item, worker_died(item.path, reason))]
 
 
 @dataclass(frozen=True)
@@ -123,11 +159,8 @@ class _Worker:
             raise self._problem
         return self._maker
 
-    def label(self, images: Sequence[FoundImage], job: _Job, coming: int) -> list[_Outcome]:
-        """Outcomes of images, in their order.
-
-        `coming` is the number of images that this worker will get, these included.
-        """
+    def run(self, items: Sequence[Any], job: RayJob[Any, Any], coming: int) -> Any:
+        """Answer for a group; `coming`: number of items that this worker will get, with these."""
         if self.maker() != job.maker:
             raise ConfigError(
                 "CHECKPOINT",
@@ -136,14 +169,7 @@ class _Worker:
                 remedy="put the checkpoint into a folder that all machines see, or use a hub id",
             )
         self._predictor.backend.expect(coming)
-        labeled = job.output.label(
-            self._predictor, images, job.record, batch_size=job.batch_size, confidence="coarse"
-        )
-        outcomes = []
-        for image, found in labeled:
-            note = label_note(job.output.labels(image))
-            outcomes.append(_outcome(image, found, self._predictor.backend.choice, note))
-        return outcomes
+        return job.run(self._predictor, items)
 
 
 def _outcome(
@@ -210,7 +236,7 @@ def predict_on_ray(
         Path(out).absolute(), overlays, legend, opacity, scores=annotations is not None
     )
     report = FolderReport()
-    with _workers(cluster, open_predictor, checkpoint) as pool:
+    with ray_workers(cluster, open_predictor, checkpoint) as pool:
         maker = pool.maker()
         channels = maker.test.image_channels
         images = find_images(inputs, leave_out=output.parts, channels=channels)
@@ -226,14 +252,15 @@ def predict_on_ray(
                 todo.append(image)
         form = ""
         with table.writing(todo) as add:
-            for image, outcome in pool.label(todo, _Job(maker, output, record, batch_size)):
-                add(outcome.row)
-                report.speed.add(outcome.timing)
-                form = outcome.form or form
-                if outcome.error is None:
-                    report.done.append(image.path)
-                else:
-                    report.failed.append((image.path, outcome.error))
+            for group, outcomes in pool.run(todo, _Labeling(maker, output, record, batch_size)):
+                for image, outcome in zip(group, outcomes, strict=True):
+                    add(outcome.row)
+                    report.speed.add(outcome.timing)
+                    form = outcome.form or form
+                    if outcome.error is None:
+                        report.done.append(image.path)
+                    else:
+                        report.failed.append((image.path, outcome.error))
                 if progress is not None:
                     progress(report.count, len(images))
     remove_leftovers(output.folder, below=True, other_lock=NAME)  # of workers that died
@@ -247,21 +274,21 @@ def predict_on_ray(
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that a worker gets at a time.
+    """Items that a worker gets at a time.
 
     Attributes:
-        images: several seconds of work, or what a worker died of.
-        deaths: number of workers that died while they had this image alone.
+        items: several seconds of work, or what a worker died of.
+        deaths: number of workers that died while they had this item alone.
         begun: when a worker got it, as of `time.monotonic`.
     """
 
-    images: Sequence[FoundImage]
+    items: Sequence[Any]
     deaths: int = 0
     begun: float = 0.0
 
 
-class _Pool:
-    """The workers; one that is not ready, or begins again after its death, gets no images."""
+class RayPool:
+    """The workers; one that is not ready, or begins again after its death, gets no items."""
 
     def __init__(self, ray: Any, workers: Sequence[Any]) -> None:
         self._ray = ray
@@ -269,6 +296,7 @@ class _Pool:
         self._ready: list[Any] = []
         self._running: dict[Any, tuple[Any, _Group | None]] = {}
         self._size = _FIRST
+        self._deaths = 0
         for worker in workers:
             self._begin(worker)
 
@@ -279,43 +307,46 @@ class _Pool:
             if answer is not None:
                 return answer
 
-    def label(
-        self, images: Sequence[FoundImage], job: _Job
-    ) -> Iterator[tuple[FoundImage, _Outcome]]:
-        """Each image once, in any order, with its outcome."""
+    def run(
+        self, items: Sequence[Item], job: RayJob[Item, Answer]
+    ) -> Iterator[tuple[Sequence[Item], Answer]]:
+        """Each item once, in groups in any order, with the answer of each group."""
         shared = self._ray.put(job)
         again: deque[_Group] = deque()  # what workers died of
-        taken, left = 0, len(images)
-        finished: tuple[Sequence[FoundImage], list[_Outcome]] = ([], [])
+        taken, left = 0, len(items)
+        finished: list[tuple[Sequence[Item], Answer]] = []
         while left:
-            while self._ready and (again or taken < len(images)):
-                if taken == len(images):  # those that may be to blame come last
+            while self._ready and (again or taken < len(items)):
+                if taken == len(items):  # those that may be to blame come last
                     group = again.popleft()
                 else:  # smaller ones near the end, so that all workers end together
-                    size = max(1, min(self._size, (len(images) - taken) // (2 * self._count)))
-                    group = _Group(images[taken : taken + size])
+                    size = max(1, min(self._size, (len(items) - taken) // (2 * self._count)))
+                    group = _Group(items[taken : taken + size])
                     taken += size
                 worker = self._ready.pop()
-                coming = max(len(group.images), left // self._count)
-                answer = worker.label.remote(group.images, shared, coming)
+                coming = max(len(group.items), left // self._count)
+                answer = worker.run.remote(group.items, shared, coming)
                 self._running[answer] = (worker, replace(group, begun=time.monotonic()))
-            yield from zip(*finished, strict=True)  # while the workers have images again
-            finished = [], []
-            done, outcomes, reason = self._next()
+            yield from finished  # while the workers have items again
+            finished = []
+            done, found, reason = self._next()
             if done is None:  # a worker is ready, or not yet
                 continue
-            if outcomes is None and len(done.images) > 1:
-                half = len(done.images) // 2
-                again += [_Group(done.images[:half]), _Group(done.images[half:])]
+            if found is None and len(done.items) > 1:
+                half = len(done.items) // 2
+                again += [_Group(done.items[:half]), _Group(done.items[half:])]
                 continue
-            if outcomes is None and done.deaths + 1 < _TRIES:
+            if found is None and done.deaths + 1 < _TRIES:
                 again.append(replace(done, deaths=done.deaths + 1))
                 continue
-            if outcomes is not None and time.monotonic() - done.begun < _SECONDS:
-                self._size = max(self._size, 2 * len(done.images))
-            finished = done.images, outcomes or [_lost(each, reason) for each in done.images]
-            left -= len(done.images)
-        yield from zip(*finished, strict=True)
+            if found is not None and time.monotonic() - done.begun < _SECONDS:
+                self._size = max(self._size, 2 * len(done.items))
+            if found is None:
+                found = job.lost(done.items[0], reason)
+            finished = [(done.items, found)]
+            self._deaths = 0
+            left -= len(done.items)
+        yield from finished
 
     def _begin(self, worker: Any) -> None:
         self._running[worker.maker.remote()] = (worker, None)
@@ -339,12 +370,13 @@ class _Pool:
         reason = " ".join(reason.split())
         if group is not None:
             _LOG.warning("a worker of Ray died, and its images are done again: %s", reason)
+        self._deaths += 1
         if not dead:
             self._begin(worker)  # Ray starts it again
-        elif not self._running and not self._ready:
+        if self._deaths > _DEATHS * self._count or not (self._running or self._ready):
             raise EnvironmentProblem(
                 "--engine ray",
-                found=f"each worker died {_RESTARTS + 1} times ({reason})",
+                found=f"workers died {self._deaths} times without an answer ({reason})",
                 expected="workers that live",
                 remedy="give each more memory (fewer --workers), and read Ray's logs; finished "
                 "images are kept",
@@ -352,22 +384,22 @@ class _Pool:
         return group, None, reason
 
 
-def _lost(image: FoundImage, reason: str) -> _Outcome:
-    error = DataError(
-        image.path,
+def worker_died(image: object, reason: str) -> DataError:
+    """The error of an image whose workers died."""
+    return DataError(
+        image,
         found=f"the worker died {_TRIES} times while it had this image ({reason})",
         expected="an image that a worker can label",
         remedy="look at its size and at the memory of the workers",
     )
-    return _outcome(image, error)
 
 
 @contextlib.contextmanager
-def _workers(
+def ray_workers(
     cluster: RayCluster,
     open_predictor: Callable[[], Predictor],
     checkpoint: str | Path | None,
-) -> Iterator[_Pool]:
+) -> Iterator[RayPool]:
     """The workers on a running cluster, or on one of this machine that lives in the block."""
     ray = require("ray", "--engine ray")
 
@@ -401,10 +433,10 @@ def _workers(
         actor = ray.remote(_Worker).options(
             num_cpus=cluster.threads,
             num_gpus=cluster.gpus,
-            max_restarts=_RESTARTS,
+            max_restarts=-1,
             max_task_retries=0,
         )
-        yield _Pool(
+        yield RayPool(
             ray, [actor.remote(open_predictor, checkpoint, os.getcwd()) for _ in range(count)]
         )
     finally:

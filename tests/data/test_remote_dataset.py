@@ -128,7 +128,7 @@ def test_an_archive(system: Any, tmp_path: Path) -> None:
 def test_what_cannot_be_copied(system: Any) -> None:
     with pytest.raises(DataError, match="no files"):
         local_folder("memory://nowhere")
-    names = {Address("memory:///street/x"): ("../x", {})}
+    names: dict[Address, tuple[str, dict[str, Any]]] = {Address("memory://x"): ("../x", {})}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Address, "_listing", lambda self: names)
         with pytest.raises(DataError, match="leads out of the folder"):

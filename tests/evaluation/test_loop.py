@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from cgrseg.config.schema import TestConfig
 from cgrseg.errors import ConfigError, DataError
-from cgrseg.evaluation.loop import Tally, evaluate_model
+from cgrseg.evaluation.loop import Tally, count_images, evaluate_model
 from cgrseg.evaluation.metrics import SegmentationScores
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.segmenting import segment
@@ -223,3 +224,18 @@ def test_undefined_scores_are_null_and_no_nan(tmp_path: Path) -> None:
     result = evaluate_model(BlockBackend(), items, NATIVE, metrics=["mBoundaryIoU", "ECE"])
     text = result.write(tmp_path).json.read_text()
     assert "NaN" not in text and '"mIoU": null' in text and '"interval": null' in text
+
+
+def test_tallies_of_parts_merge_to_that_of_the_whole() -> None:
+    items, metrics = Items(), ("mIoU", "mBoundaryIoU", "ECE")
+    whole = evaluate_model(BlockBackend(), items, NATIVE, metrics=metrics)
+    merged = Tally(7, 255, metrics)
+    for numbers in ((4, 1), (), (0, 2, 3)):
+        part = Tally(7, 255, metrics)
+        read = ((number, items[number]) for number in numbers)
+        assert sum(count_images(BlockBackend(), read, NATIVE, part, 1, ())) == len(numbers)
+        merged.merge(pickle.loads(pickle.dumps(part)))
+    found = merged.combined(whole.classes, 1, torch.device("cpu"))
+    assert found.stems == whole.stems and np.array_equal(found.confusion, whole.confusion)
+    assert np.array_equal(found.counts, whole.counts)
+    assert found.as_json() == whole.as_json()
