@@ -147,7 +147,7 @@ def _plan(
     if not write:
         return plan.config
     path = plan.write()
-    say(f"{path}: the settings with their reasons; to train with them: cgrseg train {path}")
+    say(f"{path}: the settings with their reasons; to train with them: {plan.command}")
     return load_config(path)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -302,6 +303,11 @@ class Plan:
         """The config file, in the working directory."""
         return Path(f"{self.settings['name']}.py")
 
+    @property
+    def command(self) -> str:
+        """The command that trains with the config file."""
+        return shlex.join(["cgrseg", "train", str(self.path)])
+
     def choose(self, name: str, value: Any, reason: str) -> None:
         """Set a setting that was not given."""
         if name not in self.settings:
@@ -330,7 +336,7 @@ class Plan:
                 self.path,
                 found="there is such a config file; it is not overwritten",
                 expected="a name without a file",
-                remedy=f"train with it: cgrseg train {self.path}; or choose another name: "
+                remedy=f"train with it: {self.command}; or choose another name: "
                 "name=NAME; or remove the file",
             )
 
@@ -407,16 +413,27 @@ def _choose_data(plan: Plan, folder: str, progress: Progress | None) -> CheckRep
             progress=progress,
         )
 
+    def fails_for(code: str) -> bool:
+        return {finding.code for finding in report.of("error")} == {code}
+
     report = check()
-    if {finding.code for finding in report.of("error")} == {"too-few-images"}:
+    spec = resolve_spec(plan.config.data)
+    if fails_for("split-missing") and spec.is_custom and "train" in spec.splits:
+        layout, reason = (
+            spec.splits["train"],
+            "no validation split: some images are held out",
+        )
+        plan.choose("data.images", layout.images, reason)
+        plan.choose("data.labels", layout.labels, reason)
+        report = check()
+    if fails_for("too-few-images"):
         plan.choose("data.val_fraction", 0.0, "the single image trains")
         plan.choose("train.evaluate", False, "no image is left to validate on")
         report = check()
     if not report.ok and plan.config.data.dataset == "custom":
-        survey_or_none, found = proposed_settings(plan.config.data, report.classes)
+        seen, found = proposed_settings(plan.config.data, report.classes)
         for name, value in parse_overrides(found).items():
-            masks = "" if survey_or_none is None else survey_or_none.masks
-            plan.choose(name, value, f"the masks hold {masks}")
+            plan.choose(name, value, f"the masks hold {seen.masks if seen is not None else ''}")
         report = check() if found else report
     report.raise_for_errors()
     return report
@@ -548,7 +565,7 @@ def _choose_schedule(plan: Plan, placement: Placement, images: int, validated: i
     expected = format_seconds(training + count * evaluation)
     plan.head = [
         f"Settings for {plan.settings['data.root']} on this machine, by `cgrseg train --auto`.",
-        f"Edit them, then: cgrseg train {plan.path}",
+        f"Edit them, then: {plan.command}",
         "",
         f"data: {images} training and {validated} validation images, {spec.num_classes} classes",
         f"machine: {placement.description}; {measured}, forward, backward and optimizer",

@@ -55,6 +55,7 @@ def test_two_classes_of_which_one_is_rare(run: Run) -> None:
 
     again = run("train", "--auto", "mine", *given)
     assert again.exit_code == 2 and "it is not overwritten" in again.stderr
+    assert "train with it: cgrseg train cgrseg-t_mine_auto.py" in again.stderr
     assert config_file.read_text() == text
 
 
@@ -84,6 +85,15 @@ def test_twelve_folders_as_people_have_them(name: str) -> None:
     report = auto._choose_data(plan, "mine", None)
     assert report.ok and report.splits["train"].pairs == 3 and report.splits["val"].pairs == 1
     assert sum(1 for pixels in report.splits["train"].pixels if pixels) == len(report.classes) >= 2
+
+
+@pytest.mark.parametrize(("stems", "held_out"), [(("0", "1", "2"), 1), (("0",), 0)])
+def test_folder_without_a_validation_split(stems: tuple[str, ...], held_out: int) -> None:
+    write_folder(Path("mine"), images="images/train", annotations="annotations/train", stems=stems)
+    plan = auto.Plan("cgrseg-t_custom")
+    report = auto._choose_data(plan, "mine", None)
+    assert report.splits["train"].pairs == len(stems) - held_out
+    assert plan.config.train.evaluate == bool(held_out)
 
 
 @pytest.mark.slow
