@@ -2,12 +2,13 @@
 
 One table for the networks, the settings, the presets and the reports: adding a variant changes
 this file only.  Sources: CGRSeg, table 1 and section 4.1 (arXiv 2405.06228); EfficientFormerV2,
-tables 1 and 6 (arXiv 2212.08059).
+tables 1 and 6 (arXiv 2212.08059); the SSA head: the table and the config files of its published
+repository, github.com/xwmaxwma/SSA-Seg (arXiv 2405.06525).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 NETWORK_STRIDE = 32
@@ -88,6 +89,10 @@ class Variant:
     """Ratio of hidden to outer channels in every RCM."""
     published_cost: tuple[float, float] | None = None
     """Published parameters in millions and operations in billions (512x512, 150 classes)."""
+    ssa_context_blocks: int = 5
+    """Number of RCMs on the pyramid with the SSA head, as its published config files have it."""
+    ssa_published_cost: tuple[float, float] | None = None
+    """Published cost with the SSA head."""
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -111,6 +116,8 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.02,
         imagenet_megabytes=51,
         published_cost=(18.1, 7.6),
+        ssa_context_blocks=6,
+        ssa_published_cost=(19.3, 7.6),
     ),
     "cgrseg_l": Variant(
         "efficientformerv2_l",
@@ -119,6 +126,7 @@ VARIANTS: dict[str, Variant] = {
         drop_path=0.1,
         imagenet_megabytes=106,
         published_cost=(35.7, 14.9),
+        ssa_published_cost=(35.8, 14.8),
     ),
 }
 """The variants by name, smallest first."""
@@ -128,6 +136,25 @@ if TYPE_CHECKING:
 else:
     VariantName = Literal[tuple(VARIANTS)]
 """Type of a setting that holds the name of a variant."""
+
+HeadName = Literal["dpg", "ssa"]
+"""Type of a setting that holds the name of a head: :mod:`cgrseg.models.dpg_head`, published with
+CGRSeg, or :mod:`cgrseg.models.ssa_head`."""
+
+
+def variant_sizes(name: str, head: HeadName = "dpg") -> Variant:
+    """Sizes and published cost of a variant with a head.
+
+    Raises:
+        KeyError: there is no such variant.
+    """
+    table = VARIANTS[name]
+    if head == "dpg":
+        return table
+    return replace(
+        table, context_blocks=table.ssa_context_blocks, published_cost=table.ssa_published_cost
+    )
+
 
 IMAGENET = "imagenet"
 """Value of `model.pretrained` for the weights of :func:`imagenet_weights`."""

@@ -73,4 +73,4 @@ def test_one_line_each(tmp_path: Path) -> None:
         assert found == expected
     result = TrainResult(Path("run"), None, evaluated.scores, {"mIoU": 1.0}, 5, Path("latest.pth"))
     assert "\n" not in repr(result) and "array" not in repr(result)
-    assert repr(model).splitlines()[1] == "  cgrseg_t, num_classes=5, context_blocks=5"
+    assert repr(model).splitlines()[1] == "  cgrseg_t, num_classes=5, context_blocks=5, head=dpg"

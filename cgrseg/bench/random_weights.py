@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cgrseg.deploy.verify import sample_inputs
 from cgrseg.models import CGRSeg
+from cgrseg.models.ssa_head import SSAHead
 
 
 def draw_weights(model: CGRSeg, seed: int = 0) -> CGRSeg:
@@ -22,7 +23,7 @@ def draw_weights(model: CGRSeg, seed: int = 0) -> CGRSeg:
             leaf = name.rpartition(".")[2]
             if leaf in ("running_mean", "bias"):
                 value.normal_(0, 0.1, generator=draws)
-            elif leaf == "running_var" or (leaf == "weight" and value.ndim != 4):
+            elif leaf == "running_var" or (leaf == "weight" and value.ndim not in (2, 4)):
                 value.uniform_(0.5, 1.5, generator=draws)  # of norms
             elif leaf == "gamma" or leaf.startswith("layer_scale_"):
                 value.uniform_(0.05, 0.2, generator=draws)
@@ -39,10 +40,18 @@ def _balance_classes(model: CGRSeg) -> None:
 
     One class could win everywhere, and nothing would be left to decode.  So the classifier's
     bias takes away half, then three quarters and so on of the mean difference between the classes
-    over an image, until at least a tenth of the cells lie between two classes.
+    over an image, until at least a tenth of the cells lie between two classes.  The logits of the
+    SSA head are cosines, without a bias: there the mean of the compared features becomes 0.
     """
     image = sample_inputs(1, (512, 512), model.in_channels)
     image = image.to(next(model.parameters()).device)
+    head = model.decode_head
+    if isinstance(head, SSAHead):
+        with torch.no_grad():
+            x = head.linear_fuse(head.reconstruct(model.backbone(image)[1:]))
+            mean = (x + head.get_feat_pos(x)).mean(dim=(0, 2, 3))
+            head.get_parameter("get_feat_pos.bias").sub_((mean * 256).round() / 256)
+        return
     bias = model.get_parameter("decode_head.conv_seg.bias")
     with torch.inference_mode():
         logits = model(image)

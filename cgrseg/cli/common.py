@@ -237,7 +237,7 @@ def model_options(settings: Sequence[str]) -> dict[str, Any]:
     """
     from cgrseg.config.settings import build, merge
 
-    shaping = ("context_blocks", "attention_bias")
+    shaping = ("head", "context_blocks", "attention_bias")
     changes = of_sections(settings, ("model",))
     for name in changes:
         if name.partition(".")[2] not in shaping:

@@ -17,7 +17,7 @@ from cgrseg.cli import completion
 from cgrseg.cli.common import make_console, make_table, model_options
 from cgrseg.cli.options import AsJson, NumClasses, Settings, size_option
 from cgrseg.extras import EXTRAS
-from cgrseg.variants import NETWORK_STRIDE, VARIANTS
+from cgrseg.variants import NETWORK_STRIDE, VARIANTS, variant_sizes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -205,8 +205,8 @@ def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
         return
     table = make_table(
         *("part", "parameters", "convolutions", "products"),
-        title=f"{cost.variant}, {cost.num_classes} classes, {cost.context_blocks} context blocks, "
-        f"one image of {cost.size[0]}x{cost.size[1]}",
+        title=f"{cost.variant}, {cost.num_classes} classes, {cost.head} head, "
+        f"{cost.context_blocks} context blocks, one image of {cost.size[0]}x{cost.size[1]}",
     )
     for part in cost.parts:
         table.add_row(
@@ -223,7 +223,9 @@ def _print_cost(console: Console, cost: ModelCost, as_json: bool) -> None:
         f"{cost.published_macs / 1e9:.2f}",
         f"{products / 1e9:.2f}",
     )
-    published = VARIANTS[cost.variant].published_cost
+    if cost.inference_parameters != cost.parameters:
+        table.add_row("in inference", f"{cost.inference_parameters / 1e6:.2f}", "", "")
+    published = variant_sizes(cost.variant, cost.head).published_cost
     if published is not None:
         table.add_row("published (512, 150)", *map(str, published), "")
     console.print(table)
@@ -241,11 +243,13 @@ def _print_checkpoint(console: Console, path: str, size: tuple[int, int], as_jso
     model = load_model(path)
     options = model.options()
     shaping = ("num_classes", "context_blocks", "channels", "attention_bias")
-    shape = {name: options[name] for name in shaping} | {"in_channels": model.in_channels}
+    shape = {name: options[name] for name in shaping}
+    shape |= {"in_channels": model.in_channels, "head": model.head}
     cost = _cost_of(model.variant, size, shape)
     if not as_json:
         meta = read_checkpoint(path).meta
-        console.print(f"{path}: {model.variant}, {model.num_classes} classes", markup=False)
+        network = f"{model.variant}, {model.num_classes} classes, {model.head} head"
+        console.print(f"{path}: {network}", markup=False)
         if model.classes is not None:
             console.print(f"classes: {', '.join(model.classes)}", markup=False)
         if (names := channel_names(model.preprocessing)) is not None:

@@ -23,7 +23,7 @@ from cgrseg.config.settings import build, merge
 from cgrseg.config.suggestions import EXACT
 from cgrseg.datasets import get_spec
 from cgrseg.errors import MALFORMED, ConfigError
-from cgrseg.variants import IMAGENET, VARIANTS
+from cgrseg.variants import IMAGENET, VARIANTS, variant_sizes
 
 _SAME_PLACE = {
     "train_dataloader.dataset.": "data.train.",
@@ -410,6 +410,8 @@ class _Translator:
         self._settings["model.name"] = ours or "cgrseg_t"
         self._has_backbone = ours is not None and "cgr" in str(head or "cgr").lower()
         if self._has_backbone:
+            if "ssa" in str(head).lower():
+                self._settings["model.head"] = "ssa"
             return None
         if kind is None and head is None and whole in (None, "EncoderDecoder"):
             if start is None:
@@ -841,7 +843,9 @@ class _Translator:
     def _differences(self, made: Translation) -> None:
         plain = preset(*made.base)
         implied = {
-            "model.context_blocks": VARIANTS[made.base[0]].context_blocks,
+            "model.context_blocks": variant_sizes(
+                made.base[0], self._settings.get("model.head", "dpg")
+            ).context_blocks,
             "train.checkpoint_interval": self._settings.get(
                 "train.eval_interval", plain.train.eval_interval
             ),

@@ -35,7 +35,7 @@ from cgrseg.config.fields import (
 from cgrseg.cpus import usable_cpus
 from cgrseg.errors import ConfigError
 from cgrseg.loss_terms import TERMS
-from cgrseg.variants import IMAGENET, NETWORK_STRIDE, VariantName
+from cgrseg.variants import IMAGENET, NETWORK_STRIDE, HeadName, VariantName
 
 _LOADERS = 4  # data loader processes per training process, unless `data.workers` is set
 
@@ -44,8 +44,16 @@ class ModelConfig(Section):
     """The network."""
 
     name: VariantName = Field("cgrseg_t", description="Variant of the network.")
+    head: HeadName = Field(
+        "dpg",
+        description="Head of the network. 'dpg': dynamic prototype guided (published with CGRSeg). "
+        "'ssa': semantic and spatial adaptive classifier (SSA-Seg, arXiv 2405.06525), trained with "
+        "the losses of `loss.ssa`; its checkpoints are not exchangeable with those of 'dpg'.",
+    )
     context_blocks: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="Number of pyramid context blocks; none: that of the variant (5)."
+        None,
+        description="Number of pyramid context blocks; none: that of the variant (5; cgrseg_b with "
+        "the ssa head: 6).",
     )
     pretrained: str | None = Field(
         IMAGENET,
@@ -574,11 +582,39 @@ else:
     )
 
 
+class SSALossConfig(Section):
+    """Losses that the SSA head adds to the loss of its prediction; the defaults are published.
+
+    'Guided' is a second prediction, in training alone, whose prototypes come from the ground truth.
+    """
+
+    initial_weight: Weight = Field(
+        1.0, description="Weight of the same loss on the initial prediction."
+    )
+    guided_weight: Weight = Field(
+        1.0, description="Weight of the same loss on the guided prediction."
+    )
+    dice_weight: Weight = Field(
+        1.0, description="Weight of a Dice loss on the masks of prediction and guided prediction."
+    )
+    response_weight: Weight = Field(
+        1.0, description="Weight of the distillation of the guided prediction's probabilities."
+    )
+    semantic_weight: Weight = Field(
+        10.0, description="Weight of the distillation of distances between semantic prototypes."
+    )
+    spatial_weight: Weight = Field(
+        0.4, description="Weight of the distillation of spatial prototypes."
+    )
+
+
 class LossConfig(_AddedTerms):
     """Cross-entropy on logits upsampled to the label's size, and the added loss terms."""
 
     initial_weight: Weight = Field(
-        0.0, description="Weight of the same loss on the head's first prediction; 0: none."
+        0.0,
+        description="Weight of the same loss on the first prediction of the dpg head; 0: none. The "
+        "ssa head has `loss.ssa.initial_weight`.",
     )
     distill_weight: Weight = Field(
         1.0,
@@ -595,6 +631,7 @@ class LossConfig(_AddedTerms):
         description="With a checkpoint as `train.teacher`: weight of the distance of the attention "
         "maps of the backbones' features at strides 8, 16 and 32; 0: none.",
     )
+    ssa: SSALossConfig = Field(default_factory=SSALossConfig)
 
 
 class TrainConfig(Section):

@@ -214,9 +214,6 @@ def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[
         labels = sample["label"].numpy().astype(np.uint8)
         iteration = position // config.train.images_per_batch + 1
         caption = f"sample {position}, iteration {iteration}"
-        mixed = [dataset.pairs[k].stem for k in sample["further"].tolist() if k >= 0]
-        if mixed:
-            caption += f", mixed with {', '.join(mixed)}"
         yield _card(spec, stem, caption, image, labels, labels)
 
 

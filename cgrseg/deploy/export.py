@@ -365,6 +365,7 @@ def describe_export(
     return Description(
         kind=kind,
         variant=model.variant,
+        head=model.head,
         num_classes=model.num_classes,
         classes=list(model.classes) if model.classes is not None else None,
         palette=list(model.palette) if model.palette is not None else None,

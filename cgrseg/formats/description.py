@@ -49,6 +49,7 @@ class Description(BaseModel):
         format: version of this description.
         kind: name of the export format.
         variant: variant of the network.
+        head: head of the network.
         num_classes: K.
         classes: names in id order; None: the checkpoint had none.
         palette: RGB 0..255 per class; None: the checkpoint had none.
@@ -81,6 +82,7 @@ class Description(BaseModel):
     format: int = _FORMAT
     kind: str
     variant: str
+    head: str = "dpg"
     num_classes: int = Field(ge=1, le=65_535)
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None

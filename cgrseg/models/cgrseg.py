@@ -5,7 +5,8 @@ Segmentation", Ni et al., ECCV 2024, arXiv 2405.06228, figure 2.  Published file
 `mmseg/models/decode_heads/cgr_head.py` and `decode_head.py`, whose arithmetic and
 parameter names are kept.  This file only composes; the mathematics is in
 :mod:`~cgrseg.models.efficientformer_v2`, :mod:`~cgrseg.models.rcm`,
-:mod:`~cgrseg.models.pyramid` and :mod:`~cgrseg.models.dpg_head`.
+:mod:`~cgrseg.models.pyramid`, :mod:`~cgrseg.models.dpg_head` and
+:mod:`~cgrseg.models.ssa_head`.
 
 Legend: N images, H x W pixels, C_i channels of scale i, M head width, K classes.
 """
@@ -17,9 +18,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
@@ -29,13 +29,13 @@ from cgrseg.errors import MALFORMED, CGRSegError
 from cgrseg.files import write_json
 from cgrseg.locks import locking
 from cgrseg.models.checkpoint_files import locate_pretrained, unusable_config
-from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centers
+from cgrseg.models.dpg_head import DPGHead
 from cgrseg.models.efficientformer_v2 import BiasForm, EfficientFormerV2
-from cgrseg.models.layers import ConvNormAct, is_recorded
-from cgrseg.models.pyramid import ContextFusion, PyramidContext, pool_pyramid
-from cgrseg.models.rcm import RectangularSelfCalibrationModule
+from cgrseg.models.layers import is_recorded
+from cgrseg.models.pyramid import ReconstructionHead
+from cgrseg.models.ssa_head import SSAHead, SSAOutput
 from cgrseg.models.weights import load_weights, save_safetensors
-from cgrseg.variants import NETWORK_STRIDE, VARIANTS, Variant
+from cgrseg.variants import NETWORK_STRIDE, VARIANTS, HeadName, variant_sizes
 
 # Beyond these a config.json describes no network of this package.
 _MOST = {
@@ -47,72 +47,8 @@ _MOST = {
 _LOG = logging.getLogger("cgrseg.models")
 
 
-class CGRSegHead(nn.Module):
-    """Segmentation head: logits at stride 8 from features of three scales.
-
-    Args:
-        variant: widths and kernel lengths.
-        in_channels: C_i at strides 8, 16, 32.
-        num_classes: K.
-        dropout: probability of channel dropout before each use of the classifier.
-    """
-
-    def __init__(
-        self, variant: Variant, in_channels: Sequence[int], num_classes: int, dropout: float
-    ) -> None:
-        super().__init__()
-        width = variant.channels
-        self.in_channels = list(in_channels)
-        self.conv_seg = nn.Conv2d(width, num_classes, 1)
-        self.dropout = nn.Dropout2d(dropout)
-        self.linear_fuse = ConvNormAct(width, width, groups=width, relu=True)
-        self.trans = PyramidContext(
-            sum(in_channels),
-            variant.context_blocks,
-            variant.strip_kernel,
-            variant.square_kernel,
-            variant.mlp_ratio,
-        )
-        self.SIM = nn.ModuleList(ContextFusion(channels, width) for channels in in_channels)
-        self.meta = nn.ModuleList(
-            RectangularSelfCalibrationModule(
-                channels, variant.strip_kernel, variant.square_kernel, variant.mlp_ratio
-            )
-            for channels in in_channels
-        )
-        self.conv = nn.ModuleList(nn.Conv2d(width, channels, 1) for channels in in_channels[:-1])
-        self.lgc = DynamicPrototypeGuide(width)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]
-
-    def classify(self, features: Tensor) -> Tensor:
-        """(N, M, H/8, W/8) to logits (N, K, H/8, W/8)."""
-        return self.conv_seg(self.dropout(features))
-
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Final and initial logits.
-
-        Args:
-            features: (N, C_i, H / s, W / s) for strides s of 8, 16, 32.
-
-        Returns:
-            Two tensors (N, K, H / 8, W / 8): the final logits, and the initial logits that give the
-            class centers.
-        """
-        context = self.trans(pool_pyramid(features)).split(self.in_channels, dim=1)
-        fused: Tensor | None = None
-        for scale in reversed(range(len(features))):  # from stride 32 up to stride 8
-            local = features[scale]
-            if fused is not None:
-                coarser = F.interpolate(
-                    fused, size=local.shape[-2:], mode="bilinear", align_corners=False
-                )
-                local = local + self.conv[scale](coarser)
-            fused = self.SIM[scale](self.meta[scale](local), context[scale])  # (N, M, H/s, W/s)
-        assert fused is not None  # three scales
-        initial = self.classify(self.linear_fuse(fused))
-        centers = class_centers(fused, initial)  # (N, M, K, 1)
-        return self.classify(self.lgc(fused, centers) + fused), initial
+HEADS: dict[str, type[ReconstructionHead]] = {"dpg": DPGHead, "ssa": SSAHead}
+"""Heads by the value of `model.head`."""
 
 
 class CGRSeg(
@@ -142,9 +78,10 @@ class CGRSeg(
         preprocessing: test settings (:class:`cgrseg.config.schema.TestConfig` as a dictionary,
             with the channels of the images where they are not 8-bit RGB), saved with the weights.
         in_channels: C, number of channels of an image.
+        head: "dpg", dynamic prototype guided (published), or "ssa", semantic and spatial adaptive.
 
     Raises:
-        ValueError: unknown variant or attention bias, not K classes or colors, or no channel.
+        ValueError: unknown variant, head or attention bias, not K classes or colors, or no channel.
     """
 
     def __init__(
@@ -163,6 +100,7 @@ class CGRSeg(
         palette: Sequence[Sequence[int]] | None = None,
         preprocessing: dict[str, Any] | None = None,
         in_channels: int = 3,
+        head: HeadName = "dpg",
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -170,11 +108,12 @@ class CGRSeg(
                 f"variant: got {variant!r}, expected one of {', '.join(VARIANTS)}; "
                 "cgrseg.list_models() lists them"
             )
-        if attention_bias not in get_args(BiasForm):
-            raise ValueError(
-                f"attention_bias: got {attention_bias!r}, expected one of "
-                + ", ".join(get_args(BiasForm))
-            )
+        for name, choice, choices in (
+            ("attention_bias", attention_bias, get_args(BiasForm)),
+            ("head", head, HEADS),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name}: got {choice!r}, expected one of {', '.join(choices)}")
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
             if count < 1:
                 raise ValueError(f"{name}: got {count}, expected at least 1")
@@ -185,8 +124,9 @@ class CGRSeg(
                 )
         given = {"context_blocks": context_blocks, "channels": channels, "drop_path": drop_path}
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        table = replace(VARIANTS[variant], **changes)
+        table = replace(variant_sizes(variant, head), **changes)
         self.variant = variant
+        self.head = head
         self.context_blocks = table.context_blocks
         self.drop_path_rate = table.drop_path
         self.num_classes = num_classes
@@ -201,7 +141,7 @@ class CGRSeg(
             *(table.backbone, table.drop_path, freeze_norm, attention_bias, freeze_backbone),
             in_channels=in_channels,
         )
-        self.decode_head = CGRSegHead(table, self.backbone.channels[1:], num_classes, dropout)
+        self.decode_head = HEADS[head](table, self.backbone.channels[1:], num_classes, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at 1/8 of the input size.
@@ -224,6 +164,19 @@ class CGRSeg(
         logits, initial = self.decode_head(self.backbone(x)[1:])
         return logits, initial
 
+    def forward_with_truth(self, x: Tensor, label: Tensor, ignore_index: int = 255) -> SSAOutput:
+        """Outputs of the SSA head for its training losses.
+
+        Args:
+            x: as for :meth:`forward`.
+            label: (N, H, W) integers.
+            ignore_index: label value of pixels without a class.
+        """
+        if not is_recorded():
+            _check_input(x, self.in_channels)
+        head = cast(SSAHead, self.decode_head)
+        return head.forward_with_truth(self.backbone(x)[1:], label, ignore_index)
+
     @property
     def rgb_channels(self) -> tuple[int, int, int] | None:
         """Indices of red, green and blue among the channels, or None where they are not known."""
@@ -238,7 +191,7 @@ class CGRSeg(
     def extra_repr(self) -> str:
         """Text that `repr` shows above the submodules."""
         text = f"{self.variant}, num_classes={self.num_classes}"
-        text += f", context_blocks={self.context_blocks}"
+        text += f", context_blocks={self.context_blocks}, head={self.head}"
         return f"{text}, freeze_backbone=True" if self.backbone.frozen else text
 
     def options(self) -> dict[str, Any]:
@@ -260,6 +213,7 @@ class CGRSeg(
             else None,
             "preprocessing": self.preprocessing,
             **({} if self.in_channels == 3 else {"in_channels": self.in_channels}),
+            **({} if self.head == "dpg" else {"head": self.head}),
         }
 
     @locking(lambda given: given["save_directory"])

@@ -8,8 +8,13 @@ Legend: N images, M head width, K classes, H x W cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from cgrseg.models.pyramid import ReconstructionHead
+from cgrseg.variants import Variant
 
 
 def class_centers(features: Tensor, logits: Tensor) -> Tensor:
@@ -50,3 +55,29 @@ class DynamicPrototypeGuide(nn.Module):
         weights = self.conv_mask(centers).flatten(2).softmax(dim=2)  # (N, 1, K)
         prototype = (centers.squeeze(3) * weights).sum(dim=2)[:, :, None, None]  # (N, M, 1, 1)
         return features * torch.sigmoid(self.channel_mul_conv(prototype))
+
+
+class DPGHead(ReconstructionHead):
+    """Dynamic prototype guided head; arguments as of :class:`ReconstructionHead`."""
+
+    def __init__(
+        self, variant: Variant, in_channels: Sequence[int], num_classes: int, dropout: float
+    ) -> None:
+        super().__init__(variant, in_channels, num_classes, dropout)
+        self.lgc = DynamicPrototypeGuide(variant.channels)
+        self.init_classifier()
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Final and initial logits.
+
+        Args:
+            features: (N, C_i, H / s, W / s) for strides s of 8, 16, 32.
+
+        Returns:
+            Two tensors (N, K, H / 8, W / 8): the final logits, and the initial logits that give the
+            class centers.
+        """
+        fused = self.reconstruct(features)
+        initial = self.classify(self.linear_fuse(fused))
+        centers = class_centers(fused, initial)  # (N, M, K, 1)
+        return self.classify(self.lgc(fused, centers) + fused), initial

@@ -27,7 +27,7 @@ def create_model(name: str = "cgrseg_t", num_classes: int = 150, **options: Any)
         **options: arguments of :class:`cgrseg.models.CGRSeg`: `context_blocks`, `channels`
             (head width), `dropout`, `drop_path`, `freeze_norm`,
             `freeze_backbone`, `attention_bias`, `classes`, `palette`, `preprocessing`,
-            `in_channels`.
+            `in_channels`, `head`.
 
     Returns:
         A module in training mode, from float (N, in_channels, H, W), H and W multiples of 32, to
@@ -42,8 +42,8 @@ def create_model(name: str = "cgrseg_t", num_classes: int = 150, **options: Any)
 def load_model(path: str | Path, *, verbose: bool = True) -> CGRSeg:
     """Build the network that a checkpoint belongs to and load it, in eval mode.
 
-    The tensors decide variant, context blocks, head width and number of classes. Classes, palette
-    and preprocessing come from the file where it has them.
+    The tensors decide variant, head, context blocks, head width and number of classes. Classes,
+    palette and preprocessing come from the file where it has them.
 
     Args:
         path: `.pth` or `.safetensors` file, folder of `save_pretrained`, hub id, or a name

@@ -32,6 +32,7 @@ from cgrseg.models.name_mapping import from_timm, is_imagenet_classifier, is_tim
 from cgrseg.variants import VARIANTS
 
 _CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
+_CLASS_POSITIONS = "decode_head.center_pos.weight"  # of the SSA head alone
 _STEM = "backbone.patch_embed.0.weight"
 _INDEX_BUFFERS = ("attention_bias_idxs", "attention_bias_idxs_seg")
 _NAMES_SHOWN = 6
@@ -207,6 +208,7 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_classes": classifier.shape[0],
         "attention_bias": "geometric" if imagenets else "published",
         "in_channels": stem.shape[1],
+        "head": "ssa" if _CLASS_POSITIONS in tensors else "dpg",
     }
 
 
@@ -346,7 +348,8 @@ def _fresh_classifier(source: StateDict, target: dict[str, Tensor]) -> list[str]
     ours = target[_CLASSIFIER[0]]
     same_form = weight.ndim == 4 and bias.ndim == 1 and weight.shape[1:] == ours.shape[1:]
     if same_form and len(weight) == len(bias) and len(weight) != len(ours):
-        return list(_CLASSIFIER)
+        per_class = (*_CLASSIFIER, _CLASS_POSITIONS)
+        return [name for name in per_class if name in source and name in target]
     return []
 
 
@@ -391,6 +394,9 @@ def _refuse_incomplete(
     if _in_words(theirs) != here:
         found, expected = f"weights of {_in_words(theirs)}", f"weights of {here}"
         remedy = f"{_build_that(checkpoint.source, theirs, ours)}; or choose another file"
+        if _head(theirs) != _head(ours):
+            how = 'part="backbone"' if speaks_python() else "model.pretrained"
+            remedy += f"; or start from its backbone alone with {how}"
     elif report.mismatched:
         found = f"{len(report.mismatched)} tensors have another shape than in {here}"
         expected = "the shapes of this network"
@@ -411,11 +417,15 @@ def _build_that(source: str, theirs: dict[str, Any], ours: dict[str, Any]) -> st
     """How to get the network of a checkpoint: settings, or in Python one call."""
     if speaks_python():
         return f"build that network: cgrseg.load_model({source!r})"
+    head = _head(theirs)
+    other_head = head != _head(ours)  # whose variant may have another number of context blocks
     changed = [
         f"model.{'name' if option == 'variant' else option}={theirs[option]}"
         for option in ("variant", "context_blocks", "attention_bias")
-        if theirs[option] != ours[option]
+        if theirs[option] != ours[option] or (option == "context_blocks" and other_head)
     ]
+    if other_head:
+        changed.append(f"model.head={head}")
     if _channels(theirs) != _channels(ours):
         changed.append("data.channels.names=[...] as in its training")
     return f"train that network: {' '.join(changed)}"
@@ -426,7 +436,12 @@ def _in_words(options: dict[str, Any]) -> str:
     bias = "" if form == "published" else f" and {form} attention biases"
     count = _channels(options)
     images = "" if count == 3 else f" for images of {count} channels"
-    return f"{options['variant']} with {options['context_blocks']} context blocks{bias}{images}"
+    network = f"{options['variant']} with {options['context_blocks']} context blocks"
+    return f"{network}{bias}{images}, {_head(options)} head"
+
+
+def _head(options: dict[str, Any]) -> str:
+    return str(options.get("head", "dpg"))
 
 
 def _channels(options: dict[str, Any]) -> int:

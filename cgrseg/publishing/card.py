@@ -132,6 +132,7 @@ def model_card(
         channels=model.decode_head.conv_seg.in_channels,
         attention_bias=model.backbone.attention_bias,
         in_channels=model.in_channels,
+        head=model.head,
     )
     title = f"CGRSeg-{model.variant[-1].upper()}"
     dataset = None if config is None else config.data.dataset
@@ -147,10 +148,10 @@ def model_card(
         f"[arXiv 2405.06228](https://arxiv.org/abs/2405.06228)), trained on {about}: "
         f"{model.num_classes} classes.",
         "| | |\n|---|---|\n"
-        f"| network | {title}: {VARIANTS[model.variant].backbone}, head width "
+        f"| network | {title}: {VARIANTS[model.variant].backbone}, {model.head} head of width "
         f"{model.decode_head.conv_seg.in_channels}, {model.context_blocks} context blocks, "
         f"{model.backbone.attention_bias} attention biases |\n"
-        f"| parameters | {cost.parameters / 1e6:.2f} M |\n"
+        f"| parameters | {cost.inference_parameters / 1e6:.2f} M |\n"
         f"| FLOPs at 512x512 | {cost.published_macs / 1e9:.2f} G as in the paper (convolutions), "
         f"{cost.all_macs / 1e9:.2f} G with matrix products |\n"
         "| weights | `model.safetensors`, float32 |",

@@ -2,8 +2,8 @@
 
 Two conventions for operations, both as multiply-accumulates ("FLOPs" in the papers
 of this field): the published one counts convolutions alone, as mmsegmentation's tool
-did; ours adds the matrix products of attention and of the class centres, which that
-tool did not see.
+did; ours adds the matrix products of attention and of the head, which that tool did not
+see.
 
 The figures follow from the tables of :mod:`cgrseg.variants` by arithmetic, without PyTorch, so
 that `cgrseg info` answers at once.  A test counts the network itself, and gets the same.
@@ -15,13 +15,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from cgrseg.variants import BACKBONES, NETWORK_STRIDE, VARIANTS, BackboneVariant, Variant
+from cgrseg.variants import (
+    BACKBONES,
+    NETWORK_STRIDE,
+    BackboneVariant,
+    HeadName,
+    Variant,
+    variant_sizes,
+)
 
 # Attention of stages 3 and 4, and between them: heads, key channels and value channels per head.
 _ATTENTION = (8, 32, 128)
 _ATTENTION_DOWNSAMPLE = (8, 16, 64)
 # Cells per side of the bias tables at strides 32 and 16, by form.
 _TABLE_CELLS = {"published": (16, 32), "geometric": (7, 14)}
+_TRAINING_ONLY = "guided prototypes (training only)"
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,18 @@ class ModelCost:
     """Height, width in pixels."""
     num_classes: int
     context_blocks: int
+    head: HeadName
     parts: tuple[PartCost, ...]
 
     @property
     def parameters(self) -> int:
         """Trainable numbers."""
         return sum(part.parameters for part in self.parts)
+
+    @property
+    def inference_parameters(self) -> int:
+        """Numbers that a prediction needs."""
+        return sum(part.parameters for part in self.parts if part.name != _TRAINING_ONLY)
 
     @property
     def published_macs(self) -> int:
@@ -66,6 +80,7 @@ class ModelCost:
         """For JSON."""
         return asdict(self) | {
             "parameters": self.parameters,
+            "inference_parameters": self.inference_parameters,
             "published_macs": self.published_macs,
             "all_macs": self.all_macs,
         }
@@ -92,6 +107,7 @@ def network_cost(
     channels: int | None = None,
     attention_bias: str = "published",
     in_channels: int = 3,
+    head: HeadName = "dpg",
 ) -> ModelCost:
     """Parameters and operations of every part of a network, for one image.
 
@@ -103,6 +119,7 @@ def network_cost(
         channels: M, head width; None: that of the variant.
         attention_bias: "published" or "geometric", see :class:`cgrseg.models.CGRSeg`.
         in_channels: C, number of channels of an image.
+        head: "dpg" or "ssa", see :class:`cgrseg.models.CGRSeg`.
 
     Raises:
         KeyError: there is no such variant or attention bias.
@@ -110,15 +127,15 @@ def network_cost(
     """
     if any(side < NETWORK_STRIDE or side % NETWORK_STRIDE for side in size):
         raise ValueError(f"size: got {size}, expected multiples of {NETWORK_STRIDE}")
-    table = VARIANTS[variant]
+    table = variant_sizes(variant, head)
     blocks = table.context_blocks if context_blocks is None else context_blocks
     width = table.channels if channels is None else channels
     parts = {
         **_backbone(BACKBONES[table.backbone], in_channels, size, _TABLE_CELLS[attention_bias]),
-        **_head(table, num_classes, size, blocks, width),
+        **_head(table, num_classes, size, blocks, width, head),
     }
     rows = tuple(PartCost(name, *cost) for name, cost in parts.items())
-    return ModelCost(variant, size, num_classes, blocks, rows)
+    return ModelCost(variant, size, num_classes, blocks, head, rows)
 
 
 def _backbone(
@@ -154,19 +171,13 @@ def _backbone(
 
 
 def _head(
-    table: Variant, num_classes: int, size: tuple[int, int], blocks: int, width: int
+    table: Variant, num_classes: int, size: tuple[int, int], blocks: int, width: int, head: HeadName
 ) -> dict[str, _Cost]:
-    """Costs of the head, see :class:`cgrseg.models.cgrseg.CGRSegHead`."""
+    """Costs of the head, see :class:`cgrseg.models.pyramid.ReconstructionHead`."""
     scales = table.feature_channels
     cells = [_cells(size, stride) for stride in (8, 16, 32)]
     pooled = -(-size[0] // 64) * -(-size[1] // 64)
-    classifier = _conv(width, num_classes, cells[0])
-    guide = [
-        _conv(width, 1, num_classes),
-        _conv(width, width, 1),
-        _Cost(2 * width),  # layer normalization
-        _conv(width, width, 1),
-    ]
+    own = (_dpg if head == "dpg" else _ssa)(width, num_classes, cells[0])
     return {
         "pyramid context": _total([_rcm(table, sum(scales), pooled)] * blocks or [_Cost()]),
         "calibration per scale": _total(
@@ -182,12 +193,41 @@ def _head(
         "projections between scales": _total(
             [_conv(width, scale, count) for scale, count in zip(scales[:2], cells[:2], strict=True)]
         ),
-        "prototype guide": _total(guide),
         "fusion before the classifier": _conv(
             width, width, cells[0], groups=width, bias=False
         )._replace(parameters=3 * width),
+        **own,
+    }
+
+
+def _dpg(width: int, num_classes: int, cells: int) -> dict[str, _Cost]:
+    """Costs of classifier and guide, see :mod:`cgrseg.models.dpg_head`."""
+    classifier = _conv(width, num_classes, cells)
+    guide = [
+        _conv(width, 1, num_classes),
+        _conv(width, width, 1),
+        _Cost(2 * width),  # layer normalization
+        _conv(width, width, 1),
+    ]
+    return {
+        "prototype guide": _total(guide),
         "classifier": classifier._replace(convolution_macs=2 * classifier.convolution_macs),
-        "class centres": _Cost(product_macs=cells[0] * width * num_classes),
+        "class centres": _Cost(product_macs=cells * width * num_classes),
+    }
+
+
+def _ssa(width: int, num_classes: int, cells: int) -> dict[str, _Cost]:
+    """Costs of classifier and prototypes, see :mod:`cgrseg.models.ssa_head`."""
+    weights = 2 * (2 * width + width) * (width // 2) + width * width  # two projections, then one
+    return {
+        "position features": _conv(width, width, cells, 9, groups=width),
+        "classifier": _conv(width, num_classes, cells),
+        "adapted prototypes": _Cost(
+            weights + 2 * width + num_classes * width,
+            product_macs=num_classes * (weights + 2 * cells * width),
+        ),
+        _TRAINING_ONLY: _Cost(weights + 2 * width),
+        "cosines with the prototypes": _Cost(product_macs=cells * width * num_classes),
     }
 
 

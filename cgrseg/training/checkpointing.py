@@ -215,6 +215,7 @@ def model_meta(model: Any) -> dict[str, Any]:
     """Entries of `meta` from which the network can be built without the config."""
     return {
         "variant": model.variant,
+        "head": model.head,
         "context_blocks": model.context_blocks,
         "classes": None if model.classes is None else list(model.classes),
         "palette": None if model.palette is None else [list(colour) for colour in model.palette],
@@ -231,7 +232,7 @@ class CheckpointKeeper:
     Args:
         run_dir: run folder.
         config: config of the run.
-        meta: constant entries of `meta`: variant, context blocks, classes, palette.
+        meta: constant entries of `meta`: variant, head, context blocks, classes, palette.
         start: first iteration of this part of the run; later scores of an earlier part do not
             count.
         active: false in every process but the first, which alone writes.

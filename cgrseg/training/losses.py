@@ -240,10 +240,12 @@ def attention_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Ten
     return torch.stack(distances).mean()
 
 
-def loss_columns(config: LossConfig, *, teacher: bool = False) -> list[str]:
-    """Names of the terms of a run, with those of a teacher where it has one."""
+def loss_columns(config: LossConfig, head: str = "dpg", *, teacher: bool = False) -> list[str]:
+    """Names of the terms of a run, with those of its head, and of a teacher where it has one."""
     columns = ["loss", "loss_ce", *(f"loss_{name}" for name in added_weights(config))]
     further = {"loss_initial": config.initial_weight}
+    if head == "ssa":
+        further = {f"loss_ssa_{name}": weight for name, weight in ssa_weights(config).items()}
     if teacher:
         further |= {"loss_distill": config.distill_weight, "loss_features": config.distill_features}
     return [*columns, *(name for name, weight in further.items() if weight > 0)]
@@ -253,3 +255,10 @@ def added_weights(config: LossConfig) -> dict[str, float]:
     """Weights of the added loss terms that are used, by name."""
     weights = {name: float(getattr(config, f"{name}_weight")) for name in TERMS}
     return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def ssa_weights(config: LossConfig) -> dict[str, float]:
+    """Weights of the SSA head's loss terms that are used, by name."""
+    return {
+        name.removesuffix("_weight"): float(weight) for name, weight in config.ssa if weight > 0
+    }

@@ -27,6 +27,7 @@ from cgrseg.models import CGRSeg, create_model
 from cgrseg.training.distillation import Teacher
 from cgrseg.training.losses import SegmentationLoss, pixel_accuracy
 from cgrseg.training.optimizer import Muon, parameter_groups, rate_factor
+from cgrseg.training.ssa_loss import SSALoss
 
 
 def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
@@ -46,6 +47,7 @@ def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
         freeze_norm=settings.freeze_norm,
         freeze_backbone=settings.freeze_backbone,
         attention_bias=settings.attention_bias,
+        head=settings.head,
         classes=spec.classes,
         palette=spec.palette,
         preprocessing=config.preprocessing.model_dump(mode="json"),
@@ -160,7 +162,9 @@ class TrainingModule(lightning.LightningModule):
         self.model = model.train()
         self.config = config
         self.iteration = start_iteration
-        self.loss = SegmentationLoss(config.loss, num_classes, config.data.ignore_index)
+        self.loss: SSALoss | SegmentationLoss = (
+            SSALoss if model.head == "ssa" else SegmentationLoss
+        )(config.loss, num_classes, config.data.ignore_index)
         self.recent: deque[tuple[int, list[int]]] = deque(
             maxlen=(config.train.log_interval + 2) * config.train.accumulate
         )
@@ -177,9 +181,11 @@ class TrainingModule(lightning.LightningModule):
             self.averaged = AveragedWeights(model, train.ema_decay, train.ema_warmup)
         # The first iteration whose weights enter the average.
         self.first_averaged = 1 + round((1 - (train.average_last or 1)) * end)
-        forward: Callable[..., Any] = (
-            model.forward_with_initial if config.loss.initial_weight > 0 else model.forward
-        )
+        forward: Callable[..., Any] = model.forward
+        if model.head == "ssa":
+            forward = model.forward_with_truth
+        elif config.loss.initial_weight > 0:
+            forward = model.forward_with_initial
         self.teacher = teacher
         self._features: list[Tensor] = []
         if teacher is not None and config.loss.distill_features > 0:
@@ -238,10 +244,16 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch: normalized image (N, C, H, W), label (N, H, W)."""
         image, label = batch["image"], batch["label"]
-        output = self._network(image)
-        logits, initial = output if isinstance(output, tuple) else (output, None)
+        given: tuple[Any, ...]
+        if isinstance(self.loss, SSALoss):
+            output = self._network(image, label, self.config.data.ignore_index)
+            logits, given = output.logits, (output, label)
+        else:
+            output = self._network(image)
+            logits, initial = output if isinstance(output, tuple) else (output, None)
+            given = logits, label, initial
         with torch.autocast(logits.device.type, enabled=False):
-            terms = self.loss(logits, label, initial)
+            terms = self.loss(*given)
             if self.teacher is not None:
                 terms = self.teacher.add_terms(terms, image, logits, self._features)
                 self._features = []  # they would keep the whole graph

@@ -238,7 +238,9 @@ def _run(
         run_dir,
         start=start,
         end=end,
-        loss_columns=loss_columns(config.loss, teacher=config.train.teacher is not None),
+        loss_columns=loss_columns(
+            config.loss, config.model.head, teacher=config.train.teacher is not None
+        ),
         score_columns=score_columns(source.spec.classes),
         images_per_iteration=source.images_per_iteration,
         eval_interval=config.train.eval_interval if config.train.evaluate else None,

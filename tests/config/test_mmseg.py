@@ -168,6 +168,7 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     (OLD, "schedule_160k.py", "schedule_80k.py", {"schedule.max_iters": 80000}),
     (OLD, "warmup='linear', warmup_iters=1500,", "", {"schedule.warmup_iters": 0}),
     (OLD, "next_repeat=5", "next_repeat=6", {"model.context_blocks": 6}),
+    (OLD, "type='CGRSeg'", "type='CGRSeg_ssa'", {"model.head": "ssa"}),
     (OLD, "flip=False", "flip=True, img_ratios=[0.5, 1.0]",
      {"test.flip": True, "test.ratios": [0.5, 1.0]}),
     (OLD, "root = 'data/ade/ADEChallengeData2016'", "root = '/data/' + 'ade'",

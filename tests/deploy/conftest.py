@@ -15,6 +15,7 @@ import torch
 
 from cgrseg.bench.random_weights import draw_weights
 from cgrseg.models import CGRSeg, create_model
+from cgrseg.variants import HeadName
 from tests.deploy.web_server import WebServer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -32,9 +33,9 @@ CLASSES = ["sky", "road", "tree", "car", "house"]
 PALETTE = [[10, 20, 30], [128, 64, 128], [0, 200, 0], [0, 0, 250], [90, 90, 0]]
 
 
-def small_network(variant: str = "cgrseg_t") -> CGRSeg:
+def small_network(variant: str = "cgrseg_t", head: HeadName = "dpg") -> CGRSeg:
     """A network of five classes."""
-    model = create_model(variant, len(CLASSES), context_blocks=1)
+    model = create_model(variant, len(CLASSES), context_blocks=1, head=head)
     model.classes = tuple(CLASSES)
     model.palette = tuple((r, g, b) for r, g, b in PALETTE)
     model.preprocessing = {"scale": [96, 64]}

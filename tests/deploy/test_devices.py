@@ -25,8 +25,10 @@ from cgrseg.formats.litert_format import FORMAT as LITERT
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg, create_model
+from tests.deploy.conftest import small_network
 from tests.deploy.device_packages import need_packages
 from tests.inference.fixtures import photo
+from tests.small_variant import small_variant
 
 SIZE = (64, 96)
 KINDS = ("executorch", "litert", "ncnn")
@@ -67,6 +69,16 @@ def test_a_file_says_what_it_is(kind: str, files: dict[str, Path]) -> None:
         assert about.delegated is None
     else:
         assert about.delegated is not None and 0.95 <= about.delegated <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ssa_head(kind: str, tmp_path: Path) -> None:
+    need_packages(kind)
+    with small_variant() as name:
+        out = tmp_path / f"ssa{load_format(kind).suffix}"
+        (check,) = export(small_network(name, head="ssa"), kind, out, sizes=[SIZE]).checks
+    assert describe(out).head == "ssa" and check.labels > 0.999
+    assert check.logits is not None and check.logits < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["litert", "ncnn"])

@@ -17,11 +17,13 @@ from cgrseg.deploy import Tolerance, export
 from cgrseg.deploy.staging import staged
 from cgrseg.deploy.verify import verify
 from cgrseg.errors import ConfigError, EnvironmentProblem, WeightsError
-from cgrseg.formats import describe
+from cgrseg.formats import describe, load_format
 from cgrseg.inference import Predictor
 from cgrseg.inference.exported_backend import open_exported
 from cgrseg.models import CGRSeg
+from tests.deploy.conftest import small_network, write_checkpoint
 from tests.inference.fixtures import photo
+from tests.small_variant import small_variant
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +233,22 @@ def test_damaged_files(program: Path, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, foreign)
     with pytest.raises(WeightsError, match="without the description"):
         open_exported(foreign)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pt2", "onnx", "openvino"])
+def test_ssa_head(kind: str, tmp_path: Path) -> None:
+    export_format = load_format(kind)
+    for package in export_format.packages:
+        pytest.importorskip(package, reason="needs the extra [export]")
+    with small_variant() as name:
+        model = small_network(name, head="ssa")
+        path = write_checkpoint(model, tmp_path / "small.pth")
+        out = tmp_path / f"small{export_format.suffix}"
+        result = export(path, kind, out, sizes=[(64, 96)])
+        wanted = Predictor.from_pretrained(path)(photo(128, 192))
+    assert all(check.within(Tolerance()) for check in result.checks)
+    assert describe(out).head == "ssa"
+    found = Predictor.from_pretrained(out)(photo(128, 192))
+    assert len(np.unique(found.labels)) > 1
+    assert (found.labels == wanted.labels).mean() > 0.999

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgrseg.bench.random_weights import draw_weights
 from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.inference import Predictor, compiled_backend, compiled_cache
 from cgrseg.inference.backends import Backend
@@ -37,12 +38,32 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
 
 
+@pytest.fixture(scope="module")
+def adaptive() -> CGRSeg:
+    """A network with the SSA head."""
+    return draw_weights(create_model("cgrseg_t", num_classes=5, head="ssa", context_blocks=1))
+
+
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
 def picture(images: int = 1, height: int = 64, width: int = 64) -> torch.Tensor:
     return golden_input(f"input_{images}x{height}x{width}", (images, 3, height, width))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    bool(missing_compiler(torch.device("cpu"))), reason="there is no C++ compiler here"
+)
+def test_ssa_head_compiled(adaptive: CGRSeg, tmp_path: Path) -> None:
+    x = picture(height=64, width=96)
+    backend = CompiledBackend(adaptive, folder=tmp_path)
+    assert backend.prepare(64, 96).how == "compiled"
+    with torch.inference_mode():
+        found, expected = backend.logits(x), adaptive(x)
+    assert relative(found, expected) < 1e-5
+    assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
 @pytest.mark.slow

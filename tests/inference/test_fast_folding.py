@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cgrseg.inference.fast.folding import FoldedConv, norm_as_affine
-from cgrseg.inference.fast.network import FastCalibration, FastGuide, pool_pyramid
+from cgrseg.inference.fast.network import (
+    FastAdaptation,
+    FastCalibration,
+    FastGuide,
+    pool_pyramid,
+)
 from cgrseg.models import pyramid
 from cgrseg.models.dpg_head import DynamicPrototypeGuide, class_centers
 from cgrseg.models.layers import ConvNormAct, conv_norm
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
+from cgrseg.models.ssa_head import SSAHead
+from cgrseg.variants import VARIANTS
 
 
 def disturb(module: nn.Module, seed: int) -> None:
@@ -142,6 +151,30 @@ def test_guide_without_class_centers(
         expected = classify(guide(features, centres) + features)
         found = FastGuide(fuse, classify, guide)(features)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    classes=st.integers(1, 9),
+    cells=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    seed=st.integers(0, 1000),
+)
+def test_adaptation_with_its_projections_merged(
+    images: int, classes: int, cells: tuple[int, int], seed: int
+) -> None:
+    sizes = replace(VARIANTS["cgrseg_t"], channels=8, context_blocks=1)
+    draws = torch.Generator().manual_seed(seed)
+    head = SSAHead(sizes, (4, 4, 4), classes, 0.1).eval()
+    disturb(head, seed)
+    fused = torch.randn(images, 8, *cells, generator=draws)
+    head.reconstruct = lambda features: features  # type: ignore[assignment, method-assign, return-value]
+    with torch.no_grad():
+        expected, _ = head(fused)
+        fast = FastAdaptation(head)
+        torch.testing.assert_close(fast(fused), expected, rtol=2e-5, atol=1e-4)
+        kept = fast.project
+        assert torch.equal(fast.half().float().project, kept)
 
 
 @pytest.mark.parametrize("smallest", [(2, 2), (3, 2), (5, 7), (1, 1)])

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cgrseg.models import CGRSeg, create_model
 from cgrseg.reporting.cost import ModelCost, network_cost
-from cgrseg.variants import VARIANTS
+from cgrseg.variants import VARIANTS, variant_sizes
 
 MODULES = {
     "stem": "backbone.patch_embed",
@@ -110,6 +110,28 @@ def test_parameters_of_a_geometric_bias_are_counted() -> None:
     assert found == sum(p.numel() for p in model.parameters())
     # Its tables hold fewer offsets than the published ones.
     assert found < cost_of(create_model("cgrseg_t")).parameters
+
+
+@pytest.mark.parametrize("name", ["cgrseg_b", "cgrseg_l"])
+def test_ssa_head_costs_what_it_does_and_what_was_published(name: str) -> None:
+    cost = network_cost(name, head="ssa")
+    with torch.device("meta"):
+        model = create_model(name, head="ssa").eval()
+        image = torch.empty(1, 3, 512, 512)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(v for op, v in counts.items() if "convolution" in str(op)) // 2
+    assert (cost.published_macs, cost.all_macs) == (convolutions, sum(counts.values()) // 2)
+    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    assert cost.parameters == sum(sizes.values())
+    guided = sum(size for name, size in sizes.items() if ".gt_" in name)
+    assert cost.inference_parameters == cost.parameters - guided
+    published = variant_sizes(name, "ssa").published_cost
+    assert published is not None
+    assert cost.inference_parameters / 1e6 == pytest.approx(published[0], rel=0.003)
+    assert cost.parameters / 1e6 == pytest.approx(published[0], rel=0.03)
+    assert cost.published_macs / 1e9 == pytest.approx(published[1], rel=0.03)
 
 
 @pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.published_cost])

@@ -13,6 +13,8 @@ Differences of the head from :mod:`cgrseg.models`, all exact up to rounding
   with one weight per position.
 * The final classification of `features * gate + features` multiplies the classifier's
   weights by `1 + gate` in place of the features.
+* The SSA head's projections of what does not depend on the image are done once, and its last
+  two linear layers are one.
 
 Legend: N images, C_i channels of scale i, H_i x W_i its cells, M head width, K classes.
 """
@@ -29,11 +31,11 @@ from torch import Tensor, nn
 from cgrseg.inference.fast.backbone import FastBackbone
 from cgrseg.inference.fast.folding import FoldedConv, norm_as_affine
 from cgrseg.models import CGRSeg
-from cgrseg.models.cgrseg import CGRSegHead
-from cgrseg.models.dpg_head import DynamicPrototypeGuide
+from cgrseg.models.dpg_head import DPGHead, DynamicPrototypeGuide
 from cgrseg.models.layers import ConvNormAct
-from cgrseg.models.pyramid import ContextFusion
+from cgrseg.models.pyramid import ContextFusion, ReconstructionHead
 from cgrseg.models.rcm import RectangularSelfCalibrationModule
+from cgrseg.models.ssa_head import EPSILON, LOGIT_SCALE, SSAHead
 from cgrseg.precision import Precision, dtype_of, resolve_precision
 
 
@@ -78,27 +80,54 @@ class FastFusion(nn.Module):
         return self.local(local) * gate
 
 
-class FastGuide(nn.Module):
-    """Initial prediction, prototype guide and final prediction."""
+class FastClassifier(nn.Module):
+    """Fusion before the classifier and initial prediction, which all heads share.
 
-    final_weight: Tensor
-    final_bias: Tensor
+    The last products stay in float32 in any precision: they cost little and halve the number of
+    labels that a reduced precision changes.
+    """
+
     fuse_scale: Tensor
     fuse_shift: Tensor
 
-    def __init__(
-        self, fuse: ConvNormAct, classify: nn.Conv2d, guide: DynamicPrototypeGuide
-    ) -> None:
+    def __init__(self, fuse: ConvNormAct, classify: nn.Conv2d) -> None:
         super().__init__()
         scale, shift = norm_as_affine(fuse.bn)
         scale = fuse.conv.weight.detach().double().flatten() * scale
         self.register_buffer("fuse_scale", scale.float()[None, :, None, None])
         self.register_buffer("fuse_shift", shift.float()[None, :, None, None])
         self.classify = FoldedConv.of(classify).module()
-        # The last product stays in float32 in any precision: it costs little and halves the
-        # number of labels that a reduced precision changes.
-        self.register_buffer("final_weight", classify.weight.detach().float().flatten(1).clone())
-        self.register_buffer("final_bias", cast(Tensor, classify.bias).detach().float().clone())
+        self._float32: list[str] = []
+
+    def keep_float32(self, name: str, value: Tensor) -> None:
+        """Register a buffer that follows moves to a device, but no casts."""
+        self.register_buffer(name, value.detach().to(torch.float32, copy=True))
+        self._float32.append(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastClassifier:
+        kept = {name: self.get_buffer(name) for name in self._float32}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in kept.items():
+            setattr(self, name, value.to(self.classify.weight.device))
+        return self
+
+    def fused(self, features: Tensor) -> Tensor:
+        """(N, M, H, W) to the same shape."""
+        return F.relu(features * self.fuse_scale + self.fuse_shift)
+
+
+class FastGuide(FastClassifier):
+    """Initial prediction, prototype guide and final prediction."""
+
+    final_weight: Tensor
+    final_bias: Tensor
+
+    def __init__(
+        self, fuse: ConvNormAct, classify: nn.Conv2d, guide: DynamicPrototypeGuide
+    ) -> None:
+        super().__init__(fuse, classify)
+        self.keep_float32("final_weight", classify.weight.flatten(1))
+        self.keep_float32("final_bias", cast(Tensor, classify.bias))
         self.mask = FoldedConv.of(guide.conv_mask).module()
         before, norm, _, after = guide.channel_mul_conv
         self.squeeze = FoldedConv.of(cast(nn.Conv2d, before)).module()
@@ -107,16 +136,9 @@ class FastGuide(nn.Module):
         self.norm_epsilon = float(cast(nn.LayerNorm, norm).eps)
         self.excite = FoldedConv.of(cast(nn.Conv2d, after)).module()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastGuide:
-        weight, bias = self.final_weight, self.final_bias
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = self.classify.weight.device  # these follow a move, not a cast
-        self.final_weight, self.final_bias = weight.to(device), bias.to(device)
-        return self
-
     def forward(self, features: Tensor) -> Tensor:
         """(N, M, H, W) to logits, float32 (N, K, H, W)."""
-        initial = self.classify(F.relu(features * self.fuse_scale + self.fuse_shift))
+        initial = self.classify(self.fused(features))
         prototype = self.prototype(features, initial)  # (N, M)
         hidden = F.linear(prototype, self.squeeze.weight.flatten(1), self.squeeze.bias)
         hidden = F.layer_norm(
@@ -146,6 +168,63 @@ class FastGuide(nn.Module):
         return (of_position.transpose(1, 2).to(tokens.dtype) @ tokens).squeeze(1)
 
 
+class FastAdaptation(FastClassifier):
+    """Initial prediction, adapted prototypes and final prediction of the SSA head.
+
+    A projection's first layer takes an adapted and a fixed half: the product with the fixed half
+    is `content_shift` or `place_shift`.
+    """
+
+    content: Tensor
+    content_shift: Tensor
+    place: Tensor
+    place_shift: Tensor
+    project: Tensor
+    project_shift: Tensor
+
+    def __init__(self, source: SSAHead) -> None:
+        super().__init__(source.linear_fuse, source.conv_seg)
+        self.position = FoldedConv.of(source.get_feat_pos).module()
+        content_in, _, content_out = cast("list[nn.Linear]", list(source.center_content_proj))
+        place_in, _, place_out = cast("list[nn.Linear]", list(source.center_pos_proj))
+        adapted, fixed = content_in.weight.double().chunk(2, dim=1)
+        self.keep_float32("content", adapted)  # (M / 2, M)
+        self.keep_float32("content_shift", source.conv_seg.weight.double().flatten(1) @ fixed.T)
+        learned, adapted = place_in.weight.double().chunk(2, dim=1)
+        self.keep_float32("place", adapted)
+        self.keep_float32("place_shift", source.center_pos.weight.double() @ learned.T)
+        project = source.center_proj.weight.double()
+        both = torch.cat([content_out.weight, place_out.weight], dim=1).double()
+        self.keep_float32("project", project @ both)  # (M, M)
+        self.keep_float32("project_shift", project @ (content_out.bias + place_out.bias).double())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, M, H, W) to logits, float32 (N, K, H, W)."""
+        x = self.fused(features)
+        position = _tokens(self.position(x)).float()  # (N, P, M)
+        initial = _tokens(self.classify(x)).float()  # (N, P, K)
+        tokens = _tokens(x).float()
+        probability = initial.softmax(dim=2).transpose(1, 2)  # (N, K, P)
+        means = probability @ tokens / (probability.sum(dim=2, keepdim=True) + EPSILON)  # (N, K, M)
+        where = initial.transpose(1, 2).softmax(dim=2) @ position
+        hidden = torch.cat(
+            [
+                F.relu(F.linear(means, self.content) + self.content_shift),
+                F.relu(F.linear(where, self.place) + self.place_shift),
+            ],
+            dim=2,
+        )
+        prototypes = LOGIT_SCALE * _unit(F.linear(hidden, self.project, self.project_shift))
+        unit = _unit(tokens + position)
+        logits = unit @ prototypes.transpose(1, 2)  # (N, P, K)
+        return logits.unflatten(1, features.shape[2:]).permute(0, 3, 1, 2)  # channels-last
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """(..., M) of length 1, in operations that every runtime has."""
+    return vectors / ((vectors * vectors).sum(dim=-1, keepdim=True).sqrt() + EPSILON)
+
+
 def _tokens(features: Tensor) -> Tensor:
     """(N, C, H, W) to (N, H * W, C); no copy where channels are innermost in memory."""
     return features.permute(0, 2, 3, 1).flatten(1, 2)
@@ -158,7 +237,7 @@ class FastHead(nn.Module):
         source: the network's head in eval mode; it is read, never changed.
     """
 
-    def __init__(self, source: CGRSegHead) -> None:
+    def __init__(self, source: ReconstructionHead) -> None:
         super().__init__()
         self.in_channels = list(source.in_channels)
         # An attribute, so that an export can put another form of it here.
@@ -176,7 +255,12 @@ class FastHead(nn.Module):
         self.reduce = nn.ModuleList(
             FoldedConv.of(cast(nn.Conv2d, conv)).module() for conv in source.conv
         )
-        self.guide = FastGuide(source.linear_fuse, source.conv_seg, source.lgc)
+        self.guide: FastClassifier
+        if isinstance(source, SSAHead):
+            self.guide = FastAdaptation(source)
+        else:
+            lgc = cast(DPGHead, source).lgc
+            self.guide = FastGuide(source.linear_fuse, source.conv_seg, lgc)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(N, C_i, H / s, W / s) for strides s of 8, 16, 32 to logits (N, K, H / 8, W / 8)."""
