@@ -43,6 +43,7 @@ from cgrseg.files import atomic_write_text
 from cgrseg.precision import choose_precision, dtype_of
 from cgrseg.progress import Progress, format_seconds
 from cgrseg.surroundings import available_memory, is_out_of_memory, memory_from_now, peak_memory
+from cgrseg.training.distillation import Teacher
 from cgrseg.training.failures import loader_memory, out_of_memory
 from cgrseg.training.initial_weights import NoImageNetWeights, locate_initial_weights
 from cgrseg.training.module import TrainingModule, build_model
@@ -225,7 +226,9 @@ class _RandomStep:
         self.shape = (model.in_channels, *config.augment.crop_size)
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self.classes, self.device = spec.num_classes, device
-        self.module = TrainingModule(model.to(self.dtype), config, self.classes).to(device)
+        teacher = None if config.train.teacher is None else Teacher(config, spec)
+        module = TrainingModule(model.to(self.dtype), config, self.classes, teacher=teacher)
+        self.module = module.to(device)
         self.module.on_fit_start()
         self.optimizer: Any = self.module.configure_optimizers()
 

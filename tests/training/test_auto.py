@@ -15,6 +15,7 @@ from cgrseg.errors import ConfigError, EnvironmentProblem
 from cgrseg.training import auto
 from cgrseg.training.module import build_model
 from cgrseg.training.runner import train
+from tests.fake_device import CUDA, fake_cuda
 from tests.training.small_run import differing, small_config, write_dataset
 
 
@@ -75,6 +76,17 @@ def test_size_follows_the_free_memory(
     with pytest.raises(EnvironmentProblem, match="batches of 2 images of 64x64"):
         train(config, device="cpu")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_steps_run_on_a_fake_gpu(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(dataset, tmp_path / "run", train__precision="bf16")
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
+    with fake_cuda() as gpu:
+        step = auto._RandomStep(config, resolve_spec(config.data), CUDA)
+        assert step.run(2) > 0
+    assert gpu.operations > 1000 and step.fixed_memory > 50e6
 
 
 def test_several_processes_and_unknown_memory_are_refused(
