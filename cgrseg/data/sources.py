@@ -48,14 +48,18 @@ def training_sources(config: DataConfig) -> list[Source]:
         other = _like(resolve_spec(own), spec, folder)
         found.append(Source(other, find_pairs(other, folder, _SPLIT), weight))
     found += [
-        Source(spec, _unlabeled_images(config, folder), weight)
+        Source(spec, unlabeled_images(config, folder), weight)
         for folder, weight in config.unlabeled.items()
     ]
     return found
 
 
-def _unlabeled_images(config: DataConfig, folder: str) -> list[Pair]:
-    """All images below a folder, as pairs without labels, sorted by name."""
+def unlabeled_images(config: DataConfig, folder: str) -> list[Pair]:
+    """All images below a folder, as pairs without labels, sorted by name.
+
+    Raises:
+        DataError: there are none.
+    """
     endings = image_endings(config.channels)
     files = {
         name: path

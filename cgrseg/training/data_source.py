@@ -26,7 +26,7 @@ from cgrseg.data.dataset import (
 from cgrseg.data.pairs import Pair, find_pairs, list_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sampling import StreamSampler
-from cgrseg.data.sources import extra_settings, trained_splits
+from cgrseg.data.sources import extra_settings, trained_splits, unlabeled_images
 from cgrseg.datasets.spec import DatasetSpec
 from cgrseg.devices import Placement
 from cgrseg.evaluation.loop import Sink, evaluate_model
@@ -213,7 +213,11 @@ def check_before_training(config: Config) -> None:
     test, evaluate = config.preprocessing, config.train.evaluate
     reports = [check_dataset(config.data, evaluate=evaluate, test=test, quick=True)]
     split = config.data.eval_split
-    validation = _pairs(config.data, [split]) if config.data.extra and evaluate else []
+    further = config.data.extra or config.data.unlabeled
+    validation = _pairs(config.data, [split]) if further and evaluate else []
+    for folder in config.data.unlabeled:
+        images = unlabeled_images(config.data, folder)
+        reports[0].add(trained_on(validation, split, images, "data.unlabeled"))
     for extra in extra_settings(config.data):
         splits = trained_splits(extra)
         report = check_dataset(extra, splits=splits, test=test, quick=True)

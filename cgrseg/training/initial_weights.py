@@ -8,6 +8,7 @@ from typing import Literal
 from cgrseg.config.schema import Config
 from cgrseg.downloading import file_digests
 from cgrseg.errors import ConfigError, EnvironmentProblem, speaks_python
+from cgrseg.formats import is_exported
 from cgrseg.hub import CachedFile, NotAvailable, hub_address, locate_file
 from cgrseg.models import CGRSeg, load_weights
 from cgrseg.models.checkpoint_files import locate_pretrained
@@ -40,7 +41,7 @@ def _other_weights(config: Config) -> dict[Literal["backbone", "all"], str]:
 
 
 def locate_initial_weights(config: Config, say: Callable[[str], None]) -> None:
-    """Find the weights that a new run starts from, or download them.
+    """Find the weights that a new run starts from, and its teacher, or download them.
 
     Args:
         config: config of the run.
@@ -52,7 +53,10 @@ def locate_initial_weights(config: Config, say: Callable[[str], None]) -> None:
     """
     if _needs_imagenet(config):
         _locate_imagenet(config, say)
-    for text in _other_weights(config).values():
+    named = list(_other_weights(config).values())
+    if config.train.teacher is not None and not is_exported(config.train.teacher):
+        named.append(config.train.teacher)
+    for text in named:
         locate_pretrained(text)
 
 

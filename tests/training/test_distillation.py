@@ -18,8 +18,9 @@ from cgrseg.data.resolve import resolve_spec
 from cgrseg.data.sources import training_sources
 from cgrseg.datasets import get_spec
 from cgrseg.deploy.export import export
-from cgrseg.errors import ConfigError, DataError
+from cgrseg.errors import ConfigError, DataError, WeightsError
 from cgrseg.models import load_model
+from cgrseg.training.data_source import check_before_training
 from cgrseg.training.distillation import Teacher
 from cgrseg.training.losses import attention_loss, distillation_loss
 from cgrseg.training.run_log import read_table
@@ -50,10 +51,7 @@ def test_the_divergence_is_that_of_its_definition(temperature: float) -> None:
 
     def value(logits: Array) -> float:
         ours, theirs = shares(logits), shares(targets)
-        total = 0.0
-        for place in np.ndindex(logits.shape):
-            total += theirs[place] * math.log(theirs[place] / ours[place])
-        return total * temperature**2 / (2 * 3 * 2)
+        return float((theirs * np.log(theirs / ours)).sum()) * temperature**2 / (2 * 3 * 2)
 
     given = torch.from_numpy(logits).requires_grad_()
     found = distillation_loss(given, torch.from_numpy(targets), temperature)
@@ -191,7 +189,9 @@ def test_the_teacher_predicts_as_its_network(dataset: Path, plain: Path, tmp_pat
     assert float(attention_loss(features, strong)) < 1e-8
 
 
-def test_what_cannot_teach_is_refused(dataset: Path, plain: Path, tmp_path: Path) -> None:
+def test_what_cannot_teach_is_refused(
+    dataset: Path, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = str(plain / "latest.pth")
     config = config_of(dataset, tmp_path, train__teacher=source)
     with pytest.raises(ConfigError, match=r"other classes than the data: 3 classes"):
@@ -203,6 +203,16 @@ def test_what_cannot_teach_is_refused(dataset: Path, plain: Path, tmp_path: Path
         config_of(dataset, tmp_path, train__teacher=source, loss__distill_weight=0)
     with pytest.raises(ConfigError, match=r"cgrseg autolabel"):
         config_of(dataset, tmp_path, data__unlabeled={str(dataset): 1})
+    missing = config_of(dataset, tmp_path / "run", train__teacher=str(plain / "no.pth"))
+    missing.data.root = "not looked at"
+    with pytest.raises(WeightsError, match=r"no\.pth"):
+        train(missing, device="cpu")
+    leaking = config_of(
+        dataset, tmp_path, train__teacher=source, train__evaluate=True,
+        data__unlabeled={str(dataset / "images"): 1},
+    )  # fmt: skip
+    check_before_training(leaking)
+    assert "data.unlabeled holds images of val of data.root (2 of them)" in caplog.text
     empty = config_of(
         dataset, tmp_path, train__teacher=source, data__unlabeled={str(plain / "tensorboard"): 1}
     )

@@ -45,9 +45,9 @@ def overlapping_stems(splits: Mapping[str, Sequence[Pair]]) -> Iterator[Finding]
 
 
 def trained_on(
-    validation: Sequence[Pair], split: str, trained: Sequence[Pair]
+    validation: Sequence[Pair], split: str, trained: Sequence[Pair], setting: str = "data.extra"
 ) -> Iterator[Finding]:
-    """Validation images that a further training set holds under the same name, as one finding."""
+    """Validation images that a set of `setting` holds under the same name, as one finding."""
     named = defaultdict(list)
     for pair in validation:
         named[pair.image.name].append(pair.image)
@@ -63,7 +63,7 @@ def trained_on(
             "warning",
             "leak-identical",
             str(image),
-            f"a set in data.extra holds images of {split} of data.root ({len(found)} of them): "
+            f"a set in {setting} holds images of {split} of data.root ({len(found)} of them): "
             f"this one is {other}",
             "remove them from that set: a score on images that were trained on says nothing",
         )
