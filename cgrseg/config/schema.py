@@ -500,7 +500,7 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="'adamw' (published); 'muon': Muon for the weights of convolutions that mix "
+        description="'adamw' (published); 'muon': Muon for the weights of layers that mix "
         "channels, AdamW for everything else, at the same learning rate.",
     )
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(

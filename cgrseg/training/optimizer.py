@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cgrseg.config.schema import OptimizerConfig, ScheduleConfig
 
 _RISE, _START = 0.3, 1 / 25  # of one cycle, as PyTorch's OneCycleLR has them
-_CLASSIFIER = "conv_seg"
+_PER_CLASS = (".conv_seg.", ".center_pos.")  # classifier, and places of classes in the SSA head
 _MOMENTUM, _RMS = 0.95, 0.2  # of Muon, as PyTorch has them
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _BACKBONE_BLOCK = re.compile(r"^backbone\.network\.(\d+)(?:\.(\d+)(?=\.))?")
@@ -136,13 +136,14 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon steps a parameter: a linear map of several channels to several channels.
 
-    AdamW keeps depthwise convolutions, norms, biases, scales, attention tables and the classifier.
+    AdamW keeps depthwise convolutions, norms, biases, scales, attention tables, and weights with
+    one row per class.
     """
     return (
         parameter.ndim in (2, 4)
         and min(parameter.shape[:2]) > 1
         and name.endswith("weight")
-        and _CLASSIFIER not in name
+        and not any(part in name for part in _PER_CLASS)
     )
 
 

@@ -173,6 +173,10 @@ def test_muon_takes_matrices_and_keeps_the_published_factors() -> None:
         if isinstance(module, nn.Conv2d) and module.groups == 1 and module.out_channels > 1
     }
     assert set(matrices) == dense - {"decode_head.conv_seg.weight"}
+    ssa = parameter_groups(create_model("cgrseg_t", 11, head="ssa"), OptimizerConfig(name="muon"))
+    taken = {name for group in ssa if group["muon"] for name in group["names"]}
+    assert "decode_head.center_pos_proj.0.weight" in taken
+    assert "decode_head.center_pos.weight" not in taken
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4)], ids=str)
