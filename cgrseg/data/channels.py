@@ -162,18 +162,21 @@ def image_endings(channels: ChannelsConfig | None) -> tuple[str, ...]:
     return IMAGE_SUFFIXES if plain else (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
 
 
-def as_picture(image: Pixels, channels: ChannelsConfig | None) -> NDArray[np.uint8]:
+def as_picture(
+    image: Pixels, channels: ChannelsConfig | None, bands: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
     """An image as uint8 RGB (H, W, 3), for people.
 
-    Red, green and blue are shown where the channels have them, else the first channel in gray.
+    `bands` are the indices of the channels to show as red, green and blue; None: red, green and
+    blue where the channels have them, else the first channel in gray.
     From 2.5 standard deviations below the mean to 2.5 above, values go from black to white; where
     mean and deviation are not measured yet, those of the image are taken.
     """
     if channels is None:
         return np.asarray(image, np.uint8)
-    chosen = image[..., list(channels.rgb_indices or (0,))].astype(np.float32)
+    shown = list(bands or channels.rgb_indices or (0,))
+    chosen = image[..., shown].astype(np.float32)
     mean, std = (np.array(values, np.float32) for values in statistics(image, channels))
-    shown = list(channels.rgb_indices or (0,))
     gray = (chosen - mean[shown]) / std[shown] * np.float32(51) + np.float32(127.5)
     pixels = np.clip(np.nan_to_num(gray, nan=0.0), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

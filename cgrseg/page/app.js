@@ -4,7 +4,9 @@
 // `source` has these functions, and all else is the same for both:
 //
 // - start(): prepare the page; returns what the page promises, a sentence.
-// - models(): {models: [{name, classes: [{id, name, color}]}], limits: {pixels, frames}}.
+// - models(): {models: [{name, classes: [{id, name, color}], channels, shown}], limits: {pixels,
+//   frames}}; `channels` (names) and `shown` (three of them) where the model does not take RGB.
+// - picture(file, model, bands, signal): an image that the browser cannot show; may be missing.
 // - segment(image, model, signal, tell): label map {width, height, ids} of a Blob or a canvas, with
 //   png(), a Blob; `tell` gets a line of text while the user waits.
 // - example(): Blob of an image.
@@ -166,6 +168,25 @@ async function loadModels() {
   Object.assign(state, await source.models());
   $("model").replaceChildren(...state.models.map(({ name }) => new Option(name)));
   $("model-field").hidden = state.models.length < 2;
+  offerBands();
+}
+
+function offerBands() {
+  const { channels = [], shown } = state.models[$("model").selectedIndex];
+  $("bands").hidden = !channels.length;
+  for (const [number, select] of bandSelects().entries()) {
+    select.replaceChildren(...channels.map((name) => new Option(name)));
+    if (shown) select.value = shown[number];
+  }
+}
+
+const bandSelects = () => [...$("bands").querySelectorAll("select")];
+
+// What can be drawn of a file; null: nothing that the browser can show.
+async function imageOf(file, signal) {
+  const model = state.models[$("model").selectedIndex];
+  if (model.channels) return source.picture(file, model, bandSelects().map((each) => each.value), signal);
+  return createImageBitmap(file).catch(() => source.picture?.(file, model, [], signal) ?? null);
 }
 
 async function labelsOf(image, signal) {
@@ -196,7 +217,7 @@ async function labelImage(file, signal) {
   say("Labeling …");
   const began = performance.now();
   const { labels, classes } = await labelsOf(file, signal);
-  const image = await createImageBitmap(file).catch(() => null);
+  const image = await imageOf(file, signal);
   signal.throwIfAborted();
   show(image, labels, classes);
   say(`${labels.width}×${labels.height} pixels, ${((performance.now() - began) / 1000).toFixed(1)} s.`);
@@ -378,7 +399,19 @@ document.addEventListener("drop", (event) => {
   document.body.classList.remove("dragging");
   if (event.dataTransfer.files.length) openFile(event.dataTransfer.files[0]);
 });
+$("bands").addEventListener("change", async () => {
+  if (!viewer.labels || state.video || !state.file) return;
+  const signal = begin();
+  try {
+    const image = await imageOf(state.file, signal);
+    signal.throwIfAborted();
+    show(image, viewer.labels, viewer.classes);
+  } catch (error) {
+    complain(error);
+  }
+});
 $("model").addEventListener("change", () => {
+  offerBands();
   if (state.video) $("seek").dispatchEvent(new Event("input"));
   else if (state.file) openFile(state.file);
 });

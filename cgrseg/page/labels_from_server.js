@@ -53,6 +53,14 @@ export const source = {
     return (await this.request("v1/models")).json();
   },
 
+  // The image as the server shows it, for formats and channels that the browser cannot show.
+  async picture(file, model, bands, signal) {
+    const query = new URLSearchParams({ model: model.name, format: "image", bands: bands.join(",") });
+    const headers = { "Content-Type": "application/octet-stream" };
+    const answer = await this.request(`v1/segment?${query}`, { method: "POST", body: file, headers, signal });
+    return createImageBitmap(await answer.blob());
+  },
+
   async segment(image, model, signal, tell) {
     const file = image instanceof Blob ? image
       : await new Promise((resolve) => image.toBlob(resolve, "image/jpeg", 0.95));

@@ -22,7 +22,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cgrseg.bench.random_weights import draw_weights
+from cgrseg.config.schema import ChannelsConfig, ChannelTestConfig
 from cgrseg.inference import Predictor
+from cgrseg.models import create_model
 from tests.deploy.browser import (
     Window,
     clip,
@@ -35,7 +38,7 @@ from tests.deploy.browser import (
     wait_for_status,
     wait_until,
 )
-from tests.deploy.conftest import CLASSES
+from tests.deploy.conftest import CLASSES, write_checkpoint
 from tests.deploy.web_server import free_port
 from tests.inference.fixtures import photo
 
@@ -148,6 +151,42 @@ def test_example_other_model_and_camera(page: Any) -> None:
         page.click("#shoot")
     wait_for_labels(page)
     assert page.evaluate("document.querySelector('#preview').srcObject.active") is False
+
+
+def test_a_choice_of_channels(browser: Any, tmp_path: Path) -> None:
+    """A network of four channels, and a TIFF file, which browsers cannot show."""
+    names = ["nir", "red", "green", "blue"]
+    model = create_model("cgrseg_t", len(CLASSES), context_blocks=1, in_channels=4)
+    model.classes = tuple(CLASSES)
+    shown = ChannelsConfig(names=names, mean=[128] * 4, std=[51] * 4, types=["uint8"] * 4)
+    model.preprocessing = ChannelTestConfig(scale=(96, 64), channels=shown).model_dump(mode="json")
+    network = write_checkpoint(draw_weights(model), tmp_path / "four.pth")
+    flat = np.full((64, 96, 4), (200, 10, 90, 170), np.uint8)
+    flat[:, :48] = (20, 210, 120, 60)
+    Image.fromarray(flat).save(tmp_path / "scene.tif")
+    (tmp_path / "temporary").mkdir()
+    with serving(tmp_path / "temporary", str(network)) as address:
+        window = Window(browser, address)
+        page = window.open()
+        upload(page, tmp_path / "scene.tif")
+        wait_for_labels(page, "96×64")
+
+        def colors() -> list[list[int]]:
+            drawn = "(x) => [...document.querySelector('#image').getContext('2d')"
+            drawn += ".getImageData(x, 30, 1, 1).data].slice(0, 3)"
+            return [page.evaluate(drawn, x) for x in (20, 80)]
+
+        assert np.abs(np.array(colors()) - [[210, 120, 60], [10, 90, 170]]).max() < 12
+        keep(page, "channels")
+        page.get_by_label("Channel shown as green").select_option("nir")
+        for _ in range(50):
+            if abs(colors()[1][1] - 200) < 12:
+                break
+            page.wait_for_timeout(100)
+        assert np.abs(np.array(colors()) - [[210, 20, 60], [10, 200, 170]]).max() < 12
+        expected = Predictor.from_pretrained(network)(tmp_path / "scene.tif").labels
+        assert np.array_equal(labels_in(saved(page, "#save-labels", tmp_path)), expected)
+        window.close()
 
 
 @pytest.mark.parametrize(

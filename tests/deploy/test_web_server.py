@@ -15,12 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from cgrseg.config.schema import TestConfig as Settings
 from cgrseg.deploy.web.server import _listen
 from cgrseg.errors import EnvironmentProblem
 from cgrseg.inference import Prediction, Predictor
+from cgrseg.visual.overlay import overlay
 from tests.deploy.web_server import WebServer, form, free_port, png
 from tests.inference.fixtures import BlockBackend, photo
 
@@ -56,13 +58,46 @@ def test_json_and_overlay(server: WebServer, expected: Prediction) -> None:
     assert first["color"] == list(expected.palette[first["id"]])
     status, content = server.ask("/v1/segment?opacity=0", png(), {"Accept": "image/jpeg"})
     assert status == 200
-    overlay = np.ascontiguousarray(expected.overlay(0.0)[:, :, ::-1])
-    assert content == cv2.imencode(".jpg", overlay)[1].tobytes()
+    assert content == jpeg(expected.overlay(0.0))
+
+
+def four_bands() -> NDArray[np.uint8]:
+    """Four channels (40, 60), as a PNG file stores them."""
+    return np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    return cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("bands", "shown"), [("", [1, 2, 3]), ("nir,nir,b2", [0, 0, 3]), ("b2,b3,nir", [3, 2, 0])]
+)
+def test_channels_that_are_shown(server: WebServer, bands: str, shown: list[int]) -> None:
+    pixels = four_bands()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    path = f"/v1/segment?model=four&format=image&bands={bands}"
+    mean, std = np.array([100, 110, 120, 130])[shown], np.array([40, 50, 60, 70])[shown]
+    gray = (pixels[:, :, shown] - mean) / std * 51 + 127.5
+    expected = np.clip(gray.astype(np.float32), 0, 255).astype(np.uint8)
+    status, content = server.ask(path, file.getvalue())
+    assert (status, content) == (200, jpeg(expected))
+    status, labels = server.ask("/v1/segment?model=four", file.getvalue())
+    assert status == 200
+    indexed = Image.open(io.BytesIO(labels))
+    palette = np.array(indexed.getpalette(), np.uint8).reshape(-1, 3)[:7]
+    painted = overlay(expected, np.asarray(indexed), palette, 0.3)
+    found = server.ask(path.replace("format=image", "format=jpeg&opacity=0.3"), file.getvalue())
+    assert found == (200, jpeg(painted))
 
 
 def test_what_is_there(server: WebServer, expected: Prediction) -> None:
     about = json.loads(server.ask("/v1/models")[1])
-    assert [model["name"] for model in about["models"]] == ["blocks", "picky"]
+    assert [model["name"] for model in about["models"]] == ["blocks", "picky", "four"]
+    assert "channels" not in about["models"][0]
+    assert about["models"][2]["channels"] == ["nir", "b4", "b3", "b2"]
+    assert about["models"][2]["shown"] == ["b4", "b3", "b2"]
     assert about["models"][0]["classes"][3] == {
         "id": 3,
         "name": "class3",
@@ -84,7 +119,9 @@ def test_refusals_are_messages(server: WebServer) -> None:
         ("/v1/segment", b"", {}, 400, "not an image"),
         ("/v1/segment?model=other", png(), {}, 400, "model: 'other'"),
         ("/v1/segment?model=picky", png(), {}, 422, "the model cannot label this image"),
-        ("/v1/segment?format=gif", png(), {}, 422, "'png', 'json' or 'jpeg'"),
+        ("/v1/segment?model=four&bands=nir,b2", png(), {}, 400, "three of nir, b4, b3, b2"),
+        ("/v1/segment?bands=red,green,blue", png(), {}, 400, "the model takes RGB"),
+        ("/v1/segment?format=gif", png(), {}, 422, "'png', 'json', 'jpeg' or 'image'"),
         ("/v1/segment?opacity=nan", png(), {}, 422, "opacity"),
         ("/v1/segment", no_file, form_headers, 400, "field `file`"),
         ("/v1/segment", b"--cut", form_headers, 400, "field `file`"),

@@ -19,13 +19,19 @@ from tests.inference.fixtures import photo
 # What is requested within `ready` must be answered.  Opened files are counted from then on.
 PROGRAM = """
 import os, sys, urllib.request
-from cgrseg.config.schema import TestConfig
+from cgrseg.config.schema import ChannelsConfig, ChannelTestConfig, TestConfig
 from cgrseg.deploy.web import Limits, Service, serve
 from cgrseg.errors import ConfigError
 from cgrseg.inference import Predictor
 from tests.inference.fixtures import BlockBackend
 
 port, secret, token = int(sys.argv[1]), sys.argv[2], sys.argv[3] or None
+
+class Four(BlockBackend):
+    in_channels = 4
+
+    def logits(self, batch):
+        return super().logits(batch[:, 1:])
 
 class Picky(BlockBackend):
     def logits(self, batch):
@@ -46,9 +52,18 @@ def ready(address):
 
 names = [f"class{number}" for number in range(7)]
 settings = TestConfig(resize="none")
+channels = ChannelsConfig(
+    names=["nir", "b4", "b3", "b2"],
+    rgb=["b4", "b3", "b2"],
+    mean=[100, 110, 120, 130],
+    std=[40, 50, 60, 70],
+    types=["uint8"] * 4,
+)
+four = ChannelTestConfig(resize="none", channels=channels)
 models = {
     "blocks": Predictor(BlockBackend(num_classes=7), settings, names),
     "picky": Predictor(Picky(num_classes=7), settings, names),
+    "four": Predictor(Four(num_classes=7), four, names),
 }
 limits = Limits(
     upload_bytes=200_000,

@@ -5,6 +5,7 @@ inside the function only, since the package is an extra.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +20,10 @@ from cgrseg.deploy.web.service import PredictionQueue, Refused, Service
 from cgrseg.deploy.web.uploads import Disconnected
 from cgrseg.errors import CGRSegError, DataError, EnvironmentProblem
 from cgrseg.extras import require_extra
-from cgrseg.inference import Prediction
+from cgrseg.inference import Prediction, Predictor
 from cgrseg.page import MEDIA_TYPES, class_table, page_files
 
-Format = Literal["png", "json", "jpeg"]
+Format = Literal["png", "json", "jpeg", "image"]
 TYPES: dict[str, Format] = {
     "image/png": "png",
     "application/json": "json",
@@ -127,8 +128,9 @@ def make_api(service: Service, queue: PredictionQueue) -> Any:
         openapi_extra=_BODY,
         responses={
             200: {
-                "description": "The label map as an indexed PNG, a summary as JSON, or the image "
-                "with the labels laid over it as JPEG; each at the image's own size.",
+                "description": "The label map as an indexed PNG, a summary as JSON, the image "
+                "with the labels laid over it as JPEG, or that image alone (format=image), each at "
+                "the image's own size.",
                 "content": {kind: {} if kind == "application/json" else _BINARY for kind in TYPES},
             },
             **{status: {"description": text} for status, text in _REFUSALS.items()},
@@ -144,21 +146,34 @@ def make_api(service: Service, queue: PredictionQueue) -> Any:
         opacity: Annotated[
             float, Query(ge=0, le=1, description="Opacity of the labels, for JPEG.")
         ] = 0.5,
+        bands: Annotated[
+            str,
+            Query(
+                max_length=1000,
+                description="Three channels, with commas, that red, green and blue of a JPEG "
+                "show, for models of other channels. Default: red, green and blue.",
+            ),
+        ] = "",
         ticket: Annotated[
             str, Query(max_length=64, description="Name of the request for /v1/queue.")
         ] = "",
     ) -> Any:
         wanted = format or _accepted(request.headers.get("accept", ""))
         data = await _image_bytes(request, service.limits.upload_bytes)
-        service.predictor(model)
+        shown = service.bands(model, bands)
 
         def work() -> bytes | dict[str, Any]:
-            return _encoded(service.segment(data, model), wanted, opacity)
+            if wanted == "image":
+                return _jpeg(service.picture(data, model, shown))
+            found = service.segment(data, model)
+            if wanted == "jpeg" and shown:
+                found = replace(found, image=service.picture(data, model, shown))
+            return _encoded(found, wanted, opacity)
 
         found = await _unless_disconnected(request, queue.run(work, ticket))
         if isinstance(found, dict):
             return responses.JSONResponse(found)
-        return responses.Response(found, media_type=f"image/{wanted}")
+        return responses.Response(found, media_type=f"image/{'png' if wanted == 'png' else 'jpeg'}")
 
     @api.get("/v1/models", summary="Models with their classes, and the limits of the server")
     async def models() -> dict[str, Any]:
@@ -168,6 +183,7 @@ def make_api(service: Service, queue: PredictionQueue) -> Any:
                 {
                     "name": name,
                     "classes": class_table(predictor.classes, predictor.palette),
+                    **_channels(predictor),
                 }
                 for name, predictor in service.models.items()
             ],
@@ -277,7 +293,20 @@ def _encoded(prediction: Prediction, wanted: Format, opacity: float) -> bytes | 
         return encode_label_png(prediction.labels.astype(np.uint8), prediction.palette)
     if wanted == "json":
         return _summary(prediction)
-    height, width = prediction.labels.shape
+    return _jpeg(prediction.overlay(opacity))
+
+
+def _channels(predictor: Predictor) -> dict[str, Any]:
+    """Names of the channels of a model, and of those that red, green and blue show."""
+    channels = predictor.test.image_channels
+    if channels is None or channels.names is None:
+        return {}
+    names = channels.names
+    return {"channels": names, "shown": [names[k] for k in channels.rgb_indices or (0, 0, 0)]}
+
+
+def _jpeg(image: Image) -> bytes:
+    height, width, _ = image.shape
     if max(height, width) > _JPEG_SIDE:
         raise DataError(
             "overlay",
@@ -285,10 +314,6 @@ def _encoded(prediction: Prediction, wanted: Format, opacity: float) -> bytes | 
             expected=f"at most {_JPEG_SIDE} in width and height, as JPEG has",
             remedy="request a PNG or JSON, or make the image smaller",
         )
-    return _jpeg(prediction.overlay(opacity))
-
-
-def _jpeg(image: Image) -> bytes:
     done, content = cv2.imencode(".jpg", np.ascontiguousarray(image[:, :, ::-1]))
     assert done  # an array of ours always has a form that can be encoded
     return content.tobytes()

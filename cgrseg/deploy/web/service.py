@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cgrseg.data.channels import decode_pixels
-from cgrseg.data.geometry import Image
+import numpy as np
+from numpy.typing import NDArray
+
+from cgrseg.data.channels import Pixels, as_picture, decode_pixels
 from cgrseg.deploy.web.image_header import decoded_size
 from cgrseg.errors import CGRSegError, ConfigError, DataError
 from cgrseg.inference import Prediction, Predictor
@@ -107,6 +109,33 @@ class Service:
             )
         return self.models[name]
 
+    def bands(self, model: str | None, names: str) -> list[int] | None:
+        """Indices of three channels by their names with commas; empty: None.
+
+        Raises:
+            DataError: no such channels, or not three.
+        """
+        if not names:
+            return None
+        channels = self.predictor(model).test.image_channels
+        known = (channels and channels.names) or []
+        given = names.split(",")
+        if len(given) != 3 or not set(given) <= set(known):
+            raise DataError(
+                "bands",
+                found=repr(names[:200]),
+                expected=f"three of {', '.join(known)}" if known else "none: the model takes RGB",
+                remedy="name the channels that red, green and blue are to show",
+            )
+        return [known.index(name) for name in given]
+
+    def picture(
+        self, data: bytes, model: str | None = None, bands: Sequence[int] | None = None
+    ) -> NDArray[np.uint8]:
+        """An image as RGB (H, W, 3), for people; arguments and errors as of :meth:`segment`."""
+        channels = self.predictor(model).test.image_channels
+        return as_picture(self._decoded(data, model), channels, bands)
+
     def segment(self, data: bytes, model: str | None = None) -> Prediction:
         """Label one image.
 
@@ -119,17 +148,21 @@ class Service:
             DataError: not an image, a damaged one, or no such model.
             EnvironmentProblem: too little memory.
         """
-        predictor = self.predictor(model)
-        size = self.check(data, any_bands=predictor.test.image_channels is not None)
-        image = decode_pixels(data, "upload", predictor.test)
-        if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
-            raise _not_an_image()
+        predictor, image = self.predictor(model), self._decoded(data, model)
         try:
             found: Prediction = self._bounded(predictor, image)(image)
         except Exception as error:
             raise_machine_problem(error, "prediction")
             raise
         return found
+
+    def _decoded(self, data: bytes, model: str | None) -> Pixels:
+        test = self.predictor(model).test
+        size = self.check(data, any_bands=test.image_channels is not None)
+        image = decode_pixels(data, "upload", test)
+        if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
+            raise _not_an_image()
+        return image
 
     def check(self, data: bytes, *, any_bands: bool = False) -> tuple[int, int]:
         """Width and height of an image by its header, before anything is decoded.
@@ -155,7 +188,7 @@ class Service:
             )
         return width, height
 
-    def _bounded(self, predictor: Predictor, image: Image) -> Predictor:
+    def _bounded(self, predictor: Predictor, image: Pixels) -> Predictor:
         """The predictor, with sliding windows where the whole image would need too much memory."""
         fixed = predictor.backend.sizes is not None or predictor.backend.output == "labels"
         height, width = network_size(image, predictor.test)
