@@ -19,10 +19,13 @@ from cgrseg.data.sources import training_sources
 from cgrseg.datasets import get_spec
 from cgrseg.deploy.export import export
 from cgrseg.errors import ConfigError, DataError, WeightsError
-from cgrseg.models import load_model
+from cgrseg.models import create_model, load_model
+from cgrseg.training.checkpointing import read_training_checkpoint
 from cgrseg.training.data_source import check_before_training
 from cgrseg.training.distillation import Teacher
 from cgrseg.training.losses import attention_loss, distillation_loss
+from cgrseg.training.module import TrainingModule
+from cgrseg.training.resuming import Checkpoint, refuse_other_optimizer, refuse_other_teacher
 from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train
 from tests.training.small_run import differing, small_config, weights_of, write_dataset
@@ -107,68 +110,77 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(root: Path, run_dir: Path, **changes: Any) -> Config:
-    return small_config(
-        root, run_dir, **{"augment__crop_size": [32, 32], "schedule__max_iters": 2, **changes}
-    )
+    usual = {
+        "augment__scale": [32, 32],
+        "augment__crop_size": [32, 32],
+        "schedule__max_iters": 2,
+        "schedule__warmup_iters": 0,
+        "train__checkpoint_interval": 1,
+    }
+    return small_config(root, run_dir, **{**usual, **changes})
 
 
 @pytest.fixture(scope="module")
 def plain(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run without a teacher, whose checkpoints are teachers of the others."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    train(config_of(dataset, folder, train__checkpoint_interval=1), device="cpu")
+    train(config_of(dataset, folder), device="cpu")
     return folder
 
 
-def test_a_run_with_a_teacher(dataset: Path, plain: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_teacher_and_other_options_resumes_exactly(
+    dataset: Path, plain: Path, tmp_path: Path
+) -> None:
     images = tmp_path / "more images"
     shutil.copytree(dataset / "images", images)
     (images / "notes.txt").write_text("no image")
-    teacher = tmp_path / "teacher.pth"
+    teacher, run_dir = tmp_path / "teacher.pth", tmp_path / "run"
     shutil.copy(plain / "latest.pth", teacher)
     config = config_of(
         dataset,
-        tmp_path / "run",
-        train__teacher=str(teacher),
-        train__checkpoint_interval=1,
+        run_dir,
+        augment__scale=[64, 64],
+        augment__crop_size=[64, 64],
+        augment__progressive=[0.5, 1],  # the first iteration is that of the plain run
+        data__unlabeled={str(images): 0.5},  # the third image
         loss__distill_weight=0.5,
         loss__distill_features=2.0,
-        data__unlabeled={str(images): 0.5},
+        optimizer__name="muon",
+        train__average_last=1.0,
+        train__teacher=str(teacher),
     )
-    sources = training_sources(config.data)
-    assert [pair.label for pair in sources[1].pairs] == [None] * 8
-
+    assert [pair.label for pair in training_sources(config.data)[1].pairs] == [None] * 8
     whole = train(config, device="cpu").latest.rename(tmp_path / "whole.pth")
-    for row in read_table(tmp_path / "run" / "metrics.csv"):
+    for row in read_table(run_dir / "metrics.csv"):
         parts = [float(row[f"loss_{name}"]) for name in ("ce", "distill", "features")]
         assert min(parts) > 0
         total = parts[0] + 0.5 * parts[1] + 2.0 * parts[2]
         assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
-    log = (tmp_path / "run" / "train.log").read_text()
-    assert f"teacher: {teacher}" in log
+    log = (run_dir / "train.log").read_text()
+    assert f"teacher: {teacher}" in log and "crops of 32x32, then 64x64" in log
     assert "6 training and 8 unlabeled images" in log
-    (tmp_path / "run" / "previous.pth").rename(tmp_path / "run" / "latest.pth")
-    # The same weights in another file are the same teacher.
+
+    # The teacher changes weights, and no statistics of batch norms.
+    ours, theirs = (weights_of(folder / "previous.pth") for folder in (run_dir, plain))
+    changed = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
+    assert len(changed) > 400 and not [name for name in changed if "running" in name]
+
+    # As if it had been killed after the first iteration.  The same weights in another file are
+    # the same teacher.
+    (run_dir / "previous.pth").rename(run_dir / "latest.pth")
     config.train.teacher = str(plain / "latest.pth")
     assert differing(train(config, device="cpu", auto_resume=True).latest, whole) == []
 
-
-def test_a_teacher_changes_weights_and_no_batch_norm_statistics(
-    dataset: Path, plain: Path, tmp_path: Path
-) -> None:
-    changes: dict[str, Any] = {"schedule__max_iters": 1, "schedule__warmup_iters": 0}
-    train(config_of(dataset, tmp_path / "usual", **changes), device="cpu")
-    config = config_of(
-        dataset, tmp_path / "taught", train__teacher=str(plain / "latest.pth"), **changes
-    )
-    train(config, device="cpu")
-    ours, theirs = (weights_of(tmp_path / name / "latest.pth") for name in ("taught", "usual"))
-    changed = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
-    assert len(changed) > 400 and not [name for name in changed if "running" in name]
-    for other in (str(plain / "previous.pth"), None):
-        config.train.teacher = other
-        with pytest.raises(ConfigError, match="another teacher than that of"):
-            train(config, device="cpu", auto_resume=True)
+    config.train.teacher = str(plain / "previous.pth")
+    with pytest.raises(ConfigError, match="another teacher than that of"):
+        train(config, device="cpu", auto_resume=True)
+    checkpoint = Checkpoint(whole, read_training_checkpoint(whole))
+    with pytest.raises(ConfigError, match="now: none"):
+        refuse_other_teacher(checkpoint, {})
+    config.optimizer.name = "adamw"
+    module = TrainingModule(create_model("cgrseg_t", 3, context_blocks=1), config, 3)
+    with pytest.raises(ConfigError, match="different optimizer parameter groups"):
+        refuse_other_optimizer(module, checkpoint.state)
 
 
 def test_the_teacher_predicts_as_its_network(dataset: Path, plain: Path, tmp_path: Path) -> None:

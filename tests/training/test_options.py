@@ -10,13 +10,12 @@ import torch
 
 from cgrseg.config.schema import LossConfig
 from cgrseg.devices import Placement
-from cgrseg.errors import ConfigError
 from cgrseg.models import create_model
 from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train, train_on
 from tests.training.frozen_run import freeze_all_norms
-from tests.training.small_run import differing, small_config, weights_of, write_dataset
+from tests.training.small_run import small_config, weights_of, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -134,25 +133,6 @@ def test_all_options_together(dataset: Path, tmp_path: Path) -> None:
     assert torch.count_nonzero(weights_of(tmp_path / "run" / "latest.pth")[name]) == 0
     kept = {path.name for path in (tmp_path / "run").glob("best_*.pth")}
     assert kept == {"best_1.pth", "best_2.pth"}
-
-
-def test_a_run_with_options_resumes_exactly(dataset: Path, tmp_path: Path) -> None:
-    config = small_config(
-        dataset,
-        tmp_path / "run",
-        augment__progressive=[0.5, 1],  # iteration 3 is of full size
-        optimizer__name="muon",
-        schedule__max_iters=3,
-        train__average_last=0.7,  # iterations 2 and 3
-        train__checkpoint_interval=2,
-    )
-    whole = train(config, device="cpu").latest.rename(tmp_path / "whole.pth")
-    # as if it had been killed after the second iteration
-    (tmp_path / "run" / "previous.pth").rename(tmp_path / "run" / "latest.pth")
-    assert differing(train(config, device="cpu", auto_resume=True).latest, whole) == []
-    config.optimizer.name = "adamw"
-    with pytest.raises(ConfigError, match="different optimizer parameter groups"):
-        train(config, device="cpu", auto_resume=True)
 
 
 @pytest.mark.slow
