@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from cgrseg.data.image_files import (
 from cgrseg.data.parallel import run_parallel
 from cgrseg.errors import DataError
 from cgrseg.extras import require
+from cgrseg.progress import shown_progress
 from cgrseg.provenance import content_digest
 from cgrseg.surroundings import raise_machine_problem
 
@@ -239,7 +241,8 @@ def measured_channels(
     count = min(len(images), MEASURED_IMAGES)
     chosen = [images[k] for k in np.linspace(0, len(images) - 1, count).round().astype(int)]
     jobs = [(path, channels) for path in chosen]
-    found = list(run_parallel(_measure, jobs, threads=True))
+    with shown_progress("measuring channels") as progress:
+        found = list(run_parallel(_measure, jobs, threads=True, progress=progress))
     types = found[0].types
     for path, one in zip(chosen, found, strict=True):
         if one.types != types:
@@ -421,6 +424,7 @@ def _from_npy(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
     Of an image of several files, whose shares are not known, the shorter axis has the channels.
     """
     try:
+        _refuse_other_length(data)
         pixels = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # damaged headers raise errors of many classes
         raise_machine_problem(error, name)
@@ -443,6 +447,18 @@ def _from_npy(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
         if first < last if channels.files else first == count != last:
             pixels = pixels.transpose(1, 2, 0)
     return pixels
+
+
+def _refuse_other_length(data: bytes) -> None:
+    """NumPy makes room for what a header claims before it looks at the values."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) == (1, 0):
+        shape, _, kind = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, _, kind = np.lib.format.read_array_header_2_0(stream)
+    claimed, there = math.prod(shape) * kind.itemsize, len(data) - stream.tell()
+    if claimed > there:
+        raise ValueError(f"its header claims {claimed} bytes of values, and there are {there}")
 
 
 def _from_tiff(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
@@ -472,6 +488,9 @@ def _from_tiff(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
                 )
             others = [stack.enter_context(rasterio.open(page, driver="GTiff")) for page in further]
             pages = [first, *(page for page in others if page.shape == first.shape)]  # no thumbnail
+            for page in pages:  # a tile is decoded whole
+                for height, width in page.block_shapes:
+                    _refuse_too_large(width, height, name)
             types = [kind for page in pages for kind in page.dtypes]
             if any(kind.startswith("complex") for kind in types):
                 raise ValueError("its values are complex numbers")

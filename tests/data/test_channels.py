@@ -24,6 +24,7 @@ from cgrseg.config.schema import (
     TestConfig,
 )
 from cgrseg.config.settings import parse_overrides
+from cgrseg.data import channels as channels_module
 from cgrseg.data.browse import write_sheet
 from cgrseg.data.channels import (
     as_picture,
@@ -464,3 +465,28 @@ def test_further_files_at_addresses() -> None:
     assert np.array_equal(found, np.concatenate([one, two], axis=2))
     [image] = find_images("memory://c/images/", channels=test.channels)
     assert np.array_equal(as_image(image.path, test), found)
+
+
+def test_an_array_whose_header_claims_too_much(tmp_path: Path) -> None:
+    """It is damage, not a lack of memory."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((40, 50, 2), np.float32))
+    path.write_bytes(path.read_bytes().replace(b"(40, 50, 2)", b"(9999999999999, 9, 2)"))
+    with pytest.raises(DataError, match=r"claims 720000000000000 bytes|cannot be read"):
+        read_pixels(path, of(["a", "b"]))
+    np.save(path, np.zeros((40, 50, 2), np.float32))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="claims 16000 bytes of values, and there are 15999"):
+        read_pixels(path, of(["a", "b"]))
+
+
+def test_a_tile_counts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra [geo]")
+    shape = {"height": 30, "width": 50, "count": 2, "dtype": "uint8"}
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 512}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape, **tiles) as target:
+        target.write(np.zeros((2, 30, 50), np.uint8))
+    assert read_pixels(tmp_path / "a.tif", of(["a", "b"])).shape == (30, 50, 2)
+    monkeypatch.setattr(channels_module, "MAX_PIXELS", 100_000)
+    with pytest.raises(DataError, match="256x512 pixels"):
+        read_pixels(tmp_path / "a.tif", of(["a", "b"]))

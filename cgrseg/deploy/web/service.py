@@ -158,14 +158,17 @@ class Service:
 
     def _decoded(self, data: bytes, model: str | None) -> Pixels:
         test = self.predictor(model).test
-        size = self.check(data, any_bands=test.image_channels is not None)
+        channels = test.image_channels
+        size = self.check(data, bands=len(channels.names or []) if channels else None)
         image = decode_pixels(data, "upload", test)
         if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
             raise _not_an_image()
         return image
 
-    def check(self, data: bytes, *, any_bands: bool = False) -> tuple[int, int]:
+    def check(self, data: bytes, *, bands: int | None = None) -> tuple[int, int]:
         """Width and height of an image by its header, before anything is decoded.
+
+        Images of more than three `bands` (None: 8-bit RGB) may have fewer pixels.
 
         Raises:
             Refused: too many bytes or pixels.
@@ -174,16 +177,17 @@ class Service:
         if len(data) > self.limits.upload_bytes:
             raise too_many_bytes(f"{len(data) / 1e6:.1f} MB", self.limits)
         try:
-            width, height, room = decoded_size(data, any_bands=any_bands)
+            width, height, room = decoded_size(data, any_bands=bands is not None)
         except Exception as error:  # damaged headers fail in many ways
             raise_machine_problem(error, "upload")
             raise _not_an_image() from error
-        if room > self.limits.pixels:
+        most = self.limits.pixels * 3 // max(3, bands or 3)
+        if room > most:
             raise Refused(
                 413,
                 "upload",
                 found=f"{width}x{height} pixels",
-                expected=f"at most {self.limits.pixels / 1e6:g} megapixels",
+                expected=f"at most {most / 1e6:g} megapixels",
                 remedy="make the image smaller",
             )
         return width, height
