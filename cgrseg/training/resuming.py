@@ -328,12 +328,14 @@ def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
     try:
         module.model.load_state_dict(raw)
     except RuntimeError as error:
-        lines = str(error).strip().splitlines()
+        stored, head = checkpoint["meta"].get("head", "dpg"), module.model.head
+        lines = [line.strip() for line in str(error).strip().splitlines()[1:3]]
+        differs = " ".join(lines)[:300] if stored == head else f"{stored} head"
         raise ConfigError(
             "resume-from",
-            found="a checkpoint of another network than the settings describe "
-            f"({' '.join(line.strip() for line in lines[1:3])[:300]})",
-            expected=f"{module.config.model.name} with the same classes and context blocks",
+            found=f"a checkpoint of another network than the settings describe ({differs})",
+            expected=f"{module.config.model.name}, {head} head, with the same classes and context "
+            "blocks",
             remedy="resume with the config.json of that run; to start from its weights with "
             "other settings use load-from",
         ) from error

@@ -92,7 +92,9 @@ class TrainResult:
 
 def _headline(config: Config) -> str:
     root = hidden_secrets(config.data.root)
-    return f"training {config.model.name} on {config.data.dataset} ({root}), into {config.run_dir}"
+    head = "" if config.model.head == "dpg" else f" with the {config.model.head} head"
+    network = f"{config.model.name}{head}"
+    return f"training {network} on {config.data.dataset} ({root}), into {config.run_dir}"
 
 
 def train(

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cgrseg.config.schema import LossConfig
-from cgrseg.errors import WeightsError
+from cgrseg.config.schema import Config, LossConfig
+from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
 from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import create_model, load_model, load_weights
 from cgrseg.models.ssa_head import SSAHead, SSAOutput
+from cgrseg.training.module import TrainingModule
+from cgrseg.training.resuming import restore_weights
 from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train
 from cgrseg.training.ssa_loss import SSALoss, mask_dice_loss
@@ -286,8 +288,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             schedule__max_iters=2,
             train__precision="bf16",
             train__evaluate=True,
-            train__eval_interval=1,
-            train__ema_decay=0.9,
+            train__eval_interval=2,
         ),
         device="cpu",
     )
@@ -343,6 +344,14 @@ def test_one_head_refuses_the_other(run: Path, tmp_path: Path) -> None:
         assert all(torch.equal(before[name], v) for name, v in target.state_dict().items())
         report = load_weights(target, path, part="backbone", verbose=False)
         assert not report.missing
+
+
+def test_a_run_resumes_with_its_own_head_only(run: Path) -> None:
+    stored = torch.load(run / "latest.pth", weights_only=True)
+    with pytest.raises(ConfigError, match=r"\(ssa head\)\s+expected: cgrseg_t, dpg head"):
+        network = create_model("cgrseg_t", 3, context_blocks=1)
+        config = Config.model_validate(stored["meta"]["config"])
+        restore_weights(TrainingModule(network, config, 3), stored)
 
 
 def test_another_number_of_classes_keeps_all_but_what_is_per_class(run: Path) -> None:
