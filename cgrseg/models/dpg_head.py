@@ -58,7 +58,10 @@ class DynamicPrototypeGuide(nn.Module):
 
 
 class DPGHead(ReconstructionHead):
-    """Dynamic prototype guided head; arguments as of :class:`ReconstructionHead`."""
+    """Dynamic prototype guided head.
+
+    Arguments: those of :class:`~cgrseg.models.pyramid.ReconstructionHead`.
+    """
 
     def __init__(
         self, variant: Variant, in_channels: Sequence[int], num_classes: int, dropout: float

@@ -59,7 +59,10 @@ def labels_at(label: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class SSAHead(ReconstructionHead):
-    """Semantic and spatial adaptive head; arguments as of :class:`ReconstructionHead`."""
+    """Semantic and spatial adaptive head.
+
+    Arguments: those of :class:`~cgrseg.models.pyramid.ReconstructionHead`.
+    """
 
     def __init__(
         self, variant: Variant, in_channels: Sequence[int], num_classes: int, dropout: float
