@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -35,6 +35,7 @@ from cgrseg.evaluation.outputs import Outputs, refuse_kind
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.backends import Backend
 from cgrseg.inference.predictor import Predictor
+from cgrseg.inference.ray_engine import RayCluster
 from cgrseg.inference.ready_backend import make_backend
 from cgrseg.inference.segmenting import augmented
 from cgrseg.models import CGRSeg, load_model
@@ -42,9 +43,6 @@ from cgrseg.models.digest import weights_digest
 from cgrseg.precision import AnyPrecision, choose_precision
 from cgrseg.processes import Launcher, is_first_process
 from cgrseg.progress import shown_progress
-
-if TYPE_CHECKING:
-    from cgrseg.inference.ray_engine import RayCluster
 
 __all__ = ["evaluate", "evaluate_model"]
 
