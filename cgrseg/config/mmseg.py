@@ -411,7 +411,7 @@ class _Translator:
         self._has_backbone = ours is not None and "cgr" in str(head or "cgr").lower()
         if self._has_backbone:
             if "ssa" in str(head).lower():
-                self._settings["model.head"] = "ssa"
+                self._put("model.head", "ssa", "model.decode_head.type")
             return None
         if kind is None and head is None and whole in (None, "EncoderDecoder"):
             if start is None:

@@ -200,6 +200,8 @@ def test_planted_differences_are_found_and_no_others(
     differences = {**SCRATCH, **differences}
     assert found.changes == differences
     assert found.without_counterpart == []
+    lines = "\n".join(found.notes())
+    assert all(f"  {key} = " in lines for key in differences)
     written = load_config(write(tmp_path, found.python(), "ours.py"))
     assert written == load_config(found.preset, {"name": "mine", **differences})
 
