@@ -58,10 +58,11 @@ class CGRSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        # The parts initialize themselves; a new classifier does so here.
+        # The parts initialize themselves; what has a row per class does so here.
         if module is self.decode_head.conv_seg:
-            torch.nn.init.normal_(self.decode_head.conv_seg.weight, std=0.01)
-            torch.nn.init.zeros_(self.decode_head.conv_seg.bias)  # type: ignore[arg-type]
+            self.decode_head.init_classifier()
+        elif isinstance(module, torch.nn.Embedding):  # positions of the classes in the SSA head
+            torch.nn.init.normal_(module.weight)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None

@@ -146,6 +146,19 @@ def test_another_number_of_labels_starts_a_new_classifier(transformers: Any, fol
     assert not model.decode_head.conv_seg.bias.any()
 
 
+def test_another_number_of_labels_draws_the_positions_of_the_classes(
+    transformers: Any, tmp_path: Path
+) -> None:
+    cgrseg.create_model("cgrseg_t", 5, context_blocks=1, head="ssa").save_pretrained(tmp_path)
+    model = transformers.AutoModelForSemanticSegmentation.from_pretrained(
+        tmp_path, num_labels=3, ignore_mismatched_sizes=True
+    )
+    positions = model.decode_head.center_pos.weight
+    assert positions.shape == (3, 128)
+    assert 0.85 < positions.std() < 1.15
+    assert 0.008 < model.decode_head.conv_seg.weight.std() < 0.012
+
+
 def test_settings_of_several_views_are_refused(transformers: Any) -> None:
     from cgrseg.huggingface.classes import CGRSegImageProcessor
 
