@@ -47,7 +47,7 @@ def messages(collector: ModuleType, repository: Path):
         ),
         (  # variables assigned together in one branch
             "models/weights.py",
-            "… tensors for which … has no place",
+            "tensors for which … has no place (… in all)",
             "nothing but the tensors of this network",
             "the file belongs to a network with more parts: build that one",
         ),

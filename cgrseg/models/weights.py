@@ -5,7 +5,7 @@ can load.  Three groups need no match:
 
 * missing from the file: bias tables for 512-pixel inputs (in ImageNet files), index buffers
   (constants), counters of batch norms;
-* unused: ImageNet's classifier;
+* unused: ImageNet's classifier, a constant of the published SSA loss;
 * another shape: the classifier, when the number of classes differs; it keeps its random weights,
   and the report says so.
 """
@@ -35,6 +35,7 @@ _CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 _CLASS_POSITIONS = "decode_head.center_pos.weight"  # of the SSA head alone
 _STEM = "backbone.patch_embed.0.weight"
 _INDEX_BUFFERS = ("attention_bias_idxs", "attention_bias_idxs_seg")
+_LOSS_BUFFER = "decode_head.ssa_loss.criterion.empty_weight"  # constant in published SSA files
 _NAMES_SHOWN = 6
 
 
@@ -236,7 +237,9 @@ def load_checkpoint(model: Network, checkpoint: Checkpoint, part: str = "all") -
         if name in copies:
             report.expected_unused.append(name)
         elif name not in target:
-            spare = imagenet and is_imagenet_classifier(name.removeprefix("backbone."))
+            spare = name == _LOSS_BUFFER or (
+                imagenet and is_imagenet_classifier(name.removeprefix("backbone."))
+            )
             (report.expected_unused if spare else report.unexpected).append(name)
         elif name in report.fresh:
             continue
@@ -406,7 +409,7 @@ def _refuse_incomplete(
         expected = "a value for every tensor of the backbone and the head"
         remedy = "the file was renamed, cut or made by other code: compare the names below"
     else:
-        found = f"{len(surplus)} tensors for which {here} has no place"
+        found = f"tensors for which {here} has no place ({len(surplus)} in all)"
         expected = "nothing but the tensors of this network"
         remedy = "the file belongs to a network with more parts: build that one"
     problem = explain(checkpoint.source, found=found, expected=expected, remedy=remedy)

@@ -354,6 +354,18 @@ def test_a_run_resumes_with_its_own_head_only(run: Path) -> None:
         restore_weights(TrainingModule(network, config, 3), stored)
 
 
+def test_the_constant_of_the_published_loss_is_not_needed(run: Path, tmp_path: Path) -> None:
+    network = load_model(run / "best.pth", verbose=False)
+    constant = "decode_head.ssa_loss.criterion.empty_weight"
+    published = {**network.state_dict(), constant: torch.ones(4)}
+    torch.save(published, tmp_path / "published.pth")
+    report = load_weights(network, tmp_path / "published.pth", verbose=False)
+    assert constant in report.expected_unused and not report.unexpected
+    torch.save({**published, "decode_head.more": torch.ones(4)}, tmp_path / "more.pth")
+    with pytest.raises(WeightsError, match=r"ssa head has no place \(1 in all\)"):
+        load_weights(network, tmp_path / "more.pth", verbose=False)
+
+
 def test_another_number_of_classes_keeps_all_but_what_is_per_class(run: Path) -> None:
     target = create_model("cgrseg_t", 4, context_blocks=1, head="ssa")
     report = load_weights(target, run / "best.pth", verbose=False)
