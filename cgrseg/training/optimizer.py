@@ -169,6 +169,10 @@ class Muon(torch.optim.Optimizer):
         others = [group for group in self.param_groups if not group["muon"]]
         self._adamw = torch.optim.AdamW(others, **adamw)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle keep: that of the base class, and AdamW."""
+        return {**super().__getstate__(), "_adamw": self._adamw}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Step all parameters that have gradients; return the value of the closure."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,17 @@ def test_steps_are_those_of_pytorchs_optimizers(layout: torch.memory_format) -> 
     assert torch.equal(ours[1], theirs[1])
     buffer = matrices.state[theirs[0]]["momentum_buffer"].view_as(weight)
     assert torch.allclose(optimizer.state[ours[0]]["momentum_buffer"], buffer, rtol=1e-6)
+
+
+def test_a_copy_steps_as_its_original() -> None:
+    values = [nn.Parameter(torch.eye(3)), nn.Parameter(torch.ones(3))]
+    groups = [{"params": [v], "muon": k == 0, "weight_decay": 0.1} for k, v in enumerate(values)]
+    optimizer = Muon([{**group, "lr": 0.01} for group in groups])
+    for _ in range(2):
+        twins, twin = copy.deepcopy((values, optimizer))
+        for each, stepped in ((values, optimizer), (twins, twin)):
+            for value in each:
+                value.grad = torch.arange(value.numel()).reshape(value.shape) / 10
+            stepped.step()
+        for value, other in zip(values, twins, strict=True):
+            assert value is not other and torch.equal(value, other)
