@@ -37,8 +37,8 @@ class Teacher:
         spec: dataset of the run.
 
     Attributes:
-        digest: SHA-256 of the checkpoint's weights; or of an exported file's description, which
-            holds digests of the file and of the weights that it was made from.
+        digest: SHA-256 of the checkpoint's weights, or of an exported file; of a file of a format
+            with checksums of its own, of what it was made from.
 
     Raises:
         ConfigError: a teacher with other classes, another number of classes or other channels; or
@@ -54,7 +54,8 @@ class Teacher:
         if self._exported is not None:
             about = self._exported.description
             classes, stored = about.classes, about.test
-            self.digest = settings_digest(about.model_dump(mode="json"))
+            made_from = [about.kind, about.precision, about.source_digest]
+            self.digest = about.file_digest or settings_digest(made_from)
             count, channels = about.num_classes, about.in_channels
         else:
             model = load_model(source, verbose=False)
