@@ -329,15 +329,25 @@ def restore_weights(module: TrainingModule, checkpoint: dict[str, Any]) -> None:
         module.model.load_state_dict(raw)
     except RuntimeError as error:
         stored, head = checkpoint["meta"].get("head", "dpg"), module.model.head
-        lines = [line.strip() for line in str(error).strip().splitlines()[1:3]]
-        differs = " ".join(lines)[:300] if stored == head else f"{stored} head"
+        if stored == head:
+            lines = [line.strip() for line in str(error).strip().splitlines()[1:3]]
+            differs = " ".join(lines)[:300]
+            remedy = (
+                "resume with the config.json of that run; to start from its weights with other "
+                "settings use load-from"
+            )
+        else:
+            differs = f"{stored} head"
+            remedy = (
+                f"resume with model.head={stored}; or start a new run (another name or work_dir) "
+                "from its backbone alone, with model.pretrained set to the checkpoint"
+            )
         raise ConfigError(
             "resume-from",
             found=f"a checkpoint of another network than the settings describe ({differs})",
             expected=f"{module.config.model.name}, {head} head, with the same classes and context "
             "blocks",
-            remedy="resume with the config.json of that run; to start from its weights with "
-            "other settings use load-from",
+            remedy=remedy,
         ) from error
     if module.averaged is not None:
         module.averaged.module.load_state_dict(checkpoint["state_dict"])
@@ -362,7 +372,8 @@ def refuse_other_optimizer(module: TrainingModule, checkpoint: dict[str, Any]) -
         raise ConfigError(
             "resume-from",
             found="different optimizer parameter groups",
-            expected="the groups that the optimizer.* settings and model.freeze_backbone make",
+            expected="the groups that optimizer.*, model.freeze_backbone and, with the ssa head, "
+            "loss.ssa.* make",
             remedy="resume with these settings as that run had them, or use load-from",
         )
     owners: dict[Any, tuple[str, torch.Tensor, bool]] = {}
