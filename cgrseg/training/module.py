@@ -53,6 +53,11 @@ def build_model(config: Config, spec: DatasetSpec) -> CGRSeg:
         preprocessing=config.preprocessing.model_dump(mode="json"),
         in_channels=len(config.data.channels.names or "rgb"),
     )
+    weights = config.loss.ssa
+    if settings.head == "ssa" and not (weights.guided_weight or weights.dice_weight):
+        for name, parameter in model.decode_head.named_parameters():
+            if name.startswith("gt_"):  # no loss reads it: several processes wait for gradients
+                parameter.requires_grad_(False)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
