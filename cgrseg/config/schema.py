@@ -589,10 +589,14 @@ class SSALossConfig(Section):
     """
 
     initial_weight: Weight = Field(
-        1.0, description="Weight of the same loss on the initial prediction."
+        1.0,
+        description="Weight of the same loss on the initial prediction, averaged over the labeled "
+        "pixels whatever `loss.average` says.",
     )
     guided_weight: Weight = Field(
-        1.0, description="Weight of the same loss on the guided prediction."
+        1.0,
+        description="Weight of the same loss on the guided prediction, averaged over the labeled "
+        "pixels whatever `loss.average` says.",
     )
     dice_weight: Weight = Field(
         1.0, description="Weight of a Dice loss on the masks of prediction and guided prediction."

@@ -4,7 +4,8 @@ Paper: SSA-Seg, arXiv 2405.06525; weights and details: `models/decode_heads/cgr_
 `models/losses/ssa_loss.py` of its published repository.  The terms beside the loss of the
 prediction:
 
-* `initial`, `guided`: the same loss on the initial and the guided prediction;
+* `initial`, `guided`: the same loss on the initial and the guided prediction, averaged over the
+  labeled pixels whatever `loss.average` says (published: their own cross-entropy);
 * `dice`: Dice of both predictions, per image and class that occurs in it;
 * `response`: cross-entropy between the prediction and a target of half guided prediction, half
   label; cells count by the entropy of the guided prediction; cells at boundaries and inside are
@@ -13,10 +14,10 @@ prediction:
 * `spatial`: cross-entropy over the channels of the spatial prototypes.
 
 Ours, where the published code has a detail of its framework or none: logits are upsampled without
-aligned corners, and the settings of `loss` (average, class weights, added terms) hold for all three
-predictions; the Dice leaves ignored pixels out, and averages over the masks of one process; a cell
-is at a boundary where a neighbor among eight has another label (published: OpenCV's Canny filter,
-without the six outermost cells, widened by one cell).
+aligned corners, and class weights and added terms of `loss` hold for all three predictions; the
+Dice leaves ignored pixels out, and averages over the masks of one process; a cell is at a boundary
+where a neighbor among eight has another label (published: OpenCV's Canny filter, without the six
+outermost cells, widened by one cell).
 
     N batch   K classes   M head width   h, w size of the logits   H, W size of the label
 """
@@ -51,6 +52,8 @@ class SSALoss(nn.Module):
     def __init__(self, config: LossConfig, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__()
         self.of_prediction = SegmentationLoss(config, num_classes, ignore_index)
+        labeled = config.model_copy(update={"average": "valid"})
+        self.of_others = SegmentationLoss(labeled, num_classes, ignore_index)
         self.weights = ssa_weights(config)
         self.ignore_index = ignore_index
 
@@ -74,9 +77,9 @@ class SSALoss(nn.Module):
 
     def _term(self, name: str, output: SSAOutput, label: Tensor) -> Tensor:
         if name == "initial":
-            return self.of_prediction(output.initial, label)["loss"]
+            return self.of_others(output.initial, label)["loss"]
         if name == "guided":
-            return self.of_prediction(output.guided_logits, label)["loss"]
+            return self.of_others(output.guided_logits, label)["loss"]
         if name == "dice":
             own = mask_dice_loss(output.logits, label, self.ignore_index)
             return own + mask_dice_loss(output.guided_logits, label, self.ignore_index)

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgrseg.config.schema import Config, LossConfig
+from cgrseg.datasets import get_spec
 from cgrseg.errors import ConfigError, WeightsError
 from cgrseg.inference import Predictor
 from cgrseg.inference.fast.network import fast_form
 from cgrseg.models import create_model, load_model, load_weights
 from cgrseg.models.ssa_head import SSAHead, SSAOutput
-from cgrseg.training.module import TrainingModule
+from cgrseg.training.module import TrainingModule, build_model
 from cgrseg.training.resuming import restore_weights
 from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train
@@ -125,12 +126,14 @@ def plain_outputs(head: SSAHead, features: list[Tensor], label: Tensor) -> SSAOu
 
 
 def plain_terms(output: SSAOutput, label: Tensor) -> dict[str, Tensor]:
+    labeled = int((label != IGNORED).sum())
+
     def enlarged(logits: Tensor) -> Tensor:
         return F.interpolate(logits, size=label.shape[1:], mode="bilinear")
 
-    def cross_entropy(logits: Tensor) -> Tensor:
+    def cross_entropy(logits: Tensor, pixels: int) -> Tensor:
         summed = F.cross_entropy(enlarged(logits), label, ignore_index=IGNORED, reduction="sum")
-        return summed / label.numel()
+        return summed / pixels
 
     def dice(logits: Tensor) -> Tensor:
         losses = []
@@ -179,9 +182,9 @@ def plain_terms(output: SSAOutput, label: Tensor) -> dict[str, Tensor]:
         return torch.stack([torch.as_tensor(value) for value in excess]).mean()
 
     return {
-        "loss_ce": cross_entropy(output.logits),
-        "loss_ssa_initial": cross_entropy(output.initial),
-        "loss_ssa_guided": cross_entropy(output.guided_logits),
+        "loss_ce": cross_entropy(output.logits, label.numel()),
+        "loss_ssa_initial": cross_entropy(output.initial, labeled),
+        "loss_ssa_guided": cross_entropy(output.guided_logits, labeled),
         "loss_ssa_dice": dice(output.logits) + dice(output.guided_logits),
         "loss_ssa_response": response(),
         "loss_ssa_semantic": semantic(),
@@ -251,6 +254,23 @@ def test_weight_zero_leaves_a_term_out_and_the_others_as_they_are(
     assert every.keys() - some.keys() == {"loss_ssa_dice", "loss_ssa_response"}
     taken = every["loss"] - every["loss_ssa_dice"] - every["loss_ssa_response"]
     torch.testing.assert_close(some["loss"], taken - 8 * every["loss_ssa_semantic"])
+
+
+def test_every_trainable_parameter_has_a_gradient(tmp_path: Path) -> None:
+    """Several processes wait for the gradient of each."""
+    ssa = {"guided_weight": 0.0, "dice_weight": 0.0}
+    config = small_config(tmp_path, tmp_path, model__head="ssa", loss__ssa=ssa)
+    frozen = []
+    for config.loss.ssa.guided_weight, config.loss.ssa.dice_weight in ((0, 0), (1, 0), (0, 1)):
+        network = build_model(config, get_spec("synthetic"))
+        label = torch.arange(2 * 64 * 64).view(2, 64, 64) % 3
+        output = network.train().forward_with_truth(torch.randn(2, 3, 64, 64), label)
+        SSALoss(config.loss, network.num_classes)(output, label)["loss"].backward()
+        trained = {name for name, p in network.named_parameters() if p.requires_grad}
+        assert trained == {name for name, p in network.named_parameters() if p.grad is not None}
+        frozen.append({name for name, _ in network.named_parameters()} - trained)
+    assert frozen[0] and not frozen[1] and not frozen[2]
+    assert all(name.startswith("decode_head.gt_") for name in frozen[0])
 
 
 def test_nothing_labeled_is_no_loss_of_pixels(head: SSAHead, features: list[Tensor]) -> None:
@@ -348,10 +368,12 @@ def test_one_head_refuses_the_other(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_resumes_with_its_own_head_only(run: Path) -> None:
     stored = torch.load(run / "latest.pth", weights_only=True)
-    with pytest.raises(ConfigError, match=r"\(ssa head\)\s+expected: cgrseg_t, dpg head"):
+    with pytest.raises(ConfigError, match=r"\(ssa head\)\s+expected: cgrseg_t, dpg head") as told:
         network = create_model("cgrseg_t", 3, context_blocks=1)
         config = Config.model_validate(stored["meta"]["config"])
         restore_weights(TrainingModule(network, config, 3), stored)
+    assert "resume with model.head=ssa" in str(told.value)
+    assert "model.pretrained" in str(told.value) and "load-from" not in str(told.value)
 
 
 def test_the_constant_of_the_published_loss_is_not_needed(run: Path, tmp_path: Path) -> None:
