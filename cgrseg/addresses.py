@@ -29,7 +29,14 @@ from typing import Any, TypeVar
 
 from cgrseg import downloading
 from cgrseg.downloading import BUSY, TRIES
-from cgrseg.errors import MALFORMED, CGRSegError, DataError, hidden_secrets
+from cgrseg.errors import (
+    MALFORMED,
+    CGRSegError,
+    ConfigError,
+    DataError,
+    hidden_secrets,
+    refuse_secrets,
+)
 from cgrseg.extras import require
 from cgrseg.files import atomic_path, atomic_write_text, cache_folder, explained, make_folder
 from cgrseg.input_files import read_input_text
@@ -143,11 +150,14 @@ class Address:
                 tops = sorted(system.glob(path))
             listed = {}
             for top in tops:
-                for file, about in system.find(top, detail=True).items():
+                for file, about in _files_below(system, top).items():
                     inner = file.partition("://")[2] or file
                     below = file.removeprefix(top).lstrip("/") or PurePosixPath(inner).name
-                    link = f"{protocol}://{inner}"
-                    listed[Address("::".join([*before, link, *after]))] = below, about
+                    if protocol in _WEB:
+                        below = below.partition("?")[0]
+                    if below and not below.endswith("/"):  # buckets mark folders by empty files
+                        link = f"{protocol}://{inner}"
+                        listed[Address("::".join([*before, link, *after]))] = below, about
             return listed
 
         return _tried(self, found, "files at this address")
@@ -173,17 +183,43 @@ def leaves_the_folder(name: str) -> bool:
     return ".." in parts or "" in parts or ":" in parts[0] or "\\" in name
 
 
+def _files_below(system: Any, top: str) -> dict[str, Any]:
+    """All files below a folder with what is said of them, or the file itself.
+
+    The listing that file systems have by default leaves out folders that cannot be read.
+    """
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    is_async = isinstance(system, AsyncFileSystem)
+    own, usual = ("_find", AsyncFileSystem) if is_async else ("find", AbstractFileSystem)
+    listed: dict[str, Any] = system.find(top, detail=True)
+    if list(listed) == [top] or getattr(type(system), own) is not getattr(usual, own):
+        return listed
+    listed, folders = {}, [top]
+    for folder in folders:
+        for about in system.ls(folder, detail=True):
+            name = about["name"]
+            if about["type"] != "directory":
+                listed[name] = about
+            elif name.rstrip("/") != folder.rstrip("/"):
+                folders.append(name)
+    return listed
+
+
 def local_folder(place: str | Path) -> Path:
     """A folder as it is, or the local copy of a folder at an address.
 
-    The copy is `datasets/<digest of the address>/<name>` in the cache (`$CGRSEG_CACHE`).  Each
-    process brings it up to date once: files that are new, or whose size or version differs, are
-    fetched, eight at a time, and files that are gone are removed.  A copy that was stopped goes
-    on; other processes wait for it.
+    The copy is `datasets/<digest of the address>/files/<name>` in the cache (`$CGRSEG_CACHE`).
+    Each process brings it up to date once: files that are new, or whose size or version differs,
+    are fetched, eight at a time, and fetched files that are gone are removed.  A copy that was
+    stopped goes on; other processes wait for it.  A complete copy is used, with a warning, where
+    the address cannot be listed.
 
     Raises:
-        DataError: nothing there, an archive itself, names that lead out of the folder, or what
-            :meth:`Address.read` raises.
+        ConfigError: an address with a login or a query, or a pattern.
+        DataError: nothing there, an archive itself, names that lead out of the folder, most files
+            gone, or what :meth:`Address.read` raises.
         EnvironmentProblem: the copy cannot be written.
     """
     address = Address.of(place)
@@ -192,10 +228,18 @@ def local_folder(place: str | Path) -> Path:
     if address not in _copies:
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
+        refuse_secrets(address.url, "data.root")
+        if address.is_pattern:
+            raise ConfigError(
+                "data.root",
+                found=f"a pattern, {address}",
+                expected="the address of one folder",
+                remedy="name the folder",
+            )
         key = hashlib.blake2b(address.url.encode(), digest_size=8).hexdigest()
         folder = make_folder(cache_folder() / "datasets" / key)
         with explained(folder), WeakFileLock(folder / "lock"):
-            _copies[address] = _copied(address, folder)
+            _copies[address] = _Copy(address, folder).up_to_date()
     return _copies[address]
 
 
@@ -206,72 +250,104 @@ _VERSION = "size ETag etag md5Hash checksum blob_id CRC LastModified last_modifi
 _FETCHERS = 8
 
 
-def _copied(address: Address, folder: Path) -> Path:
-    """Bring the copy of an address up to date."""
-    there = {}
-    for file, (below, about) in address._listing().items():
-        if leaves_the_folder(below):
-            raise DataError(
-                file,
-                found=f"the name {below!r}, which leads out of the folder of the copy",
-                expected="names below the given address",
-                remedy="do not trust this archive or bucket",
-            )
-        version = [str(about[name]) for name in _VERSION.split() if about.get(name) is not None]
-        there[below] = file, version
-    if list(there) == [address.name] and address.suffix.lower() in _ARCHIVES:
-        raise DataError(
-            address,
-            found="an archive",
-            expected="the folder of a data set",
-            remedy=f"name the folder in it, as zip://::{address} or tar://::{address}",
-        )
-    if not there:  # else a server that is away would empty the copy
-        raise DataError(
-            address,
-            found="no files",
-            expected="the folder of a data set",
-            remedy="check the address, and that its server can be reached",
-        )
-    copy, index = folder / (re.sub(r"[^\w.-]", "", address.name) or "data"), folder / "index"
-    known: dict[str, list[str]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in read_input_text(index).splitlines():
-            with contextlib.suppress(*MALFORMED):  # the last line of a killed process
-                below, version = json.loads(line)
-                known[below] = version
-    kept = {
-        below
-        for below, (_, version) in there.items()
-        if known.get(below) == version and (copy / below).is_file()
-    }
-    for path in [each for each in copy.rglob("*") if each.is_file()]:
-        if path.relative_to(copy).as_posix() not in kept:
-            path.unlink()
-    atomic_write_text(index, "".join(f"{json.dumps([n, there[n][1]])}\n" for n in sorted(kept)))
-    missing = [below for below in sorted(there) if below not in kept]
-    if not missing:
-        return copy
-    with (
-        shown_progress(f"copying {address}", unit="files") as progress,
-        index.open("a", encoding="utf-8") as noting,
-        ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as pool,
-    ):
-        jobs = {}
-        for below in missing:
-            make_folder((copy / below).parent)
-            jobs[pool.submit(there[below][0].fetch, copy / below)] = below
+class _Copy:
+    """The copy of an address.
+
+    Its index has a line of JSON per file, [name, version]; the version is null until the file is
+    whole.  Files that are not in the index are of somebody else, and stay.
+    """
+
+    def __init__(self, address: Address, folder: Path) -> None:
+        self.address, self._index = address, folder / "index"
+        name = re.sub(r"[^\w.-]", "", address.name).strip(".") or "data"
+        self.files = folder / "files" / name
+        self._known: dict[str, list[str] | None] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in read_input_text(self._index).splitlines():
+                with contextlib.suppress(*MALFORMED):  # the last line of a killed process
+                    below, version = json.loads(line)
+                    self._known[below] = version
+
+    def up_to_date(self) -> Path:
+        """Fetch what is missing, and remove what is gone."""
         try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                job.result()
-                noting.write(f"{json.dumps([jobs[job], there[jobs[job]][1]])}\n")
-                noting.flush()
-                if progress is not None:
-                    progress(done, len(missing))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return copy
+            there = self._listed()
+        except DataError as error:
+            if not self._known or not all(map(self._is_whole, self._known)):
+                raise
+            found = str(error).splitlines()[0]
+            _LOG.warning("%s; the copy of an earlier command is used: %s", found, self.files)
+            return self.files
+        gone = [below for below in self._known if below not in there]
+        if 2 * len(gone) > len(self._known):
+            raise DataError(
+                self.address,
+                found=f"{len(gone)} of the {len(self._known)} files of the copy are gone",
+                expected="the data set, whole",
+                remedy=f"check the address; to accept it, remove the copy: {self.files.parent}",
+            )
+        for below in gone:
+            (self.files / below).unlink(missing_ok=True)
+        kept = [n for n in there if self._known.get(n) == there[n][1] and self._is_whole(n)]
+        missing = [below for below in there if below not in set(kept)]
+        lines = [[below, there[below][1]] for below in kept] + [[below, None] for below in missing]
+        atomic_write_text(self._index, "".join(f"{json.dumps(line)}\n" for line in lines))
+        if missing:
+            self._fetch(missing, there)
+        return self.files
+
+    def _is_whole(self, below: str) -> bool:
+        return self._known[below] is not None and (self.files / below).is_file()
+
+    def _listed(self) -> dict[str, tuple[Address, list[str]]]:
+        """Name to address and version of each file at the address."""
+        there = {}
+        for file, (below, about) in self.address._listing().items():
+            if leaves_the_folder(below):
+                raise ConfigError(
+                    str(file),
+                    found=f"the name {below!r}, which leads out of the folder of the copy",
+                    expected="names below the given address",
+                    remedy="do not trust this archive or bucket",
+                )
+            values = (about.get(name) for name in _VERSION.split())
+            there[below] = file, [str(value) for value in values if value is not None]
+        if list(there) == [self.address.name] and self.address.suffix.lower() in _ARCHIVES:
+            raise ConfigError(
+                str(self.address),
+                found="an archive",
+                expected="the folder of a data set",
+                remedy=f"name the folder in it: zip://::{self.address} or tar://::{self.address}",
+            )
+        if not there:
+            raise DataError(
+                self.address,
+                found="no files",
+                expected="the folder of a data set",
+                remedy="check the address, and that its server can be reached",
+            )
+        return there
+
+    def _fetch(self, missing: list[str], there: dict[str, tuple[Address, list[str]]]) -> None:
+        with (
+            shown_progress(f"copying {self.address}", unit="files") as progress,
+            self._index.open("a", encoding="utf-8") as noting,
+            ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as pool,
+        ):
+            jobs = {}
+            for below in missing:
+                make_folder((self.files / below).parent)
+                jobs[pool.submit(there[below][0].fetch, self.files / below)] = below
+            try:
+                for done, job in enumerate(as_completed(jobs), 1):
+                    job.result()
+                    noting.write(f"{json.dumps([jobs[job], there[jobs[job]][1]])}\n")
+                    noting.flush()
+                    if progress is not None:
+                        progress(done, len(missing))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 _archives: dict[tuple[str, ...], Any] = {}

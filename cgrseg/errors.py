@@ -192,3 +192,19 @@ def hidden_secrets(text: str) -> str:
     """
     text = re.sub(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s?#]*@", r"\1", text)
     return re.sub(r"(?i)(\bhttps?://[^\s?#]*)[?#]\S*", r"\1", text)
+
+
+def refuse_secrets(address: str, setting: str) -> None:
+    """Refuse an address that holds a login or a query: the files of a run keep its settings.
+
+    Raises:
+        ConfigError: names the setting, without the address.
+    """
+    if any(hidden_secrets(link) != link for link in address.split("::")):
+        raise ConfigError(
+            setting,
+            found="an address with a user name, a password or a query",
+            expected="an address alone, since checkpoints and reports keep it",
+            remedy="give the login where the package of this protocol looks for it, in its "
+            "environment variables or files",
+        )

@@ -33,7 +33,7 @@ from cgrseg.config.fields import (
     subsection,
 )
 from cgrseg.cpus import usable_cpus
-from cgrseg.errors import ConfigError
+from cgrseg.errors import ConfigError, refuse_secrets
 from cgrseg.loss_terms import TERMS
 from cgrseg.variants import IMAGENET, NETWORK_STRIDE, HeadName, VariantName
 
@@ -143,11 +143,12 @@ class ChannelsConfig(Section):
                 expected="the names of all channels of an image",
                 remedy="for example data.channels.names=[red,green,blue,nir]",
             )
-        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+        unlike = len(set(names)) < len(names)
+        if unlike or any("," in name or not name.strip() for name in names):
             raise ConfigError(
                 "data.channels.names",
                 found=f"{names}",
-                expected="a name of its own for each channel",
+                expected="a name of its own for each channel, without commas",
                 remedy="rename those that are empty or repeated",
             )
         for name in ("mean", "std", "types"):
@@ -293,6 +294,17 @@ class DataConfig(Section):
         if value.count("{stem}") != 1 or "/" in value:
             raise ValueError("a name without folders that holds {stem} once, such as {stem}_mask")
         return value
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> DataConfig:
+        for name, places in (
+            ("root", [self.root]),
+            ("extra", self.extra),
+            ("unlabeled", self.unlabeled),
+        ):
+            for place in places:
+                refuse_secrets(place, f"data.{name}")
+        return self
 
 
 class PhotometricConfig(Section):

@@ -9,13 +9,15 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from typer.testing import CliRunner
 
-from cgrseg import addresses, evaluate
+from cgrseg import addresses, downloading, evaluate
 from cgrseg.addresses import Address, local_folder
 from cgrseg.cli.main import app
+from cgrseg.config.schema import DataConfig
 from cgrseg.data.guess import guess_dataset
-from cgrseg.errors import DataError
+from cgrseg.errors import ConfigError, DataError
 from cgrseg.training.run_log import read_table
 from cgrseg.training.runner import train
 from tests.training.small_run import differing, small_config, write_dataset
@@ -31,7 +33,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found = fsspec.filesystem("memory")
     found.put(str(write_dataset(tmp_path / "street")), "/street", recursive=True)
     yield found
-    found.rm("/street", recursive=True)
+    for name in [name for name in found.store if name.startswith("/street")]:
+        del found.store[name]
+    found.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture
@@ -121,15 +125,77 @@ def test_an_archive(system: Any, tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path, "street")
     inside = f"zip://street::{archive}"
     assert content(local_folder(inside)) == content(tmp_path / "street")
-    with pytest.raises(DataError, match=r"an archive[\s\S]*zip://::file://"):
+    with pytest.raises(ConfigError, match=r"an archive[\s\S]*zip://::file://"):
         local_folder(f"file://{archive}")
 
 
-def test_what_cannot_be_copied(system: Any) -> None:
+def test_what_cannot_be_copied(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="no files"):
         local_folder("memory://nowhere")
+    for place in ("https://host/set?key=HUSH", "ftp://me:HUSH@host/set"):
+        for refused in (lambda: local_folder(place), lambda: DataConfig(root=place)):  # noqa: B023
+            with pytest.raises(ConfigError, match="a user name, a password or a query") as caught:
+                refused()
+            assert "HUSH" not in str(caught.value)
+    with pytest.raises(ConfigError, match="a pattern"):
+        local_folder("memory://str*")
     names: dict[Address, tuple[str, dict[str, Any]]] = {Address("memory://x"): ("../x", {})}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Address, "_listing", lambda self: names)
-        with pytest.raises(DataError, match="leads out of the folder"):
-            local_folder("memory://street")
+    monkeypatch.setattr(Address, "_listing", lambda self: names)
+    with pytest.raises(ConfigError, match="leads out of the folder"):
+        local_folder(ROOT)
+
+
+@pytest.mark.parametrize("end", ["/sub/..", "/..", "/index", "/lock", "/."])
+def test_no_name_leads_out_of_the_copy(system: Any, tmp_path: Path, end: str) -> None:
+    other = local_folder(ROOT)
+    before = content(other)
+    (tmp_path / "set" / end.strip("/.") / "sub").mkdir(parents=True)
+    for file in ("a.png", "sub/b.png", "index/c.png", "lock/d.png"):
+        (tmp_path / "set" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / file).write_bytes(b"x")
+    copy = local_folder(f"file://{tmp_path}/set{end}")
+    assert copy.parent.name == "files" and copy.parent.parent.parent == other.parent.parent.parent
+    assert content(other) == before
+
+
+def test_markers_of_folders_are_no_files(system: Any, tmp_path: Path) -> None:
+    system.store["/street/empty/"] = MemoryFile(system, "/street/empty/", b"")
+    assert any(name.endswith("/") for name in system.find("/street"))
+    assert content(local_folder(ROOT)) == content(tmp_path / "street")
+
+
+def test_a_part_that_cannot_be_listed_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CGRSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(addresses, "_copies", {})
+    monkeypatch.setattr(downloading, "PAUSE", 0.0)
+    place = f"file://{write_dataset(tmp_path / 'street')}"
+    whole = content(local_folder(place))
+    system = fsspec.filesystem("file")
+    usual = type(system).ls
+
+    def failing(self: Any, path: str, *given: Any, **more: Any) -> Any:
+        if path.endswith("annotations/train"):
+            raise OSError("connection reset")
+        return usual(self, path, *given, **more)
+
+    monkeypatch.setattr(type(system), "ls", failing)
+    addresses._copies.clear()
+    assert content(local_folder(place)) == whole  # with a warning
+    assert "connection reset" in caplog.text and "copy of an earlier command" in caplog.text
+    monkeypatch.setenv("CGRSEG_CACHE", str(tmp_path / "other"))
+    addresses._copies.clear()
+    with pytest.raises(DataError, match="connection reset"):
+        local_folder(place)
+
+
+def test_most_files_gone_is_refused_and_others_stay(system: Any, tmp_path: Path) -> None:
+    copy = local_folder(ROOT)
+    (copy / "notes.txt").write_text("of somebody")
+    before = content(copy)
+    system.rm("/street/images", recursive=True)
+    system.rm("/street/annotations/train", recursive=True)
+    with pytest.raises(DataError, match="14 of the 17 files"):
+        new_process()
+    assert content(copy) == before
