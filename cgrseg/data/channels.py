@@ -48,6 +48,7 @@ Pixels = NDArray[Any]
 MEASURED_IMAGES = 200
 """Largest number of images that mean and deviation are measured on, spread evenly."""
 
+_BLOCK, _BLOCKS = 2**20, 8  # pixels of a tile, or images, that are always decoded
 _THUMBNAILS = 4  # pages of another size that a file may have
 _LARGEST = 1e38  # beyond it a value stands for no data
 _NPY_MAGIC = b"\x93NUMPY"
@@ -176,12 +177,14 @@ def as_picture(
     """
     if channels is None:
         return np.asarray(image, np.uint8)
-    shown = list(bands or channels.rgb_indices or (0,))
-    chosen = image[..., shown].astype(np.float32)
+    shown = list(bands or channels.rgb_indices or (0, 0, 0))
     mean, std = (np.array(values, np.float32) for values in statistics(image, channels))
-    gray = (chosen - mean[shown]) / std[shown] * np.float32(51) + np.float32(127.5)
-    pixels = np.clip(np.nan_to_num(gray, nan=0.0), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    picture = np.empty((*image.shape[:2], 3), np.uint8)
+    for place, band in enumerate(shown):  # one after the other, since large images take much memory
+        gray = image[..., band].astype(np.float32) - mean[band]
+        gray = gray / std[band] * np.float32(51) + np.float32(127.5)
+        picture[..., place] = np.clip(np.nan_to_num(gray, nan=0.0), 0, 255)
+    return picture
 
 
 def statistics(image: Pixels, channels: ChannelsConfig) -> tuple[list[float], list[float]]:
@@ -323,6 +326,16 @@ def _refuse_too_large(width: int, height: int, name: Place) -> None:
             found=f"{width}x{height} pixels",
             expected=f"at most {MAX_PIXELS:,} pixels of an image that is read at once",
             remedy="label it as a raster: cgrseg predict CHECKPOINT SCENE.tif --out LABELS.tif",
+        )
+
+
+def _refuse_large_block(block: tuple[int, int], shape: tuple[int, int], name: Place) -> None:
+    if math.prod(block) > max(_BLOCK, _BLOCKS * math.prod(shape)):
+        raise DataError(
+            name,
+            found=f"tiles of {block[1]}x{block[0]} pixels in an image of {shape[1]}x{shape[0]}",
+            expected=f"tiles of at most {_BLOCKS} times the image",
+            remedy="save it with tiles of 256x256 pixels, or with strips",
         )
 
 
@@ -489,8 +502,8 @@ def _from_tiff(data: bytes, name: Place, channels: ChannelsConfig) -> Pixels:
             others = [stack.enter_context(rasterio.open(page, driver="GTiff")) for page in further]
             pages = [first, *(page for page in others if page.shape == first.shape)]  # no thumbnail
             for page in pages:  # a tile is decoded whole
-                for height, width in page.block_shapes:
-                    _refuse_too_large(width, height, name)
+                for block in page.block_shapes:
+                    _refuse_large_block(block, first.shape, name)
             types = [kind for page in pages for kind in page.dtypes]
             if any(kind.startswith("complex") for kind in types):
                 raise ValueError("its values are complex numbers")

@@ -122,6 +122,8 @@ def evaluate(
     _refuse_out_of_range(batch_size, limit, opacity)
     if cluster is not None:
         _refuse_on_ray(checkpoint, precision)
+        # Workers have working folders of their own.
+        out, show_dir = (path and Path(path).absolute() for path in (out, show_dir))
     config = as_config(config)
     spec = resolve_spec(config.data)
     split = split or config.data.eval_split
@@ -181,7 +183,16 @@ def evaluate(
                 compile=compile,
                 threads=cluster.threads,
             )
-            result = evaluate_on_ray(opened, dataset, test, cluster, checkpoint=where, **shared)
+            result = evaluate_on_ray(
+                opened,
+                dataset,
+                test,
+                cluster,
+                checkpoint=where,
+                stems=[pair.stem for pair in pairs],
+                weights=weights_digest(model),
+                **shared,
+            )
         else:
             network: CGRSeg | Backend = model
             if compile:

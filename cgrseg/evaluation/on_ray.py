@@ -15,6 +15,7 @@ from typing import NoReturn
 import torch
 
 from cgrseg.config.schema import TestConfig
+from cgrseg.errors import ConfigError
 from cgrseg.evaluation.loop import EvalItems, Sink, Tally, count_images
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.background import map_in_threads
@@ -31,6 +32,7 @@ class _Counting:
     """Predicting and counting images, which are known by their index in the dataset."""
 
     maker: Maker
+    stems: Sequence[str]
     dataset: EvalItems
     test: TestConfig
     num_classes: int
@@ -51,7 +53,7 @@ class _Counting:
 
     def lost(self, item: int, reason: str) -> NoReturn:
         """End the evaluation."""
-        raise worker_died(self.dataset[item]["stem"], reason)
+        raise worker_died(self.stems[item], reason)
 
 
 def evaluate_on_ray(
@@ -62,6 +64,8 @@ def evaluate_on_ray(
     *,
     classes: Sequence[str],
     checkpoint: str | Path,
+    stems: Sequence[str],
+    weights: str | None = None,
     ignore_index: int = 255,
     metrics: Sequence[str] = ("mIoU",),
     batch_size: int = 1,
@@ -78,6 +82,8 @@ def evaluate_on_ray(
         cluster: where the workers run.
         classes: names in id order.
         checkpoint: source of the network.
+        stems: names of the images, for messages.
+        weights: digest of the weights that the workers must have; None: any.
         ignore_index: label value that is not counted.
         metrics: names of metrics, as of :func:`cgrseg.evaluation.evaluate_model`.
         batch_size: number of images of equal size per batch.
@@ -96,8 +102,16 @@ def evaluate_on_ray(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     tally = Tally(len(classes), ignore_index, metrics)
     with ray_workers(cluster, open_predictor, checkpoint) as pool:
+        maker = pool.maker()
+        if weights is not None and maker.made["weights"] != weights:
+            raise ConfigError(
+                "CHECKPOINT",
+                found="another network in the workers than in this process",
+                expected="the same on all machines",
+                remedy="put the checkpoint into a folder that all machines see, or use a hub id",
+            )
         job = _Counting(
-            pool.maker(), dataset, test, len(classes), ignore_index, metrics, batch_size, sinks
+            maker, stems, dataset, test, len(classes), ignore_index, metrics, batch_size, sinks
         )
         for _, counted in pool.run(range(count), job):
             tally.merge(counted)

@@ -49,7 +49,7 @@ function paintLabels(canvas, labels, classes, width, height) {
 
 const SHOWN_SIDE = 1600; // longest side in pixels of what is drawn on the screen
 const SAVED_SIDE = 8192; // and of a saved overlay
-const viewer = { labels: null, classes: [], image: null, x: 0, y: 0 };
+const viewer = { labels: null, classes: [], image: null, file: null, x: 0, y: 0 };
 
 function fitted(width, height, longest) {
   const factor = Math.min(1, longest / Math.max(width, height));
@@ -200,6 +200,7 @@ async function labelsOf(image, signal) {
 
 async function openFile(file) {
   closeVideo();
+  viewer.file = null;
   const signal = begin();
   state.file = file;
   state.name = file.name?.replace(/\.[^.]*$/, "") || "image";
@@ -217,9 +218,10 @@ async function labelImage(file, signal) {
   say("Labeling …");
   const began = performance.now();
   const { labels, classes } = await labelsOf(file, signal);
-  const image = await imageOf(file, signal);
+  const image = await imageOf(file, signal).catch((error) => complain(error)); // labels need no image
   signal.throwIfAborted();
-  show(image, labels, classes);
+  show(image ?? null, labels, classes);
+  viewer.file = file;
   say(`${labels.width}×${labels.height} pixels, ${((performance.now() - began) / 1000).toFixed(1)} s.`);
 }
 
@@ -400,10 +402,10 @@ document.addEventListener("drop", (event) => {
   if (event.dataTransfer.files.length) openFile(event.dataTransfer.files[0]);
 });
 $("bands").addEventListener("change", async () => {
-  if (!viewer.labels || state.video || !state.file) return;
+  if (!viewer.file) return; // what is being labeled will be shown in these channels
   const signal = begin();
   try {
-    const image = await imageOf(state.file, signal);
+    const image = await imageOf(viewer.file, signal);
     signal.throwIfAborted();
     show(image, viewer.labels, viewer.classes);
   } catch (error) {

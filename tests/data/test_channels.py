@@ -24,7 +24,6 @@ from cgrseg.config.schema import (
     TestConfig,
 )
 from cgrseg.config.settings import parse_overrides
-from cgrseg.data import channels as channels_module
 from cgrseg.data.browse import write_sheet
 from cgrseg.data.channels import (
     as_picture,
@@ -480,13 +479,13 @@ def test_an_array_whose_header_claims_too_much(tmp_path: Path) -> None:
         read_pixels(path, of(["a", "b"]))
 
 
-def test_a_tile_counts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tile_counts_whole(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs the extra [geo]")
-    shape = {"height": 30, "width": 50, "count": 2, "dtype": "uint8"}
-    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 512}
-    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape, **tiles) as target:
-        target.write(np.zeros((2, 30, 50), np.uint8))
-    assert read_pixels(tmp_path / "a.tif", of(["a", "b"])).shape == (30, 50, 2)
-    monkeypatch.setattr(channels_module, "MAX_PIXELS", 100_000)
-    with pytest.raises(DataError, match="256x512 pixels"):
-        read_pixels(tmp_path / "a.tif", of(["a", "b"]))
+    shape = {"height": 30, "width": 50, "count": 2, "dtype": "uint8", "tiled": True}
+    for side in (1024, 2048):
+        path, tiles = tmp_path / f"{side}.tif", {"blockxsize": side, "blockysize": side}
+        with rasterio.open(path, "w", driver="GTiff", compress="deflate", **shape, **tiles) as to:
+            to.write(np.zeros((2, 30, 50), np.uint8))
+    assert read_pixels(tmp_path / "1024.tif", of(["a", "b"])).shape == (30, 50, 2)
+    with pytest.raises(DataError, match="tiles of 2048x2048 pixels in an image of 50x30"):
+        read_pixels(tmp_path / "2048.tif", of(["a", "b"]))

@@ -184,7 +184,32 @@ def test_a_choice_of_channels(browser: Any, tmp_path: Path) -> None:
                 break
             page.wait_for_timeout(100)
         assert np.abs(np.array(colors()) - [[210, 20, 60], [10, 200, 170]]).max() < 12
-        expected = Predictor.from_pretrained(network)(tmp_path / "scene.tif").labels
+        predictor = Predictor.from_pretrained(network)
+        expected = predictor(tmp_path / "scene.tif").labels
+        assert np.array_equal(labels_in(saved(page, "#save-labels", tmp_path)), expected)
+
+        # A choice while the next image is being labeled does not stop it.
+        Image.fromarray(np.rot90(flat, 2)).save(tmp_path / "next.tif")
+        held = []
+        page.route("**/v1/segment?*format=png*", lambda route: held.append(route))
+        upload(page, tmp_path / "next.tif")
+        while not held:
+            page.wait_for_timeout(50)
+        page.get_by_label("Channel shown as green").select_option("blue")
+        page.unroute("**/v1/segment?*format=png*")
+        wait_for_labels(page, "96×64")
+        turned = predictor(tmp_path / "next.tif").labels
+        assert np.array_equal(labels_in(saved(page, "#save-labels", tmp_path)), turned)
+
+        # Labels need no image.
+        page.route(
+            "**/v1/segment?*format=image*", lambda route: route.fulfill(status=503, body="x")
+        )
+        window.refusals.append(503)
+        page.get_by_label("Channel shown as green").select_option("green")
+        page.locator("#problem").wait_for(state="visible")
+        upload(page, tmp_path / "scene.tif")
+        wait_for_labels(page, "96×64")
         assert np.array_equal(labels_in(saved(page, "#save-labels", tmp_path)), expected)
         window.close()
 

@@ -68,9 +68,9 @@ def test_too_large_is_told_before_anything_is_decoded(service: Service) -> None:
 
 
 def test_more_bands_leave_room_for_fewer_pixels(service: Service) -> None:
-    assert service.check(png(200, 200), bands=3) == (200, 200)
+    assert service.check(png(200, 200), values=3) == (200, 200)
     with pytest.raises(Refused, match=r"at most 0\.0375 megapixels"):
-        service.check(png(200, 200), bands=4)
+        service.check(png(200, 200), values=4)
 
 
 def test_too_little_memory_is_not_called_damage() -> None:

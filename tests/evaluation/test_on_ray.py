@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,18 @@ from tests.evaluation.test_loop import NATIVE, Items
 from tests.inference.fixtures import BlockBackend
 from tests.inference.test_ray_engine import CLUSTER, opener
 from tests.training.small_run import small_config, write_dataset
+
+
+class Fatal:
+    """A split of one image, whose reading ends a worker, and the tests if they read it."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
 
 METRICS = ("mIoU", "mBoundaryIoU", "ECE")
 
@@ -42,6 +56,7 @@ def test_the_result_is_that_of_one_process_though_a_worker_is_killed(
         NATIVE,
         CLUSTER,
         checkpoint="none",
+        stems=[str(number) for number in range(30)],
         classes=classes,
         metrics=METRICS,
         limit=29,
@@ -55,7 +70,38 @@ def test_the_result_is_that_of_one_process_though_a_worker_is_killed(
     items.rows[17]["label"] = items.rows[17]["label"][1:]
     with pytest.raises(DataError, match="17"):
         evaluate_on_ray(
-            opener(tmp_path / "more"), items, NATIVE, CLUSTER, checkpoint="none", classes=classes
+            opener(tmp_path / "more"),
+            items,
+            NATIVE,
+            CLUSTER,
+            checkpoint="none",
+            stems=[str(number) for number in range(30)],
+            classes=classes,
+        )
+    with pytest.raises(ConfigError, match="another network in the workers"):
+        evaluate_on_ray(
+            opener(tmp_path / "other"),
+            items,
+            NATIVE,
+            CLUSTER,
+            checkpoint="none",
+            stems=[],
+            weights="of another network",
+            classes=classes,
+        )
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_each_worker_ends_the_evaluation_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="street/7: the worker died 3 times"):
+        evaluate_on_ray(
+            opener(tmp_path / "pids"),
+            Fatal(),
+            NATIVE,
+            RayCluster(workers=1),
+            checkpoint="none",
+            stems=["street/7"],
+            classes=("a", "b", "c"),
         )
 
 

@@ -134,7 +134,12 @@ class Service:
     ) -> NDArray[np.uint8]:
         """An image as RGB (H, W, 3), for people; arguments and errors as of :meth:`segment`."""
         channels = self.predictor(model).test.image_channels
-        return as_picture(self._decoded(data, model), channels, bands)
+        image = self._decoded(data, model)
+        try:
+            return as_picture(image, channels, bands)
+        except Exception as error:
+            raise_machine_problem(error, "picture")
+            raise
 
     def segment(self, data: bytes, model: str | None = None) -> Prediction:
         """Label one image.
@@ -159,16 +164,20 @@ class Service:
     def _decoded(self, data: bytes, model: str | None) -> Pixels:
         test = self.predictor(model).test
         channels = test.image_channels
-        size = self.check(data, bands=len(channels.names or []) if channels else None)
+        values = None
+        if channels is not None:
+            sizes = [np.dtype(kind).itemsize for kind in channels.types or ["float32"]]
+            values = len(channels.names or []) * max(sizes)
+        size = self.check(data, values=values)
         image = decode_pixels(data, "upload", test)
         if sorted(image.shape[:2]) != sorted(size):  # the header was misunderstood
             raise _not_an_image()
         return image
 
-    def check(self, data: bytes, *, bands: int | None = None) -> tuple[int, int]:
+    def check(self, data: bytes, *, values: int | None = None) -> tuple[int, int]:
         """Width and height of an image by its header, before anything is decoded.
 
-        Images of more than three `bands` (None: 8-bit RGB) may have fewer pixels.
+        Images of more than three bytes per pixel (`values`; None: 8-bit RGB) may have fewer pixels.
 
         Raises:
             Refused: too many bytes or pixels.
@@ -177,11 +186,11 @@ class Service:
         if len(data) > self.limits.upload_bytes:
             raise too_many_bytes(f"{len(data) / 1e6:.1f} MB", self.limits)
         try:
-            width, height, room = decoded_size(data, any_bands=bands is not None)
+            width, height, room = decoded_size(data, any_bands=values is not None)
         except Exception as error:  # damaged headers fail in many ways
             raise_machine_problem(error, "upload")
             raise _not_an_image() from error
-        most = self.limits.pixels * 3 // max(3, bands or 3)
+        most = self.limits.pixels * 3 // max(3, values or 3)
         if room > most:
             raise Refused(
                 413,
