@@ -90,6 +90,13 @@ def train(
             expected="the two together",
             remedy="cgrseg train --auto FOLDER --write-only, or --print-config",
         )
+    if write_only and print_config:
+        raise ConfigError(
+            "--write-only",
+            found="given with --print-config, which writes no file",
+            expected="one of the two",
+            remedy="leave --print-config out: the file holds the settings and their reasons",
+        )
     console = make_console()
     changes = with_changes(
         settings,

@@ -191,7 +191,7 @@ def _plain_cards(
 
 def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[Card]:
     """The first samples of the training stream of one process."""
-    from cgrseg.data.dataset import TrainDataset, with_measurements
+    from cgrseg.data.dataset import GrowingCrops, TrainDataset, with_measurements
     from cgrseg.data.sampling import StreamSampler
 
     config = with_measurements(config)
@@ -199,10 +199,12 @@ def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[
     mean, std = (MEAN, STD) if channels is None else mean_and_std(channels)
     dataset = TrainDataset.from_config(config)
     stream = StreamSampler(dataset.sources, config.train.seed, config.train.images_per_batch)
+    per_iteration = config.train.images_per_batch * config.train.accumulate
+    samples = GrowingCrops(dataset, config, per_iteration)
     for position, index in itertools.islice(stream, count):
         stem = dataset.pairs[index].stem
         try:
-            sample = dataset[position, index]
+            sample = samples[position, index]
         except DataError as error:
             yield Card(stem, f"sample {position}", problem=str(error))
             continue
@@ -212,7 +214,7 @@ def _augmented_cards(config: Config, spec: DatasetSpec, count: int) -> Iterator[
         else:
             image = as_picture(pixels, channels)
         labels = sample["label"].numpy().astype(np.uint8)
-        iteration = position // config.train.images_per_batch + 1
+        iteration = position // per_iteration + 1
         caption = f"sample {position}, iteration {iteration}"
         yield _card(spec, stem, caption, image, labels, labels)
 

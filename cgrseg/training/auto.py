@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from cgrseg.addresses import local_folder
 from cgrseg.config.loading import load_config
 from cgrseg.config.presets import DATASETS, config_file, preset_name
 from cgrseg.config.schema import Config
@@ -37,14 +38,14 @@ from cgrseg.devices import (
     keeping_all_freed_memory,
     return_freed_memory,
 )
-from cgrseg.errors import ConfigError
+from cgrseg.errors import ConfigError, hidden_secrets
 from cgrseg.evaluation.loop import evaluate_model
 from cgrseg.files import atomic_write_text
 from cgrseg.precision import choose_precision, dtype_of
 from cgrseg.progress import Progress, format_seconds
 from cgrseg.surroundings import available_memory, is_out_of_memory, memory_from_now, peak_memory
 from cgrseg.training.distillation import Teacher
-from cgrseg.training.failures import loader_memory, out_of_memory
+from cgrseg.training.failures import loader_memory, out_of_memory, refuse_single_value
 from cgrseg.training.initial_weights import NoImageNetWeights, locate_initial_weights
 from cgrseg.training.module import TrainingModule, build_model
 from cgrseg.variants import NETWORK_STRIDE
@@ -66,7 +67,8 @@ class StepCost:
     Attributes:
         images: batch size.
         seconds: wall-clock time of the step alone, without reading images.
-        memory: bytes of network, optimizer and step; on a CPU also those of the data loader.
+        memory: bytes of network, optimizer and step; on a CPU also those of the data loader; 0
+            where they were not measured.
         fixed: bytes of these that do not depend on the batch size.
     """
 
@@ -78,6 +80,10 @@ class StepCost:
     def memory_for(self, images: int) -> int:
         """Bytes that suffice for a step with more images; fewer are needed per image then."""
         return self.fixed + max(0, self.memory - self.fixed) * images // self.images
+
+    def __str__(self) -> str:
+        memory = f" and {self.memory / 2**30:.1f} GiB" if self.memory else ""
+        return f"{self.seconds:.2g} s{memory} for {self.images} images"
 
 
 def settle_batch_size(
@@ -99,19 +105,29 @@ def settle_batch_size(
     """
     if config.train.batch_size != "auto":
         return config
-    most = max(1, LARGEST_STEP // config.train.accumulate)
-    images, costs = largest_batch(config, spec, placement, 1 << (most.bit_length() - 1))
-    last = costs[-1]
+    budget = memory_budget(placement)
+    if budget is None or placement.world_size > 1:
+        found = f"auto for {placement.world_size} processes"
+        if budget is None:
+            found = f"auto on {placement.kind}, whose free memory is not known here"
+        raise ConfigError(
+            "train.batch_size",
+            found=found,
+            expected="one process on an NVIDIA GPU, or on a CPU under Linux",
+            remedy="give a number, for example train.batch_size=8; for several GPUs, the one that "
+            "a run of one process prints",
+        )
+    most = _power_of_two(LARGEST_STEP // config.train.accumulate)
+    images, costs = largest_batch(config, spec, placement, most, budget)
     say(
         f"train.batch_size=auto: {images} images, of at most {LARGEST_STEP} per optimizer step "
-        f"(measured: {last.memory / 2**30:.1f} GiB and {last.seconds:.2g} s for {last.images}; "
-        f"{memory_budget(placement) / 2**30:.1f} GiB may be used)"
+        f"(measured: {costs[-1]}; {budget / 2**30:.1f} GiB may be used)"
     )
     return build(merge(config.model_dump(), {"train.batch_size": images}))
 
 
 def largest_batch(
-    config: Config, spec: DatasetSpec, placement: Placement, most: int
+    config: Config, spec: DatasetSpec, placement: Placement, most: int, budget: float | None
 ) -> tuple[int, list[StepCost]]:
     """The largest batch size whose step fits into memory, and what was measured.
 
@@ -123,50 +139,41 @@ def largest_batch(
         spec: classes of the dataset.
         placement: device.
         most: largest batch size, a power of two.
+        budget: bytes that a step may take; None: unknown, so memory is not measured.
 
     Raises:
-        ConfigError, EnvironmentProblem: as :func:`settle_batch_size`.
+        ConfigError: batches of one image whose crops are too small for batch norm.
+        EnvironmentProblem: not even two images fit.
     """
-    budget = memory_budget(placement)
     measured = min(most, _MEASURED_ON_CPU) if placement.kind == "cpu" else most
+    least = build(merge(config.model_dump(), {"train.batch_size": min(_FIRST, most)}))
+    refuse_single_value(least)
     costs = _measure_steps(config, spec, placement, measured, budget)
     if not costs:
-        least = build(merge(config.model_dump(), {"train.batch_size": min(_FIRST, most)}))
-        short = MemoryError(f"{budget / 2**30:,.1f} GiB may be used")
-        raise out_of_memory(least, placement.description, short)
+        room = "a step failed" if budget is None else f"{budget / 2**30:,.1f} GiB may be used"
+        raise out_of_memory(least, placement.description, MemoryError(room))
     images = costs[-1].images
-    while measured <= images < most and costs[-1].memory_for(2 * images) <= budget:
+    while measured <= images < most and _fits(costs[-1], 2 * images, budget):
         images *= 2
     return images, costs
 
 
-def memory_budget(placement: Placement) -> int:
-    """Bytes that an optimizer step may take.
+def _fits(cost: StepCost, images: int, budget: float | None) -> bool:
+    return budget is None or cost.memory_for(images) <= budget
 
-    Raises:
-        ConfigError: several processes, or a device or system whose free memory is not known.
-    """
+
+def memory_budget(placement: Placement) -> int | None:
+    """Bytes that an optimizer step may take; None: the free memory is not known here."""
     free: int | None = None
     if placement.kind == "cuda":
         free, _ = torch.cuda.mem_get_info(placement.torch_device)
     elif placement.kind == "cpu":
         free = available_memory()
-    if free is None or placement.world_size > 1:
-        found = f"auto for {placement.world_size} processes"
-        if free is None:
-            found = f"auto on {placement.kind}, whose free memory is not known here"
-        raise ConfigError(
-            "train.batch_size",
-            found=found,
-            expected="one process on an NVIDIA GPU, or on a CPU under Linux",
-            remedy="give a number, for example train.batch_size=8; for several GPUs, the one that "
-            "a run of one process prints",
-        )
-    return int(free * _SHARE[placement.kind])
+    return None if free is None else int(free * _SHARE[placement.kind])
 
 
 def _measure_steps(
-    config: Config, spec: DatasetSpec, placement: Placement, most: int, budget: int
+    config: Config, spec: DatasetSpec, placement: Placement, most: int, budget: float | None
 ) -> list[StepCost]:
     """Costs of steps with 2, 4, ... images, up to `most` and to what fits into the budget."""
     device = placement.torch_device
@@ -174,23 +181,25 @@ def _measure_steps(
     kept = contextlib.nullcontext() if on_gpu else keeping_all_freed_memory()
     costs: list[StepCost] = []
     with torch.random.fork_rng([device] if on_gpu else []), kept:
-        before = _memory_in_use(device)
+        before = 0 if budget is None else _memory_in_use(device)
         step = _RandomStep(config, spec, device)
         images = min(_FIRST, most)
-        while images <= most and (not costs or costs[-1].memory_for(images) <= budget):
+        while images <= most and (not costs or _fits(costs[-1], images, budget)):
             try:
                 seconds = step.run(images)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 break
+            memory = 0
             if on_gpu:
                 memory = torch.cuda.max_memory_reserved(device) - before
-            else:
+            elif budget is not None:
                 memory = peak_memory() - before + loader_memory(config, images)
-            if memory > budget:
+            cost = StepCost(images, seconds, memory, step.fixed_memory)
+            if not _fits(cost, images, budget):
                 break
-            costs.append(StepCost(images, seconds, memory, step.fixed_memory))
+            costs.append(cost)
             images *= 2
         del step
         gc.collect()
@@ -236,7 +245,10 @@ class _RandomStep:
         """Run two steps and return the seconds of the second one."""
         seconds, (_, height, width) = 0.0, self.shape
         image = torch.rand(images, *self.shape, dtype=self.dtype)
-        label = torch.randint(self.classes, (images, height, width))
+        # Nine blocks: an image of a dataset holds a few classes, and losses cost time for each.
+        label = torch.randint(self.classes, (images, 3, 3))
+        rows, columns = torch.arange(height) * 3 // height, torch.arange(width) * 3 // width
+        label = label[:, rows[:, None], columns]  # (N, H, W)
         batch = {"image": image, "label": label}
         batch = self.module.transfer_batch_to_device(batch, self.device, 0)
         for _ in range(2):
@@ -248,6 +260,8 @@ class _RandomStep:
             self.optimizer.zero_grad()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
+            elif self.device.type == "mps":
+                torch.mps.synchronize()
             seconds = time.perf_counter() - started
         return seconds
 
@@ -363,14 +377,30 @@ def plan_training(
 
     Raises:
         CGRSegError: a folder that no settings read (the message names the conversion, where there
-            is one), data that cannot be trained on, or a config file that exists.
+            is one), another folder as `data.root`, data that cannot be trained on, several
+            processes, or a config file that exists.
     """
     placement = find_placement(device)
-    folder = given.get("data.root", folder)
+    if placement.world_size > 1:
+        raise ConfigError(
+            "cgrseg train --auto",
+            found=f"{placement.world_size} processes",
+            expected="one process, which writes the config file",
+            remedy="write the file with `cgrseg train --auto FOLDER --write-only` in one process, "
+            "then start several processes with the file",
+        )
+    root = str(given.get("data.root", folder))
+    if Path(root).resolve() != Path(folder).resolve():
+        raise ConfigError(
+            "data.root",
+            found=f"{hidden_secrets(root)}, beside the folder {hidden_secrets(folder)}",
+            expected="one dataset folder",
+            remedy="give the folder once, as in `cgrseg train --auto FOLDER`",
+        )
     variant = given.get("model.name", "cgrseg_t")
     plan = Plan(preset_name(variant, DATASETS["custom"]), dict(given))
     plan.reasons = dict.fromkeys(given, _GIVEN)
-    stem = Path(folder).resolve().name
+    stem = local_folder(folder).resolve().name
     plan.choose("name", f"{variant.replace('_', '-')}_{stem}_auto", "name of run and run folder")
     plan.refuse_existing()
     report = _choose_data(plan, folder, progress)
@@ -489,6 +519,8 @@ def _choose_sizes(plan: Plan, train: SplitSummary, *, on_cpu: bool) -> None:
             reason += f", and the smallest class has some {smallest:.0f} pixels across"
     scale = (round(long * side / short), side)
     plan.choose("augment.scale", scale, f"{reason} (median of the training images)")
+    scale = plan.config.augment.scale
+    side = round(short * min(max(scale) / long, min(scale) / short))
     plan.choose("test.scale", scale, "as in training")
     most = _CROP_ON_CPU if on_cpu else _SIDE
     crop = min(most, max(_SMALLEST_CROP, side // NETWORK_STRIDE * NETWORK_STRIDE))
@@ -518,22 +550,12 @@ def _choose_schedule(plan: Plan, placement: Placement, images: int, validated: i
     config = build(merge(plan.config.model_dump(), {"loss.class_weights": None}))
     config = with_measurements(config)
     spec, on_cpu = resolve_spec(config.data), placement.kind == "cpu"
-    crops = min(_MOST, max(_FEWEST, _PASSES * images))
-    fixed = isinstance(config.train.batch_size, int) and "train.batch_size" in plan.settings
-    wanted = config.train.images_per_batch if fixed else _power_of_two(crops // _STEPS)
-    batch, costs = largest_batch(config, spec, placement, _power_of_two(wanted))
-    last = costs[-1]
-    measured = f"{last.seconds:.2g} s and {last.memory / 2**30:.1f} GiB for {last.images} images"
-    if fixed:
-        batch = wanted
-    reason = f"{_STEPS:,} steps or more, each of at least {_SMALLEST_STEP} images"
-    if batch < wanted:
-        reason = f"the most that fits into memory of {wanted} wanted"
-    if plan.settings.get("train.batch_size") == "auto":
-        del plan.settings["train.batch_size"], plan.reasons["train.batch_size"]
-    plan.choose("train.batch_size", batch, f"{reason}; measured: {measured}")
-    if batch < wanted:
-        plan.choose("train.accumulate", wanted // batch, f"{wanted} images per optimizer step")
+    crops, aim = _PASSES * images, f"{_PASSES} passes over the training images"
+    if not _FEWEST <= crops <= _MOST:
+        bound = "fewest" if crops < _FEWEST else "most, those of the published recipe"
+        crops = min(_MOST, max(_FEWEST, crops))
+        aim = f"{crops:,} crops, the {bound}, in place of {_PASSES} passes"
+    batch, last = _choose_batch(plan, config, spec, placement, crops, aim)
     per_step = batch * plan.config.train.accumulate
     reading, evaluating = _image_times(config, spec, placement, bool(validated))
     computing = last.seconds * per_step / last.images
@@ -545,40 +567,76 @@ def _choose_schedule(plan: Plan, placement: Placement, images: int, validated: i
     step = computing + reading * per_step / usable_cpus()
     if not on_cpu:
         step = max(computing, reading * per_step / workers)
-    reason = f"{_PASSES} passes over the training images"
-    if crops != _PASSES * images:
-        bound = "fewest" if crops == _FEWEST else "most, those of the published recipe"
-        reason = f"{crops:,} crops, the {bound}, in place of {_PASSES} passes"
-    affordable = max(_FEWEST, int(_LONGEST / step * per_step))
+    affordable, hours = int(_LONGEST / step * per_step), _LONGEST // 3600
     if affordable < crops:
-        crops = affordable
-        reason = f"what {_LONGEST // 3600} hours allow of {reason}"
-    plan.choose("schedule.max_iters", _round(crops / per_step), reason)
+        aim = f"what {hours} hours allow of {aim}"
+        if affordable < _FEWEST:
+            aim = f"{_FEWEST:,} crops, the fewest, though they take more than {hours} hours"
+        crops = max(_FEWEST, affordable)
+    plan.choose("schedule.max_iters", _round(crops / per_step), aim)
     iterations = plan.config.schedule.max_iters
     plan.choose("schedule.warmup_iters", min(1_500, iterations // 20), "a twentieth, at most 1,500")
     training, evaluation = iterations * step, validated * evaluating
     count = 0
     if plan.config.train.evaluate:
         affordable = int(_EVALUATING * training / evaluation) if evaluation else _EVALUATIONS
-        count = min(_EVALUATIONS, max(2, affordable))
-        reason = f"{count} evaluations of {validated} images, each about "
-        reason += format_seconds(evaluation)
-        plan.choose("train.eval_interval", math.ceil(iterations / count), reason)
+        interval = math.ceil(iterations / min(_EVALUATIONS, max(2, affordable)))
+        count = math.ceil(iterations / interval)
+        reason = (
+            f"evaluations: {count}, of {validated} images and about {_duration(evaluation)} each"
+        )
+        plan.choose("train.eval_interval", interval, reason)
         count = math.ceil(iterations / plan.config.train.eval_interval)
-    expected = format_seconds(training + count * evaluation)
+    expected = _duration(training + count * evaluation)
     plan.head = [
         f"Settings for {plan.settings['data.root']} on this machine, by `cgrseg train --auto`.",
         f"Edit them, then: {plan.command}",
         "",
         f"data: {images} training and {validated} validation images, {spec.num_classes} classes",
-        f"machine: {placement.description}; {measured}, forward, backward and optimizer",
+        f"machine: {placement.description}; {last}, forward, backward and optimizer",
         f"expected time: {expected}",
     ]
 
 
+def _choose_batch(
+    plan: Plan, config: Config, spec: DatasetSpec, placement: Placement, crops: int, aim: str
+) -> tuple[int, StepCost]:
+    """Batch size and accumulation; returns the batch size and the largest step measured."""
+    budget, accumulate = memory_budget(placement), config.train.accumulate
+    if "train.batch_size" in plan.settings and config.train.batch_size != "auto":
+        batch = config.train.images_per_batch
+        most = _power_of_two(min(LARGEST_STEP, batch))
+        # A given number is not limited: its steps are run for their time.
+        limit = None if budget is None else math.inf
+        return batch, largest_batch(config, spec, placement, most, limit)[1][-1]
+    whole = _power_of_two(max(_SMALLEST_STEP, min(LARGEST_STEP, crops // _STEPS)))
+    wanted = _power_of_two(whole // accumulate)
+    most = min(wanted, _SMALLEST_STEP) if budget is None else wanted
+    batch, costs = largest_batch(config, spec, placement, most, budget)
+    reason = f"{wanted * accumulate} images per optimizer step"
+    few = crops // (wanted * accumulate) < _STEPS
+    reason += f"{', the fewest' if few else ''}: {aim} would be "
+    reason += f"{'fewer than' if few else 'at least'} {_STEPS:,} steps"
+    if budget is None:
+        reason = f"at most {_SMALLEST_STEP}, because the free memory is not known here"
+    elif batch < wanted:
+        reason = f"the most that fits into memory of {wanted} wanted"
+    if plan.settings.get("train.batch_size") == "auto":
+        del plan.settings["train.batch_size"], plan.reasons["train.batch_size"]
+    plan.choose("train.batch_size", batch, f"{reason}; measured: {costs[-1]}")
+    if batch < wanted:
+        images = f"{wanted * accumulate} images per optimizer step"
+        plan.choose("train.accumulate", wanted // batch, images)
+    return batch, costs[-1]
+
+
 def _power_of_two(images: int) -> int:
-    """The largest power of two up to a number, within the smallest and the largest step."""
-    return 1 << (max(_SMALLEST_STEP, min(LARGEST_STEP, images)).bit_length() - 1)
+    """The largest power of two up to a number, 1 or more."""
+    return 1 << (max(1, images).bit_length() - 1)
+
+
+def _duration(seconds: float) -> str:
+    return format_seconds(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _round(number: float) -> int:

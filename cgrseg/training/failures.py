@@ -27,7 +27,7 @@ from cgrseg.errors import (
 from cgrseg.files import write_json, writing_problem
 from cgrseg.surroundings import first_line, is_out_of_memory, missing_memory, raise_machine_problem
 from cgrseg.training.checkpointing import LATEST, PREVIOUS
-from cgrseg.variants import VARIANTS
+from cgrseg.variants import NETWORK_STRIDE, VARIANTS
 
 BAD_BATCH = "bad_batch.json"
 # Least memory: bytes per pixel of a batch (float32 image, int64 label); bytes per pixel of the
@@ -152,13 +152,25 @@ def refuse_too_large(config: Config, placement_kind: str, device: str) -> None:
             raise lost_loader(config, refused) from refused
 
 
+def refuse_single_value(config: Config) -> None:
+    """Refuse batches with one value per channel at the coarsest scale, a 64th of the crop.
+
+    Raises:
+        ConfigError: the smallest crops of the run are such.
+    """
+    smallest = min(max(stage.crop_size) for stage in config.augment.stages)
+    if config.train.images_per_batch == 1 and smallest <= 2 * NETWORK_STRIDE:
+        raise single_value(config)
+
+
 def single_value(config: Config) -> ConfigError:
     """The error for a batch norm with one value per channel, which has no variance."""
-    height, width = config.augment.crop_size
+    height, width = min((stage.crop_size for stage in config.augment.stages), key=max)
+    part = "" if len(config.augment.progressive) == 1 else ", the smallest of augment.progressive,"
     return ConfigError(
         "train.batch_size, augment.crop_size",
-        found=f"{config.train.images_per_batch} image of {height}x{width} per process: at the "
-        "coarsest scale that is one value per channel, and batch norm needs two",
+        found=f"{config.train.images_per_batch} image of {height}x{width}{part} per process: at "
+        "the coarsest scale that is one value per channel, and batch norm needs two",
         expected="at least two images per process, or crops larger than 64x64",
         remedy="set train.batch_size=2, or a larger augment.crop_size",
     )

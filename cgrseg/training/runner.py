@@ -34,7 +34,7 @@ from cgrseg.training.callback import RunCallback, score_columns
 from cgrseg.training.checkpointing import BEST, LATEST, ORIGIN, CheckpointKeeper, model_meta
 from cgrseg.training.data_source import DatasetSource, DataSource
 from cgrseg.training.distillation import Teacher
-from cgrseg.training.failures import readable_failures, refuse_too_large
+from cgrseg.training.failures import readable_failures, refuse_single_value, refuse_too_large
 from cgrseg.training.initial_weights import load_initial_weights, locate_initial_weights
 from cgrseg.training.journal import Journal, make_loggers
 from cgrseg.training.losses import loss_columns
@@ -182,6 +182,7 @@ def _train_on(
     config, precision = settle_precision(config, placement, stored_precision(checkpoint))
     options = trainer_options(config, placement)
     refuse_too_large(config, placement.kind, placement.description)
+    refuse_single_value(config)
     transcript.say(f"device: {placement.description}; precision: {precision}")
     run_dir = Path(config.run_dir)
     data = data_record(source.spec, source.image_lists())

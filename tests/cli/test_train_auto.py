@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cgrseg.config import load_config
 from cgrseg.data.check.report import SplitSummary
+from cgrseg.devices import Placement
 from cgrseg.errors import CGRSegError
 from cgrseg.training import auto
 from tests.data.folders import TWELVE, write_folder
@@ -59,15 +62,22 @@ def test_two_classes_of_which_one_is_rare(run: Run) -> None:
     assert config_file.read_text() == text
 
 
-def test_one_image_without_imagenet_weights(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_without_imagenet_weights_where_memory_is_unknown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "empty")
+    monkeypatch.setattr(auto, "available_memory", lambda: None)
+    monkeypatch.delattr(auto, "peak_memory")  # Windows has none
     write_folder(Path("mine"), stems=("0",))
     result = run("train", "--auto", "mine", "name=other", "--write-only", *SMALL)
     assert result.exit_code == 0, result.output
     config = load_config("other.py")
     assert not config.train.evaluate and config.data.val_fraction == 0
     assert config.model.pretrained is None
-    assert "# random weights, because ImageNet's cannot be had here" in Path("other.py").read_text()
+    text = Path("other.py").read_text()
+    assert "# random weights, because ImageNet's cannot be had here" in text
+    assert "# at most 4, because the free memory is not known here; measured: " in text
+    assert config.train.batch_size == 4 and config.train.accumulate == 1
     assert not Path("work_dirs").exists()
     trained = run("train", "other.py", "--device", "cpu")
     assert trained.exit_code == 0, trained.output
@@ -126,6 +136,74 @@ def test_scale_and_crop_follow_images_and_objects(
     assert plan.config.augment.crop_size == (crop, crop)
 
 
+def test_given_scale_decides_on_evaluation_and_crop() -> None:
+    plan = auto.Plan("cgrseg-t_custom", {"augment.scale": [160, 400]})
+    plan.reasons = {"augment.scale": auto._GIVEN}
+    summary = SplitSummary(4, 4, (9, 9), (4, 3), 0, ((360, 480),) * 2, median=(360, 480))
+    auto._choose_sizes(plan, summary, on_cpu=True)  # 360x480 become 160x213
+    assert plan.config.augment.scale == plan.config.test.scale == (160, 400)
+    assert plan.config.augment.crop_size == (160, 160)
+
+
+@pytest.mark.parametrize(
+    ("images", "seconds", "given", "batch", "expected"),
+    [
+        (3, 1, {}, 4, ["4 images per optimizer step, the fewest: 4,000 crops", "fewer than 2,000"]),
+        (400, 1, {}, 8, ["8 images per optimizer step: 50 passes", "at least 2,000 steps"]),
+        (400, 1, {"train.accumulate": 4}, 2, ["8 images per optimizer step: 50 passes"]),
+        (400, 40, {}, 8, ["what 12 hours allow of 50 passes"]),
+        (400, 400, {}, 8, ["4,000 crops, the fewest, though they take more than 12 hours"]),
+        (
+            400,
+            1,
+            {"train.batch_size": 6},
+            6,
+            ["evaluations: 10, of 3 images and about 0.06 s each"],
+        ),
+    ],
+)
+def test_reasons_are_true(
+    images: int,
+    seconds: float,
+    given: dict[str, int],
+    batch: int,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_folder(Path("mine"))
+
+    def measured(*arguments: Any) -> list[auto.StepCost]:
+        images = min(4, arguments[3])
+        return [auto.StepCost(images, seconds * images / 4, 1 << 30, 1 << 28)]
+
+    monkeypatch.setattr(auto, "_measure_steps", measured)
+    monkeypatch.setattr(auto, "_image_times", lambda *_: (0.001, 0.02))
+    monkeypatch.setattr(auto, "available_memory", lambda: 64 << 30)
+    plan = auto.Plan("cgrseg-t_custom", {"name": "plan", **given})
+    plan.reasons = dict.fromkeys(plan.settings, auto._GIVEN)
+    auto._choose_data(plan, "mine", None)
+    auto._choose_schedule(plan, Placement("cpu"), images, 3)
+    text = " ".join(plan.write().read_text().replace("\n        # ", " ").split())
+    assert all(each in text for each in expected), text
+    assert plan.config.train.batch_size == batch
+
+
 def test_write_only_needs_auto(run: Run) -> None:
     result = run("train", "cgrseg-t_camvid", "--write-only")
     assert result.exit_code == 2 and "given without --auto" in result.stderr
+    result = run("train", "--auto", "mine", "--write-only", "--print-config")
+    assert result.exit_code == 2 and "given with --print-config" in result.stderr
+
+
+def test_one_folder_and_one_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("train", "--auto", "mine", "--data-root", "yours")
+    assert result.exit_code == 2 and "yours, beside the folder mine" in result.stderr
+    with zipfile.ZipFile("sets.zip", "w") as archive:
+        archive.writestr("inner/classes.txt", "a\nb\n")
+    monkeypatch.setenv("CGRSEG_CACHE", str(Path("cache").resolve()))
+    Path("cgrseg-t_inner_auto.py").touch()  # found by the name of the folder in the archive
+    result = run("train", "--auto", f"zip://inner::{Path('sets.zip').resolve()}")
+    assert result.exit_code == 2 and "it is not overwritten" in result.stderr
+    monkeypatch.setattr(auto, "find_placement", lambda _: Placement("cpu", world_size=2))
+    result = run("train", "--auto", "mine")
+    assert result.exit_code == 2 and "expected: one process" in result.stderr

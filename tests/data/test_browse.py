@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cgrseg.config.schema import Config
+from cgrseg.config.settings import build, merge
 from cgrseg.data.browse import labels_png, write_sheet
 from cgrseg.data.color import MEAN, STD
 from cgrseg.data.dataset import EvalDataset, TrainDataset
@@ -95,6 +96,21 @@ def test_augmented_samples_are_those_of_training(config, tmp_path):
         shown = np.asarray(labels)
         assert np.array_equal(shown[expected != 255], expected[expected != 255])
         assert set(np.unique(shown[expected == 255])) <= {254, 255}
+
+
+def test_augmented_samples_grow_as_those_of_training(config, tmp_path):
+    changes = {
+        "augment.crop_size": [64, 64],
+        "augment.progressive": [0.5, 1],
+        "train.batch_size": 1,
+        "train.accumulate": 2,
+        "schedule.max_iters": 2,
+    }
+    config = build(merge(config.model_dump(), changes))
+    write_sheet(config, tmp_path / "sheet.html", augmented=True, count=3)
+    text = (tmp_path / "sheet.html").read_text()
+    assert [photo.size for photo in Pictures(text).photos] == [(32, 32), (32, 32), (64, 64)]
+    assert "sample 1, iteration 1" in text and "sample 2, iteration 2" in text
 
 
 def test_ignored_pixels_are_transparent_with_lines_eight_apart():

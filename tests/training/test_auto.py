@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_size_follows_the_free_memory(
     config = small_config(dataset, tmp_path / "run", train__batch_size="auto")
     place, spec = Placement("cpu"), resolve_spec(config.data)
     state = torch.get_rng_state()
-    _, (two, four) = auto.largest_batch(config, spec, place, 4)
+    _, (two, four) = auto.largest_batch(config, spec, place, 4, auto.memory_budget(place))
     assert torch.equal(torch.get_rng_state(), state)
     assert two.images == 2 and four.images == 4
     weights = sum(p.nbytes for p in build_model(config, spec).parameters())
@@ -85,7 +86,17 @@ def test_steps_run_on_a_fake_gpu(
     monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
     with fake_cuda() as gpu:
         step = auto._RandomStep(config, resolve_spec(config.data), CUDA)
+        trained, labels = step.module.training_step, []
+
+        def noting(batch: Any, number: int) -> torch.Tensor:
+            labels.append(batch["label"].cpu())
+            return trained(batch, number)
+
+        monkeypatch.setattr(step.module, "training_step", noting)
         assert step.run(2) > 0
+    for rows, columns in itertools.product(torch.arange(64).tensor_split(3), repeat=2):
+        block = labels[0][:, rows[1] : rows[-1], columns[1] : columns[-1]]
+        assert (block == block[:, :1, :1]).all()  # few classes, as in the images of a dataset
     assert gpu.operations > 1000 and step.fixed_memory > 50e6
 
 

@@ -243,6 +243,10 @@ def test_one_image_per_process_is_too_few_for_small_crops(tmp_path: Path) -> Non
     root = write_dataset(tmp_path / "data")
     with pytest.raises(ConfigError, match=r"train\.batch_size=2"):
         train(small_config(root, tmp_path / "run", train__batch_size=1), device="cpu")
+    growing = {"augment__crop_size": [128, 128], "augment__progressive": [1, 0.5]}
+    with pytest.raises(ConfigError, match=r"1 image of 64x64, the smallest of augment\.pro"):
+        train(small_config(root, tmp_path / "run", train__batch_size=1, **growing), device="cpu")
+    assert not (tmp_path / "run" / "config.json").exists()  # refused before the first iteration
 
 
 def test_missing_data_is_told_before_anything_is_made(tmp_path: Path) -> None:
