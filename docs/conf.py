@@ -21,7 +21,8 @@ include_patterns = [
     *("docs/**", "benchmarks/results/*.md", "examples/**/*.md"),
     *("CHANGELOG.md", "CONTRIBUTING.md"),
 ]
-exclude_patterns = ["benchmarks/results/accuracy_runs.md"]  # a table for accuracy.md, no page
+# Tables for accuracy.md, no pages.
+exclude_patterns = ["benchmarks/results/accuracy_runs.md", "benchmarks/results/screening.md"]
 
 extensions = [
     "myst_parser",
