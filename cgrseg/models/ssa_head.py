@@ -105,12 +105,15 @@ class SSAHead(ReconstructionHead):
         fixed, learned = self.conv_seg.weight.flatten(1), self.center_pos.weight
         label = labels_at(label, x.shape[2:]).unsqueeze(1)  # (N, 1, H, W)
         classes = torch.arange(len(fixed), device=label.device)[:, None, None]
-        inside = ((label == classes) & (label != ignore_index)).flatten(2).to(x.dtype)
+        inside = ((label == classes) & (label != ignore_index)).flatten(2)
+        inside = inside.to(torch.promote_types(x.dtype, torch.float32))
         count = inside.sum(dim=2, keepdim=True)  # (N, K, 1)
-        content = (inside @ _tokens(x)).sum(dim=0, keepdim=True)
-        content = _means(content, count.sum(dim=0, keepdim=True), fixed.detach())
+        in_batch = count.sum(dim=0, keepdim=True)
+        share = (inside / count.clamp(min=1)).to(x.dtype)
+        content = (count / in_batch.clamp(min=1) * (share @ _tokens(x))).sum(dim=0, keepdim=True)
+        content = torch.where(in_batch > 0, content, fixed.detach())
         guided_semantic = self.gt_center_content_proj(_beside(content, fixed))
-        where = _means(inside @ _tokens(position), count, learned.detach())
+        where = torch.where(count > 0, share @ _tokens(position), learned.detach())
         guided_spatial = self.gt_center_pos_proj(_beside(where, learned))
         guided_logits = cosine_logits(
             x + position, self.gt_center_proj(guided_semantic + guided_spatial)
@@ -125,7 +128,8 @@ class SSAHead(ReconstructionHead):
         initial = self.classify(x)
         position = self.get_feat_pos(x)
         probability = initial.softmax(dim=1).flatten(2)  # (N, K, H * W), over classes
-        means = probability @ _tokens(x) / (probability.sum(dim=2, keepdim=True) + EPSILON)
+        # Divided before the product, whose sums over cells exceed the range of float16.
+        means = (probability / (probability.sum(dim=2, keepdim=True) + EPSILON)) @ _tokens(x)
         semantic = self.center_content_proj(_beside(means, self.conv_seg.weight.flatten(1)))
         share = initial.flatten(2).softmax(dim=2)  # over cells
         where = share @ _tokens(position)  # (N, K, M)
@@ -158,8 +162,3 @@ def _tokens(features: Tensor) -> Tensor:
 def _beside(adapted: Tensor, fixed: Tensor) -> Tensor:
     """Adapted (N, K, M) and fixed (K, M) prototypes: (N, K, 2 * M)."""
     return torch.cat([adapted, fixed.expand_as(adapted)], dim=2)
-
-
-def _means(sums: Tensor, count: Tensor, absent: Tensor) -> Tensor:
-    """Sums (N, K, M) by count (N, K, 1); `absent` (K, M) where a class has no cell."""
-    return torch.where(count > 0, sums / (count + EPSILON), absent)

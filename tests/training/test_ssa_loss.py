@@ -242,6 +242,20 @@ def test_single_precision_and_half_precision_are_close(
         assert found["loss"].dtype == torch.float32
 
 
+def test_sums_over_many_cells_stay_within_float16() -> None:
+    torch.manual_seed(0)
+    head = SSAHead(SIZES, (6, 8, 10), CLASSES, 0.0).eval()
+    with torch.no_grad():
+        head.linear_fuse.bn.bias.fill_(20.0)  # 8,192 cells of 20 exceed 65,504
+    features = [torch.randn(1, c, 64 // s, 128 // s) for c, s in ((6, 1), (8, 2), (10, 4))]
+    label = torch.zeros(1, 64, 128, dtype=torch.int64)
+    exact = head.forward_with_truth(features, label, IGNORED)
+    with torch.autocast("cpu", torch.float16):
+        found = head.forward_with_truth(features, label, IGNORED)
+    for name, one, other in zip(exact._fields, found, exact, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.02, atol=0.05, msg=name)
+
+
 def test_weight_zero_leaves_a_term_out_and_the_others_as_they_are(
     head: SSAHead, features: list[Tensor], label: Tensor
 ) -> None:
