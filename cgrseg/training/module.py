@@ -185,7 +185,7 @@ class TrainingModule(lightning.LightningModule):
         if train.ema_decay is not None or train.average_last > 0:
             self.averaged = AveragedWeights(model, train.ema_decay, train.ema_warmup)
         # The first iteration whose weights enter the average.
-        self.first_averaged = 1 + round((1 - (train.average_last or 1)) * end)
+        self.first_averaged = min(end, 1 + round((1 - (train.average_last or 1)) * end))
         forward: Callable[..., Any] = model.forward
         if model.head == "ssa":
             forward = model.forward_with_truth

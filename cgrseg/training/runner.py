@@ -331,6 +331,8 @@ def _print_settings(
         say(f"further training sets, each with its samples per sample of data.root: {listed}")
     if config.train.teacher is not None:
         say(f"teacher: {config.train.teacher}")
+    for line in _without_effect(config):
+        say(f"without effect: {line}")
     say(
         f"settings: {schedule.max_iters} iterations, {source.images_per_iteration} images per "
         f"iteration, crops of {sizes}, learning rate {config.optimizer.lr:g}{warmup}, "
@@ -342,6 +344,29 @@ def _print_settings(
     warning = short_run(config)
     if warning and placement.rank == 0:
         _LOG.warning(warning)
+
+
+def _without_effect(config: Config) -> list[str]:
+    """Settings that differ from their defaults and do nothing in this run, with the reason."""
+    train, loss, head = config.train, config.loss, config.model.head
+    idle = {"ssa": "the head is dpg"} if head != "ssa" else {}
+    if head != "dpg":
+        idle["initial_weight"] = f"the {head} head has loss.{head}.initial_weight"
+    if train.teacher is None:
+        names = ("distill_weight", "distill_temperature", "distill_features")
+        idle |= dict.fromkeys(names, "there is no train.teacher")
+    plain = type(loss)()
+    lines = [
+        f"loss.{name}{'.*' if name == 'ssa' else f'={getattr(loss, name):g}'}: {reason}"
+        for name, reason in idle.items()
+        if getattr(loss, name) != getattr(plain, name)
+    ]
+    if train.average_last and round(train.average_last * config.schedule.max_iters) < 2:
+        lines.append(
+            f"train.average_last={train.average_last:g}: less than two of "
+            f"{config.schedule.max_iters} iterations"
+        )
+    return lines
 
 
 def short_run(config: Config) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from cgrseg.config import load_config
 from cgrseg.errors import ConfigError, DataError, WeightsError
 from cgrseg.models import create_model, load_model
 from cgrseg.training.checkpointing import read_training_checkpoint
@@ -20,7 +21,7 @@ from cgrseg.training.data_source import DatasetSource
 from cgrseg.training.module import TrainingModule
 from cgrseg.training.resuming import refuse_other_optimizer
 from cgrseg.training.run_log import read_table
-from cgrseg.training.runner import train
+from cgrseg.training.runner import _without_effect, train
 from tests.training.small_run import differing, small_config, weights_of, write_dataset
 
 
@@ -384,13 +385,26 @@ def test_a_damaged_latest_falls_back_to_the_one_before(
     assert latest.with_name("latest.pth.damaged").stat().st_size == 100_000
 
 
-def test_random_backbones_are_said(
+def test_random_backbones_and_settings_without_effect_are_said(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(small_config(dataset, tmp_path / "run", schedule__max_iters=1), device="cpu")
+    idle: dict[str, Any] = {"loss__distill_weight": 2, "loss__ssa": {"dice_weight": 2}}
+    idle["train__average_last"] = 0.5
+    train(small_config(dataset, tmp_path / "run", schedule__max_iters=1, **idle), device="cpu")
     told = capsys.readouterr().out
+    assert "without effect: loss.distill_weight=2: there is no train.teacher" in told
+    assert "without effect: loss.ssa.*: the head is dpg" in told
+    assert "without effect: train.average_last=0.5: less than two of 1 iterations" in told
+    assert told.count("without effect: ") == 3
     assert "weights: random, from scratch" in told
     assert "model.pretrained=imagenet" in told
+
+
+def test_the_loss_of_the_first_prediction_is_of_one_head() -> None:
+    assert not _without_effect(load_config("cgrseg-t_camvid"))
+    assert _without_effect(load_config("cgrseg-t_camvid", {"model.head": "ssa"})) == [
+        "loss.initial_weight=0.4: the ssa head has loss.ssa.initial_weight"
+    ]
 
 
 def test_a_name_is_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
