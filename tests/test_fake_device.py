@@ -20,7 +20,7 @@ from cgrseg.evaluation import extra_metrics, loop
 from cgrseg.inference import compiled_backend, device_decode, views
 from cgrseg.inference.decode import Segmentation
 from cgrseg.inference.fast import backbone
-from cgrseg.models import cgrseg as composition
+from cgrseg.models import dpg_head
 from cgrseg.ops import cross_entropy, resize_plan, windows
 from cgrseg.training import losses, module
 from tests import device_runs
@@ -197,7 +197,7 @@ def _combine(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
 
 @_plant("network", _forward)
 def _(patch: pytest.MonkeyPatch) -> None:
-    _on_cpu(patch, composition, "class_centers")
+    _on_cpu(patch, dpg_head, "class_centers")
 
 
 @_plant("loss term", lambda patch: device_runs.losses("cuda", "dice"))

@@ -182,8 +182,18 @@ def _meant(key: str, raw: str) -> Any:
     if isinstance(value, str) and _lists_texts(annotation):
         inside = value.removeprefix("[").removesuffix("]")
         return [str(parse_value(each.strip())) for each in inside.split(",")]
-    wants_text = admits(annotation, str)
-    return raw if wants_text and not admits(annotation, type(value)) else value
+    if _takes_any_text(annotation) and not admits(annotation, type(value)):
+        return raw
+    return value
+
+
+def _takes_any_text(annotation: Any) -> bool:
+    """Whether a setting may be any text, and not certain words alone."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return False
+    parts = typing.get_args(annotation)
+    is_list = typing.get_origin(annotation) in (list, tuple, dict)
+    return annotation is str or (not is_list and any(map(_takes_any_text, parts)))
 
 
 def _lists_texts(annotation: Any) -> bool:
@@ -214,6 +224,8 @@ def _one(kind: str, location: tuple[int | str, ...], value: Any, source: str | N
     path, annotation, inside = _locate(location)
     if kind == "extra_forbidden":
         return str(unknown_setting(".".join(str(part) for part in location), source))
+    if not admits(annotation, dict):  # names of the parts of a union are for programmers
+        inside = tuple(part for part in inside if isinstance(part, int))
     if kind == "missing":  # a pair with one entry: the given value is the whole pair
         inside = inside[:-1]
     where = path + "".join(f"[{part}]" for part in inside)
