@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgrseg.class_names import (
@@ -209,7 +209,7 @@ def test_differences_name_the_ids() -> None:
     )
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(names=NAMES)
 def test_names_keep_their_ids_from_coco_and_labelme_to_a_dataset(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]
