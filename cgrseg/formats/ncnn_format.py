@@ -202,7 +202,7 @@ class _Layer:
         values = np.frombuffer(self.weights, np.float32, count, len(_WHOLE))
         values = values.reshape(self.parameter(0), -1)
         most = np.abs(values).max(axis=1)
-        scales = (_LARGEST / np.where(most > 0, most, _LARGEST)).astype(np.float32)
+        scales = (_LARGEST / np.where(most > 1e-30, most, _LARGEST)).astype(np.float32)
         levels = np.rint(values * scales[:, None]).astype(np.int8).tobytes()
         bias = self.weights[len(_WHOLE) + 4 * count :][: 4 * biases]
         own = np.float32(_LARGEST / largest if largest > 0 else 1).tobytes()
