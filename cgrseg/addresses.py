@@ -184,7 +184,7 @@ def leaves_the_folder(name: str) -> bool:
 
 
 def _files_below(system: Any, top: str) -> dict[str, Any]:
-    """All files below a folder with what is said of them, or the file itself.
+    """All files below a folder, with their listing entries, or the file itself.
 
     The listing that file systems have by default leaves out folders that cannot be read.
     """

@@ -15,12 +15,11 @@ from typing import NoReturn
 import torch
 
 from cgrseg.config.schema import TestConfig
-from cgrseg.errors import ConfigError
 from cgrseg.evaluation.loop import EvalItems, Sink, Tally, count_images
 from cgrseg.evaluation.result import EvaluationResult
 from cgrseg.inference.background import map_in_threads
 from cgrseg.inference.predictor import Predictor
-from cgrseg.inference.ray_engine import RayCluster, ray_workers, worker_died
+from cgrseg.inference.ray_engine import RayCluster, other_network, ray_workers, worker_died
 from cgrseg.inference.records import Maker
 from cgrseg.progress import Progress
 
@@ -104,12 +103,7 @@ def evaluate_on_ray(
     with ray_workers(cluster, open_predictor, checkpoint) as pool:
         maker = pool.maker()
         if weights is not None and maker.made["weights"] != weights:
-            raise ConfigError(
-                "CHECKPOINT",
-                found="another network in the workers than in this process",
-                expected="the same on all machines",
-                remedy="put the checkpoint into a folder that all machines see, or use a hub id",
-            )
+            raise other_network("another network in the workers")
         job = _Counting(
             maker, stems, dataset, test, len(classes), ignore_index, metrics, batch_size, sinks
         )

@@ -162,12 +162,7 @@ class _Worker:
     def run(self, items: Sequence[Any], job: RayJob[Any, Any], coming: int) -> Any:
         """Answer for a group; `coming`: number of items that this worker will get, with these."""
         if self.maker() != job.maker:
-            raise ConfigError(
-                "CHECKPOINT",
-                found="another network, or other settings, on another machine of the cluster",
-                expected="the same on all machines",
-                remedy="put the checkpoint into a folder that all machines see, or use a hub id",
-            )
+            raise other_network("another network, or other settings, on another machine")
         self._predictor.backend.expect(coming)
         return job.run(self._predictor, items)
 
@@ -382,6 +377,16 @@ class RayPool:
                 "images are kept",
             )
         return group, None, reason
+
+
+def other_network(found: str) -> ConfigError:
+    """The error of processes whose networks differ."""
+    return ConfigError(
+        "CHECKPOINT",
+        found=f"{found} of the cluster",
+        expected="the same on all machines",
+        remedy="put the checkpoint into a folder that all machines see, or use a hub id",
+    )
 
 
 def worker_died(image: object, reason: str) -> DataError:

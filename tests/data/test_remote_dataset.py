@@ -133,9 +133,9 @@ def test_what_cannot_be_copied(system: Any, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(DataError, match="no files"):
         local_folder("memory://nowhere")
     for place in ("https://host/set?key=HUSH", "ftp://me:HUSH@host/set"):
-        for refused in (lambda: local_folder(place), lambda: DataConfig(root=place)):  # noqa: B023
+        for take in (local_folder, lambda root: DataConfig(root=root)):
             with pytest.raises(ConfigError, match="a user name, a password or a query") as caught:
-                refused()
+                take(place)
             assert "HUSH" not in str(caught.value)
     with pytest.raises(ConfigError, match="a pattern"):
         local_folder("memory://str*")
