@@ -61,6 +61,31 @@ class NeedsSettings(DataError):
     survey: Survey
 
 
+@dataclass(frozen=True)
+class ColorMasks:
+    """Masks in color, to be converted to class ids.
+
+    Attributes:
+        images: folder of the images.
+        masks: folder of the masks.
+        split: split that they are; None: not split.
+        suffix: ending of the masks' names after those of the images.
+    """
+
+    images: Path
+    masks: Path
+    split: str | None = None
+    suffix: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command that converts them into OUT."""
+        words = ["cgrseg", "data", "convert", "rgb", str(self.images), str(self.masks), "OUT"]
+        for name, value in (("mask-suffix", self.suffix), ("split", self.split)):
+            words += [f"--{name}", value] if value else []
+        return shlex.join(words)
+
+
 @dataclass
 class Survey:
     """What a folder holds.
@@ -69,7 +94,7 @@ class Survey:
         masks: what the masks hold, in words.
         settings: settings that read it, as KEY=VALUE; empty: its defaults do.
         alternative: another meaning of the same values in words, and the settings for it.
-        command: conversion that the masks need first; empty: none.
+        conversions: what the masks need first, folder by folder; empty: nothing.
         reason: why no setting reads the masks, and what to do; empty: there is one.
         where: places and names of images and masks, in words.
     """
@@ -77,9 +102,14 @@ class Survey:
     masks: str
     settings: list[str] = field(default_factory=list)
     alternative: tuple[str, list[str]] | None = None
-    command: str = ""
+    conversions: list[ColorMasks] = field(default_factory=list)
     reason: str = ""
     where: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command that converts the masks; empty: they need none."""
+        return " && ".join(each.command for each in self.conversions)
 
     def error(self, root: Path) -> NeedsSettings:
         """The message about a folder that cannot be read without settings: what to type."""
@@ -176,9 +206,9 @@ def survey_folder(root: Path, classes: Sequence[str] | None = None) -> Survey | 
         where = "images and masks in one folder"
     if pairing.names != _Names():
         where += f", named like {pairing.masks[0].name}"
-    survey = _survey_masks(root, pairing, classes)
+    survey = _survey_masks(root, pairing, classes, settings)
     survey.where = where
-    survey.settings = [*settings, *survey.settings]
+    survey.settings = [] if survey.conversions else [*settings, *survey.settings]
     if survey.alternative is not None:
         survey.alternative = survey.alternative[0], [*settings, *survey.alternative[1]]
     return survey
@@ -381,7 +411,9 @@ def _read_mask(path: Path) -> _Mask:
         return _Mask(None, problem=finding_from_error("label-unreadable", path, error))
 
 
-def _survey_masks(root: Path, pairing: _Pairing, classes: Sequence[str] | None) -> Survey:
+def _survey_masks(
+    root: Path, pairing: _Pairing, classes: Sequence[str] | None, settings: Sequence[str]
+) -> Survey:
     chosen = pairing.masks[:: max(1, len(pairing.masks) // _READ)][:_READ]
     read = list(run_parallel(_read_mask, chosen, threads=True))
     problems = [mask.problem for mask in read if mask.problem is not None]
@@ -399,7 +431,7 @@ def _survey_masks(root: Path, pairing: _Pairing, classes: Sequence[str] | None) 
                 "more: export the masks as PNG, then `cgrseg data convert rgb`; check that images "
                 "and masks are not swapped",
             )
-        return Survey("colors", command=_conversion(root, pairing))
+        return _survey_colors(root, pairing, settings)
     pixels = sum((mask.pixels for mask in masks if mask.pixels is not None), np.zeros(256, int))
     values = [int(value) for value in np.flatnonzero(pixels)]
     if _looks_binary(pixels, jpeg):
@@ -483,9 +515,23 @@ def _names(values: Sequence[int], classes: Sequence[str] | None) -> list[str]:
     return [f"data.classes=[{','.join(f'class{value}' for value in values)}]"]
 
 
-def _conversion(root: Path, pairing: _Pairing) -> str:
-    images, masks = (shlex.quote(str(root / each)) for each in (pairing.images, pairing.labels))
-    after = shlex.quote(pairing.names.label.removeprefix("{stem}"))
-    if pairing.names == _Names():
-        return f"cgrseg data convert rgb {images} {masks} OUT"
-    return f"cgrseg data convert rgb {images} {masks} OUT --mask-suffix {after}"
+def _survey_colors(root: Path, pairing: _Pairing, settings: Sequence[str]) -> Survey:
+    """The conversion of masks in color, split by split."""
+    image, _, suffix = pairing.names.label.partition("{stem}")
+    if image or pairing.names.image != "{stem}":
+        return Survey(
+            "colors",
+            reason="name each mask like its image, or with an addition at the end, then turn the "
+            "colors into class ids with `cgrseg data convert rgb`",
+        )
+    given = dict(text.removeprefix("data.").split("=", 1) for text in settings)
+    config = DataConfig.model_validate({"dataset": "custom", "root": str(root), **given})
+    layouts, _ = find_layout(config, root)
+    splits: dict[tuple[Path, Path], str] = {}
+    for split, layout in layouts.items():
+        folders = root / layout.images, root / (layout.labels or "")
+        if all(folder.is_dir() for folder in folders):
+            splits.setdefault(folders, split)
+    one = len(splits) == 1
+    found = [ColorMasks(*each, None if one else name, suffix) for each, name in splits.items()]
+    return Survey("colors", conversions=found)

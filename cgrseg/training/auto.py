@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cgrseg.addresses import local_folder
+from cgrseg.class_names import CLASS_LIST, listed, read_class_list
 from cgrseg.config.loading import load_config
 from cgrseg.config.presets import DATASETS, config_file, preset_name
 from cgrseg.config.schema import Config
@@ -27,6 +28,8 @@ from cgrseg.config.settings import build, merge, parse_overrides
 from cgrseg.cpus import usable_cpus
 from cgrseg.data.check import check_dataset, proposed_settings
 from cgrseg.data.check.report import CheckReport, SplitSummary
+from cgrseg.data.convert import convert_rgb_masks
+from cgrseg.data.convert.formats.rgb import list_colors
 from cgrseg.data.dataset import EvalDataset, TrainDataset, with_measurements
 from cgrseg.data.folder_survey import NeedsSettings
 from cgrseg.data.guess import guess_dataset
@@ -285,6 +288,7 @@ _SIDE = 512  # pixels; short side of the published recipe, and its crop
 _CROP_ON_CPU = 256  # pixels; as in the preset of CamVid, which two cores train within an hour
 _SMALLEST_CROP = 64  # pixels
 _SEEN = 16  # pixels across an object: two cells of the logits
+_MOST_COLORS = 32  # more are no classes, but smooth borders or instances
 _RARE = 0.01  # share of the labeled pixels
 _PASSES = 50  # over the images; 2,300 steps of 8 images on CamVid
 _FEWEST, _MOST = 4_000, 2_560_000  # crops seen; the most is that of the published recipe
@@ -403,7 +407,7 @@ def plan_training(
     stem = local_folder(folder).resolve().name
     plan.choose("name", f"{variant.replace('_', '-')}_{stem}_auto", "name of run and run folder")
     plan.refuse_existing()
-    report = _choose_data(plan, folder, progress)
+    report = _choose_data(plan, folder, say, progress)
     train = report.splits[plan.config.data.train_split]
     validation = report.splits.get(plan.config.data.eval_split)
     plan.choose("model.name", variant, "the smallest variant; cgrseg_b and cgrseg_l are slower")
@@ -418,9 +422,11 @@ def plan_training(
     return plan
 
 
-def _choose_data(plan: Plan, folder: str, progress: Progress | None) -> CheckReport:
+def _choose_data(
+    plan: Plan, folder: str, say: Callable[[str], None], progress: Progress | None
+) -> CheckReport:
     """The settings that read a folder, and the doctor's report with them."""
-    plan.choose("data.root", folder, "the dataset")
+    root = folder
     dataset = "custom" if "data.classes" in plan.settings else ""
     reason = "by its class list and folders"
     if not dataset and "data.dataset" not in plan.settings:
@@ -428,13 +434,21 @@ def _choose_data(plan: Plan, folder: str, progress: Progress | None) -> CheckRep
             dataset = guess_dataset(folder).dataset
         except NeedsSettings as error:
             survey = error.survey
-            if not survey.settings or survey.command or survey.reason:
+            if survey.conversions:
+                root = _convert_colors(error, folder, say, progress)
+            elif survey.reason or not survey.settings:
                 raise
             dataset, reason = "custom", f"{survey.where}; the masks hold {survey.masks}"
             for name, value in parse_overrides(survey.settings).items():
                 words = ": put the names of your classes here" if name == "data.classes" else ""
                 plan.choose(name, value, f"the masks hold {survey.masks}{words}")
     plan.choose("data.dataset", dataset, reason)
+    plan.settings["data.root"] = root
+    plan.reasons["data.root"] = (
+        "the dataset"
+        if root == folder
+        else (f"made from {hidden_secrets(folder)}; class names: {CLASS_LIST} in it")
+    )
 
     def check() -> CheckReport:
         config = plan.config
@@ -470,6 +484,46 @@ def _choose_data(plan: Plan, folder: str, progress: Progress | None) -> CheckRep
         report = check() if found else report
     report.raise_for_errors()
     return report
+
+
+def _convert_colors(
+    error: NeedsSettings, folder: str, say: Callable[[str], None], progress: Progress | None
+) -> str:
+    """Convert masks in color to class ids, and return the folder of these.
+
+    The classes are named by their colors, in the order of these.
+
+    Raises:
+        NeedsSettings: `error`, where there are more colors than classes are likely.
+        ConfigError: the classes of an earlier conversion have got other names since.
+    """
+    conversions = error.survey.conversions
+    colors = sorted({color for each in conversions for color in list_colors(each.masks)})
+    if len(colors) > _MOST_COLORS:
+        raise error
+    out = Path(f"{local_folder(folder).resolve().name}_ids")
+    say(f"the masks hold {len(colors)} colors: {out} gets them as class ids, named by their colors")
+    names = {color: "color_{:02x}{:02x}{:02x}".format(*color) for color in colors}
+    listing = out / CLASS_LIST
+    if listing.is_file() and read_class_list(listing) != tuple(names.values()):
+        raise ConfigError(
+            listing,
+            found="the classes have other names than their colors",
+            expected="no such folder, or one as this command writes it",
+            remedy=f"train with it: {shlex.join(['cgrseg', 'train', '--auto', str(out)])}; or "
+            "remove it, to convert again",
+        )
+    for part in conversions:
+        made = convert_rgb_masks(
+            *(part.images, part.masks, out),
+            colors=names,
+            split=part.split,
+            mask_suffix=part.suffix,
+            progress=progress,
+        )
+        if made.failures:
+            say(f"left out: {listed([f'{each.file}: {each.message}' for each in made.failures])}")
+    return str(out)
 
 
 def _choose_start(plan: Plan, say: Callable[[str], None]) -> None:

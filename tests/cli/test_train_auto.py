@@ -12,10 +12,11 @@ import pytest
 
 from cgrseg.config import load_config
 from cgrseg.data.check.report import SplitSummary
+from cgrseg.data.label_files import read_label
 from cgrseg.devices import Placement
-from cgrseg.errors import CGRSegError
+from cgrseg.errors import CGRSegError, ConfigError
 from cgrseg.training import auto
-from tests.data.folders import TWELVE, write_folder
+from tests.data.folders import TWELVE, rgba, three, write_folder
 
 from .conftest import Run
 
@@ -85,29 +86,57 @@ def test_one_image_without_imagenet_weights_where_memory_is_unknown(
 
 @pytest.mark.parametrize("name", TWELVE)
 def test_twelve_folders_as_people_have_them(name: str) -> None:
-    """Folders of color masks need a table of the colors: the error names the conversion."""
     TWELVE[name](Path("mine"))
     plan = auto.Plan("cgrseg-t_custom")
-    if name == "RGBA":
-        with pytest.raises(CGRSegError, match="cgrseg data convert rgb mine/images mine/masks OUT"):
-            auto._choose_data(plan, "mine", None)
-        return
-    report = auto._choose_data(plan, "mine", None)
+    report = auto._choose_data(plan, "mine", print, None)
     assert report.ok and report.splits["train"].pairs == 3 and report.splits["val"].pairs == 1
     assert sum(1 for pixels in report.splits["train"].pixels if pixels) == len(report.classes) >= 2
+
+
+def test_masks_in_color_become_class_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        write_folder(
+            Path("mine"),
+            images=f"images/{split}",
+            annotations=f"masks/{split}",
+            make=rgba,
+            classes=None,
+        )
+    for _ in range(2):  # what is converted is kept
+        plan = auto.Plan("cgrseg-t_custom")
+        report = auto._choose_data(plan, "mine", print, None)
+        assert "the masks hold 3 colors: mine_ids gets them" in capsys.readouterr().out
+        assert report.classes == ("color_000000", "color_804080", "color_dc143c")
+        assert [split.pairs for split in report.splits.values()] == [4, 4]
+    assert plan.settings["data.root"] == "mine_ids"
+    assert plan.reasons["data.root"] == "made from mine; class names: classes.txt in it"
+    for number in range(4):
+        label = read_label(Path(f"mine_ids/annotations/train/{number}.png"))
+        assert (label == three(number)).all()
+    Path("mine_ids/classes.txt").write_text("other\nroad\ncar\n")
+    with pytest.raises(ConfigError, match="cgrseg train --auto mine_ids"):
+        auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
+
+
+def test_many_colors_are_no_classes() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    write_folder(Path("mine"), annotations="masks", make=lambda _: noise, classes=None)
+    with pytest.raises(CGRSegError, match="cgrseg data convert rgb mine/images mine/masks OUT"):
+        auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
+    assert not Path("mine_ids").exists()
 
 
 @pytest.mark.parametrize(("stems", "held_out"), [(("0", "1", "2"), 1), (("0",), 0)])
 def test_folder_without_a_validation_split(stems: tuple[str, ...], held_out: int) -> None:
     write_folder(Path("mine"), images="images/train", annotations="annotations/train", stems=stems)
     plan = auto.Plan("cgrseg-t_custom")
-    report = auto._choose_data(plan, "mine", None)
+    report = auto._choose_data(plan, "mine", print, None)
     assert report.splits["train"].pairs == len(stems) - held_out
     assert plan.config.train.evaluate == bool(held_out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in TWELVE if name != "RGBA"])
+@pytest.mark.parametrize("name", TWELVE)
 def test_twelve_folders_train_at_once(run: Run, name: str) -> None:
     TWELVE[name](Path("mine"))
     result = run("train", "--auto", "mine", "model.pretrained=null", *SMALL)
@@ -181,7 +210,7 @@ def test_reasons_are_true(
     monkeypatch.setattr(auto, "available_memory", lambda: 64 << 30)
     plan = auto.Plan("cgrseg-t_custom", {"name": "plan", **given})
     plan.reasons = dict.fromkeys(plan.settings, auto._GIVEN)
-    auto._choose_data(plan, "mine", None)
+    auto._choose_data(plan, "mine", print, None)
     auto._choose_schedule(plan, Placement("cpu"), images, 3)
     text = " ".join(plan.write().read_text().replace("\n        # ", " ").split())
     assert all(each in text for each in expected), text

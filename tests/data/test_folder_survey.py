@@ -201,6 +201,32 @@ def test_gray_in_color_files(tmp_path: Path) -> None:
         read_label(tmp_path / "color.png")
 
 
+@pytest.mark.parametrize(
+    ("images", "masks"), [("images/{}", "masks/{}"), ("{}/photos", "{}/colored")]
+)
+def test_color_masks_of_splits_are_converted_split_by_split(
+    tmp_path: Path, images: str, masks: str
+) -> None:
+    make = by_split(
+        *(images, masks, ("train", "val")), make=folders.rgba, label_name="{stem}_L.png"
+    )
+    root = make(tmp_path / "mine")
+    survey = survey_folder(root)
+    assert survey is not None
+    commands = [
+        f"cgrseg data convert rgb {root / images.format(split)} {root / masks.format(split)} OUT "
+        f"--mask-suffix _L --split {split}"
+        for split in ("train", "val")
+    ]
+    assert survey.command == " && ".join(commands)
+
+
+def test_color_masks_named_otherwise_are_renamed_first(tmp_path: Path) -> None:
+    root = write(tmp_path / "mine", make=folders.rgba, label_name="mask_{stem}.png")
+    with pytest.raises(DataError, match="name each mask like its image"):
+        guess_dataset(root)
+
+
 def test_color_masks_in_nested_folders(tmp_path: Path) -> None:
     stems = ("a b/0", "a b/1", "c/d/0", "c/d/1")
     root = write(tmp_path / "mine", stems=stems, make=folders.rgba)
