@@ -39,8 +39,9 @@ from torch import Tensor, nn
 
 from cgrseg.bench.machine import describe_machine
 from cgrseg.config import load_config
+from cgrseg.config.presets import PLUS
 from cgrseg.config.schema import Config
-from cgrseg.data.dataset import EvalDataset
+from cgrseg.data.dataset import EvalDataset, with_measurements
 from cgrseg.data.pairs import find_pairs
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets.spec import DatasetSpec
@@ -97,6 +98,7 @@ class Method:
 
 METHODS = {
     "plain": Method("CGRSeg-T, plain recipe"),
+    "plus": Method("the recipe plus", tuple(f"{key}={value}" for key, value in PLUS.items())),
     "rate": Method("twice the learning rate", ("optimizer.lr=2e-3",)),
     "weights_auto": Method("class weights 1 / ln(1.02 + share)", ("loss.class_weights=auto",)),
     "weights_median": Method("class weights by median frequency", ("loss.class_weights=median",)),
@@ -224,7 +226,7 @@ def settings_of(stage: str, method: str, seed: int, data_root: str, work_dir: st
 def run_one(stage: str, method: str, seed: int, data_root: str, folder: Path) -> None:
     """Train and score one contestant with one seed; leave `result.json` in its folder."""
     settings = settings_of(stage, method, seed, data_root, str(folder))
-    config: Config = load_config(PRESET, settings)
+    config: Config = with_measurements(load_config(PRESET, settings))
     placement = Placement("cpu")
     spec = resolve_spec(config.data)
     torch.manual_seed(seed)
@@ -304,7 +306,7 @@ def finished(runs: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def write_table(runs: Path, path: Path) -> None:
-    """Write means and spread; beside `path`, CSVs of runs and curves, and every log.
+    """Write means and spread, also by class; beside `path`, CSVs of runs and curves, and every log.
 
     Differences to the plain recipe are taken seed by seed: a change counts where its mean is
     larger than its spread.
@@ -333,6 +335,7 @@ def write_table(runs: Path, path: Path) -> None:
             averaged = [_score(results[method, seed], "averaged", split) for seed in seeds]
             cells.append(_mean_and_spread(averaged))
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *_per_class(results)]
     atomic_write_text(path, "\n".join(lines) + "\n")
     rows, curves = io.StringIO(), io.StringIO()
     of_runs, of_curves = (csv.writer(text, lineterminator="\n") for text in (rows, curves))
@@ -369,13 +372,32 @@ def write_table(runs: Path, path: Path) -> None:
     atomic_write_text(path.with_name(f"{path.stem}_curves.csv"), curves.getvalue())
 
 
+def _per_class(results: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
+    """Table of the IoU on test by class; rare classes last."""
+    classes = next(iter(results.values()))["classes"]
+    order = [name for name in classes if name not in RARE] + list(RARE)
+    names = [f"{name} (rare)" if name in RARE else name for name in order]
+    lines = ["| contestant | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for method, about in METHODS.items():
+        found = [_ious(result) for (name, _), result in results.items() if name == method]
+        cells = [_mean_and_spread([100 * each[name] for each in found]) for name in order]
+        if found:
+            lines.append("| " + " | ".join([about.title, *cells]) + " |")
+    return lines
+
+
+def _ious(result: dict[str, Any]) -> dict[str, float]:
+    """IoU on test by class, of the last weights."""
+    return dict(zip(result["classes"], result["scores"]["last"]["test"]["IoU"], strict=True))
+
+
 def _score(result: dict[str, Any], weights: str, split: str) -> float:
     return 100 * float(result["scores"][weights][split]["mIoU"])
 
 
 def _rare(result: dict[str, Any]) -> float:
     """Mean IoU of :data:`RARE` on test."""
-    found = dict(zip(result["classes"], result["scores"]["last"]["test"]["IoU"], strict=True))
+    found = _ious(result)
     return 100 * statistics.mean(found[name] for name in RARE)
 
 

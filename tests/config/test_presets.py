@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cgrseg.config import list_presets, load_config, preset
-from cgrseg.config.presets import DATASETS
+from cgrseg.config.presets import DATASETS, PLUS
 from cgrseg.errors import ConfigError
 
 PUBLISHED = [
@@ -73,16 +73,15 @@ def test_published_runs_differ_only_where_the_dataset_does() -> None:
     }
 
 
-def test_the_recipe_plus_doubles_the_iterations_and_nothing_else() -> None:
+def test_the_recipe_plus_is_its_table_and_nothing_else() -> None:
     usual, plus = (load_config(f"cgrseg-t_camvid{end}") for end in ("", "_plus"))
-    assert plus.schedule.max_iters == 2 * usual.schedule.max_iters
-    assert plus.schedule.warmup_iters == 2 * usual.schedule.warmup_iters
+    assert plus == load_config("cgrseg-t_camvid", PLUS | {"name": plus.name})
+    assert plus.schedule == usual.schedule  # for the same iterations
+    assert plus.optimizer.name == "muon" and plus.loss.model_dump()["lovasz_weight"] == 1
     assert plus.run_dir == "work_dirs/cgrseg-t_camvid_plus"
-    same = {"name": usual.name, "schedule": usual.schedule}
-    assert plus.model_copy(update=same) == usual
     assert preset("cgrseg_t", "camvid", recipe="plus") == plus
     own = load_config("cgrseg-t_camvid_plus", ["schedule.max_iters=10"])
-    assert own.schedule.max_iters == 10 and own.schedule.warmup_iters == plus.schedule.warmup_iters
+    assert own.schedule.max_iters == 10 and own.optimizer == plus.optimizer
     with pytest.raises(ConfigError, match="one of published, plus"):
         preset("cgrseg_t", "camvid", recipe="best")
 
