@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import os
 import shlex
@@ -30,6 +31,7 @@ from cgrseg.data.check import check_dataset, proposed_settings
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert import convert_rgb_masks
 from cgrseg.data.convert.formats.rgb import list_colors
+from cgrseg.data.convert.record import RECORD_NAME
 from cgrseg.data.dataset import EvalDataset, TrainDataset, with_measurements
 from cgrseg.data.folder_survey import NeedsSettings
 from cgrseg.data.guess import guess_dataset
@@ -495,23 +497,25 @@ def _convert_colors(
 
     Raises:
         NeedsSettings: `error`, where there are more colors than classes are likely.
-        ConfigError: the classes of an earlier conversion have got other names since.
+        ConfigError: there is such a folder, and not as an earlier call wrote it.
     """
     conversions = error.survey.conversions
-    colors = sorted({color for each in conversions for color in list_colors(each.masks)})
+    found = (list_colors(each.masks, suffix=each.suffix) for each in conversions)
+    colors = sorted(set(itertools.chain.from_iterable(found)))
     if len(colors) > _MOST_COLORS:
         raise error
     out = Path(f"{local_folder(folder).resolve().name}_ids")
     say(f"the masks hold {len(colors)} colors: {out} gets them as class ids, named by their colors")
     names = {color: "color_{:02x}{:02x}{:02x}".format(*color) for color in colors}
-    listing = out / CLASS_LIST
-    if listing.is_file() and read_class_list(listing) != tuple(names.values()):
+    listing, records = out / CLASS_LIST, out.glob(f"annotations/**/{RECORD_NAME}")
+    renamed = listing.is_file() and read_class_list(listing) != tuple(names.values())
+    if out.exists() and (renamed or not any(records)):
         raise ConfigError(
-            listing,
-            found="the classes have other names than their colors",
+            out,
+            found="a folder, or one whose classes have other names than their colors",
             expected="no such folder, or one as this command writes it",
             remedy=f"train with it: {shlex.join(['cgrseg', 'train', '--auto', str(out)])}; or "
-            "remove it, to convert again",
+            "rename or remove it",
         )
     for part in conversions:
         made = convert_rgb_masks(

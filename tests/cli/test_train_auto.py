@@ -118,6 +118,27 @@ def test_masks_in_color_become_class_ids(capsys: pytest.CaptureFixture[str]) -> 
         auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
 
 
+def test_a_folder_of_that_name_is_left_as_it_is() -> None:
+    TWELVE["RGBA"](Path("mine"))
+    own = write_folder(Path("mine_ids"), classes=None)
+    with pytest.raises(ConfigError, match="rename or remove it"):
+        auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
+    assert sorted(path.name for path in own.iterdir()) == ["annotations", "images"]
+
+
+def test_images_and_masks_in_color_in_one_folder() -> None:
+    write_folder(
+        Path("mine"),
+        images=".",
+        annotations=".",
+        label_name="{stem}_mask.png",
+        make=rgba,
+        classes=None,
+    )
+    report = auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
+    assert len(report.classes) == 3 and report.splits["train"].pairs == 3
+
+
 def test_many_colors_are_no_classes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     write_folder(Path("mine"), annotations="masks", make=lambda _: noise, classes=None)

@@ -45,7 +45,8 @@ class RgbMasks(CustomFormat):
     def read(self) -> Annotations:
         """Class ids follow the order of the color table."""
         if self.colors is None:
-            raise _no_color_table(self.masks, list_colors(self.masks, workers=self.workers))
+            found = list_colors(self.masks, suffix=self.mask_suffix, workers=self.workers)
+            raise _no_color_table(self.masks, found)
         where: object = self.colors
         if isinstance(self.colors, Path):
             named = read_color_table(self.colors)
@@ -87,14 +88,20 @@ class RgbMasks(CustomFormat):
         return np.asarray(task.content[1], dtype=np.uint8)[position]
 
 
-def list_colors(masks: Path, *, workers: int | None = None) -> dict[Color, float]:
+def list_colors(masks: Path, *, suffix: str = "", workers: int | None = None) -> dict[Color, float]:
     """Colors in a folder of masks, with their shares of all pixels.
+
+    Args:
+        masks: folder of the masks, with its subfolders.
+        suffix: ending of the masks' names; other images are left out.
+        workers: number of processes; None: chosen from the amount of work.
 
     Raises:
         DataError: no such folder, or a mask that cannot be read.
     """
     counts: dict[int, int] = {}
-    for one in run_parallel(_count_colors, list(index_images(masks).values()), workers=workers):
+    paths = [path for name, path in index_images(masks).items() if name.endswith(suffix)]
+    for one in run_parallel(_count_colors, paths, workers=workers):
         for code, count in one.items():
             counts[code] = counts.get(code, 0) + count
     total = sum(counts.values())
