@@ -105,8 +105,8 @@ PLUS: dict[str, Any] = {"optimizer.name": "muon", "loss.lovasz_weight": 1.0}
 def plus(config: Config) -> Config:
     """The config with :data:`PLUS`, and precision "auto" as in all presets that are not published.
 
-    Each change was tried alone on CamVid from random weights, and those that gained most together
-    with three seeds: `benchmarks/results/accuracy.md` has the table and the size of the runs.
+    Each change was tried alone on CamVid from random weights, and both together with two seeds:
+    `benchmarks/results/accuracy.md` has the tables, and what was not run.
     """
     changes = {"name": config.name + _PLUS, **PLUS, "train.precision": "auto"}
     return build(merge(config.model_dump(), changes))

@@ -532,6 +532,8 @@ def _survey_colors(root: Path, pairing: _Pairing, settings: Sequence[str]) -> Su
         folders = root / layout.images, root / (layout.labels or "")
         if all(folder.is_dir() for folder in folders):
             splits.setdefault(folders, split)
+    if not splits:
+        return Survey("colors", reason="turn them into class ids with `cgrseg data convert rgb`")
     one = len(splits) == 1
     found = [ColorMasks(*each, None if one else name, suffix) for each, name in splits.items()]
     return Survey("colors", conversions=found)

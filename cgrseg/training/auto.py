@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cgrseg.addresses import local_folder
-from cgrseg.class_names import CLASS_LIST, listed, read_class_list
+from cgrseg.class_names import CLASS_LIST, listed
 from cgrseg.config.loading import load_config
 from cgrseg.config.presets import DATASETS, config_file, preset_name
 from cgrseg.config.schema import Config
@@ -31,9 +31,8 @@ from cgrseg.data.check import check_dataset, proposed_settings
 from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert import convert_rgb_masks
 from cgrseg.data.convert.formats.rgb import list_colors
-from cgrseg.data.convert.record import RECORD_NAME
 from cgrseg.data.dataset import EvalDataset, TrainDataset, with_measurements
-from cgrseg.data.folder_survey import NeedsSettings
+from cgrseg.data.folder_survey import READING, NeedsSettings
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.resolve import resolve_spec
 from cgrseg.datasets.spec import DatasetSpec
@@ -437,7 +436,7 @@ def _choose_data(
         except NeedsSettings as error:
             survey = error.survey
             if survey.conversions:
-                root = _convert_colors(error, folder, say, progress)
+                root = _convert_colors(error, folder, plan.settings, say, progress)
             elif survey.reason or not survey.settings:
                 raise
             dataset, reason = "custom", f"{survey.where}; the masks hold {survey.masks}"
@@ -489,34 +488,39 @@ def _choose_data(
 
 
 def _convert_colors(
-    error: NeedsSettings, folder: str, say: Callable[[str], None], progress: Progress | None
+    error: NeedsSettings,
+    folder: str,
+    given: Mapping[str, Any],
+    say: Callable[[str], None],
+    progress: Progress | None,
 ) -> str:
     """Convert masks in color to class ids, and return the folder of these.
 
     The classes are named by their colors, in the order of these.
 
     Raises:
-        NeedsSettings: `error`, where there are more colors than classes are likely.
-        ConfigError: there is such a folder, and not as an earlier call wrote it.
+        NeedsSettings: `error`, where there are more colors than classes are likely, settings say
+            how the masks are read, or the result would lie in the dataset.
+        ConfigError: the folder of the result exists.
     """
-    conversions = error.survey.conversions
+    conversions, source = error.survey.conversions, local_folder(folder).resolve()
+    out = Path(f"{source.name}_ids")
+    if source in out.resolve().parents or any(name in given for name in READING):
+        raise error
+    if out.exists():
+        raise ConfigError(
+            out,
+            found="there is such a folder; nothing is added to it",
+            expected="a name without a folder, for the masks as class ids",
+            remedy="remove or rename it, to convert the masks again; or, where it is complete, "
+            f"train with it: {shlex.join(['cgrseg', 'train', '--auto', str(out)])}",
+        )
     found = (list_colors(each.masks, suffix=each.suffix) for each in conversions)
     colors = sorted(set(itertools.chain.from_iterable(found)))
     if len(colors) > _MOST_COLORS:
         raise error
-    out = Path(f"{local_folder(folder).resolve().name}_ids")
     say(f"the masks hold {len(colors)} colors: {out} gets them as class ids, named by their colors")
     names = {color: "color_{:02x}{:02x}{:02x}".format(*color) for color in colors}
-    listing, records = out / CLASS_LIST, out.glob(f"annotations/**/{RECORD_NAME}")
-    renamed = listing.is_file() and read_class_list(listing) != tuple(names.values())
-    if out.exists() and (renamed or not any(records)):
-        raise ConfigError(
-            out,
-            found="a folder, or one whose classes have other names than their colors",
-            expected="no such folder, or one as this command writes it",
-            remedy=f"train with it: {shlex.join(['cgrseg', 'train', '--auto', str(out)])}; or "
-            "rename or remove it",
-        )
     for part in conversions:
         made = convert_rgb_masks(
             *(part.images, part.masks, out),
@@ -525,7 +529,7 @@ def _convert_colors(
             mask_suffix=part.suffix,
             progress=progress,
         )
-        if made.failures:
+        if made.failures and part.images != part.masks:  # else each file is one, too
             say(f"left out: {listed([f'{each.file}: {each.message}' for each in made.failures])}")
     return str(out)
 

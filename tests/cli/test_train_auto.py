@@ -102,31 +102,45 @@ def test_masks_in_color_become_class_ids(capsys: pytest.CaptureFixture[str]) -> 
             make=rgba,
             classes=None,
         )
-    for _ in range(2):  # what is converted is kept
-        plan = auto.Plan("cgrseg-t_custom")
-        report = auto._choose_data(plan, "mine", print, None)
-        assert "the masks hold 3 colors: mine_ids gets them" in capsys.readouterr().out
-        assert report.classes == ("color_000000", "color_804080", "color_dc143c")
-        assert [split.pairs for split in report.splits.values()] == [4, 4]
+    plan = auto.Plan("cgrseg-t_custom")
+    report = auto._choose_data(plan, "mine", print, None)
+    assert "the masks hold 3 colors: mine_ids gets them" in capsys.readouterr().out
+    assert report.classes == ("color_000000", "color_804080", "color_dc143c")
+    assert [split.pairs for split in report.splits.values()] == [4, 4]
     assert plan.settings["data.root"] == "mine_ids"
     assert plan.reasons["data.root"] == "made from mine; class names: classes.txt in it"
     for number in range(4):
         label = read_label(Path(f"mine_ids/annotations/train/{number}.png"))
         assert (label == three(number)).all()
-    Path("mine_ids/classes.txt").write_text("other\nroad\ncar\n")
-    with pytest.raises(ConfigError, match="cgrseg train --auto mine_ids"):
+    with pytest.raises(ConfigError, match="train with it: cgrseg train --auto mine_ids"):
         auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
+
+
+@pytest.mark.parametrize("given", [{"data.images": "images"}, {"data.label_name": "{stem}"}])
+def test_masks_in_color_with_settings_for_ids_are_refused(given: dict[str, str]) -> None:
+    TWELVE["RGBA"](Path("mine"))
+    with pytest.raises(CGRSegError, match="cgrseg data convert rgb mine/images mine/masks OUT"):
+        auto._choose_data(auto.Plan("cgrseg-t_custom", given), "mine", print, None)
+    assert not Path("mine_ids").exists()
+
+
+def test_class_ids_never_lie_in_the_dataset_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    TWELVE["RGBA"](Path("mine"))
+    monkeypatch.chdir("mine")
+    with pytest.raises(CGRSegError, match="cgrseg data convert rgb"):
+        auto._choose_data(auto.Plan("cgrseg-t_custom"), ".", print, None)
+    assert not Path("mine_ids").exists()
 
 
 def test_a_folder_of_that_name_is_left_as_it_is() -> None:
     TWELVE["RGBA"](Path("mine"))
     own = write_folder(Path("mine_ids"), classes=None)
-    with pytest.raises(ConfigError, match="rename or remove it"):
+    with pytest.raises(ConfigError, match="remove or rename it"):
         auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
     assert sorted(path.name for path in own.iterdir()) == ["annotations", "images"]
 
 
-def test_images_and_masks_in_color_in_one_folder() -> None:
+def test_images_and_masks_in_color_in_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
     write_folder(
         Path("mine"),
         images=".",
@@ -137,6 +151,7 @@ def test_images_and_masks_in_color_in_one_folder() -> None:
     )
     report = auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
     assert len(report.classes) == 3 and report.splits["train"].pairs == 3
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_many_colors_are_no_classes() -> None:
