@@ -32,6 +32,8 @@ from cgrseg.data.check.report import CheckReport, SplitSummary
 from cgrseg.data.convert import convert_rgb_masks
 from cgrseg.data.convert.formats.rgb import list_colors
 from cgrseg.data.dataset import EvalDataset, TrainDataset, with_measurements
+from cgrseg.data.file_index import cut_suffix, visible_files
+from cgrseg.data.folder_layout import IMAGE_SUFFIXES
 from cgrseg.data.folder_survey import READING, NeedsSettings
 from cgrseg.data.guess import guess_dataset
 from cgrseg.data.resolve import resolve_spec
@@ -529,6 +531,10 @@ def _convert_colors(
             mask_suffix=part.suffix,
             progress=progress,
         )
+        cuts = (cut_suffix(name, IMAGE_SUFFIXES) for name, _ in visible_files(part.masks))
+        masks = sum(cut is not None and cut[0].endswith(part.suffix) for cut in cuts)
+        if made.written + made.kept < masks:
+            say(f"{made.written + made.kept} of {masks} masks in {part.masks} were converted")
         if made.failures and part.images != part.masks:  # else each file is one, too
             say(f"left out: {listed([f'{each.file}: {each.message}' for each in made.failures])}")
     return str(out)

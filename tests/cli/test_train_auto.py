@@ -154,6 +154,14 @@ def test_images_and_masks_in_color_in_one_folder(capsys: pytest.CaptureFixture[s
     assert "left out" not in capsys.readouterr().out
 
 
+def test_masks_that_are_not_converted_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Files in a folder hide those in its subfolders from the conversion."""
+    stems = ("0", "1", "2", "sub/3", "sub/4")
+    write_folder(Path("mine"), annotations="masks", stems=stems, make=rgba, classes=None)
+    auto._choose_data(auto.Plan("cgrseg-t_custom"), "mine", print, None)
+    assert "3 of 5 masks in mine/masks were converted" in capsys.readouterr().out
+
+
 def test_many_colors_are_no_classes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     write_folder(Path("mine"), annotations="masks", make=lambda _: noise, classes=None)
