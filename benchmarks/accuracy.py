@@ -335,7 +335,8 @@ def write_table(runs: Path, path: Path) -> None:
             averaged = [_score(results[method, seed], "averaged", split) for seed in seeds]
             cells.append(_mean_and_spread(averaged))
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *_per_class(results)]
+    if results:
+        lines += ["", *_per_class(results)]
     atomic_write_text(path, "\n".join(lines) + "\n")
     rows, curves = io.StringIO(), io.StringIO()
     of_runs, of_curves = (csv.writer(text, lineterminator="\n") for text in (rows, curves))

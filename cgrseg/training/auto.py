@@ -446,12 +446,12 @@ def _choose_data(
                 words = ": put the names of your classes here" if name == "data.classes" else ""
                 plan.choose(name, value, f"the masks hold {survey.masks}{words}")
     plan.choose("data.dataset", dataset, reason)
-    plan.settings["data.root"] = root
-    plan.reasons["data.root"] = (
-        "the dataset"
-        if root == folder
-        else (f"made from {hidden_secrets(folder)}; class names: {CLASS_LIST} in it")
-    )
+    plan.choose("data.root", root, "the dataset")
+    if root != folder:
+        plan.settings["data.root"] = root
+        plan.reasons["data.root"] = (
+            f"made from {hidden_secrets(folder)}; class names: {CLASS_LIST} in it"
+        )
 
     def check() -> CheckReport:
         config = plan.config
@@ -533,8 +533,8 @@ def _convert_colors(
         )
         cuts = (cut_suffix(name, IMAGE_SUFFIXES) for name, _ in visible_files(part.masks))
         masks = sum(cut is not None and cut[0].endswith(part.suffix) for cut in cuts)
-        if made.written + made.kept < masks:
-            say(f"{made.written + made.kept} of {masks} masks in {part.masks} were converted")
+        if made.written < masks:
+            say(f"{made.written} of {masks} masks in {part.masks} were converted")
         if made.failures and part.images != part.masks:  # else each file is one, too
             say(f"left out: {listed([f'{each.file}: {each.message}' for each in made.failures])}")
     return str(out)
